@@ -1,0 +1,220 @@
+"""The command line: signatures, help, and the one place that catches.
+
+Torch, pandas and pyarrow are imported inside the commands that need them, so that `--help` takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from nanhunt.errors import NanhuntError, UserCodeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nanhunt",
+    help="Find out why a training run produced a NaN, an Inf or a loss spike.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="nanhunt.yaml [default: ./nanhunt.yaml, then beside CKPT]")
+]
+Format = Annotated[str | None, typer.Option("--format", "-f", help="terminal, json or markdown")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="more detail; tracebacks of bad input")]
+ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit with 1 where a fault was found")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Find out why a training run produced a NaN, an Inf or a loss spike."""
+    if version:
+        from nanhunt import __version__
+
+        print(f"nanhunt {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def replay(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="checkpoint from before the fault")],
+    config: Config = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the trace to write")] = Path("trace.parquet"),
+    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps [default: train.steps]")] = None,
+    every: Annotated[int, typer.Option(min=1, help="record every K-th step; detection runs on each")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … [default: cuda where there is one]")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 in place of the config's autocast")] = None,
+    start_step: Annotated[int | None, typer.Option(min=0, help="number of the first step")] = None,
+    no_zoom: Annotated[bool, typer.Option("--no-zoom", help="do not run the bad step again op by op")] = False,
+    trials: Annotated[bool, typer.Option("--trials/--no-trials", help="try causes by intervention")] = True,
+    trial: Annotated[list[str] | None, typer.Option(help="also run this trial (see `nanhunt trials`)")] = None,
+    trials_budget: Annotated[float | None, typer.Option(min=0, help="seconds for trials")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="seed in place of train.seed")] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite a trace")] = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Replay training from CKPT under watch and write a trace."""
+    from nanhunt.commands.replay import ReplayOptions
+    from nanhunt.commands.replay import replay as run
+
+    options = ReplayOptions(
+        checkpoint=checkpoint,
+        config=config,
+        out=out,
+        steps=steps,
+        every=every,
+        device=device,
+        precision=precision,
+        start_step=start_step,
+        zoom=not no_zoom,
+        trials=trials,
+        trial_names=tuple(trial or ()),
+        trials_budget=trials_budget,
+        dry_run=dry_run,
+        trust_pickle=trust_pickle,
+        seed=seed,
+        force=force,
+        quiet=quiet,
+    )
+    try:
+        onset = run(options)
+    except KeyboardInterrupt:
+        _leave(f"interrupted; the trace so far: {_kept_trace(out)}", 130)
+    if exit_code and onset is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
+    format: Format = None,
+    out: Out = None,
+    top: Annotated[int, typer.Option(min=1, help="suspects and headroom rows shown")] = 5,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank suspected root causes from a trace alone."""
+    from nanhunt.commands.report import ReportOptions
+    from nanhunt.commands.report import report as run
+
+    diagnosis = run(ReportOptions(trace=trace, format=format, out=out, top=top, verbose=verbose))
+    if exit_code and diagnosis.outcome == "fault":
+        raise typer.Exit(1)
+
+
+@app.command()
+def formats(
+    dtype: Annotated[list[str] | None, typer.Option(help="a format's name: bf16, e4m3fn, nvfp4 … (repeatable)")] = None,
+    value: Annotated[list[str] | None, typer.Option(help="show this value's fate: 70000, 2^-25 (repeatable)")] = None,
+    format: Format = None,
+    out: Out = None,
+) -> None:
+    """Show what number formats can hold, and what becomes of a value."""
+    from nanhunt.commands.formats import formats as run
+
+    run(list(dtype or ()), list(value or ()), format=format, out=out)
+
+
+@app.command()
+def explain(
+    cause: Annotated[str | None, typer.Argument(metavar="[CAUSE]", help="a cause's slug: adam-v-collapse")] = None,
+    format: Format = None,
+) -> None:
+    """List the root causes, or print the page of one."""
+    from nanhunt.commands.explain import explain as run
+
+    print(run(cause, format=format), end="")
+
+
+@app.command()
+def trials(
+    trace: Annotated[Path | None, typer.Argument(metavar="[TRACE]", help="show what was tried in this trace")] = None,
+) -> None:
+    """List the interventions that a replay can try, or those of a trace."""
+    from nanhunt.commands.trials import trials as run
+
+    print(run(trace), end="")
+
+
+@app.command()
+def demo(
+    fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
+    list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for project, checkpoint and trace")] = None,
+    format: Format = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small GPT with a planted fault, then replay and report it."""
+    from nanhunt.commands.demo import demo as run
+    from nanhunt.commands.demo import demo_list
+
+    if list_faults:
+        print(demo_list(), end="")
+        return
+    run(fault, folder=out, quiet=quiet, format=format)
+
+
+def main() -> None:
+    """Run the command line; the only place that catches."""
+    try:
+        app()
+    except UserCodeError as error:
+        _user_code_failed(error)
+    except NanhuntError as error:
+        if _is_verbose():
+            import traceback
+
+            traceback.print_exc()
+        _leave(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone: nobody to tell
+        sys.exit(0)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _leave("this is a defect in nanhunt: please report it with the lines above", 70)
+
+
+def _user_code_failed(error: UserCodeError) -> NoReturn:
+    """Print the user's traceback, cut to their frames, and the config key that led there."""
+    from nanhunt.training.user_code import user_traceback
+
+    cause = error.__cause__
+    if cause is not None:
+        print(user_traceback(cause, root=Path.cwd()), file=sys.stderr)
+    _leave(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), error.exit_code)
+
+
+def _kept_trace(out: Path) -> str:
+    partial = out.with_name(out.name + ".partial")
+    return str(out) if out.exists() else (str(partial) if partial.exists() else "nothing was written yet")
+
+
+def _is_verbose() -> bool:
+    return any(a in ("-v", "--verbose") for a in sys.argv[1:])
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+

@@ -1,0 +1,199 @@
+"""`nanhunt replay`: load, assemble, hunt, and say what to type next."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import nanhunt
+from nanhunt.commands.progress import Bar
+from nanhunt.errors import UsageError
+from nanhunt.hunt import HuntSettings, hunt
+from nanhunt.interventions import library
+from nanhunt.trace.schema import Manifest, Onset
+from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
+from nanhunt.training.config import RunConfig, find_config, load_config
+from nanhunt.training.run import TrainingRun, assemble
+
+__all__ = ["ReplayOptions", "replay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """The command line of `nanhunt replay`; None means 'as the config says'."""
+
+    checkpoint: Path
+    config: Path | None = None
+    out: Path = Path("trace.parquet")
+    steps: int | None = None
+    every: int = 1
+    device: str | None = None
+    precision: str | None = None
+    start_step: int | None = None
+    zoom: bool = True
+    trials: bool = True
+    trial_names: tuple[str, ...] = ()
+    trials_budget: float | None = None
+    dry_run: bool = False
+    trust_pickle: bool = False
+    seed: int | None = None
+    force: bool = False
+    quiet: bool = False
+    #: print the next command to type
+    announce: bool = True
+
+
+def replay(options: ReplayOptions) -> Onset | None:
+    """Replay the checkpoint's training into a trace; return the onset of the fault, None where there was none.
+
+    Prints the next command on stdout, everything else on stderr. Raises NanhuntError before anything is written where
+    the input is bad; KeyboardInterrupt after the trace so far has been closed.
+    """
+    _check(options)
+    config_path = find_config(options.config, options.checkpoint)
+    config = load_config(config_path)
+    checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
+    device = _device(options.device)
+    run = assemble(
+        config,
+        checkpoint,
+        root=config_path.resolve().parent,
+        device=device,
+        precision=options.precision,
+        start_step=options.start_step,
+        seed=options.seed,
+    )
+    steps = options.steps or config.train.steps
+    if options.dry_run:
+        print("\n".join(_plan(run, config_path, steps, options)))
+        return None
+    settings = HuntSettings(
+        steps=steps,
+        every=options.every,
+        zoom=options.zoom,
+        trials=options.trials,
+        trial_names=options.trial_names,
+        trials_budget=options.trials_budget,
+    )
+    manifest = _manifest(options, config, config_path, checkpoint, run, settings)
+    with _terminable(), TraceWriter(options.out, manifest, force=options.force) as writer:
+        with Bar(steps, quiet=options.quiet) as bar:
+            onset = hunt(run, writer, settings, bar)
+        writer.close()
+    _say(options, run, onset)
+    return onset
+
+
+def _check(options: ReplayOptions) -> None:
+    if options.out.suffix != ".parquet":
+        raise UsageError(f"--out {options.out}: a trace's name ends in .parquet")
+    known = [i.name for i in library([0], [0], 0)]
+    for name in options.trial_names:
+        if name not in known:
+            raise UsageError(f"--trial {name}: there is no such trial", hint=f"there are {', '.join(known)}")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: this machine has no CUDA device, or torch was built without CUDA")
+    return device
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an interrupt inside the body: Python would end at once and close nothing."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _manifest(
+    options: ReplayOptions,
+    config: RunConfig,
+    config_path: Path,
+    checkpoint: Checkpoint,
+    run: TrainingRun,
+    settings: HuntSettings,
+) -> Manifest:
+    return Manifest(
+        nanhunt_version=nanhunt.__version__,
+        torch_version=torch.__version__,
+        python_version=platform.python_version(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=sys.argv,
+        device=_device_name(run.device),
+        checkpoint=str(options.checkpoint),
+        checkpoint_digest=checkpoint.digest,
+        checkpoint_step=run.start_step,
+        config_path=str(config_path),
+        config=config.document(),
+        settings={
+            "steps": settings.steps,
+            "every": settings.every,
+            "precision": options.precision,
+            "seed": options.seed,
+            "zoom": settings.zoom,
+            "trials": settings.trials,
+        },
+        match=run.match,
+        parameters=sum(p.numel() for p in run.model.parameters()),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOptions) -> list[str]:
+    """Describe what would be done, for `--dry-run`."""
+    facts: dict[str, Any] = {
+        "config": config_path,
+        "checkpoint": f"{options.checkpoint} ({run.match})",
+        "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
+        "optimizer": type(run.optimizer).__name__,
+        "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",
+        "device": run.device,
+        "steps": f"{run.start_step} to {run.start_step + steps - 1}, recorded every {options.every}",
+        "trace": options.out,
+    }
+    width = max(map(len, facts))
+    return [*(f"{k:<{width}}  {v}" for k, v in facts.items()), *(f"assumed: {a}" for a in run.assumptions)]
+
+
+def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None) -> None:
+    if not options.quiet:
+        found = "no fault found" if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
+        print(found, file=sys.stderr)
+        print(f"wrote {options.out}", file=sys.stderr)
+    if options.announce:
+        print(f"nanhunt report {options.out}")
+
+
+def _place(onset: Onset) -> str:
+    where = ".".join(part for part in (onset.module, onset.name) if part)
+    parts = [onset.op, f"in {where}" if where else None, f"at {onset.source}" if onset.source else None]
+    text = " ".join(p for p in parts if p)
+    return f" ({text})" if text else ""

@@ -1,0 +1,192 @@
+"""Ask every cause, join what the trials said, rank: a trace becomes a diagnosis.
+
+Pure: the same trace gives the same diagnosis, without torch, model or user code.
+
+How a grade is earned. A cause gives `proved` for an arithmetic certificate, `supported` for its own discriminating
+measurement, `consistent` for a signature that others share. Then its predictions are held against the trials. All hold,
+one of them a cure, the exact repetition still fails and no placebo cures: `confirmed`. A predicted cure that did not
+come: `refuted`, unless the certificate stands, which no trial can take back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from nanhunt.diagnosis.cause import Cause, Diagnosis, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.causes import CAUSES
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.headroom import headroom_rows
+from nanhunt.interventions import Prediction, Trial
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import NoteKind, Onset
+
+__all__ = ["diagnose"]
+
+_ORDER = {grade: index for index, grade in enumerate(Grade)}
+_SERIES = ("loss", "grad_norm", "loss_scale", "lr")
+
+
+def diagnose(trace: Trace) -> Diagnosis:
+    """Return what the trace shows: verdict, ranked suspects, headroom, and what could not be told."""
+    evidence = Evidence(trace)
+    onset = evidence.onset
+    suspects, cleared, untold = _examined(evidence) if onset else ([], [], [])
+    ranked = _ranked([_with_trials(s, evidence) for s in suspects])
+    outcome = "fault" if onset else ("healthy" if trace.complete else "inconclusive")
+    return Diagnosis(
+        outcome=outcome,
+        summary=_summary(evidence, ranked),
+        onset=_told_onset(onset, ranked),
+        suspects=tuple(ranked),
+        cleared=tuple(cleared),
+        untold=tuple(untold),
+        headroom=headroom_rows(trace),
+        trials=tuple(evidence.trials.values()),
+        assumptions=tuple(_assumptions(evidence)),
+        run=_run_facts(trace),
+        series={name: _series(trace, name) for name in _SERIES if trace.scalars(name)},
+        lineage=tuple((h.op, h.module, h.source or "", h.does) for h in evidence.lineage),
+        **_code(evidence),
+    )
+
+
+def _examined(evidence: Evidence) -> tuple[list[Suspect], list[str], list[tuple[str, str]]]:
+    suspects: list[Suspect] = []
+    cleared: list[str] = []
+    untold: list[tuple[str, str]] = []
+    for cause in CAUSES:
+        answer = _answer(cause, evidence)
+        if isinstance(answer, Suspect):
+            suspects.append(answer)
+        elif isinstance(answer, NotApplicable):
+            untold.append((cause.slug, answer.reason))
+        else:
+            cleared.append(cause.slug)
+    return suspects, cleared, untold
+
+
+def _answer(cause: Cause, evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Ask one cause; a defect in one must not cost the user the other twenty-nine at three in the morning."""
+    try:
+        return cause.examine(evidence)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return NotApplicable(reason=f"a defect in nanhunt while examining it: {type(error).__name__}: {error}")
+
+
+# --- trials ----------------------------------------------------------------------------------------------------------
+
+
+def _with_trials(suspect: Suspect, evidence: Evidence) -> Suspect:
+    """Hold the suspect's predictions against the trials that were run."""
+    pairs = [(evidence.trials[p.trial], p) for p in suspect.predictions if p.trial in evidence.trials]
+    return replace(suspect, trials=tuple(pairs), grade=_regraded(suspect, pairs, evidence))
+
+
+def _regraded(suspect: Suspect, pairs: list[tuple[Trial, Prediction]], evidence: Evidence) -> Grade:
+    told = [(t, p) for t, p in pairs if t.outcome != "failed"]
+    if suspect.grade in (Grade.PROVED, Grade.REFUTED) or not told:
+        return suspect.grade
+    missed_cure = any(p.expect == "cured" and t.outcome == "persists" for t, p in told)
+    if missed_cure:
+        return Grade.REFUTED
+    holds = all(t.outcome == p.expect for t, p in told)
+    cured = [t for t, p in told if p.expect == "cured" and t.outcome == "cured"]
+    if holds and cured and evidence.outcome("exact") == "persists" and not _placebo_cures(cured, evidence):
+        return Grade.CONFIRMED
+    return suspect.grade
+
+
+def _placebo_cures(cured: list[Trial], evidence: Evidence) -> bool:
+    names = {t.name for t in cured}
+    placebos = [t for t in evidence.trials.values() if t.intervention.get("placebo_of") in names]
+    return any(t.outcome == "cured" for t in placebos)
+
+
+def _ranked(suspects: list[Suspect]) -> list[Suspect]:
+    """Order by: not refuted, more than consistent, deeper before proximate, grade, the registry's order."""
+
+    def key(suspect: Suspect) -> tuple[int, int, int]:
+        tier = {Grade.REFUTED: 2, Grade.CONSISTENT: 1}.get(suspect.grade, 0)
+        return tier, -suspect.depth, _ORDER[suspect.grade]
+
+    return sorted(suspects, key=key)
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def _told_onset(onset: Onset | None, suspects: list[Suspect]) -> Onset | None:
+    """Give the onset the samples of the first suspect, where the hunt itself left them open."""
+    if onset is None or onset.samples or not suspects or not suspects[0].location.samples:
+        return onset
+    return replace(onset, samples=list(suspects[0].location.samples))
+
+
+def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
+    trace, onset = evidence.trace, evidence.onset
+    if onset is None:
+        steps = len(trace.steps)
+        if not trace.complete:
+            return f"No fault in the {steps} steps that are here, but the trace is incomplete: {trace.reason}."
+        benign = evidence.notes(NoteKind.BENIGN)
+        aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
+        return f"{steps} steps replayed and healthy.{aside}"
+    best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
+    if best is None:
+        return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
+    return f"Step {onset.step}: {onset.detail}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+
+
+def _where(onset: Onset) -> str:
+    parts = []
+    if onset.op:
+        parts.append(f"first broken by {onset.op}")
+    if onset.module or onset.name:
+        parts.append(f"in {'.'.join(p for p in (onset.module, onset.name) if p)}")
+    if onset.source:
+        parts.append(f"at {onset.source}")
+    return f", {' '.join(parts)}" if parts else ""
+
+
+def _assumptions(evidence: Evidence) -> list[str]:
+    texts = [str(body["text"]) for body in evidence.notes(NoteKind.ASSUMPTION)]
+    skipped = [b for b in evidence.notes(NoteKind.SKIPPED) if not b.get("unscaled_nonfinite")]
+    if skipped:
+        texts.append(f"the gradient scaler skipped {len(skipped)} steps while it found its scale: ordinary work")
+    repeat = evidence.note(NoteKind.REPEAT)
+    if repeat and repeat.get("reproduced"):
+        same = "bit for bit" if repeat.get("same_gradients") else "though not bit for bit"
+        texts.append(f"the bad step was run again and failed again, {same}")
+    return texts
+
+
+def _run_facts(trace: Trace) -> dict[str, Any]:
+    manifest = trace.manifest
+    return {
+        "steps": len(trace.steps),
+        "device": manifest.device,
+        "checkpoint": manifest.checkpoint,
+        "complete": trace.complete,
+        "first_step": trace.first_step,
+        "last_step": trace.last_step,
+        "note": trace.reason,
+        "match": manifest.match,
+        "parameters": manifest.parameters,
+        "trace": str(trace.path),
+        "versions": {"nanhunt": manifest.nanhunt_version, "torch": manifest.torch_version},
+    }
+
+
+def _series(trace: Trace, name: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    values = sorted(trace.scalars(name).items())
+    return tuple(s for s, _ in values), tuple(float(v) if v is not None else math.nan for _, v in values)
+
+
+def _code(evidence: Evidence) -> dict[str, Any]:
+    body = evidence.note(NoteKind.SOURCE)
+    if not body:
+        return {}
+    lines = tuple((int(n), str(text), int(n) == int(body["line"])) for n, text in body["text"])
+    return {"code": lines, "code_file": str(body["file"])}

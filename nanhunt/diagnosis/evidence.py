@@ -1,0 +1,207 @@
+"""Evidence: named, cached views of a trace, so that asking a question of it is cheap and reads well in a cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from nanhunt.interventions import Trial
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Evidence", "Health", "robust_z"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """One scalar of one parameter in one step: `rms_t`, `v_stale`, `frozen` and their kin."""
+
+    step: int
+    module: str
+    parameter: str
+    value: float
+
+    @property
+    def qualified(self) -> str:
+        """`h.0.attn.weight`."""
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+
+class Evidence:
+    """What a trace says, by question. Every view is computed once, on first use; none changes the trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.manifest = trace.manifest
+
+    # --- the fault ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def onset(self) -> Onset | None:
+        """The first bad observation; None in a healthy run."""
+        body = self.trace.note_of(NoteKind.ONSET)
+        return Onset.from_json(body) if body else None
+
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether the fault is a NaN or an inf."""
+        return self.onset is not None and self.onset.kind in ("nan", "inf")
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether the fault is a finite loss that left its baseline."""
+        return self.onset is not None and self.onset.kind in ("loss-spike", "divergence")
+
+    @property
+    def is_stall(self) -> bool:
+        """Whether the fault leaves no NaN and no spike: zeros, or updates that change nothing."""
+        return self.onset is not None and self.onset.kind == "stall"
+
+    @cached_property
+    def births(self) -> tuple[Birth, ...]:
+        """The births of the zoomed step; the first one is the root."""
+        return tuple(Birth.from_json(body) for body in self.trace.notes_of(NoteKind.BIRTH))
+
+    @property
+    def birth(self) -> Birth | None:
+        """The root birth; None where the fault has none (a spike, a stall) or the zoom was off."""
+        return self.births[0] if self.births else None
+
+    @cached_property
+    def lineage(self) -> tuple[Hop, ...]:
+        """Ops from the root birth to what it spoiled."""
+        body = self.trace.note_of(NoteKind.LINEAGE)
+        return tuple(Hop.from_json(hop) for hop in body["hops"]) if body else ()
+
+    @property
+    def spoiled(self) -> str:
+        """What the lineage ends in: "loss", "gradient", "weight", "state", "buffer", or ''."""
+        body = self.trace.note_of(NoteKind.LINEAGE)
+        return str(body.get("to", "")) if body else ""
+
+    @cached_property
+    def trials(self) -> dict[str, Trial]:
+        """Trials by name."""
+        found = (Trial.from_json(body) for body in self.trace.notes_of(NoteKind.TRIAL))
+        return {trial.name: trial for trial in found}
+
+    def outcome(self, trial: str) -> str | None:
+        """Return "cured", "persists" or "failed" of a trial, None where it was not run."""
+        return self.trials[trial].outcome if trial in self.trials else None
+
+    # --- notes -------------------------------------------------------------------------------------------------------
+
+    def note(self, kind: NoteKind) -> dict[str, Any] | None:
+        """Return the first note of a kind."""
+        return self.trace.note_of(kind)
+
+    def notes(self, kind: NoteKind) -> list[dict[str, Any]]:
+        """Return all notes of a kind, in order."""
+        return self.trace.notes_of(kind)
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer's class, groups and state dtypes (`facts.optimizer_facts`); {} where not noted."""
+        return self.note(NoteKind.OPTIMIZER) or {}
+
+    def hyper(self, name: str) -> float | None:
+        """Return a hyper-parameter of the first group: "eps", "lr", "weight_decay"."""
+        groups = self.optimizer.get("groups") or [{}]
+        value = groups[0].get(name)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def beta2(self) -> float | None:
+        """Adam's second beta."""
+        groups = self.optimizer.get("groups") or [{}]
+        betas = groups[0].get("betas")
+        return float(betas[1]) if isinstance(betas, list) and len(betas) == 2 else None
+
+    @property
+    def batch_fields(self) -> list[dict[str, Any]]:
+        """The fields of the bad micro-batch (`facts.batch_facts`); [] where not noted."""
+        body, onset = self.note(NoteKind.BATCH), self.onset
+        micros = body["micros"] if body else []
+        wanted = onset.micro if onset else 0
+        return next((m["fields"] for m in micros if m["micro"] == wanted), [])
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples of the bad micro-batch."""
+        body, onset = self.note(NoteKind.BATCH), self.onset
+        micros = body["micros"] if body else []
+        wanted = onset.micro if onset else 0
+        return next((m["size"] for m in micros if m["micro"] == wanted), None)
+
+    @property
+    def autocast(self) -> str | None:
+        """"fp16", "bf16" or None."""
+        value = self.optimizer.get("autocast")
+        return str(value) if value else None
+
+    @property
+    def weight_dtypes(self) -> frozenset[str]:
+        """dtypes of the trained weights: {"float32"}."""
+        return frozenset(self.optimizer.get("weight_dtypes", ()))
+
+    # --- numbers over steps ------------------------------------------------------------------------------------------
+
+    def scalars(self, name: str) -> dict[int, float]:
+        """Return a scalar of the run by step: loss, grad_norm, clip_coefficient, lr, loss_scale."""
+        return self.trace.scalars(name)
+
+    def before(self, series: dict[int, float], step: int | None = None) -> list[float]:
+        """Return the finite values of the steps before `step` (the onset's own by default): the baseline."""
+        limit = step if step is not None else (self.onset.step if self.onset else math.inf)
+        return [v for s, v in sorted(series.items()) if s < limit and math.isfinite(v)]
+
+    @cached_property
+    def _health_frame(self) -> pd.DataFrame:
+        columns = ["step", "module", "name", "value"]
+        frame = self.trace.frame(columns, roles=["scalar"], passes=["replay"])
+        return frame[frame["name"].astype(str).str.contains(".", regex=False)]
+
+    def health(self, key: str) -> list[Health]:
+        """Return a per-parameter scalar over all recorded steps, in order of step."""
+        frame = self._health_frame
+        rows = frame[frame["name"].astype(str).str.endswith(f".{key}")]
+        return [
+            Health(step=int(s), module=str(m), parameter=str(n)[: -len(key) - 1], value=float(v))
+            for s, m, n, v in zip(rows["step"], rows["module"], rows["name"], rows["value"], strict=True)
+        ]
+
+    def health_at(self, key: str, step: int) -> dict[str, float]:
+        """Return a per-parameter scalar at one step, by qualified parameter name."""
+        return {h.qualified: h.value for h in self.health(key) if h.step == step}
+
+    def frame(self, role: str, columns: Iterable[str]) -> pd.DataFrame:
+        """Return rows of one role of the replay pass."""
+        return self.trace.frame([*columns], roles=[role], passes=["replay"])
+
+    def history(self, role: str, column: str = "amax") -> dict[tuple[str, str], dict[int, float]]:
+        """Return a column by (module, name) and step, the largest over micro-batches: {("h.0", ""): {7: 3.5}}."""
+        frame = self.frame(role, ["step", "module", "name", column])
+        grouped = frame.groupby(["module", "name", "step"], observed=True)[column].max()
+        series: dict[tuple[str, str], dict[int, float]] = {}
+        for (module, name, step), value in grouped.items():
+            series.setdefault((str(module), str(name)), {})[int(step)] = float(value)
+        return series
+
+
+def robust_z(value: float, baseline: list[float], *, floor: float = 0.01) -> float | None:
+    """Return (value - median) / (1.4826 MAD) against a baseline; None of fewer than three values.
+
+    `floor` bounds the MAD from below, as a share of the median.
+    """
+    if len(baseline) < 3 or not math.isfinite(value):
+        return None
+    centre = median(baseline)
+    spread = max(median(abs(b - centre) for b in baseline), floor * abs(centre), 1e-12)
+    return (value - centre) / (1.4826 * spread)

@@ -1,0 +1,135 @@
+"""Facts of a run that are no statistics of a tensor: what the batch holds, how the optimizer is set, what is poisoned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.probes.probe import dtype_name, split_name
+from nanhunt.stats.summarize import summarize
+from nanhunt.training.batches import batch_size
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.tree import tensors_of
+
+__all__ = ["batch_facts", "optimizer_facts", "poison_facts"]
+
+#: Labels that loss functions leave out: torch's ignore_index, and the -1 of nanoGPT and many others.
+IGNORED = (-100, -1)
+#: Samples whose statistics are kept one by one.
+_SAMPLES = 256
+
+
+def batch_facts(run: TrainingRun, step: int) -> dict[str, Any]:
+    """Return, for each micro-batch of `step`, each tensor's shape, counts and extremes, and the same by sample."""
+    micros = []
+    for micro in range(run.accumulate):
+        try:
+            batch = run.batches.get(step, micro)
+        except KeyError:  # not kept any more
+            break
+        size = batch_size(batch)
+        fields = [{"field": path, **_field_facts(tensor, size)} for path, tensor in tensors_of(batch)]
+        micros.append({"micro": micro, "size": size, "fields": fields})
+    return {"step": step, "micros": micros}
+
+
+def _field_facts(tensor: Tensor, size: int | None) -> dict[str, Any]:
+    """Describe one tensor of the batch: as labels or tokens where it is integer, as values where it is floating."""
+    stats = summarize(tensor, histogram=False)
+    facts: dict[str, Any] = {
+        "dtype": dtype_name(tensor),
+        "shape": list(tensor.shape),
+        "numel": stats.numel,
+        "nan": stats.nan,
+        "inf": stats.posinf + stats.neginf,
+        "amax": stats.amax,
+    }
+    by_sample = size is not None and tensor.dim() >= 1 and tensor.shape[0] == size <= _SAMPLES and tensor.numel() > 0
+    if tensor.is_floating_point():
+        if by_sample:
+            rows = tensor.detach().reshape(tensor.shape[0], -1).double().cpu()
+            finite = torch.where(torch.isfinite(rows), rows, 0.0)
+            facts["sample_amax"] = finite.abs().amax(dim=1).tolist()
+            facts["sample_nonfinite"] = (~torch.isfinite(rows)).sum(dim=1).tolist()
+        return facts
+    if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
+        return facts
+    whole = tensor.detach().long().cpu()
+    facts |= {
+        "min": int(whole.min()),
+        "max": int(whole.max()),
+        "ignored": sum(int((whole == label).sum()) for label in IGNORED),
+    }
+    if by_sample and whole.dim() >= 2:
+        facts["sample_ignored"] = [sum(int((row == label).sum()) for label in IGNORED) for row in whole]
+        facts["sample_top_share"] = [_top_share(row.reshape(-1).tolist()) for row in whole]
+    return facts
+
+
+def _top_share(tokens: list[int]) -> float:
+    """Share of the most frequent token of a sample: near 1 in a sequence of one token."""
+    return Counter(tokens).most_common(1)[0][1] / len(tokens) if tokens else 0.0
+
+
+def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
+    """Return the optimizer's class, each group's plain hyper-parameters, and what its state is kept in."""
+    groups = []
+    for group in run.optimizer.param_groups:
+        plain = {k: _plain(v) for k, v in group.items() if k != "params"}
+        groups.append({"parameters": len(group["params"]), **{k: v for k, v in plain.items() if v is not None}})
+    states = [s for s in run.optimizer.state.values() if isinstance(s, dict)]
+    steps = sorted({float(s["step"]) for s in states if "step" in s})
+    moments = {dtype_name(v) for s in states for k, v in s.items() if isinstance(v, Tensor) and k != "step"}
+    return {
+        "class": type(run.optimizer).__name__,
+        "groups": groups,
+        "state_dtypes": sorted(moments),
+        "weight_dtypes": sorted({dtype_name(p) for p in run.trainable()}),
+        "state_steps": steps[:4],
+        "with_state": len(states),
+        "trainable": len(run.trainable()),
+        "autocast": run.autocast,
+        "scaler": run.scaler is not None,
+        "clip_grad_norm": run.clip_grad_norm,
+        "clip_grad_value": run.clip_grad_value,
+        "agc": run.agc,
+        "custom_step": run.train_step is not None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else None
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+        return list(value)
+    return None
+
+
+def poison_facts(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return what is non-finite in weights, buffers and optimizer state as they were loaded."""
+    found = []
+    for name, parameter in run.model.named_parameters():
+        found += _poison("parameter", name, parameter.detach())
+        for key, value in (run.optimizer.state.get(parameter) or {}).items():
+            if isinstance(value, Tensor) and key != "step":
+                found += _poison("state", f"{name}.{key}", value)
+    for name, buffer in run.model.named_buffers():
+        found += _poison("buffer", name, buffer)
+    return found
+
+
+def _poison(where: str, name: str, tensor: Tensor) -> list[dict[str, Any]]:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_sparse:
+        return []
+    stats = summarize(tensor, histogram=False)
+    if stats.is_finite:
+        return []
+    module, leaf = split_name(name)
+    counts = {"nan": stats.nan, "posinf": stats.posinf, "neginf": stats.neginf, "numel": stats.numel}
+    bad = (~torch.isfinite(torch.view_as_real(tensor) if tensor.is_complex() else tensor)).nonzero()[:4].tolist()
+    return [{"where": where, "module": module, "name": leaf, **counts, "coordinates": bad}]

@@ -1,0 +1,69 @@
+"""The whole step in another precision, and back: autocast off or changed, weights and moments cast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.training.batches import cast_batch
+from nanhunt.training.run import DTYPES, TrainingRun
+
+__all__ = ["in_precision"]
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
+    """Run the body with the whole step in `precision` ("fp64", "fp32", "bf16", "fp16").
+
+    fp32 and fp64 turn autocast off and widen weights, buffers and moments; bf16 and fp16 use autocast over the weights
+    as they are, and recast weights that are narrow themselves. Batches follow the weights. The caller restores the
+    tensors from a snapshot afterwards; autocast and the batches are put back here.
+    """
+    autocast, transform = run.autocast, run.batches.transform
+    target = DTYPES[precision]
+    moved: dict[torch.dtype, torch.dtype] = {}
+    if precision in ("fp32", "fp64"):
+        run.autocast = None
+        moved = {d: target for d in (*_NARROW, *((torch.float32,) if precision == "fp64" else ()))}
+    else:
+        narrow_weights = any(p.dtype in _NARROW for p in run.model.parameters())
+        moved = {d: target for d in _NARROW} if narrow_weights else {}
+        run.autocast = run.autocast if narrow_weights and run.autocast is None else precision
+    _cast_state(run, moved)
+    run.batches.transform = _casting(moved, transform)
+    try:
+        yield
+    finally:
+        run.autocast, run.batches.transform = autocast, transform
+
+
+def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None:
+    with torch.no_grad():
+        for tensor in [*run.model.parameters(), *run.model.buffers()]:
+            if tensor.dtype in moved:
+                tensor.data = tensor.data.to(moved[tensor.dtype])
+        for parameter in run.model.parameters():
+            parameter.grad = None
+        for state in run.optimizer.state.values():
+            for key, value in list(state.items()):
+                if isinstance(value, Tensor) and value.dtype in moved and key != "step":
+                    state[key] = value.to(moved[value.dtype])
+
+
+def _casting(moved: dict[torch.dtype, torch.dtype], before: Any) -> Any:
+    if not moved:
+        return before
+
+    def transform(step: int, micro: int, batch: Any) -> Any:
+        batch = batch if before is None else before(step, micro, batch)
+        for old, new in moved.items():
+            batch = cast_batch(batch, old, new)
+        return batch
+
+    return transform

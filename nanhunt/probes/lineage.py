@@ -1,0 +1,151 @@
+"""From what was spoiled back to what broke first: the root of a fault among the ops of one step.
+
+'The first non-finite op' is not the cause. An inf that a softmax consumes, a branch that `where` discards, a metric
+that nobody uses are first as well. A birth counts when it reaches the loss, a gradient, a weight or a buffer. So the
+walk goes backwards: from what must be finite and is not, through non-finite inputs only, to the earliest op that made
+a non-finite value out of finite ones. Only where there is none does a NaN that was made of a deliberate -inf count (a
+softmax row with every score masked), or what the step was given (a weight, a buffer, the batch).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nanhunt.probes.op import OpEvent, OpProbe, Seen, Terminal
+from nanhunt.probes.source import place
+from nanhunt.trace.schema import Hop
+
+__all__ = ["Root", "find_root", "hops_from"]
+
+#: The order in which terminals speak: a NaN loss explains its gradients, not the other way round.
+_SEVERITY = ("loss", "gradient", "weight", "state", "buffer")
+#: Hops kept of a long lineage, from each end.
+_ENDS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """Where a fault goes back to: an op that gave birth, or something that the step was given."""
+
+    terminal: Terminal
+    #: the op that gave birth; the first op that carried an inherited value; None where no op saw it
+    event: OpEvent | None
+    #: "parameter …", "buffer …", "batch …", "state …" where the value was there before the step; '' of a birth
+    inherited: str = ""
+    #: events that lie between the root and the terminal, the root's included
+    closure: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def births(self) -> list[int]:
+        """Indices of the events of the closure, in order of execution."""
+        return sorted(self.closure)
+
+
+def find_root(probe: OpProbe) -> Root | None:
+    """Return the root of the step's fault, None where everything that must be finite is."""
+    for kind in _SEVERITY:
+        terminals = [t for t in probe.terminals if t.kind == kind]
+        if terminals:
+            return _root_of(terminals, probe.events)
+    return None
+
+
+def _root_of(terminals: list[Terminal], events: list[OpEvent]) -> Root:
+    closure, inherited = _closure(terminals, events)
+    births = [i for i in closure if events[i].birth in ("inf-from-finite", "nan-from-finite") and not events[i].constant]
+    given = [(i, seen) for i, seen in inherited if not _is_mask(seen)]
+    first_birth = min(births, default=None)
+    first_given = min(given, key=lambda pair: pair[0], default=None)
+    if first_birth is not None and (first_given is None or first_birth <= first_given[0]):
+        return _rooted(terminals, events, closure, first_birth)
+    if first_given is not None:
+        return _rooted(terminals, events, closure, first_given[0], first_given[1].origin or "a tensor made before the step")
+    made_of_inf = [i for i in closure if events[i].birth == "nan-from-inf"]
+    if made_of_inf:
+        return _rooted(terminals, events, closure, min(made_of_inf))
+    first = terminals[0]
+    return Root(terminal=first, event=None, inherited=f"{first.kind} {first.name}", closure=frozenset(closure))
+
+
+def _closure(terminals: list[Terminal], events: list[OpEvent]) -> tuple[set[int], list[tuple[int, Seen]]]:
+    """Return the events that non-finite values came through, and the non-finite inputs that no event wrote."""
+    seen: set[int] = set()
+    inherited: list[tuple[int, Seen]] = []
+    queue = deque(t.writer for t in terminals if t.writer is not None)
+    while queue:
+        index = queue.popleft()
+        if index in seen:
+            continue
+        seen.add(index)
+        for given in events[index].inputs:
+            if not given.bad:
+                continue
+            if given.writer is None:
+                inherited.append((index, given))
+            elif given.writer < index:
+                queue.append(given.writer)
+    return seen, inherited
+
+
+def _is_mask(seen: Seen) -> bool:
+    """Whether an inherited value looks deliberate: -inf alone, in something that is not a weight."""
+    return seen.neginf and not seen.nan and not seen.posinf and not seen.origin.startswith(("parameter", "state"))
+
+
+def _rooted(
+    terminals: list[Terminal], events: list[OpEvent], closure: set[int], index: int, inherited: str = ""
+) -> Root:
+    reached = _descendants(index, events, closure)
+    terminal = next((t for t in terminals if t.writer in reached), terminals[0])
+    return Root(terminal=terminal, event=events[index], inherited=inherited, closure=frozenset(closure))
+
+
+def _descendants(index: int, events: list[OpEvent], closure: set[int]) -> set[int]:
+    reached = {index}
+    for later in sorted(i for i in closure if i > index):
+        if any(given.bad and given.writer in reached for given in events[later].inputs):
+            reached.add(later)
+    return reached
+
+
+def hops_from(root: Root, events: list[OpEvent], base: Path) -> list[Hop]:
+    """Return the shortest way from the root to what it spoiled, an entry an op; a long middle is left out."""
+    if root.event is None or root.terminal.writer is None:
+        return []
+    path = _path(root.event.index, root.terminal.writer, events, set(root.closure))
+    hops = [
+        Hop(
+            seq=events[i].seq,
+            phase=events[i].phase.value,
+            op=events[i].op,
+            module=events[i].module,
+            source=place(source, base) if (source := events[i].source) else None,
+            does="birth" if i == root.event.index and not root.inherited else "carries",
+        )
+        for i in path
+    ]
+    return hops if len(hops) <= 2 * _ENDS else [*hops[:_ENDS], *hops[-_ENDS:]]
+
+
+def _path(start: int, end: int, events: list[OpEvent], closure: set[int]) -> list[int]:
+    """Return the shortest chain of events from `start` to `end` by breadth-first search from the end."""
+    came_from: dict[int, int | None] = {end: None}
+    queue = deque([end])
+    while queue:
+        index = queue.popleft()
+        if index == start:
+            break
+        for given in events[index].inputs:
+            writer = given.writer
+            if given.bad and writer is not None and writer < index and writer in closure and writer not in came_from:
+                came_from[writer] = index
+                queue.append(writer)
+    if start not in came_from:
+        return [start, end] if start != end else [start]
+    path, step = [start], came_from[start]
+    while step is not None:
+        path.append(step)
+        step = came_from[step]
+    return path

@@ -1,0 +1,66 @@
+"""The module probe: every module's outputs in forward, and the gradients of those outputs in backward.
+
+Gradients are caught by `output.register_hook` inside a forward hook. `register_full_backward_hook` would wrap the
+outputs in a view and break in-place activations. Both hooks return None: any other value would replace what the user's
+model computes.
+
+A gradient is recorded as it is, with the loss scale in it: that is what its format had to hold.
+
+Not covered: modules whose parameters are used without calling them (`nn.MultiheadAttention` does so with `out_proj`),
+and recomputed forwards under activation checkpointing, which would be seen twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from nanhunt.probes.probe import RowBuffer, in_backward
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.training.tree import tensors_of
+
+__all__ = ["watch_modules"]
+
+
+@contextmanager
+def watch_modules(model: nn.Module, rows: RowBuffer) -> Iterator[None]:
+    """Record outputs and their gradients of every module of `model` into `rows` inside the body."""
+    handles = [
+        module.register_forward_hook(_forward_hook(name, rows))
+        for name, module in model.named_modules()
+        if _is_hookable(module)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_hookable(module: nn.Module) -> bool:
+    """Whether eager hooks reach the module; a container's list is never called, a ScriptModule takes no hook."""
+    import torch
+
+    return not isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule))
+
+
+def _forward_hook(module_name: str, rows: RowBuffer) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if not rows.recording or in_backward():
+            return
+        for path, tensor in tensors_of(output):
+            rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
+            if tensor.requires_grad:
+                tensor.register_hook(_gradient_hook(module_name, path, rows))
+
+    return hook
+
+
+def _gradient_hook(module_name: str, path: str, rows: RowBuffer) -> Any:
+    def hook(grad: Tensor) -> None:
+        rows.tensor(grad, phase=Phase.BACKWARD, role=Role.GRAD_OUTPUT, module=module_name, name=path)
+
+    return hook

@@ -1,0 +1,153 @@
+"""The optimizer probe: gradients before the clip, moments, weights and the update that was really applied.
+
+Adam's health is measured where all its parts are at hand, per parameter:
+
+- `rms_t` = sqrt(mean(g² / max(v̂, ε²))): the gradient in units of its own second moment, after the update. It is near 1
+  in a steady state and cannot pass 1/sqrt(1 - β2), so the jump that it implies is derived from it, not read off.
+- `v_stale` = sqrt(mean g² / mean v_before): the same against the second moment that stood before this gradient came.
+- `kappa_eps` = rms(sqrt(v̂)) / ε: below some 10 the ε decides the step.
+- `v_zero` = share of elements with v = 0 and m ≠ 0: their update is m/ε.
+- `frozen` = share of elements with a gradient whose weight did not change by a bit.
+- `update_lr` = rms(Δw) / lr: 0.23 to 1 in ordinary training.
+
+The update is w_after - w_before, so a copy of the weights lives from the clip to the update.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.probes.probe import RowBuffer, split_name
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import StepWatch
+
+__all__ = ["OptimizerProbe", "record_state"]
+
+
+class OptimizerProbe(StepWatch):
+    """Watches the second half of a step."""
+
+    def __init__(self, run: TrainingRun, rows: RowBuffer) -> None:
+        self._run = run
+        self._rows = rows
+        self._before: dict[str, Tensor] = {}
+        self._v_before: dict[str, Tensor] = {}
+        self._names = {p: n for n, p in run.model.named_parameters()}
+
+    def batch_read(self, micro: int, batch: Any) -> None:
+        """Keep the weights of a custom loop, which does not say when its update comes."""
+        if self._run.train_step is not None and micro == 0:
+            self._keep_before()
+
+    def gradients_ready(self) -> None:
+        """Record every gradient: accumulated, unscaled, not yet clipped."""
+        for name, parameter in self._run.model.named_parameters():
+            if parameter.grad is not None:
+                module, leaf = split_name(name)
+                self._rows.tensor(parameter.grad, phase=Phase.UNSCALE, role=Role.GRAD, module=module, name=leaf)
+
+    def clipped(self) -> None:
+        """Keep the weights and second moments that the update starts from."""
+        self._keep_before()
+
+    def updated(self) -> None:
+        """Record weights, moments, the applied update and Adam's health."""
+        if not self._rows.recording:
+            return
+        record_state(self._run, self._rows, Phase.UPDATE)
+        with torch.no_grad():
+            for group in self._run.optimizer.param_groups:
+                for parameter in group["params"]:
+                    self._record_update(parameter, group)
+        self._before.clear()
+        self._v_before.clear()
+
+    def _keep_before(self) -> None:
+        if not self._rows.recording:
+            return
+        self._before = {n: p.detach().clone() for n, p in self._run.model.named_parameters() if p.requires_grad}
+        for parameter, state in self._run.optimizer.state.items():
+            v = state.get("exp_avg_sq") if isinstance(state, dict) else None
+            if isinstance(v, Tensor) and parameter in self._names:
+                self._v_before[self._names[parameter]] = v.detach().clone()
+
+    def _record_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        name = self._names.get(parameter)  # type: ignore[call-overload]
+        before = self._before.get(name) if name else None
+        if name is None or before is None:
+            return
+        module, leaf = split_name(name)
+        update = parameter.detach() - before
+        self._rows.tensor(update, phase=Phase.UPDATE, role=Role.UPDATE, module=module, name=leaf)
+        grad = parameter.grad
+        lr = float(group["lr"])
+        if grad is None or grad.is_sparse or parameter.is_complex():
+            return
+        state = self._run.optimizer.state.get(parameter) or {}
+        health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad)}
+        health["update_lr"] = _rms(update) / lr if lr > 0 else None
+        health |= adam_health(grad, state, group, self._v_before.get(name))
+        for key, value in health.items():
+            self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
+
+
+def adam_health(
+    grad: Tensor, state: dict[str, Any], group: dict[str, Any], v_before: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Return the shares and ratios of the file's docstring that need Adam's state; empty without one.
+
+    `grad` is the gradient that the optimizer saw (unscaled, clipped); all tensors have the parameter's shape. The
+    values are scalars on the parameter's device.
+    """
+    v, m = state.get("exp_avg_sq"), state.get("exp_avg")
+    if not isinstance(v, Tensor) or not isinstance(m, Tensor) or v.shape != grad.shape:
+        return {}
+    beta2, eps = float(group["betas"][1]), float(group["eps"])
+    step = torch.as_tensor(state.get("step", 0), dtype=torch.float64).to(v.device)
+    # float64: v of 1e-30 over ε² of 1e-16 is where fp32 would flush
+    g2, v_hat = grad.double().square(), v.double() / _correction(beta2, step)
+    health: dict[str, Tensor | None] = {
+        "rms_t": (g2 / v_hat.clamp(min=eps * eps)).mean().sqrt(),
+        "kappa_eps": v_hat.mean().sqrt() / eps if eps > 0 else None,
+        "v_zero": ((v == 0) & (m != 0)).double().mean(),
+        "v_below_eps2": ((v_hat < eps * eps) & (g2 > 0)).double().mean(),
+    }
+    if v_before is not None:
+        before = v_before.double() / _correction(beta2, step - 1)
+        health["v_stale"] = (g2.mean() / before.mean().clamp(min=eps * eps)).sqrt()
+    return health
+
+
+def _correction(beta2: float, step: Tensor) -> Tensor:
+    """Return Adam's 1 - β2^step, and 1 where there has been no step."""
+    return torch.where(step > 0, 1.0 - beta2**step, 1.0)
+
+
+def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
+    """Record every parameter, buffer and Adam moment as it stands."""
+    for name, parameter in run.model.named_parameters():
+        module, leaf = split_name(name)
+        rows.tensor(parameter, phase=phase, role=Role.WEIGHT, module=module, name=leaf)
+        state = run.optimizer.state.get(parameter)
+        for role in (Role.EXP_AVG, Role.EXP_AVG_SQ):
+            moment = state.get(role.value) if isinstance(state, dict) else None
+            if isinstance(moment, Tensor):
+                rows.tensor(moment, phase=phase, role=role, module=module, name=leaf)
+    for name, buffer in run.model.named_buffers():
+        module, leaf = split_name(name)
+        rows.tensor(buffer, phase=phase, role=Role.BUFFER, module=module, name=leaf)
+
+
+def _frozen_share(update: Tensor, grad: Tensor) -> Tensor:
+    """Return the share of elements with a gradient whose weight kept its bits; 0 where there is no gradient."""
+    moved = grad != 0
+    return (moved & (update == 0)).sum() / moved.sum().clamp(min=1)
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64) / math.sqrt(max(1, tensor.numel()))

@@ -1,0 +1,187 @@
+"""What probes share: the buffer that their rows go to, and the stack of modules that are running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.stats.summarize import StatsQueue
+from nanhunt.trace.schema import Observation, Phase, Role
+
+__all__ = ["ModuleStack", "RowBuffer", "in_backward", "split_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A row whose statistics, or whose value, are still on the device."""
+
+    row: Observation
+    ticket: int | None = None
+    value: Tensor | None = None
+
+
+class RowBuffer:
+    """Collects observations of one step; statistics stay on the device until `take`.
+
+    `step`, `micro` and `pass_` describe what is running and are set by whoever runs it.
+    """
+
+    def __init__(self, *, rank: int = 0, histograms: bool = True) -> None:
+        self.step = 0
+        self.micro = 0
+        self.pass_ = "replay"
+        self.recording = True
+        self._aside = 0
+        self._rank = rank
+        self._histograms = histograms
+        self._seq = 0
+        self._pending: list[_Pending] = []
+        self._queue = StatsQueue()
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether what runs now is ours and not the user's: the op probe lets it pass."""
+        return self._aside > 0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run the body without the op probe looking at it."""
+        self._aside += 1
+        try:
+            yield
+        finally:
+            self._aside -= 1
+
+    def next_seq(self) -> int:
+        """Return the next number in the order of observation."""
+        self._seq += 1
+        return self._seq
+
+    def tensor(
+        self,
+        tensor: Tensor,
+        *,
+        phase: Phase,
+        role: Role,
+        module: str = "",
+        name: str = "",
+        op: str | None = None,
+        source: str | None = None,
+        histogram: bool = True,
+    ) -> None:
+        """Observe a tensor as it is now."""
+        if not self.recording:
+            return
+        with self.aside():
+            ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
+        row = self._row(phase, role, module, name)
+        row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
+        self._pending.append(_Pending(row, ticket=ticket))
+
+    def scalar(
+        self, name: str, value: float | Tensor | None, *, phase: Phase, module: str = "", force: bool = False
+    ) -> None:
+        """Observe a scalar, on the host or still on the device; `force` records it on unrecorded steps too."""
+        if value is None or not (self.recording or force):
+            return
+        row = self._row(phase, Role.SCALAR, module, name)
+        if isinstance(value, Tensor):
+            self._pending.append(_Pending(row, value=value.detach().to(torch.float64)))
+        else:
+            self._pending.append(_Pending(replace(row, value=float(value))))
+
+    def take(self) -> list[Observation]:
+        """Return the rows so far, with their statistics, and start afresh: the step's one wait for the device."""
+        stats = self._queue.collect()
+        waiting = [p.value for p in self._pending if p.value is not None]
+        values = iter(torch.stack(waiting).tolist() if waiting else [])
+        rows = []
+        for pending in self._pending:
+            if pending.ticket is not None:
+                rows.append(replace(pending.row, stats=stats[pending.ticket]))
+            elif pending.value is not None:
+                rows.append(replace(pending.row, value=next(values)))
+            else:
+                rows.append(pending.row)
+        self._pending.clear()
+        return rows
+
+    def _row(self, phase: Phase, role: Role, module: str, name: str) -> Observation:
+        return Observation(
+            step=self.step,
+            micro=self.micro,
+            rank=self._rank,
+            seq=self.next_seq(),
+            pass_=self.pass_,
+            phase=phase.value,
+            role=role.value,
+            module=module,
+            name=name,
+        )
+
+
+class ModuleStack:
+    """The names of the modules whose forward is running, innermost last, as in `state_dict`.
+
+    A forward that raises, or a checkpointed recomputation that stops early, leaves modules without an end; the next
+    forward of the root starts the stack anew.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    @property
+    def current(self) -> str:
+        """The innermost running module; '' for the root and outside of any."""
+        return self._names[-1] if self._names else ""
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[ModuleStack]:
+        """Follow `model`'s forward passes inside the body."""
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._names.clear()
+
+    def _entering(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            if name == "" and not in_backward():
+                self._names.clear()
+            self._names.append(name)
+
+        return hook
+
+    def _leaving(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            while self._names and self._names.pop() != name:
+                pass
+
+        return hook
+
+
+def in_backward() -> bool:
+    """Whether autograd is running on this thread: a forward seen then is a recomputation."""
+    current: int = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+    return current != -1
+
+
+def split_name(qualified: str) -> tuple[str, str]:
+    """Split `h.0.attn.weight` into module and parameter name."""
+    module, _, name = qualified.rpartition(".")
+    return module, name
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return `float16` for `torch.float16`."""
+    return str(tensor.dtype).removeprefix("torch.")

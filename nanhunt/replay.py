@@ -1,0 +1,212 @@
+"""Run one step of the user's training under probes, and say whether what must be finite is."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.errors import NanhuntError
+from nanhunt.probes.module import watch_modules
+from nanhunt.probes.op import OpProbe
+from nanhunt.probes.optimizer import OptimizerProbe
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.training.batches import DataEndedError, batch_size
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import StepResult, StepWatch, train_step
+from nanhunt.training.tree import tensors_of
+
+__all__ = ["Finiteness", "Replayed", "WatchList", "nonfinite_names", "replay_step"]
+
+
+class WatchList(StepWatch):
+    """Several watchers as one, told in their order; what they compute themselves is not looked at."""
+
+    def __init__(self, watches: Sequence[StepWatch], rows: RowBuffer) -> None:
+        self._watches = list(watches)
+        self._rows = rows
+
+    def _tell(self, method: str, *args: Any) -> None:
+        with self._rows.aside():
+            for watch in self._watches:
+                getattr(watch, method)(*args)
+
+    def batch_read(self, micro: int, batch: Any) -> None:
+        """Pass on."""
+        self._tell("batch_read", micro, batch)
+
+    def loss_made(self, micro: int, loss: Tensor) -> None:
+        """Pass on."""
+        self._tell("loss_made", micro, loss)
+
+    def backward_begins(self, micro: int) -> None:
+        """Pass on."""
+        self._tell("backward_begins", micro)
+
+    def gradients_ready(self) -> None:
+        """Pass on."""
+        self._tell("gradients_ready")
+
+    def clipped(self) -> None:
+        """Pass on."""
+        self._tell("clipped")
+
+    def updated(self) -> None:
+        """Pass on."""
+        self._tell("updated")
+
+
+class Finiteness(StepWatch):
+    """Detection: the names of what is non-finite in a step, found on every step whether it is recorded or not."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self.losses: list[float] = []
+        self.grads: list[str] = []
+        self.weights: list[str] = []
+        self.buffers: list[str] = []
+        self.state: list[str] = []
+
+    def loss_made(self, micro: int, loss: Tensor) -> None:
+        """Read the micro-step's loss."""
+        self.losses.append(float(loss.detach()))
+
+    def gradients_ready(self) -> None:
+        """Look at every gradient, unscaled and not yet clipped."""
+        grads = {n: p.grad for n, p in self._run.model.named_parameters() if p.grad is not None}
+        self.grads = nonfinite_names(grads)
+
+    def updated(self) -> None:
+        """Look at weights, buffers and optimizer state."""
+        run = self._run
+        self.weights = nonfinite_names(dict(run.model.named_parameters()))
+        self.buffers = nonfinite_names(dict(run.model.named_buffers()))
+        self.state = nonfinite_names(state_tensors(run))
+
+    @property
+    def bad_micro(self) -> int | None:
+        """The first micro-step with a non-finite loss, None where all are finite."""
+        return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
+
+
+def state_tensors(run: TrainingRun) -> dict[str, Tensor]:
+    """Return the optimizer's floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in run.model.named_parameters():
+        state = run.optimizer.state.get(parameter)
+        for key, value in (state or {}).items():
+            if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
+                found[f"{name}.{key}"] = value
+    return found
+
+
+def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold a non-finite element; one wait for the device."""
+    names, flags = [], []
+    for name, tensor in tensors.items():
+        values = tensor.detach()
+        if values.layout is not torch.strided:
+            values = values.coalesce().values() if values.layout is torch.sparse_coo else values.values()
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        if not values.is_floating_point() or values.numel() == 0:
+            continue
+        if values.element_size() == 1:
+            values = values.float()
+        low, high = torch.aminmax(values)  # carries NaN along, one pass
+        names.append(name)
+        flags.append((torch.isfinite(low) & torch.isfinite(high)).to(torch.uint8))
+    if not flags:
+        return []
+    finite = torch.stack([f.cpu() if f.device != flags[0].device else f for f in flags]).tolist()
+    return [name for name, good in zip(names, finite, strict=True) if not good]
+
+
+class _Narrator(StepWatch):
+    """Tells the row buffer which micro-step runs, and records the batch and the losses."""
+
+    def __init__(self, run: TrainingRun, rows: RowBuffer) -> None:
+        self._run = run
+        self._rows = rows
+        self.sizes: list[int | None] = []
+
+    def batch_read(self, micro: int, batch: Any) -> None:
+        self._rows.micro = micro
+        self.sizes.append(batch_size(batch))
+        for path, tensor in tensors_of(batch):
+            self._rows.tensor(tensor, phase=Phase.BATCH, role=Role.BATCH, name=path)
+
+    def loss_made(self, micro: int, loss: Tensor) -> None:
+        self._rows.scalar("micro_loss", loss.detach().reshape(()), phase=Phase.FORWARD)
+
+
+@dataclass(slots=True, kw_only=True)
+class Replayed:
+    """One step as it went: its scalars (None where it raised), what was non-finite, and the exception if it raised."""
+
+    step: int
+    result: StepResult | None
+    finite: Finiteness
+    error: Exception | None = None
+    batch_sizes: list[int | None] = field(default_factory=list)
+    #: share of exactly zero gradient elements, where a trial asked for it
+    zero_share: float | None = None
+
+
+def replay_step(
+    run: TrainingRun,
+    step: int,
+    rows: RowBuffer,
+    *,
+    recorded: bool,
+    zoom: OpProbe | None = None,
+    also: Sequence[StepWatch] = (),
+) -> Replayed:
+    """Run `step` and put its observations into `rows`; with `zoom`, every op is looked at as well.
+
+    An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
+    """
+    rows.step, rows.micro, rows.recording = step, 0, recorded
+    finite, narrator = Finiteness(run), _Narrator(run, rows)
+    watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
+    replayed = Replayed(step=step, result=None, finite=finite)
+    with _looking(run, rows, zoom):
+        try:
+            replayed.result = train_step(run, step, WatchList(watches, rows))
+        except (NanhuntError, DataEndedError):
+            raise
+        except Exception as error:
+            replayed.error = error
+    replayed.batch_sizes = narrator.sizes
+    rows.micro = 0
+    if replayed.result is not None:
+        _record_scalars(replayed.result, rows)
+    return replayed
+
+
+@contextlib.contextmanager
+def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if rows.recording:
+            stack.enter_context(watch_modules(run.model, rows))
+        if zoom is not None:
+            stack.enter_context(zoom.stack.following(run.model))
+            stack.enter_context(zoom)
+        yield
+
+
+def _record_scalars(result: StepResult, rows: RowBuffer) -> None:
+    rows.scalar("loss", result.loss, phase=Phase.FORWARD, force=True)
+    rows.scalar("grad_norm", result.grad_norm, phase=Phase.UNSCALE, force=True)
+    rows.scalar("clip_coefficient", result.clip_coefficient, phase=Phase.CLIP, force=True)
+    rows.scalar("loss_scale", result.loss_scale, phase=Phase.BACKWARD, force=True)
+    rows.scalar("skipped", float(result.skipped) if result.loss_scale is not None else None,
+                phase=Phase.UPDATE, force=True)  # fmt: skip
+    for index, lr in enumerate(result.lr):
+        rows.scalar("lr" if index == 0 else f"lr.{index}", lr, phase=Phase.UPDATE, force=True)

@@ -1,0 +1,162 @@
+"""The report for scripts: one JSON document, complete, with every non-finite number as a string."""
+
+from __future__ import annotations
+
+import json
+import math
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+from nanhunt.diagnosis.cause import Diagnosis, HeadroomRow, Location, Suspect
+from nanhunt.interventions import Prediction, Trial
+from nanhunt.report.options import Options
+from nanhunt.trace.schema import Onset
+
+__all__ = ["REPORT_SCHEMA", "JsonRenderer", "document"]
+
+#: Version of the document; keys are added without a new one, a key that changes or goes needs one.
+#: 1 - first one.
+REPORT_SCHEMA = 1
+
+#: keys that `run` always has; null where the trace does not say
+_RUN_KEYS = ("steps", "device", "checkpoint", "complete")
+
+
+class JsonRenderer(Options):
+    """The document of `document`, indented; ASCII, so that it survives any pipe."""
+
+    __slots__ = ()
+    name: ClassVar[str] = "json"
+    suffix: ClassVar[str] = ".json"
+
+    def render(self, diagnosis: Diagnosis) -> str:
+        """Return the document as text; raises ValueError rather than write a number that JSON does not have."""
+        return json.dumps(document(diagnosis), indent=2, allow_nan=False) + "\n"
+
+
+def document(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return the report as JSON values; non-finite numbers are "NaN", "Infinity" and "-Infinity"."""
+    plain: dict[str, Any] = _plain(
+        {
+            "schema": REPORT_SCHEMA,
+            "outcome": diagnosis.outcome,
+            "summary": diagnosis.summary,
+            "onset": _onset(diagnosis.onset),
+            "suspects": [_suspect(s, rank) for rank, s in enumerate(diagnosis.suspects, start=1)],
+            "cleared": diagnosis.cleared,
+            "untold": [{"cause": slug, "reason": reason} for slug, reason in diagnosis.untold],
+            "headroom": [_headroom(row) for row in diagnosis.headroom],
+            "assumptions": diagnosis.assumptions,
+            "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
+            "trials": [trial.to_json() for trial in diagnosis.trials],
+            "lineage": [
+                {"op": op, "module": module, "source": source, "does": does}
+                for op, module, source, does in diagnosis.lineage
+            ],
+            "code": {
+                "file": diagnosis.code_file,
+                "lines": [{"line": line, "text": text, "onset": here} for line, text, here in diagnosis.code],
+            },
+            "series": {name: {"steps": steps, "values": v} for name, (steps, v) in diagnosis.series.items()},
+        }
+    )
+    return plain
+
+
+def _onset(onset: Onset | None) -> dict[str, Any] | None:
+    if onset is None:
+        return None
+    return {
+        "kind": onset.kind,
+        "step": onset.step,
+        "micro": onset.micro,
+        "rank": onset.rank,
+        "phase": onset.phase,
+        "module": onset.module,
+        "op": onset.op,
+        "source": onset.source,
+        "samples": onset.samples,
+        "lead_step": onset.lead_step,
+        "name": onset.name,
+        "detail": onset.detail,
+    }
+
+
+def _suspect(suspect: Suspect, rank: int) -> dict[str, Any]:
+    return {
+        "cause": suspect.cause,
+        "rank": rank,
+        "grade": suspect.grade,
+        "summary": suspect.summary,
+        "location": _location(suspect.location),
+        "exhibits": [{"claim": e.claim, "value": e.value, "threshold": e.threshold} for e in suspect.exhibits],
+        "trials": [_trial(trial, prediction) for trial, prediction in suspect.trials],
+        "predictions": [{"trial": p.trial, "expect": p.expect} for p in suspect.predictions],
+        "fixes": suspect.fixes,
+        "depth": suspect.depth,
+    }
+
+
+def _location(location: Location) -> dict[str, Any]:
+    return {
+        "step": location.step,
+        "phase": location.phase,
+        "module": location.module,
+        "parameter": location.parameter,
+        "op": location.op,
+        "source": location.source,
+        "samples": location.samples,
+    }
+
+
+def _trial(trial: Trial, prediction: Prediction | None) -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "outcome": trial.outcome,
+        "predicted": prediction.expect if prediction else None,
+        "detail": trial.detail,
+        "readback": trial.readback,
+    }
+
+
+def _headroom(row: HeadroomRow) -> dict[str, Any]:
+    headroom = row.headroom
+    return {
+        "module": row.module,
+        "role": row.role,
+        "name": row.name,
+        "format": headroom.format,
+        "overflow_margin": headroom.overflow_margin,
+        "underflow_margin": headroom.underflow_margin,
+        "overflow_fraction": headroom.overflow_fraction,
+        "subnormal_fraction": headroom.subnormal_fraction,
+        "flushed_fraction": headroom.flushed_fraction,
+        "best_shift": headroom.best_shift,
+        "best_scale": headroom.best_scale,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: spelt-out non-finite numbers, lists for tuples, text for what JSON has no type."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return _spelt(float(value))
+    if isinstance(value, dict):
+        return {_text(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return _text(value)
+
+
+def _spelt(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _text(value: object) -> str:
+    # half of a surrogate pair, as in a file name that is not UTF-8, is no text in JSON: parsers refuse it
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,216 @@
+"""The report for an issue or a pull request: verdict, suspects and fixes in view, the rest folded away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import ClassVar
+
+from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
+from nanhunt.report import reading, words
+from nanhunt.report.options import Options
+
+__all__ = ["MarkdownRenderer"]
+
+#: signs that mean something to GitHub's Markdown anywhere in a line; `$` opens a formula
+_SIGNS = re.compile(r"([\\`*_\[\]~$])")
+#: and those that do at the start of a list item
+_STARTS = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+#]))")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+class MarkdownRenderer(Options):
+    """GitHub's Markdown; text from the trace is escaped, names stand in code spans."""
+
+    __slots__ = ()
+    name: ClassVar[str] = "markdown"
+    suffix: ClassVar[str] = ".md"
+
+    def render(self, diagnosis: Diagnosis) -> str:
+        """Return the report."""
+        blocks = [
+            *_verdict(diagnosis),
+            *_where(diagnosis),
+            *_suspects(diagnosis, self.top),
+            *_folded("Headroom", _headroom(diagnosis, self.top)),
+            *_folded("Trials", _trials(diagnosis)),
+            *_folded("Lineage", _lineage(diagnosis)),
+            *_folded("Could not tell", [_bullets(f"{_span(slug)}: {_escape(why)}" for slug, why in diagnosis.untold)]),
+            *_folded("Cleared", [", ".join(_span(slug) for slug in diagnosis.cleared)]),
+            *_folded("Assumptions", [_bullets(_escape(text) for text in diagnosis.assumptions)]),
+            *_run(diagnosis),
+        ]
+        return "\n\n".join(blocks) + "\n"
+
+
+def _verdict(diagnosis: Diagnosis) -> Iterable[str]:
+    headline = f"**{_escape(reading.headline(diagnosis))}**"
+    yield f"{headline} · {_escape(diagnosis.summary)}" if diagnosis.summary else headline
+    why = reading.why_incomplete(diagnosis)
+    if why:
+        yield f"The trace ends early: {_escape(why)}"
+    found = reading.cure(diagnosis)
+    suspect = found[0] if found else reading.leading_suspect(diagnosis)
+    lines = [f"**Cure:** {_escape(found[1])}"] if found else []
+    lines += [f"**Fix:** {_escape(suspect.fixes[0])}"] if suspect and suspect.fixes else []
+    if lines:
+        yield _bullets(lines)
+
+
+def _where(diagnosis: Diagnosis) -> Iterable[str]:
+    onset = diagnosis.onset
+    if onset is None:
+        return
+    lead = "" if onset.lead_step in (None, onset.step) else f", first sign at step {onset.lead_step}"
+    facts = [
+        ("what", _escape(onset.detail or onset.kind)),
+        ("step", f"{onset.step}{lead}"),
+        ("phase", _escape(onset.phase)),
+        ("micro-batch", str(onset.micro) if onset.micro else ""),
+        ("rank", str(onset.rank) if onset.rank else ""),
+        ("module", _span(words.place(onset.module)) if onset.module or not onset.name else ""),
+        ("name", _span(onset.name)),
+        ("op", _span(onset.op)),
+        ("source", _span(onset.source)),
+        ("samples", _escape(words.listed(onset.samples))),
+    ]
+    yield "### Where"
+    yield _table(("", ""), [(name, value) for name, value in facts if value])
+    if diagnosis.code:
+        marked = [f"{'>' if here else ' '} {line:>5} | {words.printable(t)}" for line, t, here in _tidy(diagnosis)]
+        yield _fenced("\n".join(marked))
+
+
+def _tidy(diagnosis: Diagnosis) -> list[tuple[int, str, bool]]:
+    return [(line, text.expandtabs(4).rstrip(), here) for line, text, here in diagnosis.code]
+
+
+def _suspects(diagnosis: Diagnosis, top: int) -> Iterable[str]:
+    if not diagnosis.suspects:
+        if diagnosis.outcome != "healthy":
+            yield "None of the known causes shows itself."
+        return
+    yield "### Suspects"
+    yield _table(
+        ("", "grade", "cause", "what", "where"),
+        [
+            (str(rank), _escape(s.grade), _span(s.cause), _escape(s.summary), _spot(s))
+            for rank, s in enumerate(diagnosis.suspects, start=1)
+        ],
+    )
+    for suspect in diagnosis.suspects[:top]:
+        if suspect.grade != Grade.REFUTED:
+            yield from _case(suspect)
+
+
+def _case(suspect: Suspect) -> Iterable[str]:
+    """Yield what speaks against one suspect, and what to do about it."""
+    lines = []
+    for exhibit in suspect.exhibits:
+        held = reading.evidence(exhibit.value, exhibit.threshold)
+        lines.append(_escape(exhibit.claim) + (f" ({_escape(held)})" if held else ""))
+    for trial, prediction in suspect.trials:
+        lines.append(f"Trial {_span(trial.name)}: {_escape(reading.tried(trial, prediction))}")
+    lines += [f"**Fix:** {_escape(fix)}" for fix in suspect.fixes]
+    if lines:
+        yield f"#### {_span(suspect.cause)}"
+        yield _bullets(lines)
+
+
+def _spot(suspect: Suspect) -> str:
+    at = suspect.location
+    name = words.place(at.module or "", at.parameter or "") if at.module is not None or at.parameter else ""
+    step = f"step {at.step}" if at.step is not None else ""
+    return ", ".join(part for part in (step, _span(name), _span(at.op), _span(at.source)) if part)
+
+
+def _headroom(diagnosis: Diagnosis, top: int) -> list[str]:
+    groups = reading.by_format(diagnosis.headroom)
+    if not groups:
+        return []
+    summary = _bullets(f"{_span(group.format)}: {_escape(group.summary)}" for group in groups)
+    rows = [
+        (
+            _span(group.format),
+            _span(words.place(row.module, row.name)),
+            _escape(row.role),
+            _margin(row.headroom.overflow_margin),
+            _margin(row.headroom.underflow_margin),
+            words.percent(row.headroom.flushed_fraction),
+            reading.helpful_scale(row),
+        )
+        for group in groups
+        for row in group.rows[:top]
+    ]
+    columns = ("format", "tensor", "role", "binades to overflow", "binades to underflow", "flushed", "best scale")
+    return [summary, _table(columns, rows)]
+
+
+def _margin(margin: float) -> str:
+    return words.binades(margin).removesuffix(" binades")
+
+
+def _trials(diagnosis: Diagnosis) -> list[str]:
+    rows = [
+        (_span(t.name), _escape(t.outcome), _escape(t.detail), _escape(t.readback), words.number(t.loss))
+        for t in diagnosis.trials
+    ]
+    return [_table(("trial", "outcome", "detail", "read back", "loss"), rows)] if rows else []
+
+
+def _lineage(diagnosis: Diagnosis) -> list[str]:
+    rows = [
+        (_escape(does), _span(op), _span(words.place(module)), _span(source))
+        for op, module, source, does in diagnosis.lineage
+    ]
+    return [_table(("does", "op", "module", "source"), rows)] if rows else []
+
+
+def _run(diagnosis: Diagnosis) -> Iterable[str]:
+    said = reading.replayed(diagnosis)
+    if said:
+        yield f"Replayed: {_escape(said)}"
+
+
+def _folded(title: str, blocks: list[str]) -> Iterable[str]:
+    """Yield blocks under a summary that opens on a click; nothing where there are none."""
+    if any(blocks):
+        # Markdown inside is read as such only after an empty line
+        yield f"<details><summary>{title}</summary>"
+        yield from blocks
+        yield "</details>"
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table; a bar ends a cell even inside a code span, so it is escaped in every cell."""
+    lines = [columns, tuple("---" for _ in columns), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Return prose in which no sign is markup."""
+    signs = _SIGNS.sub(r"\\\1", words.prose(text)).translate(_ENTITIES)
+    return _STARTS.sub(lambda match: f"{match[0]}\\", signs)
+
+
+def _span(text: str | None) -> str:
+    """Return a name as a code span that it cannot leave; '' for no name."""
+    if not text:
+        return ""
+    inner = words.printable(text)
+    ticks = "`" * (_longest_run(inner) + 1)
+    pad = " " if inner.startswith("`") or inner.endswith("`") else ""
+    return f"{ticks}{pad}{inner}{pad}{ticks}"
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max(_longest_run(text) + 1, 3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -1,0 +1,90 @@
+"""Styled lines at a fixed width, with hanging indents, as one plain or coloured string.
+
+Only `Text` values go in, never console markup, so a module named `[red]x[/red]` prints as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import StringIO
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from nanhunt.report.words import printable
+
+__all__ = ["Page", "column", "middle"]
+
+
+class Page:
+    """Lines of a report; none is wider than `width` cells."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._lines: list[Text] = []
+
+    def heading(self, title: str, aside: str = "") -> None:
+        """Add an empty line and a bold title, with a quiet aside behind it."""
+        self._lines.append(Text())
+        self.put(Text(title, "bold"), Text(f"  {aside}" if aside else "", "dim"), indent=0)
+
+    def put(self, first: Text, body: Text | None = None, *, indent: int = 2) -> None:
+        """Add `first` and, beside it, `body`, whose further lines hang below its own start."""
+        if body is None:
+            first, body = Text(), first
+        # a label that leaves no room would set its body one letter a line
+        first.truncate(self.width // 2, overflow="ellipsis")
+        hang = indent + first.cell_len
+        lines = body.wrap(_console(self.width, color=False), max(self.width - hang, 1))
+        for i, line in enumerate(lines or [Text()]):
+            lead = Text(" " * indent).append_text(first) if i == 0 else Text(" " * hang)
+            self._lines.append(lead.append_text(line))
+
+    def row(self, line: Text, *, indent: int = 2) -> None:
+        """Add one line, cut at the page's edge."""
+        whole = Text(" " * indent).append_text(line)
+        whole.truncate(self.width, overflow="ellipsis")
+        self._lines.append(whole)
+
+    def text(self, *, color: bool) -> str:
+        """Return the page; without colour there is no escape sequence in it and no space at a line's end."""
+        console = _console(self.width, color=color)
+        for line in self._lines:
+            line.rstrip()
+            console.print(line, soft_wrap=True)
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue()
+
+
+def _console(width: int, *, color: bool) -> Console:
+    """Return a console that writes to memory and asks the environment nothing."""
+    return Console(
+        file=StringIO(),
+        width=width,
+        # a height as well: with TERM=dumb, rich falls back to 80 columns unless both are given
+        height=25,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+
+
+def column(texts: Iterable[str], most: int) -> int:
+    """Return the cells that a column of these texts takes, at most `most`."""
+    return min(max((cell_len(printable(text)) for text in texts), default=0), max(most, 1))
+
+
+def middle(text: str, width: int) -> str:
+    """Return text padded or cut to exactly `width` cells; a cut goes through the middle, where names differ least."""
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    tail = max((width - 1) // 2, 0)
+    head = max(width - 1 - tail, 0)
+    # from the end, because set_cell_size only counts from the front
+    end = set_cell_size(text[::-1], tail)[::-1]
+    return set_cell_size(text, head) + "…" + end

@@ -1,0 +1,220 @@
+"""What a report says of a diagnosis, whatever it looks like: the verdict, the cure, the tightest tensors.
+
+Renderers for people share these sentences, so that a terminal and an issue cannot tell two stories.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
+from nanhunt.interventions import Prediction, Trial
+from nanhunt.report.words import binades, counted, number, percent, printable, prose, scale
+
+__all__ = [
+    "FLUSHED",
+    "NARROW",
+    "FormatHeadroom",
+    "by_format",
+    "cure",
+    "evidence",
+    "headline",
+    "is_incomplete",
+    "is_tight",
+    "leading_suspect",
+    "helpful_scale",
+    "margin_of",
+    "next_commands",
+    "replayed",
+    "room",
+    "tried",
+    "why_incomplete",
+]
+
+#: binades. A gradient scaler's growth takes one at a time, so two is one growth and one doubling of the data.
+NARROW = 2.0
+#: a tensor that loses this share of its elements to zero is worth a line
+FLUSHED = 0.01
+
+#: the tensor scale of these follows amax: their overflow margin is 0 by construction, and no sign of danger
+_SELF_SCALED = frozenset({"nvfp4"})
+
+_MARKS = {"fault": "✗", "healthy": "✓", "inconclusive": "?"}
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """Return the verdict in a few words: marker, outcome, and up to which step where the trace is incomplete."""
+    words = f"{_MARKS.get(diagnosis.outcome, '?')} {printable(diagnosis.outcome)}"
+    if is_incomplete(diagnosis):
+        last = diagnosis.run.get("last_step")
+        words += " · incomplete trace" + (", no step finished" if last is None else f", up to step {_word(last)}")
+    return words
+
+
+def is_incomplete(diagnosis: Diagnosis) -> bool:
+    """Return whether the trace says that it is incomplete; one that says nothing is taken as whole."""
+    return diagnosis.run.get("complete") is False
+
+
+def why_incomplete(diagnosis: Diagnosis) -> str:
+    """Return why the trace ends early, as far as it says; '' for a complete one."""
+    note = diagnosis.run.get("note") if is_incomplete(diagnosis) else None
+    return _word(note) if note else ""
+
+
+def leading_suspect(diagnosis: Diagnosis) -> Suspect | None:
+    """Return the first suspect that is not refuted."""
+    return next((s for s in diagnosis.suspects if s.grade != Grade.REFUTED), None)
+
+
+def cure(diagnosis: Diagnosis) -> tuple[Suspect, str] | None:
+    """Return the first proved or confirmed suspect that a trial cured as predicted, with a sentence; else None."""
+    for suspect in diagnosis.suspects:
+        if suspect.grade not in (Grade.PROVED, Grade.CONFIRMED):
+            continue
+        for trial, prediction in suspect.trials:
+            if trial.outcome == "cured" and prediction is not None and prediction.expect == "cured":
+                return suspect, f"trial {printable(trial.name)} cured it{_placebo(trial, diagnosis.trials)}"
+    return None
+
+
+def _placebo(trial: Trial, trials: Iterable[Trial]) -> str:
+    """Return what the trial's placebo did, as the end of a sentence."""
+    for other in trials:
+        if other.intervention.get("placebo_of") == trial.name and other.outcome == "persists":
+            return f"; its placebo, {printable(other.name)}, did not"
+    return ""
+
+
+def evidence(value: float | None, threshold: float | None) -> str:
+    """Return an exhibit's number beside the number it is held against; '' where it has none."""
+    if value is None:
+        return "" if threshold is None else f"threshold {number(threshold)}"
+    return number(value) if threshold is None else f"{number(value)} against {number(threshold)}"
+
+
+def tried(trial: Trial, prediction: Prediction | None) -> str:
+    """Return a trial's outcome, whether it was foretold, and what was read back."""
+    said = printable(trial.outcome)
+    if prediction is None:
+        said += ", nothing was predicted"
+    elif trial.outcome != "failed":
+        kept = trial.outcome == prediction.expect
+        said += ", as predicted" if kept else f", though '{prediction.expect}' was predicted"
+    said += f": {prose(trial.detail)}" if trial.detail else ""
+    return said + (f" (read back: {prose(trial.readback)})" if trial.readback else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatHeadroom:
+    """The rows of one format, tightest first, and one sentence about all of them."""
+
+    format: str
+    rows: tuple[HeadroomRow, ...]
+    summary: str
+    #: whether any row is tight
+    tight: bool
+
+
+def by_format(rows: Iterable[HeadroomRow]) -> list[FormatHeadroom]:
+    """Group headroom by format, in the order in which formats first appear."""
+    groups: dict[str, list[HeadroomRow]] = {}
+    for row in rows:
+        groups.setdefault(str(row.headroom.format), []).append(row)
+    return [
+        FormatHeadroom(
+            format=printable(name),
+            rows=tuple(sorted(group, key=_tightness)),
+            summary=_summary(group),
+            tight=any(is_tight(row) for row in group),
+        )
+        for name, group in groups.items()
+    ]
+
+
+def is_tight(row: HeadroomRow) -> bool:
+    """Return whether a tensor overflows, comes within `NARROW` binades of it, or loses `FLUSHED` of itself to zero."""
+    return margin_of(row) < NARROW or _flushed(row) >= FLUSHED
+
+
+def room(row: HeadroomRow) -> str:
+    """Return the one number that matters of a row: elements lost to zero, or else binades to overflow."""
+    margin = margin_of(row)
+    if _flushed(row) >= FLUSHED and margin >= NARROW:
+        return f"{percent(_flushed(row))} flushed to zero"
+    if math.isinf(margin):
+        return "scaled to fit" if row.headroom.format in _SELF_SCALED else "nothing but zeros"
+    return f"{binades(margin)} to overflow"
+
+
+def margin_of(row: HeadroomRow) -> float:
+    """Return binades to overflow; infinite where nothing can overflow."""
+    return math.inf if row.headroom.format in _SELF_SCALED else row.headroom.overflow_margin
+
+
+def helpful_scale(row: HeadroomRow) -> str:
+    """Return the scale that would fit a tight tensor best, '' for one that needs none or scales itself."""
+    needed = is_tight(row) and row.headroom.format not in _SELF_SCALED
+    return scale(row.headroom.best_scale) if needed else ""
+
+
+def _flushed(row: HeadroomRow) -> float:
+    """Return the share of a tensor's elements that the format rounds to zero; 0 where that was not measured."""
+    return row.headroom.flushed_fraction or 0.0
+
+
+def _tightness(row: HeadroomRow) -> tuple[int, float]:
+    """Order rows: overflowing ones and those near it, those that flush, then the rest by margin."""
+    margin = margin_of(row)
+    if margin < NARROW:
+        return (0, margin)
+    return (1, -_flushed(row)) if _flushed(row) >= FLUSHED else (2, margin)
+
+
+def _summary(rows: list[HeadroomRow]) -> str:
+    margins = [margin_of(row) for row in rows]
+    over = sum(m < 0 for m in margins)
+    near = sum(0 <= m < NARROW for m in margins)
+    flushing = sum(_flushed(row) >= FLUSHED for row in rows)
+    said = [
+        f"{over} beyond the largest number" if over else "",
+        f"{near} within {number(NARROW)} binades of it" if over and near else "",
+        f"{near} within {number(NARROW)} binades of overflow" if near and not over else "",
+        f"{flushing} with over {percent(FLUSHED)} flushed to zero" if flushing else "",
+    ]
+    if any(said):
+        return f"{counted(len(rows), 'tensor')}: " + ", ".join(part for part in said if part)
+    least = min(margins)
+    spare = "" if math.isinf(least) else f", {binades(least).removeprefix('+')} or more to overflow"
+    return f"{counted(len(rows), 'tensor')}: all fit{spare}"
+
+
+def next_commands(diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:
+    """Return the commands to type next, each with what it is good for."""
+    trace = shlex.quote(_word(diagnosis.run.get("trace") or "TRACE"))
+    suspect = leading_suspect(diagnosis)
+    if suspect is None:
+        return ((f"nanhunt report {trace} --verbose", "everything that was measured"),)
+    tried_it = ((f"nanhunt trials {trace}", "what was tried"),) if diagnosis.trials else ()
+    return (
+        (f"nanhunt explain {shlex.quote(printable(suspect.cause))}", "signature, look-alikes, fix"),
+        *tried_it,
+        (f"nanhunt report {trace} --format markdown", "the same, for an issue"),
+    )
+
+
+def replayed(diagnosis: Diagnosis) -> str:
+    """Return what was replayed: checkpoint, steps and device, as far as the trace says; '' where it does not."""
+    run = diagnosis.run
+    first, last, steps = run.get("first_step"), run.get("last_step"), run.get("steps")
+    span = f"steps {_word(first)} to {_word(last)}" if first is not None and last is not None else ""
+    asked = f"{_word(steps)} asked for" if steps is not None else ""
+    device = f"on {_word(run['device'])}" if run.get("device") else ""
+    return ", ".join(part for part in (_word(run.get("checkpoint") or ""), span, asked, device) if part)
+
+
+def _word(value: object) -> str:
+    return prose(str(value))

@@ -1,0 +1,315 @@
+"""The report for a terminal: the verdict first, then where, why, and what was looked at; tables last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
+from nanhunt.report import reading, words
+from nanhunt.report.options import Options
+from nanhunt.report.page import Page, column, middle
+from nanhunt.report.sparkline import sparkline
+
+__all__ = ["TerminalRenderer"]
+
+#: cells below which columns no longer fit side by side
+_NARROWEST = 40
+#: cells of a headroom line below which it goes without a bar, and without the best scale
+_BARS_FROM = 68
+_SCALES_FROM = 96
+#: cells of "-127.0 binades to overflow"
+_ROOM = 26
+#: cells of a bar; of two binades each, so that an empty one is all of fp16's range above 1
+_BAR = 8
+_BINADES_PER_CELL = 2.0
+#: cells of a sparkline: more say no more, and the eye no longer takes them in at once
+_CURVE = 64
+
+_OUTCOME_STYLES = {"fault": "bold red", "healthy": "bold green", "inconclusive": "bold yellow"}
+_GRADE_STYLES = {
+    Grade.PROVED: "bold red",
+    Grade.CONFIRMED: "bold red",
+    Grade.SUPPORTED: "bold yellow",
+    Grade.CONSISTENT: "yellow",
+    Grade.REFUTED: "dim",
+}
+_CURVES = (("loss", "loss"), ("grad_norm", "grad norm"), ("loss_scale", "loss scale"))
+
+
+class TerminalRenderer(Options):
+    """A page of at most `width` cells; without `color` there is no escape sequence in it."""
+
+    __slots__ = ()
+    name: ClassVar[str] = "terminal"
+    suffix: ClassVar[str] = ".txt"
+
+    def render(self, diagnosis: Diagnosis) -> str:
+        """Return the page."""
+        page = Page(max(self.width, _NARROWEST))
+        for section in _SECTIONS:
+            section(page, diagnosis, self)
+        return page.text(color=self.color)
+
+
+def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    style = _OUTCOME_STYLES.get(diagnosis.outcome, "bold yellow")
+    mark, _, rest = reading.headline(diagnosis).partition(" ")
+    line = Text().append(rest, style)
+    if diagnosis.summary:
+        line.append(" · ", "dim").append(words.prose(diagnosis.summary), "bold")
+    page.put(Text(f"{mark} ", style), line, indent=0)
+    why = reading.why_incomplete(diagnosis)
+    if why:
+        _field(page, "why", f"the trace ends early: {why}", style="dim")
+    found = reading.cure(diagnosis)
+    if found:
+        _field(page, "cure", found[1], style="green")
+    suspect = found[0] if found else reading.leading_suspect(diagnosis)
+    if suspect and suspect.fixes:
+        _field(page, "fix", words.prose(suspect.fixes[0]))
+    said = reading.replayed(diagnosis)
+    if said:
+        _field(page, "run", said, style="dim")
+
+
+def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    onset = diagnosis.onset
+    if onset is None:
+        return
+    step = f"{onset.step}"
+    if onset.lead_step is not None and onset.lead_step != onset.step:
+        step += f", first sign at step {onset.lead_step}"
+    phase = words.printable(onset.phase)
+    phase += f", micro-batch {onset.micro}" if onset.micro else ""
+    phase += f", rank {onset.rank}" if onset.rank else ""
+    page.heading("where")
+    _field(page, "what", words.prose(onset.detail) or onset.kind)
+    _field(page, "step", step)
+    _field(page, "phase", phase)
+    if onset.module or not onset.name:
+        _field(page, "module", middle(words.place(onset.module), page.width - 11).rstrip(), style="cyan")
+    for label, value in (("name", onset.name), ("op", onset.op), ("source", onset.source)):
+        if value:
+            _field(page, label, words.printable(value))
+    if onset.samples:
+        _field(page, "samples", f"{words.listed(onset.samples)} of the batch")
+    _code(page, diagnosis)
+    _lineage(page, diagnosis, options)
+
+
+def _field(page: Page, label: str, value: str, *, style: str = "") -> None:
+    page.put(Text(f"{label:<9}", "dim"), Text(value, style))
+
+
+def _code(page: Page, diagnosis: Diagnosis) -> None:
+    """Print the onset's line between its neighbours."""
+    here = next((i for i, (_, _, is_line) in enumerate(diagnosis.code) if is_line), 0)
+    lines = diagnosis.code[max(here - 1, 0) : max(here - 1, 0) + 3]
+    if not lines:
+        return
+    texts = [text.expandtabs(4) for _, text, _ in lines]
+    margin = min((len(t) - len(t.lstrip()) for t in texts if t.strip()), default=0)
+    gutter = max(len(str(number)) for number, _, _ in lines)
+    page.put(Text())
+    source = diagnosis.onset.source if diagnosis.onset else None
+    if diagnosis.code_file and not (source or "").startswith(diagnosis.code_file):
+        page.row(Text(f"{'':{gutter + 3}}{words.printable(diagnosis.code_file)}", "dim"))
+    for (number, _, is_line), text in zip(lines, texts, strict=True):
+        line = Text(f"{'>' if is_line else ' '} {number:>{gutter}} │ ", "bold red" if is_line else "dim")
+        page.row(line.append(words.printable(text[margin:].rstrip()), "bold" if is_line else "dim"))
+
+
+def _lineage(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    """Print the way from the birth to what it spoiled; of a long one its two ends."""
+    hops = diagnosis.lineage
+    if not hops:
+        return
+    page.put(Text())
+    page.put(Text("from birth to damage", "dim"))
+    op_width = column((op for op, *_ in hops), 28 if page.width >= 80 else 18)
+    source_width = column((source for _, _, source, _ in hops), 24 if page.width >= 80 else 12)
+    does_width = column((does for *_, does in hops), 12 if page.width >= 80 else 8)
+    # two cells before each of the four columns
+    module_width = column((words.place(m) for _, m, *_ in hops), page.width - does_width - op_width - source_width - 8)
+    cut = len(hops) > 6 and not options.verbose
+    for i, (op, module, source, does) in enumerate(hops):
+        if cut and 3 <= i < len(hops) - 2:
+            if i == 3:
+                page.row(Text(f"{'…':<{does_width}}  {words.counted(len(hops) - 5, 'more op')}", "dim"))
+            continue
+        line = Text(middle(words.printable(does), does_width), "bold red" if i == 0 else "")
+        line.append(f"  {middle(words.printable(op), op_width)}")
+        line.append(f"  {middle(words.place(module), module_width)}", "cyan")
+        page.row(line.append(f"  {middle(words.printable(source), source_width)}", "dim"))
+
+
+def _curves(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    drawn = [(label, *diagnosis.series[name]) for name, label in _CURVES if any(diagnosis.series.get(name, ((), ())))]
+    if not drawn:
+        return
+    first, last = min(steps[0] for _, steps, _ in drawn), max(steps[-1] for _, steps, _ in drawn)
+    onset = diagnosis.onset.step if diagnosis.onset else None
+    mark = f", ✗ at step {onset}" if onset is not None else ""
+    page.heading("curves", f"steps {first} to {last}{mark}" if first != last else f"step {first}{mark}")
+    for label, steps, values in drawn:
+        line = Text()
+        # 12 for the label, 2 and 2 for the gaps, 30 for the numbers
+        for cell in sparkline(steps, values, onset=onset, width=max(min(page.width - 46, _CURVE), 8)):
+            line.append(cell.char, {"onset": "bold red", "non-finite": "red"}.get(cell.mark, "cyan"))
+        page.put(Text(f"{label:<12}", "dim"), line.append(f"  {_told(steps, values, onset)}"))
+
+
+def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) -> str:
+    """Return a curve's ends and, where it is neither of them, its value at the onset."""
+    if len(set(values)) == 1:
+        return f"{words.number(values[0])} throughout"
+    at_onset = (
+        f", {words.number(values[steps.index(onset)])} at ✗" if onset is not None and onset in steps[1:-1] else ""
+    )
+    return f"{words.number(values[0])} to {words.number(values[-1])}{at_onset}"
+
+
+def _suspects(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    if not diagnosis.suspects:
+        if diagnosis.outcome != "healthy":
+            page.heading("suspects", "none of the known causes shows itself")
+        return
+    page.heading("suspects")
+    for rank, suspect in enumerate(diagnosis.suspects[: options.top], start=1):
+        if rank > 1:
+            page.put(Text())
+        _suspect(page, suspect, rank, diagnosis)
+    hidden = diagnosis.suspects[options.top :]
+    if hidden:
+        slugs = words.listed([s.cause for s in hidden])
+        page.put(Text(f"and {len(hidden)} more: {slugs} (--top {len(diagnosis.suspects)})", "dim"))
+
+
+def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis) -> None:
+    quiet = "dim" if suspect.grade == Grade.REFUTED else ""
+    head = Text(f"{rank}  ", quiet).append(f"{suspect.grade:<11}", _GRADE_STYLES.get(suspect.grade, ""))
+    page.put(head, Text(words.printable(suspect.cause), quiet or "bold"))
+    step = suspect.location.step
+    summary = words.prose(suspect.summary)
+    page.put(Text(f"step {step}: {summary}" if step is not None else summary, quiet), indent=5)
+    spot = _spot(suspect, diagnosis)
+    if spot:
+        page.put(Text(f"at {spot}", "dim"), indent=5)
+    for exhibit in suspect.exhibits:
+        line = Text(words.prose(exhibit.claim), quiet)
+        held = reading.evidence(exhibit.value, exhibit.threshold)
+        page.put(Text("• ", quiet), line.append(f"  {held}" if held else "", quiet or "yellow"), indent=5)
+    for trial, prediction in suspect.trials:
+        name = words.printable(trial.name)
+        label = Text("trial  ", "dim").append(f"{middle(name, column([name], page.width // 3))}  ", quiet)
+        page.put(label, Text(reading.tried(trial, prediction), quiet or _trial_style(trial.outcome)), indent=5)
+    for fix in () if quiet else suspect.fixes:
+        page.put(Text("fix    ", "dim"), Text(words.prose(fix)), indent=5)
+
+
+def _trial_style(outcome: str) -> str:
+    return {"cured": "green", "failed": "dim"}.get(outcome, "")
+
+
+def _spot(suspect: Suspect, diagnosis: Diagnosis) -> str:
+    """Return where a suspect did it; '' where the page has said so already, of the onset."""
+    at, onset = suspect.location, diagnosis.onset
+    if onset is not None and (at.module, at.op, at.source) == (onset.module, onset.op, onset.source):
+        at_name = at.parameter
+        return words.printable(at_name) if at_name and at_name != onset.name else ""
+    known = at.module is not None or at.parameter
+    parts = (words.place(at.module or "", at.parameter or "") if known else None, at.op, at.source)
+    return " · ".join(words.printable(part) for part in parts if part)
+
+
+def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    if diagnosis.cleared:
+        page.heading("cleared", f"{words.counted(len(diagnosis.cleared), 'cause')} looked at, and innocent")
+        page.put(Text(words.listed(diagnosis.cleared, limit=len(diagnosis.cleared)), "dim"))
+    if not diagnosis.untold:
+        return
+    page.heading("could not tell")
+    if diagnosis.outcome == "healthy" and not options.verbose:
+        listed = words.listed([slug for slug, _ in diagnosis.untold], limit=len(diagnosis.untold))
+        page.put(Text(f"{listed} (reasons: --verbose)", "dim"))
+        return
+    slugs = column((slug for slug, _ in diagnosis.untold), page.width // 2 - 2)
+    for slug, reason in diagnosis.untold:
+        page.put(Text(f"{middle(words.printable(slug), slugs)}  "), Text(words.prose(reason), "dim"))
+
+
+def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    groups = reading.by_format(diagnosis.headroom)
+    if not groups:
+        return
+    page.heading("headroom")
+    listing = diagnosis.outcome != "healthy" or options.verbose
+    shown = [
+        [row for row in group.rows[: options.top] if listing and (options.verbose or reading.is_tight(row))]
+        for group in groups
+    ]
+    formats = column((group.format for group in groups), 16)
+    names = column((words.place(row.module, row.name) for rows in shown for row in rows), 44)
+    for group, rows in zip(groups, shown, strict=True):
+        label = Text(f"{middle(group.format, formats)}  ", "bold")
+        page.put(label, Text(group.summary, "yellow" if group.tight else "green"))
+        for row in rows:
+            page.row(_headroom_line(row, names, page.width - 4), indent=4)
+
+
+def _headroom_line(row: HeadroomRow, names: int, width: int) -> Text:
+    """Return one tensor's line: name, role, how full the format is, the number that matters, the scale that helps."""
+    margin = reading.margin_of(row)
+    style = "yellow" if reading.is_tight(row) else "green"
+    style = "red" if style == "yellow" and margin < 0 else style
+    said, factor = reading.room(row), reading.helpful_scale(row)
+    said = f"{said:<{_ROOM}} best {factor}" if factor and width >= _SCALES_FROM else said
+    bar = f"{_bar(margin)}  " if width >= _BARS_FROM else ""
+    role = f"  {middle(words.printable(row.role), 11)}  "
+    left = width - cell_len(role) - len(bar) - _ROOM - (12 if width >= _SCALES_FROM else 0)
+    line = Text(middle(words.place(row.module, row.name), max(min(names, left), 8)), "cyan").append(role, "dim")
+    return line.append(bar, style).append(said, style)
+
+
+def _bar(margin: float) -> str:
+    """Return how full the format is at the top: each cell two binades, a full bar at its largest number."""
+    if math.isnan(margin):
+        return "?" * _BAR
+    full = _BAR - math.floor(min(max(margin, 0.0) / _BINADES_PER_CELL, _BAR))
+    return "█" * full + "░" * (_BAR - full)
+
+
+def _assumptions(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    if diagnosis.assumptions:
+        page.heading("assumptions")
+    for text in diagnosis.assumptions:
+        page.put(Text("• ", "dim"), Text(words.prose(text), "dim"))
+
+
+def _next(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    page.heading("next")
+    commands = reading.next_commands(diagnosis)
+    longest = max(cell_len(command) for command, _ in commands)
+    # with purposes only where all fit: a command is there to be copied, so it gets the whole line
+    fits = all(longest + cell_len(purpose) + 6 <= page.width for _, purpose in commands)
+    for command, purpose in commands:
+        line = Text(command, "bold")
+        page.put(line.append(f"{'':{longest - cell_len(command)}}  # {purpose}", "not bold dim") if fits else line)
+
+
+#: in the order of the page
+_SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
+    _verdict,
+    _where,
+    _curves,
+    _suspects,
+    _innocent,
+    _headroom,
+    _assumptions,
+    _next,
+)

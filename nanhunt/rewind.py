@@ -1,0 +1,72 @@
+"""Go back to a step and stand before it exactly as the replay did."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import Snapshot, SnapshotRing
+from nanhunt.training.step import StepWatch, train_step
+
+__all__ = ["Digest", "kept", "rewind"]
+
+
+def rewind(run: TrainingRun, ring: SnapshotRing, step: int) -> None:
+    """Put the run before `step`: restore the nearest snapshot and run the steps in between again, unwatched."""
+    snapshot = ring.nearest(step)
+    snapshot.restore(run)
+    for earlier in range(snapshot.step, step):
+        train_step(run, earlier, StepWatch())
+
+
+@contextlib.contextmanager
+def kept(run: TrainingRun, step: int) -> Iterator[None]:
+    """Leave the run after the body as it was before it, whatever the body does."""
+    snapshot = Snapshot.take(run, step)
+    try:
+        yield
+    finally:
+        run.batches.transform = None
+        snapshot.restore(run)
+
+
+class Digest(StepWatch):
+    """A checksum of the bits of each micro-step's loss and of every gradient: two runs of one step, compared.
+
+    Bits, not values: NaN equals NaN here, and +0 differs from -0.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self.losses: list[int] = []
+        self.grads: dict[str, int] = {}
+
+    def loss_made(self, micro: int, loss: Tensor) -> None:
+        """Take the loss's bits."""
+        self.losses.append(_bits(loss.detach()))
+
+    def gradients_ready(self) -> None:
+        """Take the gradients' bits, before the clip."""
+        self.grads = {n: _bits(p.grad) for n, p in self._run.model.named_parameters() if p.grad is not None}
+
+    def compare(self, other: Digest) -> dict[str, Any]:
+        """Return what is equal and which gradients differ."""
+        differing = sorted(n for n in self.grads.keys() | other.grads.keys() if self.grads.get(n) != other.grads.get(n))
+        return {
+            "same_loss": self.losses == other.losses,
+            "same_gradients": not differing,
+            "differing": differing[:16],
+            "differing_count": len(differing),
+            "gradients": len(self.grads),
+        }
+
+
+def _bits(tensor: Tensor) -> int:
+    dense = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return zlib.crc32(dense.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,174 @@
+"""Statistics of one tensor in plain torch, on any device, without a host synchronisation off the CPU.
+
+How it works. A tensor becomes one float64 vector on its own device: ten numbers (`FIELDS`) and, where asked for, the
+counts of its binary exponents. Counts are exact in float64 up to 2^53. Vectors wait on the device and come to the host
+together, once a step (`summarize.StatsQueue`).
+
+Exponents come from the bits: shifting a float32's bits right by 23 gives floor(log2 |x|) + 127 of a normal number in
+one pass, five times faster than a logarithm and never off by one near a power of two. Half and 8-bit formats are
+widened to float32 first, which is exact. float32's own subnormals all share the field 0; `frexp` splits them.
+
+What it costs. About eight reads of the tensor on a CPU, and a mask more where something is non-finite: `aminmax` tells,
+13 times cheaper than `isfinite().all()`.
+
+Not covered: quantized and nested tensors (`is_measurable` says no); of a sparse tensor the stored values are measured.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.stats.tensor_stats import TensorStats
+
+__all__ = ["FIELDS", "decode", "is_measurable", "measure"]
+
+#: The first entries of a vector; `amin` is +inf where there is no non-zero element.
+FIELDS = ("numel", "nan", "posinf", "neginf", "zero", "subnormal", "amax", "amin", "sum", "sum_of_squares")
+
+#: Elements handled at once: bounds the temporaries to some 100 MB.
+CHUNK = 1 << 23
+
+#: Carrier dtype → (lowest exponent incl. subnormals, number of bins, mantissa bits, integer view).
+_BINS = {
+    torch.float32: (-149, 277, 23, torch.int32),
+    torch.float64: (-1074, 2098, 52, torch.int64),
+}
+
+
+def is_measurable(tensor: Tensor) -> bool:
+    """Whether `measure` can read this tensor."""
+    return not (tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta")
+
+
+def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
+    """Return the statistics of `tensor` as one float64 vector on its device.
+
+    The vector has `len(FIELDS)` entries, then the exponent bins where `histogram` is asked for and the dtype is a
+    floating one. Integers and booleans are read as float64 and get no bins. Complex numbers count twice, as pairs.
+    """
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        values, tiny = _carrier(tensor.detach())
+        bins = histogram and tiny > 0.0
+        if values.numel() <= CHUNK:
+            return _measure(values, tiny, bins)
+        parts = [_measure(chunk, tiny, bins) for chunk in values.split(CHUNK)]
+        return _combine(torch.stack(parts))
+
+
+def decode(vector: npt.NDArray[np.float64]) -> TensorStats:
+    """Turn a vector that has reached the host into a value."""
+    head = dict(zip(FIELDS, vector[: len(FIELDS)].tolist(), strict=True))
+    counts = vector[len(FIELDS) :]
+    exponents = None
+    if counts.size:
+        lowest = next(lo for lo, n, _, _ in _BINS.values() if n == counts.size)
+        used = np.flatnonzero(counts)
+        first, last = (int(used[0]), int(used[-1])) if used.size else (0, -1)
+        exponents = ExponentHistogram(
+            lowest=lowest + first, counts=tuple(int(c) for c in counts[first : last + 1].tolist())
+        )
+    whole = {name: int(head[name]) for name in FIELDS[:6]}
+    return TensorStats(
+        **whole,
+        amax=head["amax"],
+        amin=head["amin"] if math.isfinite(head["amin"]) else 0.0,
+        sum=head["sum"],
+        sum_of_squares=head["sum_of_squares"],
+        exponents=exponents,
+    )
+
+
+def _carrier(tensor: Tensor) -> tuple[Tensor, float]:
+    """Return the elements as a flat float32 or float64 tensor, and the dtype's smallest normal (0.0 of integers)."""
+    to_local = getattr(tensor, "to_local", None)
+    if to_local is not None:
+        tensor = to_local()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point():
+        return tensor.reshape(-1).to(torch.float64), 0.0
+    tiny = torch.finfo(tensor.dtype).tiny
+    wide = tensor if tensor.dtype in _BINS else tensor.to(torch.float32)
+    return wide.reshape(-1), tiny
+
+
+def _measure(x: Tensor, tiny: float, histogram: bool) -> Tensor:
+    """Measure one flat chunk; `x` is float32 or float64."""
+    if x.numel() == 0:
+        return _empty(x, histogram)
+    zero = torch.zeros((), dtype=torch.float64, device=x.device)
+    nan = posinf = neginf = zero
+    if _may_be_nonfinite(x):
+        nan, posinf, neginf = torch.isnan(x).sum(), (x == math.inf).sum(), (x == -math.inf).sum()
+        x = torch.where(torch.isfinite(x), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    magnitude = x.abs()
+    # the non-finite ones were set to zero above; they are not zeros of the tensor
+    zeros = (x == 0).sum() - nan - posinf - neginf
+    nonzero = torch.where(magnitude == 0, math.inf, magnitude)
+    head = [
+        torch.full_like(zero, x.numel()),
+        nan,
+        posinf,
+        neginf,
+        zeros,
+        (nonzero < tiny).sum(),
+        magnitude.max(),
+        nonzero.min(),
+        x.sum(dtype=torch.float64),
+        torch.linalg.vector_norm(x, dtype=torch.float64).square(),
+    ]
+    vector = torch.stack([entry.to(torch.float64) for entry in head])
+    return torch.cat([vector, _exponents(x).to(torch.float64)]) if histogram else vector
+
+
+def _may_be_nonfinite(x: Tensor) -> bool:
+    """Whether the masks are needed; off the CPU always, because to ask would be to wait for the device."""
+    if x.device.type != "cpu":
+        return True
+    low, high = torch.aminmax(x)
+    return not (math.isfinite(low.item()) and math.isfinite(high.item()))
+
+
+def _exponents(x: Tensor) -> Tensor:
+    """Count the elements of a finite tensor by floor(log2 |x|), from the dtype's lowest subnormal up."""
+    lowest, bins, mantissa, integer = _BINS[x.dtype]
+    if x.device.type != "cpu":
+        _, exponent = torch.frexp(x)
+        # a zero goes to a spare bin in front, which is then cut off
+        index = torch.where(x == 0, 0, exponent.to(torch.int64) - lowest)
+        counts = torch.zeros(bins + 1, dtype=torch.int64, device=x.device)
+        return counts.scatter_add_(0, index, torch.ones_like(index))[1:]
+    field = (x.view(integer) >> mantissa) & (0xFF if mantissa == 23 else 0x7FF)
+    by_field = torch.bincount(field, minlength=bins - mantissa + 2)
+    counts = torch.zeros(bins, dtype=torch.int64)
+    counts[mantissa:] = by_field[1 : bins - mantissa + 1]
+    small = x[(field == 0) & (x != 0)] if int(by_field[0]) else x[:0]
+    if small.numel():
+        _, exponent = torch.frexp(small.to(torch.float64) if x.dtype == torch.float32 else small)
+        counts[:mantissa] = torch.bincount(exponent.to(torch.int64) - 1 - lowest, minlength=mantissa)[:mantissa]
+    return counts
+
+
+def _empty(x: Tensor, histogram: bool) -> Tensor:
+    """Return the vector of a tensor without elements."""
+    width = len(FIELDS) + (_BINS[x.dtype][1] if histogram else 0)
+    vector = torch.zeros(width, dtype=torch.float64, device=x.device)
+    vector[FIELDS.index("amin")] = math.inf
+    return vector
+
+
+def _combine(parts: Tensor) -> Tensor:
+    """Add up vectors of chunks, (chunks, width) → (width,)."""
+    total = parts.sum(dim=0)
+    largest, smallest = FIELDS.index("amax"), FIELDS.index("amin")
+    total[largest] = parts[:, largest].max()
+    total[smallest] = parts[:, smallest].min()
+    return total

@@ -1,0 +1,235 @@
+"""RankFile: one file of a trace, opened, checked and described.
+
+A file is taken for what it holds, not for its name. It may come from anywhere and be cut or corrupt: whatever is wrong
+with it ends as a `TraceError` that says what the file is and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nanhunt import jsonsafe
+from nanhunt.errors import TraceError
+from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, Note
+from nanhunt.trace.writer import ENDED_KEY, METADATA_KEY, NOTES_KEY
+
+__all__ = ["MAKE_ONE", "NoStepError", "RankFile", "read_rank_file"]
+
+#: The hint where there is nothing to read.
+MAKE_ONE = "`nanhunt replay CHECKPOINT` writes a trace"
+
+#: pyarrow decodes names and custom metadata itself.
+_ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+class NoStepError(TraceError):
+    """A run that was killed in its first step, or has just begun: there is nothing to read yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFile:
+    """One opened file. `ended` is "end", why the run ended before it, or None where it was killed or still runs.
+
+    `batches` are the stream's rows, mapped from the file, so that they stay when the stream becomes Parquet; None for a
+    Parquet file.
+    """
+
+    path: Path
+    manifest: Manifest
+    notes: tuple[Note, ...]
+    ended: str | None
+    batches: tuple[Any, ...] | None = None
+
+    def read(self, columns: list[str], rows: Any) -> Any:
+        """Return columns as an Arrow table, of the rows that the filter takes (None: all)."""
+        import pyarrow.dataset as ds
+        from pyarrow.fs import LocalFileSystem
+
+        try:
+            if self.batches is not None:
+                source = ds.dataset(pa.Table.from_batches(self.batches, ArrowSchema))
+            else:
+                # A file system of its own, because a bare string with a colon would be taken for an address.
+                source = ds.dataset(str(self.path), format="parquet", filesystem=LocalFileSystem())
+            table = source.to_table(columns=columns, filter=rows)
+            # A stream was looked at when it was opened; Parquet is only now, and text in it may be no UTF-8.
+            table.validate(full=self.batches is None)
+        except _ARROW_ERRORS as error:
+            raise _damaged(self.path, str(error)) from error
+        return table.replace_schema_metadata(None)
+
+
+def read_rank_file(path: Path) -> RankFile:
+    """Read everything but the rows of one file, by what it holds rather than by its name."""
+    try:
+        if not path.is_file():
+            raise TraceError(f"{path} is not a file", hint=MAKE_ONE)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(16)
+            file.seek(max(size - 4, 0))
+            tail = file.read(4)
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from error
+    is_partial = path.suffix == ".partial"
+    if not head and not is_partial:
+        raise TraceError(f"{path} is empty", hint=MAKE_ONE)
+    if head.startswith(b"PAR1"):
+        if tail != b"PAR1" or size < 12:
+            raise _damaged(path, "its end is missing, as of a copy that was cut short")
+        return _read_parquet(path)
+    if head.startswith(b"\xff\xff\xff\xff") or (is_partial and b"\xff\xff\xff\xff".startswith(head[:4])):
+        return _read_stream(path)
+    raise _not_a_trace(path, head)
+
+
+def _not_a_trace(path: Path, head: bytes) -> TraceError:
+    """Return the error for a file of another kind, by its first bytes."""
+    # Zip (torch.save), a bare pickle (torch.save before 1.6), and the length and brace that start safetensors.
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")) or head[8:9] == b"{":
+        return TraceError(
+            f"{path} is not a trace; it looks like a checkpoint",
+            hint=f"`nanhunt replay {path}` makes a trace of it, `nanhunt inspect {path}` looks into it",
+        )
+    return TraceError(f"{path} is not a trace: neither Parquet nor an Arrow stream", hint=MAKE_ONE)
+
+
+def _damaged(path: Path, detail: str) -> TraceError:
+    """Return the error for a trace of which parts cannot be read."""
+    detail = " ".join(detail.split())[:200]
+    return TraceError(f"{path} is damaged: {detail}", hint="copy it again from where it was written, or replay again")
+
+
+def _read_parquet(path: Path) -> RankFile:
+    """Read a finished trace's metadata."""
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(pa.OSFile(str(path))) as file:
+            metadata, schema = file.metadata.metadata or {}, file.schema_arrow
+    except _ARROW_ERRORS as error:
+        raise _damaged(path, str(error)) from error
+    body = _json_object(path, _metadata_text(path, metadata))
+    _check_version(path, body)
+    manifest = _manifest(path, body.get("manifest"))
+    _check_columns(path, schema)
+    complete, reason = body.get("complete"), body.get("reason")
+    if not isinstance(complete, bool) or not isinstance(reason, str):
+        raise _damaged(path, "its metadata does not say whether it is complete")
+    ended = "end" if complete else reason or None
+    return RankFile(path=path, manifest=manifest, notes=_notes(path, body.get("notes")), ended=ended)
+
+
+def _read_stream(path: Path) -> RankFile:
+    """Read all whole batches of a stream that may end anywhere."""
+    try:
+        stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+    except _ARROW_ERRORS as error:
+        raise _no_step(path) from error
+    body = _json_object(path, _metadata_text(path, stream.schema.metadata or {}))
+    _check_version(path, body)
+    manifest = _manifest(path, body)
+    _check_columns(path, stream.schema)
+    batches: list[Any] = []
+    notes: list[Note] = []
+    ended: str | None = None
+    for batch, metadata in _whole_batches(stream):
+        batches.append(batch.replace_schema_metadata(None).select(ArrowSchema.names))
+        if NOTES_KEY in metadata:
+            notes += _notes(path, _json(path, metadata[NOTES_KEY]))
+        if ENDED_KEY in metadata:
+            ended = str(_json(path, metadata[ENDED_KEY]))
+    if not batches:
+        raise _no_step(path)
+    return RankFile(path=path, manifest=manifest, notes=tuple(notes), ended=ended, batches=tuple(batches))
+
+
+def _whole_batches(stream: Any) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
+    """Yield each whole batch with its metadata, up to the end or the first that is torn."""
+    while True:
+        try:
+            found = stream.read_next_batch_with_custom_metadata()
+            found.batch.validate(full=True)
+        except (StopIteration, *_ARROW_ERRORS):
+            return
+        yield found.batch, dict(found.custom_metadata.items()) if found.custom_metadata is not None else {}
+
+
+def _no_step(path: Path) -> NoStepError:
+    """Return the error for a run that was killed before it recorded anything."""
+    return NoStepError(f"{path} holds no finished step", hint="the run was killed in its first step, or has just begun")
+
+
+def _metadata_text(path: Path, metadata: dict[bytes, bytes]) -> bytes:
+    """Return nanhunt's own entry."""
+    if METADATA_KEY not in metadata:
+        raise TraceError(
+            f"{path} is not a trace: its metadata has no entry of nanhunt",
+            hint="a trace that another program wrote anew has lost it; take the original",
+        )
+    return metadata[METADATA_KEY]
+
+
+def _json(path: Path, text: bytes) -> Any:
+    """Return the parsed metadata."""
+    try:
+        return jsonsafe.loads(text)
+    except ValueError as error:
+        raise _damaged(path, f"its metadata is not readable ({error})") from error
+
+
+def _json_object(path: Path, text: bytes) -> dict[str, Any]:
+    """Return metadata that is one JSON object."""
+    body = _json(path, text)
+    if not isinstance(body, dict):
+        raise _damaged(path, "its metadata is not a JSON object")
+    return body
+
+
+def _check_version(path: Path, body: dict[str, Any]) -> None:
+    """Raise TraceError for a trace that a later version wrote; checked before anything else is looked at."""
+    version = body.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise _damaged(path, f"its metadata names no schema version ({version!r})")
+    if version > SCHEMA_VERSION:
+        raise TraceError(
+            f"{path} was written by a later nanhunt (schema {version}, this one reads up to {SCHEMA_VERSION})",
+            hint="upgrade: pip install --upgrade nanhunt",
+        )
+
+
+def _manifest(path: Path, body: Any) -> Manifest:
+    """Return the manifest, each field of its own type."""
+    if not isinstance(body, dict):
+        raise _damaged(path, "its metadata has no manifest")
+    plain = Manifest()
+    for field in fields(Manifest):
+        kind = type(getattr(plain, field.name))
+        if field.name in body and type(body[field.name]) is not kind:
+            raise _damaged(path, f"manifest.{field.name} is not of type {kind.__name__}")
+    return Manifest.from_json(body)
+
+
+def _notes(path: Path, body: Any) -> tuple[Note, ...]:
+    """Return the notes of a file or a batch."""
+    if not isinstance(body, list) or not all(_is_note(note) for note in body):
+        raise _damaged(path, "its notes are not readable")
+    return tuple(Note(kind=note["kind"], body=note["body"]) for note in body)
+
+
+def _is_note(note: Any) -> bool:
+    """Tell whether a JSON value has a note's shape."""
+    return isinstance(note, dict) and isinstance(note.get("kind"), str) and isinstance(note.get("body"), dict)
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    """Raise TraceError unless every column is there with its type."""
+    for column in COLUMNS:
+        at = schema.get_all_field_indices(column.name)
+        if len(at) != 1 or schema.field(at[0]).type != column.type:
+            raise _damaged(path, f"column {column.name} of type {column.type} is missing")

@@ -1,0 +1,106 @@
+"""Batches that can be asked for again: the same batch, and the same random state after it, every time."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.errors import ConfigError
+from nanhunt.training.rng import RngState
+from nanhunt.training.tree import map_tensors, tensors_of
+from nanhunt.training.user_code import call_user
+
+__all__ = ["BatchSource", "DataEndedError", "batch_size", "cast_batch", "take_samples"]
+
+
+class DataEndedError(Exception):
+    """The user's data has no batch for this step: the replay ends here."""
+
+
+class BatchSource:
+    """The user's batches by (step, micro-batch), read lazily and kept while a rewind may need them.
+
+    A batch is copied when it is read, so that a model that writes into its input does not change the repetition.
+    Reading draws from the random generators just as in the user's loop; a repetition restores the state that reading
+    left behind, so that dropout sees the same numbers.
+    """
+
+    def __init__(self, data: object, *, first_step: int, accumulate: int, device: torch.device) -> None:
+        if not isinstance(data, Iterable):
+            raise ConfigError(
+                f"data: expected an iterable of batches, got {type(data).__name__}",
+                hint="return a DataLoader, a list or a generator from the callable that data: names",
+            )
+        self._iterator: Iterator[Any] = iter(data)
+        self._next = first_step * accumulate
+        self._accumulate = accumulate
+        self._device = device
+        self._kept: dict[int, tuple[Any, RngState]] = {}
+        #: what a trial makes of a batch before the step sees it: (step, micro, batch) -> batch
+        self.transform: Callable[[int, int, Any], Any] | None = None
+
+    def get(self, step: int, micro: int) -> Any:
+        """Return the batch of a micro-step on the run's device, leaving the random state as a first reading does.
+
+        Raises DataEndedError where the data has run out, KeyError where the batch was dropped by `forget_before`.
+        """
+        index = step * self._accumulate + micro
+        while index >= self._next:
+            self._kept[self._next] = self._read()
+            self._next += 1
+        batch, rng = self._kept[index]
+        rng.restore()
+        placed = map_tensors(lambda t: t.to(self._device, copy=True), batch)
+        return placed if self.transform is None else self.transform(step, micro, placed)
+
+    def forget_before(self, step: int) -> None:
+        """Drop batches that no rewind reaches any more."""
+        for index in [i for i in self._kept if i < step * self._accumulate]:
+            del self._kept[index]
+
+    def _read(self) -> tuple[Any, RngState]:
+        with call_user("data"):
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                raise DataEndedError from None
+        kept = map_tensors(lambda t: t.detach().clone(), batch)
+        try:
+            kept = copy.copy(kept)
+        except TypeError:  # an exotic container; the tensors inside are copies already
+            pass
+        return kept, RngState.capture()
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return the number of samples: the leading dimension that most tensors of the batch share, None if there is none.
+
+    A batch of one tensor has that tensor's leading dimension.
+    """
+    sizes = Counter(t.shape[0] for _, t in tensors_of(batch) if t.dim() >= 1)
+    if not sizes:
+        return None
+    size, votes = sizes.most_common(1)[0]
+    return size if votes * 2 > sum(sizes.values()) or len(sizes) == 1 else None
+
+
+def take_samples(batch: Any, samples: list[int]) -> Any:
+    """Return the batch with only these samples, in this order; leaves that are not per sample stay whole."""
+    size = batch_size(batch)
+
+    def pick(t: Tensor) -> Tensor:
+        if t.dim() == 0 or t.shape[0] != size:
+            return t
+        return t[torch.tensor(samples, dtype=torch.int64, device=t.device)]
+
+    return map_tensors(pick, batch)
+
+
+def cast_batch(batch: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """Return the batch with floating tensors of dtype `old` turned into `new`."""
+    return map_tensors(lambda t: t.to(new) if t.dtype == old else t, batch)

@@ -1,0 +1,222 @@
+"""Checkpoint: what was saved of a run, whatever the container; LOADERS, the containers that are known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nanhunt.errors import CheckpointError
+from nanhunt.training import checkpoint_folders as folders
+from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.state_match import Match, load_into, match_state
+from nanhunt.training.torch_file import read_torch_file
+
+if TYPE_CHECKING:
+    from nanhunt.training.config import CheckpointKeys
+
+__all__ = ["LOADERS", "Checkpoint", "Loader", "Match", "load_checkpoint", "load_into", "match_state"]
+
+#: Files up to this size are hashed whole; of a larger one both ends and the size.
+WHOLE = 1 << 30
+ENDS = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A saved state, its tensors on the CPU. A part that was not saved is None, never {}."""
+
+    path: Path
+    #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model" or "dcp"
+    container: str
+    step: int | None
+    #: the model's state dict, without the names of wrappers
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    #: random states by generator: "torch", "cuda", "numpy", "python"
+    rng: dict[str, Any] | None = None
+    #: what else was saved and is small: config, model_args, best_val_loss …
+    extra: dict[str, Any] = field(default_factory=dict)
+    #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
+    locations: frozenset[str] = frozenset()
+    #: "sha256:…", or "sha256-ends:…" of the size and both ends of files above 1 GiB
+    digest: str = ""
+    #: what was taken for granted while reading
+    notes: tuple[str, ...] = ()
+
+
+_Read = Callable[[Path, "CheckpointKeys | None", bool], tuple[Parts, frozenset[str]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """A container: how it is recognised, and how it is read into parts and device tags."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    load: _Read
+
+
+def load_checkpoint(path: Path, *, keys: CheckpointKeys | None, trust_pickle: bool) -> Checkpoint:
+    """Read a checkpoint file or folder; nothing in it is run unless `trust_pickle`.
+
+    Raises CheckpointError where it is missing, damaged, of an unknown kind, unsafe, or holds no model state.
+    """
+    if not path.exists():
+        raise _missing(path)
+    for loader in LOADERS:
+        if loader.recognises(path):
+            parts, locations = loader.load(path, keys, trust_pickle)
+            return Checkpoint(
+                path=path,
+                container=parts.container,
+                step=parts.step,
+                model=parts.model,
+                optimizer=parts.optimizer,
+                scheduler=parts.scheduler,
+                scaler=parts.scaler,
+                rng=parts.rng,
+                extra=parts.extra,
+                locations=locations,
+                digest=_digest(path),
+                notes=parts.notes,
+            )
+    raise _unknown_folder(path) if path.is_dir() else _unknown_file(path)
+
+
+def _load_torch(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> tuple[Parts, frozenset[str]]:
+    content, locations = read_torch_file(path, trust_pickle=trust_pickle)
+    return find_parts(content, path=path, keys=keys), locations
+
+
+def _load_safetensors(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> tuple[Parts, frozenset[str]]:
+    return folders.read_safetensors(path), frozenset()
+
+
+def _is_torch(path: Path) -> bool:
+    """By its first bytes: a zip, or a pickle as torch.save wrote it before 1.6."""
+    return path.is_file() and _head(path).startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its header, which is JSON after eight bytes of length; by its name where it is cut short."""
+    return path.is_file() and _head(path) != b"" and (path.suffix == ".safetensors" or _head(path)[8:10] == b'{"')
+
+
+LOADERS: tuple[Loader, ...] = (
+    # a Trainer folder that DeepSpeed wrote has no weights of its own and falls through to the next
+    Loader(name="hf-trainer", recognises=folders.is_hf, load=folders.load_hf),
+    Loader(name="deepspeed", recognises=folders.is_deepspeed, load=folders.refuse_deepspeed),
+    Loader(name="megatron", recognises=folders.is_megatron, load=folders.refuse_megatron),
+    Loader(name="dcp", recognises=folders.is_dcp, load=folders.load_dcp),
+    Loader(name="safetensors", recognises=_is_safetensors, load=_load_safetensors),
+    Loader(name="torch", recognises=_is_torch, load=_load_torch),
+)
+
+#: first bytes -> what the file is, and the way out
+_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
+    (b"PAR1", "is a trace, not a checkpoint", "did you mean `nanhunt report {path}`?"),
+    (b"\xff\xff\xff\xff", "is an unfinished trace, not a checkpoint", "did you mean `nanhunt report {path}`?"),
+    (b"\x89PNG", "is an image", "name the checkpoint"),
+    (b"\xff\xd8\xff", "is an image", "name the checkpoint"),
+    (b"GIF8", "is an image", "name the checkpoint"),
+    (b"\x93NUMPY", "is a NumPy array", "name the checkpoint"),
+    (b"\x89HDF", "is an HDF5 file", "save the state with torch.save"),
+    (b"\x1f\x8b", "is compressed with gzip", "unpack it first: `gunzip {path}`"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd", "unpack it first: `zstd -d {path}`"),
+    (b"GGUF", "is a GGUF file, made for inference", "name the checkpoint of the training run"),
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not the file itself",
+        "fetch the file: `git lfs pull --include {path}`",
+    ),
+)
+
+
+def _missing(path: Path) -> CheckpointError:
+    folder = path.parent
+    kinds = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in kinds) if folder.is_dir() else []
+    hint = f"in {folder} there are {', '.join(there[-6:])}" if there else None
+    return CheckpointError(f"{path}: no such file or folder", hint=hint)
+
+
+def _unknown_file(path: Path) -> CheckpointError:
+    head = _head(path)
+    if not head:
+        return CheckpointError(f"{path}: is empty (0 bytes)", hint="the run was probably killed while it saved")
+    for magic, what, mend in _FOREIGN:
+        if head.startswith(magic):
+            return CheckpointError(f"{path}: {what}", hint=mend.format(path=path))
+    what = "is a text file" if _is_text(head) else "is no checkpoint of a kind that nanhunt knows"
+    return CheckpointError(f"{path}: {what}", hint="checkpoints are files of torch.save, .safetensors, or folders")
+
+
+def _unknown_folder(path: Path) -> CheckpointError:
+    inside = [p for p in path.iterdir() if p.is_dir() and any(loader.recognises(p) for loader in LOADERS)]
+    files = [p for p in path.iterdir() if p.is_file() and any(loader.recognises(p) for loader in LOADERS)]
+    newest = max([*inside, *files], key=lambda p: p.stat().st_mtime, default=None)
+    hint = f"did you mean {newest}?" if newest else "name the checkpoint file, or a folder that holds one"
+    if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
+        return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
+    if (path / "trainer_state.json").is_file():
+        return CheckpointError(
+            f"{path}: is a Trainer folder without weights",
+            hint="it lacks model.safetensors and pytorch_model.bin; use another checkpoint of the run",
+        )
+    return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        # the head may cut a character in two
+        return error.start > len(head) - 4 and b"\0" not in head
+    return b"\0" not in head
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file, or of a folder's files by name and content."""
+    if path.is_file():
+        partial, hashed = _file_digest(path)
+    else:
+        hashed, partial = hashlib.sha256(), False
+        for file in _files(path):
+            cut, inner = _file_digest(file)
+            partial = partial or cut
+            hashed.update(f"{file.relative_to(path).as_posix()} {inner.hexdigest()}\n".encode())
+    return f"{'sha256-ends' if partial else 'sha256'}:{hashed.hexdigest()}"
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _file_digest(path: Path) -> tuple[bool, Any]:
+    """Return whether the file was too large to be hashed whole, and its hash."""
+    size, hashed = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            while block := file.read(1 << 20):
+                hashed.update(block)
+            return False, hashed
+        hashed.update(str(size).encode())
+        hashed.update(file.read(ENDS))
+        file.seek(-ENDS, 2)
+        hashed.update(file.read(ENDS))
+    return True, hashed

@@ -1,0 +1,266 @@
+"""RunConfig: what `nanhunt.yaml` may say, and messages that name the file, the line, the key and the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from nanhunt.errors import ConfigError
+from nanhunt.training.config_errors import described, shown
+from nanhunt.training.yaml_file import read_yaml
+
+__all__ = [
+    "SCHEMA_FILE",
+    "CheckpointKeys",
+    "GradScalerConfig",
+    "ImportSpec",
+    "PrecisionConfig",
+    "RunConfig",
+    "TrainConfig",
+    "find_config",
+    "json_schema",
+    "load_config",
+]
+
+#: The file that editors complete `nanhunt.yaml` from; a test checks that it is `json_schema()`.
+SCHEMA_FILE = Path(__file__).parents[1] / "schema" / "nanhunt.schema.json"
+
+# strict: pydantic would otherwise take true for 1 and "50" for 50
+_Whole = Annotated[int, Field(strict=True)]
+_Number = Annotated[float, Field(strict=True)]
+_Text = Annotated[str, Field(strict=True, min_length=1)]
+_Positive = Annotated[_Number, Field(gt=0)]
+
+_DTYPES = {
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "float": "fp32",
+}
+
+
+def _dtype(value: object) -> object:
+    """Turn a dtype's other names into ours; what is no name at all is left for the validator to refuse."""
+    if not isinstance(value, str):
+        return value
+    name = value.removeprefix("torch.").lower()
+    return _DTYPES.get(name, name)
+
+
+def _autocast(value: object) -> object:
+    name = _dtype(value)
+    return "none" if name in (None, False, "fp32", "off", "no", "null") else name
+
+
+def _params(value: object) -> object:
+    name = _dtype(value)
+    return None if name == "none" else name
+
+
+class _Section(BaseModel):
+    """A part of the config: values do not change, unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImportSpec(_Section):
+    """An import string `package.module:attribute` or `path/to/file.py:attribute`, and the arguments to call it with."""
+
+    call: _Text = Field(description="package.module:attribute, or path/to/file.py:attribute")
+    kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the call")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {"call": value}
+        call = value.get("call") if isinstance(value, dict) else None
+        if isinstance(call, str):
+            _check_import_string(call)
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say that the plain string may stand for the mapping."""
+        mapping = handler.resolve_ref_schema(handler(core_schema))
+        return {"anyOf": [{"type": "string", "pattern": "^.+:.+$"}, mapping]}
+
+
+class GradScalerConfig(_Section):
+    """The arguments of `torch.amp.GradScaler`, with its own defaults."""
+
+    init_scale: _Positive = 65536.0
+    growth_factor: Annotated[_Number, Field(gt=1)] = 2.0
+    backoff_factor: Annotated[_Number, Field(gt=0, lt=1)] = 0.5
+    growth_interval: Annotated[_Whole, Field(ge=1)] = 2000
+    enabled: Annotated[bool, Field(strict=True)] = True
+
+
+def _scaler_form(value: object) -> str:
+    return "arguments" if isinstance(value, dict | GradScalerConfig) else "switch"
+
+
+class PrecisionConfig(_Section):
+    """What is computed and stored in which format."""
+
+    autocast: Annotated[Literal["none", "fp16", "bf16"], BeforeValidator(_autocast)] = Field(
+        default="none", description="dtype of torch.autocast"
+    )
+    grad_scaler: (
+        Annotated[
+            Annotated[bool, Field(strict=True), Tag("switch")] | Annotated[GradScalerConfig, Tag("arguments")],
+            Discriminator(_scaler_form),
+        ]
+        | None
+    ) = Field(default=None, description="true, false, or GradScaler's own arguments")
+    params: Annotated[Literal["fp32", "bf16", "fp16"] | None, BeforeValidator(_params)] = Field(
+        default=None, description="dtype the model is cast to; without it the model stays as it was built"
+    )
+    recipe: _Text | None = Field(default=None, description="simulated low-precision recipe")
+
+    def scaler_arguments(self) -> dict[str, Any] | None:
+        """Return the arguments of `torch.amp.GradScaler`, or None where no scaler is wanted."""
+        if self.grad_scaler is None or self.grad_scaler is False:
+            return None
+        scaler = GradScalerConfig() if self.grad_scaler is True else self.grad_scaler
+        return scaler.model_dump() if scaler.enabled else None
+
+
+class TrainConfig(_Section):
+    """The loop: how many steps, from how many micro-batches, clipped how, seeded how."""
+
+    steps: Annotated[_Whole, Field(ge=1)] = Field(default=50, description="optimizer steps to replay")
+    accumulate: Annotated[_Whole, Field(ge=1)] = Field(default=1, description="micro-batches a step")
+    clip_grad_norm: _Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
+    clip_grad_value: _Positive | None = Field(default=None, description="largest magnitude of a gradient element")
+    agc: _Positive | None = Field(default=None, description="adaptive clipping: largest norm of gradient over weight")
+    seed: Annotated[_Whole, Field(ge=0, lt=2**63)] | None = Field(
+        default=1337, description="of Python, NumPy and torch, where the checkpoint holds no random state"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_of_clipping(self) -> TrainConfig:
+        chosen = [k for k in ("clip_grad_norm", "clip_grad_value", "agc") if getattr(self, k) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
+        return self
+
+
+class CheckpointKeys(_Section):
+    """Where the parts lie in the checkpoint's dict, as dotted paths; needed only for layouts that are not known."""
+
+    model: _Text | None = None
+    optimizer: _Text | None = None
+    scheduler: _Text | None = None
+    scaler: _Text | None = None
+    step: _Text | None = None
+
+
+class RunConfig(_Section):
+    """`nanhunt.yaml`: which code makes the run, and how its steps go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="nanhunt.yaml")
+
+    model: ImportSpec = Field(description="callable that returns the nn.Module")
+    data: ImportSpec = Field(description="callable that returns the batches, or an iterable of them")
+    loss: ImportSpec | None = Field(default=None, description="callable (model, batch) -> scalar loss")
+    optimizer: ImportSpec | None = Field(
+        default=None, description="Optimizer class, or a callable that takes the model and returns the Optimizer"
+    )
+    scheduler: ImportSpec | None = Field(default=None, description="callable (optimizer) -> LR scheduler")
+    train_step: ImportSpec | None = Field(
+        default=None, description="callable (model, batch, optimizer) -> loss that runs backward and the update itself"
+    )
+    precision: PrecisionConfig = PrecisionConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointKeys | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_sections(cls, value: object) -> object:
+        """Take `train:` with nothing under it for the section left out."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    def document(self) -> dict[str, Any]:
+        """Return the config as JSON types, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of `nanhunt.yaml`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
+
+
+def find_config(explicit: Path | None, checkpoint: Path | None) -> Path:
+    """Return the config's path: the one named, else ./nanhunt.yaml, else the one beside the checkpoint.
+
+    Raises ConfigError naming the places that were looked at.
+    """
+    if explicit is not None:
+        if not explicit.exists():
+            raise ConfigError(f"{explicit}: no such file", hint=_HOW_TO_START)
+        return explicit
+    places = [Path("nanhunt.yaml")]
+    if checkpoint is not None:
+        places.append(checkpoint.parent / "nanhunt.yaml")
+    for place in places:
+        if place.is_file():
+            return place
+    looked_at = " and for ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise ConfigError(f"no nanhunt.yaml found; looked for {looked_at}", hint=_HOW_TO_START)
+
+
+_HOW_TO_START = (
+    "write one with `nanhunt init`, or by hand; two lines are enough: "
+    "`model: train:build_model` and `data: train:batches`"
+)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a config file.
+
+    Raises ConfigError with all that is wrong in it, a line each: `nanhunt.yaml:7:3: train.stepz: unknown key, did you
+    mean 'steps'?`.
+    """
+    file = read_yaml(path)
+    if file.value is None:
+        raise ConfigError(f"{path}: is empty", hint=_HOW_TO_START)
+    if not isinstance(file.value, dict):
+        raise ConfigError(f"{path}:1:1: expected `key: value` lines, got {shown(file.value)}", hint=_HOW_TO_START)
+    problems = [(second, key, f"written twice, first in line {first.line}") for key, first, second in file.duplicates]
+    config = None
+    try:
+        config = RunConfig.model_validate(file.value)
+    except ValidationError as error:
+        problems.extend(described(error, file, RunConfig))
+    if config is None or problems:
+        problems.sort(key=lambda problem: problem[0])
+        raise ConfigError(
+            "\n".join(f"{path}:{p.line}:{p.column}: {'.'.join(key)}: {text}" for p, key, text in problems)
+        )
+    return config
+
+
+def _check_import_string(call: str) -> None:
+    """Refuse what cannot be an import string; whether it resolves is known only when it is imported."""
+    module, colon, attribute = call.rpartition(":")
+    if colon and module and attribute:
+        return
+    where, dot, name = call.strip(":").rpartition(".")
+    mend = f"; did you mean '{where}:{name}'?" if dot and where and name != "py" else ""
+    raise ValueError(f"expected 'package.module:attribute' or 'path/to/file.py:attribute', got {call!r}{mend}")

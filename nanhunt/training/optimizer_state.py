@@ -1,0 +1,93 @@
+"""Optimizer state from a checkpoint into an optimizer whose groups may be cut differently.
+
+torch keys optimizer state by a parameter's index in group order. The same model trained with one group, or with decayed
+and undecayed weights in two, gives two different orders, and mapping one into the other by index gives every tensor a
+stranger's moments. Shapes tell the orders apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.errors import CheckpointError
+
+__all__ = ["load_optimizer"]
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], assumptions: list[str]
+) -> None:
+    """Load `saved` into `optimizer`, regrouping it where only another order of the same parameters fits.
+
+    Raises CheckpointError where no order fits the moments' shapes.
+    """
+    if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
+        raise CheckpointError(
+            f"the optimizer's state has the keys {sorted(map(str, saved))[:8]}, not torch's 'state' and 'param_groups'",
+            hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
+        )
+    sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+        _regroup(optimizer, model, saved, sizes, assumptions)
+    elif not _fits(_parameters(optimizer), saved):
+        raise CheckpointError(
+            "the optimizer's moments do not have the shapes of its parameters",
+            hint="optimizer: must build its parameter groups in the order of the run that saved the checkpoint",
+        )
+    # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
+    loadable = copy.copy(saved)
+    loadable["param_groups"] = [
+        {**{k: v for k, v in ours.items() if k != "params"}, **theirs}
+        for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict(loadable)
+
+
+def _regroup(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    saved: dict[str, Any],
+    sizes: list[int],
+    assumptions: list[str],
+) -> None:
+    """Give the optimizer the checkpoint's groups: matrices first and vectors last, or the model's own order."""
+    ours = _parameters(optimizer)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    orders = {
+        "the model's order": trainable,
+        "weights of two or more dimensions first, the rest after": (
+            [p for p in trainable if p.dim() >= 2] + [p for p in trainable if p.dim() < 2]
+        ),
+    }
+    for name, order in orders.items():
+        if len(order) == sum(sizes) == len(ours) and _fits(order, saved):
+            template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+            optimizer.param_groups.clear()
+            for size in sizes:
+                optimizer.param_groups.append({"params": order[:size], **copy.deepcopy(template)})
+                order = order[size:]
+            assumptions.append(f"optimizer: regrouped as in the checkpoint ({sizes} parameters), in {name}")
+            return
+    raise CheckpointError(
+        f"the optimizer has groups of {[len(g['params']) for g in optimizer.param_groups]} parameters, "
+        f"the checkpoint's has {sizes}",
+        hint="let optimizer: name your own function (model) -> Optimizer that builds the same groups",
+    )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
+    """Whether each saved moment has the shape of the parameter that its index names in this order."""
+    indices = [i for group in saved["param_groups"] for i in group["params"]]
+    for index, parameter in zip(indices, order, strict=True):
+        for value in (saved["state"].get(index) or {}).values():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                return False
+    return True

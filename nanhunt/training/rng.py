@@ -1,0 +1,50 @@
+"""The random generators of a step: Python, NumPy, torch on the CPU and on every CUDA device."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RngState", "seed_everything"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RngState:
+    """The states of all generators at one moment."""
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    torch_cpu: Tensor
+    cuda: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def capture(cls) -> RngState:
+        """Return the present states; draws nothing."""
+        used = torch.cuda.is_available() and torch.cuda.is_initialized()
+        numpy_state: Any = np.random.get_state()
+        return cls(
+            python=random.getstate(),
+            numpy=numpy_state,
+            torch_cpu=torch.get_rng_state(),
+            cuda=tuple(torch.cuda.get_rng_state_all()) if used else (),
+        )
+
+    def restore(self) -> None:
+        """Put all generators back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch_cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,172 @@
+"""Snapshots: all that a step changes, copied, so that the step can be run again from the same bits."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.training.rng import RngState
+
+if TYPE_CHECKING:
+    from nanhunt.training.run import TrainingRun
+
+__all__ = ["Snapshot", "SnapshotRing", "state_bytes"]
+
+#: Host memory that the ring may take, in bytes.
+RING_BUDGET = 2 << 30
+#: Steps that a rewind must reach back: a spike's lead (10) and the steps watched after its alarm (8), and two more.
+REACH = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Weights, buffers, gradients, optimizer, scaler, scheduler and random state before a step.
+
+    Tensors are copied to the host. Restoring writes into the live tensors, so that references the user's code holds
+    stay valid; optimizer state is put back as it was, past `load_state_dict`, which would cast it to the dtype of the
+    weights. State that the user keeps elsewhere (an EMA in a closure, a counter) is out of reach.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    grads: dict[str, Tensor]
+    training: dict[str, bool]
+    optimizer_groups: list[dict[str, Any]]
+    optimizer_state: list[tuple[Tensor, dict[str, Any]]] = field(repr=False)
+    scaler: dict[str, Any] | None
+    scheduler: dict[str, Any] | None
+    rng: RngState
+
+    @classmethod
+    def take(cls, run: TrainingRun, step: int) -> Snapshot:
+        """Copy the run's state as it stands before `step`."""
+        optimizer = run.optimizer
+        return cls(
+            step=step,
+            tensors={name: _to_host(t) for name, t in _live_tensors(run.model).items()},
+            grads={n: _to_host(p.grad) for n, p in run.model.named_parameters() if p.grad is not None},
+            training={name: module.training for name, module in run.model.named_modules()},
+            optimizer_groups=[_hyper(group) for group in optimizer.param_groups],
+            optimizer_state=[(p, _copied(state)) for p, state in optimizer.state.items()],
+            scaler=copy.deepcopy(run.scaler.state_dict()) if run.scaler else None,
+            scheduler=copy.deepcopy(run.scheduler.state_dict()) if run.scheduler else None,
+            rng=RngState.capture(),
+        )
+
+    def restore(self, run: TrainingRun) -> None:
+        """Put the run back to the moment of `take`, bit for bit."""
+        _restore_model(self, run.model)
+        for group, saved in zip(run.optimizer.param_groups, self.optimizer_groups, strict=True):
+            group.update(copy.deepcopy(saved))
+        run.optimizer.state.clear()
+        for parameter, state in self.optimizer_state:
+            run.optimizer.state[parameter] = _placed(state, parameter.device)
+        if run.scaler and self.scaler is not None:
+            run.scaler.load_state_dict(copy.deepcopy(self.scaler))
+            # what the scaler noted of the last step (found_inf, stage) belongs to that step
+            run.scaler._per_optimizer_states.clear()
+        if run.scheduler and self.scheduler is not None:
+            run.scheduler.load_state_dict(copy.deepcopy(self.scheduler))
+        self.rng.restore()
+
+
+class SnapshotRing:
+    """The last snapshots, bounded in bytes; the nearest one before a step is where a rewind starts.
+
+    With room for `REACH` snapshots every step has one; a larger model has them further apart, and a rewind runs the
+    steps in between again.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        room = max(2, RING_BUDGET // max(1, state_bytes(run)))
+        self.capacity = int(min(REACH, room))
+        self.spacing = -(-REACH // (self.capacity - 1)) if self.capacity < REACH else 1
+        self._kept: deque[Snapshot] = deque(maxlen=self.capacity)
+
+    def offer(self, run: TrainingRun, step: int) -> None:
+        """Take a snapshot before `step` where one is due."""
+        if not self._kept or step - self._kept[-1].step >= self.spacing:
+            self._kept.append(Snapshot.take(run, step))
+
+    def nearest(self, step: int) -> Snapshot:
+        """Return the latest snapshot at or before `step`, the oldest where the ring has moved past it."""
+        earlier = [s for s in self._kept if s.step <= step]
+        return earlier[-1] if earlier else self._kept[0]
+
+    @property
+    def oldest_step(self) -> int:
+        """The first step that can be reached."""
+        return self._kept[0].step if self._kept else 0
+
+
+def state_bytes(run: TrainingRun) -> int:
+    """Return the bytes of one snapshot: weights, buffers and optimizer state (two moments before there is any)."""
+    model = sum(t.numel() * t.element_size() for t in _live_tensors(run.model).values())
+    states = [v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    return model + (sum(t.numel() * t.element_size() for t in states) if states else 2 * model)
+
+
+def _live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and all buffers by name, the non-persistent ones too; tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _restore_model(snapshot: Snapshot, model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, live in _live_tensors(model).items():
+            saved = snapshot.tensors.get(name)
+            if saved is None:
+                continue
+            if live.shape == saved.shape and live.dtype == saved.dtype:
+                live.copy_(saved)
+            else:  # a trial in another precision replaced the storage
+                live.data = saved.to(live.device, copy=True)
+        for name, parameter in model.named_parameters():
+            grad = snapshot.grads.get(name)
+            parameter.grad = None if grad is None else grad.to(parameter.device, copy=True)
+    for name, training in snapshot.training.items():
+        if name in modules:
+            modules[name].training = training
+
+
+def _hyper(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _copied(state: Any) -> Any:
+    """Copy an optimizer's state of one parameter; tensors keep their device in `_Placed` form."""
+    if isinstance(state, Tensor):
+        return _Placed(tensor=_to_host(state), device=state.device)
+    if isinstance(state, dict):
+        return {k: _copied(v) for k, v in state.items()}
+    if isinstance(state, list):
+        return [_copied(v) for v in state]
+    return copy.deepcopy(state)
+
+
+def _placed(state: Any, device: torch.device) -> Any:
+    if isinstance(state, _Placed):
+        return state.tensor.to(state.device, copy=True)
+    if isinstance(state, dict):
+        return {k: _placed(v, device) for k, v in state.items()}
+    if isinstance(state, list):
+        return [_placed(v, device) for v in state]
+    return copy.deepcopy(state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A tensor on the host and the device it came from: Adam's `step` lives on the CPU, its moments need not."""
+
+    tensor: Tensor
+    device: torch.device

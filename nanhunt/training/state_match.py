@@ -1,0 +1,214 @@
+"""Match: which tensors of a checkpoint belong to which of the model, and the copying of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.errors import CheckpointError
+from nanhunt.training.checkpoint_layout import clean_name
+
+if TYPE_CHECKING:
+    from nanhunt.training.checkpoint import Checkpoint
+
+__all__ = ["Match", "load_into", "match_state"]
+
+#: first segments that wrappers add: DataParallel and DDP; a LightningModule's attribute; DeepSpeed's forward module
+PREFIXES = ("module.", "model.", "net.", "_forward_module.")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The names of a model's state against those of a checkpoint."""
+
+    #: the model's name -> the checkpoint's
+    matched: dict[str, str]
+    missing: tuple[str, ...] = ()
+    #: names of the checkpoint that the model has no use for
+    unexpected: tuple[str, ...] = ()
+    #: (name, the model's shape, the checkpoint's shape)
+    mismatched: tuple[tuple[str, Shape, Shape], ...] = ()
+    #: "the leading 'module.' was dropped", or ''
+    renaming: str = ""
+    #: "12 tensors were cast from float32 to bfloat16", or ''
+    cast: str = ""
+
+    @property
+    def total(self) -> int:
+        """Tensors of the model."""
+        return len(self.matched) + len(self.missing) + len(self.mismatched)
+
+    @property
+    def sentence(self) -> str:
+        """The match in one line, as for an assumption."""
+        parts = [f"matched {len(self.matched)} of {self.total} tensors"]
+        parts += [text for text in (self.renaming, self.cast) if text]
+        if self.missing:
+            parts.append(f"missing, left as built: {_listed(self.missing)}")
+        if self.unexpected:
+            parts.append(f"of the checkpoint not used: {_listed(self.unexpected)}")
+        if self.mismatched:
+            parts.append(f"shape differs: {_listed([_shapes(*m) for m in self.mismatched])}")
+        return "; ".join(parts)
+
+
+def match_state(model_keys: Mapping[str, Shape], state: Mapping[str, Tensor]) -> Match:
+    """Match a checkpoint's state against a model's names and shapes.
+
+    Wrappers are dropped from the names; a leading `module.`, `model.`, `net.` or `_forward_module.` is dropped or
+    added where that makes more names match, and only there.
+    """
+    ours = {clean_name(name): name for name in model_keys}
+    theirs, renaming = _best_renaming(ours, {clean_name(name): name for name in state})
+    matched: dict[str, str] = {}
+    mismatched: list[tuple[str, Shape, Shape]] = []
+    for clean, name in ours.items():
+        if clean not in theirs:
+            continue
+        shape, found = tuple(model_keys[name]), tuple(state[theirs[clean]].shape)
+        if shape == found:
+            matched[name] = theirs[clean]
+        else:
+            mismatched.append((name, shape, found))
+    return Match(
+        matched=matched,
+        missing=tuple(name for clean, name in ours.items() if clean not in theirs),
+        unexpected=tuple(name for clean, name in theirs.items() if clean not in ours),
+        mismatched=tuple(mismatched),
+        renaming=renaming,
+    )
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
+    """Copy the checkpoint's weights and buffers into the model, in place, and return how they matched.
+
+    Names that the model has no use for are no error, nor are buffers that the checkpoint lacks, nor a parameter tied
+    to one that matched. Raises CheckpointError, and copies nothing, where another parameter is missing or has another
+    shape, or fewer than half of the model's tensors match.
+    """
+    live = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    lazy = [name for name, tensor in live.items() if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise CheckpointError(
+            f"{checkpoint.path}: cannot be matched: the model's {_listed(lazy)} have no shape yet (lazy modules)",
+            hint="run one batch through the model before `model:` returns it",
+        )
+    match = match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model)
+    match = _with_ties(match, live)
+    buffers = {name for name, tensor in live.items() if not isinstance(tensor, nn.Parameter)}
+    unmet = [name for name in match.missing if name not in buffers]
+    if unmet or match.mismatched or 2 * len(match.matched) < match.total or not match.matched:
+        raise _does_not_fit(match, checkpoint)
+    casts: Counter[str] = Counter()
+    with torch.no_grad():
+        for name, key in match.matched.items():
+            saved = checkpoint.model[key]
+            if saved.dtype != live[name].dtype:
+                casts[f"{_dtype(saved)} to {_dtype(live[name])}"] += 1
+            live[name].copy_(saved)
+    told = ", ".join(f"{number} from {change}" for change, number in casts.items())
+    return replace(match, cast=f"cast: {told}" if told else "")
+
+
+def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
+    """Count a missing name as matched where it is the same memory as a matched one: safetensors drops such twins."""
+    holders = {_memory(live[name]): key for name, key in match.matched.items()}
+    tied = {name: holders[_memory(live[name])] for name in match.missing if _memory(live[name]) in holders}
+    missing = tuple(name for name in match.missing if name not in tied)
+    return replace(match, matched={**match.matched, **tied}, missing=missing)
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors share when they are one; by object where there is no memory (meta, empty)."""
+    address = tensor.data_ptr() if tensor.numel() and tensor.device.type != "meta" else 0
+    return (address, tuple(tensor.shape), tensor.stride(), tensor.dtype) if address else (id(tensor),)
+
+
+def _best_renaming(ours: Mapping[str, str], theirs: dict[str, str]) -> tuple[dict[str, str], str]:
+    """Return the checkpoint's names after the renaming that matches most of ours, and its description."""
+    best, told, most = theirs, "", sum(name in ours for name in theirs)
+    for description, renamed in _renamings(ours, theirs):
+        count = sum(name in ours for name in renamed)
+        if count > most:
+            best, told, most = renamed, description, count
+    return best, told
+
+
+def _renamings(ours: Mapping[str, str], theirs: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    for dropped, names in [("", theirs), *_droppings(theirs, "", depth=3)]:
+        told = f"the leading {dropped!r} was dropped" if dropped else ""
+        if dropped:
+            yield told, names
+        for prefix in PREFIXES:
+            added = {_with_prefix(prefix, name, ours): key for name, key in names.items()}
+            if len(added) == len(names):
+                yield (f"{told} and " if told else "the leading ") + f"{prefix!r} was added", added
+
+
+def _with_prefix(prefix: str, name: str, ours: Mapping[str, str]) -> str:
+    return prefix + name if name not in ours and prefix + name in ours else name
+
+
+def _droppings(theirs: dict[str, str], dropped: str, depth: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield what was dropped and the names without it: one prefix, then a second one from the result: `module.model.` is common."""
+    for prefix in PREFIXES:
+        if depth and any(name.startswith(prefix) for name in theirs):
+            renamed = {name.removeprefix(prefix): key for name, key in theirs.items()}
+            if len(renamed) == len(theirs):
+                yield dropped + prefix, renamed
+                yield from _droppings(renamed, dropped + prefix, depth - 1)
+
+
+def _does_not_fit(match: Match, checkpoint: Checkpoint) -> CheckpointError:
+    parts = [f"matched {len(match.matched)} of {match.total} tensors"]
+    if match.missing:
+        parts.append(f"missing: {_listed(match.missing)}")
+    if match.unexpected:
+        parts.append(f"unexpected: {_listed(match.unexpected)}")
+    if match.mismatched:
+        parts.append(f"shape differs: {_listed([_shapes(*m) for m in match.mismatched])}")
+    near = list(_nearest(match.missing, match.unexpected))
+    if near:
+        parts.append(f"nearest names: {', '.join(near)}")
+    return CheckpointError(
+        f"{checkpoint.path}: the checkpoint does not fit the model: {'; '.join(parts)}", hint=_mend(match)
+    )
+
+
+def _mend(match: Match) -> str:
+    if not match.total:
+        return "model: must return a model with parameters"
+    if match.mismatched and not match.missing:
+        return "build the model with the sizes of the training run, through `model: {call: …, kwargs: {…}}`"
+    if not match.matched:
+        return "is `model:` the code of this run? if the weights lie elsewhere in the file, set checkpoint.model"
+    return "build the model as the training run did, through `model: {call: …, kwargs: {…}}`"
+
+
+def _nearest(missing: Sequence[str], unexpected: Sequence[str]) -> Iterator[str]:
+    """Yield up to three pairs: the model's name, and the checkpoint's that it may be."""
+    for name in missing[:3]:
+        close = difflib.get_close_matches(name, unexpected[:2000], n=1, cutoff=0.7)
+        if close:
+            yield f"{name} ~ {close[0]}"
+
+
+def _shapes(name: str, model: Shape, checkpoint: Shape) -> str:
+    return f"{name} model {model} checkpoint {checkpoint}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    rest = f" … ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,150 @@
+"""What counts as a fault in one step, for the replay and for every trial alike.
+
+A non-finite gradient that the gradient scaler skipped is its ordinary work, as long as the loss is finite and the same
+gradient without a loss scale is finite. A weight, buffer or moment that was non-finite before the step is not this
+step's doing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nanhunt.replay import Finiteness, Replayed, nonfinite_names, state_tensors
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import StepWatch, train_step
+
+__all__ = ["Known", "StepFault", "fault_of", "unscaled_gradients"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What was non-finite before the replay began."""
+
+    weights: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
+    state: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, run: TrainingRun) -> Known:
+        """Look at the run as it stands."""
+        return cls(
+            weights=frozenset(nonfinite_names(dict(run.model.named_parameters()))),
+            buffers=frozenset(nonfinite_names(dict(run.model.named_buffers()))),
+            state=frozenset(nonfinite_names(state_tensors(run))),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFault:
+    """What was wrong with a step: "loss", "gradient", "weight", "buffer", "state" or "exception", and whose."""
+
+    kind: str
+    detail: str
+    name: str = ""
+    micro: int = 0
+    #: NaN rather than an infinity, where that is known
+    nan: bool = True
+    others: tuple[str, ...] = field(default=())
+
+
+def fault_of(replayed: Replayed, known: Known) -> StepFault | None:
+    """Return what is non-finite in a step that must not be; None where the step is clean or was skipped."""
+    finite = replayed.finite
+    if replayed.error is not None:
+        message = (str(replayed.error).strip().splitlines() or [""])[0]
+        return StepFault(kind="exception", detail=f"{type(replayed.error).__name__}: {message}"[:300])
+    micro = finite.bad_micro
+    if micro is not None:
+        value = finite.losses[micro]
+        return StepFault(kind="loss", detail=f"loss is {_said(value)}", micro=micro, nan=math.isnan(value))
+    skipped = replayed.result is not None and replayed.result.skipped
+    if finite.grads and not skipped:
+        return _named("gradient", finite.grads, "gradient of {} is not finite")
+    for kind, names, before in (
+        ("weight", finite.weights, known.weights),
+        ("buffer", finite.buffers, known.buffers),
+        ("state", finite.state, known.state),
+    ):
+        new = [n for n in names if n not in before]
+        if new:
+            return _named(kind, new, kind + " {} is not finite after the step")
+    return None
+
+
+def _named(kind: str, names: list[str], sentence: str) -> StepFault:
+    more = f" ({len(names) - 1} more)" if len(names) > 1 else ""
+    return StepFault(kind=kind, detail=sentence.format(names[0]) + more, name=names[0], others=tuple(names[1:]))
+
+
+def _said(value: float) -> str:
+    return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnscaledLook:
+    """A skipped step's gradients without a loss scale."""
+
+    finite: bool
+    amax: float
+    names: tuple[str, ...] = ()
+
+
+class _Amax(StepWatch):
+    """The largest gradient magnitude of a step."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self.amax = 0.0
+
+    def gradients_ready(self) -> None:
+        grads = [p.grad for p in self._run.trainable() if p.grad is not None and p.grad.numel()]
+        peaks = [g.detach().abs().max().float() for g in grads]
+        self.amax = float(torch.stack(peaks).max()) if peaks else 0.0
+
+
+def unscaled_gradients(run: TrainingRun, step: int) -> UnscaledLook:
+    """Run `step` with a loss scale of 1 and say whether its gradients are finite.
+
+    Call it with the run standing before `step`; the caller puts the run back.
+    """
+    finite, amax = Finiteness(run), _Amax(run)
+    with scale_held_at(run, 1.0):
+        try:
+            train_step(run, step, _Both(finite, amax))
+        except RuntimeError:
+            return UnscaledLook(finite=False, amax=math.nan)
+    return UnscaledLook(finite=not finite.grads, amax=amax.amax, names=tuple(finite.grads))
+
+
+class _Both(StepWatch):
+    def __init__(self, finite: Finiteness, amax: _Amax) -> None:
+        self._finite, self._amax = finite, amax
+
+    def gradients_ready(self) -> None:
+        self._finite.gradients_ready()
+        self._amax.gradients_ready()
+
+
+@contextmanager
+def scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
+    """Run the body with a gradient scaler whose scale is fixed; the run's own comes back after it."""
+    own = run.scaler
+    # growth that never comes and a backoff of 1 - 2^-10 per skip: as good as fixed for one step
+    run.scaler = torch.amp.GradScaler(
+        run.device.type, init_scale=scale, growth_interval=1 << 30, backoff_factor=1 - 2**-10
+    )
+    try:
+        yield
+    finally:
+        run.scaler = own
+
+
+def describe(value: Any) -> str:
+    """Return a number as short text for a readback."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,260 @@
+"""The bad step again, op by op: which op broke first, with its certificate, its lineage and its samples."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nanhunt.probes.birth import describe_birth
+from nanhunt.probes.lineage import Root, find_root, hops_from
+from nanhunt.probes.op import OpProbe
+from nanhunt.probes.probe import RowBuffer, split_name
+from nanhunt.probes.source import SourceLine, excerpt, is_user_file, place
+from nanhunt.replay import Replayed, replay_step
+from nanhunt.rewind import Digest, kept, rewind
+from nanhunt.samples import attribute_samples
+from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase
+from nanhunt.training.batches import batch_size, take_samples
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import SnapshotRing
+from nanhunt.training.step import StepWatch, train_step
+from nanhunt.verdicts import Known, StepFault, fault_of
+
+__all__ = ["Zoomed", "zoom_in"]
+
+#: Other births on the way that are told besides the root.
+_OTHERS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Zoomed:
+    """What the zoom found: the onset, rows of every op, and notes in the order in which to write them."""
+
+    onset: Onset
+    rows: list[Observation] = field(default_factory=list)
+    notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
+    reproduced: bool = True
+
+
+def zoom_in(
+    run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, seen: Replayed, fault: StepFault, known: Known
+) -> Zoomed:
+    """Run the bad step again, twice: once plain, to see that it repeats, and once with every op looked at."""
+    step = seen.step
+    with kept(run, step + 1):
+        repeat, plain = _repeat(run, ring, seen, known)
+        if not repeat["reproduced"]:
+            kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
+            return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, repeat)], reproduced=False)
+        if fault.kind == "exception":
+            zoomed = _exception(run, step, fault, plain)
+        else:
+            zoomed = _look(run, ring, rows, step, fault, known)
+        zoomed.notes.insert(0, (NoteKind.REPEAT, repeat))
+        return zoomed
+
+
+def _repeat(run: TrainingRun, ring: SnapshotRing, seen: Replayed, known: Known) -> tuple[dict[str, Any], Replayed]:
+    """Run the step twice, unchanged, and hold the two against each other and against what was seen first."""
+    digests, plain = [], seen
+    quiet = RowBuffer()
+    for _ in range(2):
+        rewind(run, ring, seen.step)
+        digest = Digest(run)
+        plain = replay_step(run, seen.step, quiet, recorded=False, also=[digest])
+        quiet.take()
+        digests.append(digest)
+    body = {"step": seen.step, **digests[0].compare(digests[1])}
+    body["reproduced"] = fault_of(plain, known) is not None
+    body["same_as_seen"] = _same_losses(plain.finite.losses, seen.finite.losses)
+    return body, plain
+
+
+def _same_losses(a: list[float], b: list[float]) -> bool:
+    return len(a) == len(b) and all(x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
+
+
+def _look(
+    run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known
+) -> Zoomed:
+    rewind(run, ring, step)
+    rows.pass_ = "zoom"
+    probe = OpProbe(run.model, run.optimizer, rows, run.root)
+    replayed = replay_step(run, step, rows, recorded=True, zoom=probe)
+    rows.pass_ = "replay"
+    zoomed = Zoomed(onset=_coarse_onset(step, fault), rows=rows.take())
+    probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, known)]
+    root = find_root(probe)
+    if root is None:
+        return zoomed
+    size = replayed.batch_sizes[fault.micro] if fault.micro < len(replayed.batch_sizes) else None
+    births = _births(root, probe, run.root, size)
+    zoomed.onset = _fine_onset(step, fault, root, births, run.root)
+    zoomed.notes += [(NoteKind.BIRTH, b.to_json()) for b in births]
+    hops = hops_from(root, probe.events, run.root)
+    if hops:
+        zoomed.notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
+    if root.event is not None and root.event.source is not None:
+        zoomed.notes.append((NoteKind.SOURCE, _source_note(root.event.source, run.root)))
+    attributed = _attribute(run, ring, step, zoomed.onset.micro, births, known)
+    if attributed is not None:
+        zoomed.notes.append((NoteKind.SAMPLES, attributed))
+        zoomed.onset = replace(zoomed.onset, samples=attributed["samples"])
+    return zoomed
+
+
+def _was_known(kind: str, name: str, known: Known) -> bool:
+    return name in {"weight": known.weights, "buffer": known.buffers, "state": known.state}.get(kind, frozenset())
+
+
+def _births(root: Root, probe: OpProbe, base: Path, size: int | None) -> list[Birth]:
+    """Describe the root's birth first, then others that lie between it and what was spoiled."""
+    if root.event is None:
+        return []
+    first = describe_birth(root.event, probe.events, base, size)
+    if root.inherited:
+        first = replace(first, kind="carried", facts={**first.facts, "inherited": root.inherited})
+    others = [
+        probe.events[i]
+        for i in root.births
+        if i != root.event.index and probe.events[i].birth and probe.events[i].capture and not probe.events[i].constant
+    ]
+    return [first, *(describe_birth(e, probe.events, base, size) for e in others[:_OTHERS])]
+
+
+def _coarse_onset(step: int, fault: StepFault) -> Onset:
+    module, name = split_name(fault.name)
+    return Onset(
+        kind="nan" if fault.nan else "inf",
+        step=step,
+        phase=_phase(fault),
+        micro=fault.micro,
+        module=module,
+        name=name,
+        detail=fault.detail,
+    )
+
+
+def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], base: Path) -> Onset:
+    """Place the onset at the root: an op, or the weight, buffer or batch field that was bad before it."""
+    event = root.event
+    onset = replace(_coarse_onset(step, fault), kind="nan" if root.terminal.nan else "inf")
+    if root.inherited:
+        kind, _, name = root.inherited.partition(" ")
+        module, leaf = split_name(name)
+        if kind in ("parameter", "buffer", "state"):
+            owner, leaf = (module, leaf) if kind != "state" else (split_name(module)[0], f"{split_name(module)[1]}.{leaf}")
+            return replace(onset, phase=Phase.LOAD.value, module=owner, name=leaf, op=None, source=None)
+        if kind == "batch":
+            return replace(onset, phase=Phase.BATCH.value, module="", name=name, micro=event.micro if event else 0)
+    if event is None:
+        return onset
+    birth = births[0] if births else None
+    module, name = split_name(birth.parameter) if birth and birth.parameter else (event.module, "")
+    return replace(
+        onset,
+        phase=event.phase.value,
+        micro=event.micro,
+        module=module,
+        name=name,
+        op=event.op,
+        source=place(event.source, base) if event.source else None,
+    )
+
+
+def _attribute(
+    run: TrainingRun, ring: SnapshotRing, step: int, micro: int, births: list[Birth], known: Known
+) -> dict[str, Any] | None:
+    """Find the samples that carry the fault by running the step with some of them only."""
+
+    rewind(run, ring, step)
+    size = batch_size(run.batches.get(step, micro))
+    if size is None or size < 2:
+        return None
+    quiet = RowBuffer()
+
+    def faulty(samples: list[int]) -> bool | None:
+        rewind(run, ring, step)
+        run.batches.transform = lambda s, m, batch: take_samples(batch, samples) if (s, m) == (step, micro) else batch
+        try:
+            fault = fault_of(replay_step(run, step, quiet, recorded=False), known)
+        finally:
+            run.batches.transform = None
+            quiet.take()
+        if fault is not None and fault.kind == "exception":
+            return None
+        return fault is not None
+
+    return attribute_samples(size, births[0].samples if births else [], faulty)
+
+
+def _phase(fault: StepFault) -> str:
+    if fault.kind in ("loss", "exception"):
+        return Phase.FORWARD.value
+    return Phase.BACKWARD.value if fault.kind == "gradient" else Phase.UPDATE.value
+
+
+def _source_note(line: SourceLine, base: Path) -> dict[str, Any]:
+    file, _, number = place(line, base).rpartition(":")
+    return {"file": file, "line": int(number), "text": excerpt(line)}
+
+
+# --- a model that raises -----------------------------------------------------------------------------------------------
+
+
+def _exception(run: TrainingRun, step: int, fault: StepFault, replayed: Replayed) -> Zoomed:
+    """Locate an exception of the user's code: the innermost frame that is theirs, and the module that was running."""
+    error = replayed.error
+    assert error is not None
+    line = _user_frame(error)
+    module = _raising_module(run, step)
+    body = {
+        "step": step,
+        "type": type(error).__name__,
+        "message": str(error)[:500],
+        "module": module,
+        "source": place(line, run.root) if line else None,
+        "traceback": "".join(traceback.format_exception(error))[-4000:],
+    }
+    onset = Onset(
+        kind="exception", step=step, phase=Phase.FORWARD.value, module=module, source=body["source"], detail=fault.detail
+    )
+    notes: list[tuple[NoteKind, dict[str, Any]]] = [(NoteKind.EXCEPTION, body)]
+    if line is not None:
+        notes.append((NoteKind.SOURCE, _source_note(line, run.root)))
+    return Zoomed(onset=onset, notes=notes)
+
+
+def _user_frame(error: BaseException) -> SourceLine | None:
+
+    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    return next((f for f in reversed(frames) if is_user_file(f[0])), None)
+
+
+def _raising_module(run: TrainingRun, step: int) -> str:
+    """Run the step once more and return the innermost module whose forward did not come back."""
+    running: list[str] = []
+    deepest: list[str] = [""]
+
+    def entering(name: str) -> Any:
+        return lambda module, args: running.append(name)
+
+    def leaving(module: Any, args: Any, output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in run.model.named_modules():
+        handles.append(module.register_forward_pre_hook(entering(name)))
+        handles.append(module.register_forward_hook(leaving))
+    try:
+        train_step(run, step, StepWatch())
+    except Exception:  # the very exception that is being located
+        deepest.append(running[-1] if running else "")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return deepest[-1]
+
+

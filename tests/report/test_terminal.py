@@ -1,0 +1,169 @@
+"""The page for a terminal: width, order, colour, and text from a trace that must stay text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from nanhunt.report.terminal import TerminalRenderer
+from tests.report.samples import HEALTHY, HOSTILE_STRINGS, INCONCLUSIVE, OVERFLOW, SAMPLES, SPIKE, diagnosis, row
+
+SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def page(sample: object, **options: object) -> str:
+    return TerminalRenderer(**options).render(sample)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_no_line_is_wider_than_the_page(sample: str, width: int, verbose: bool) -> None:
+    lines = page(SAMPLES[sample], width=width, verbose=verbose).splitlines()
+    assert max(cell_len(line) for line in lines) <= width
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_colour_changes_nothing_but_colour(sample: str) -> None:
+    plain, coloured = page(SAMPLES[sample]), page(SAMPLES[sample], color=True)
+    assert SEQUENCE.sub("", coloured) == plain
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_only_escape_sequences_are_those_that_set_a_style(sample: str) -> None:
+    assert "\x1b" not in SEQUENCE.sub("", page(SAMPLES[sample], color=True))
+
+
+def test_no_line_ends_in_a_space() -> None:
+    assert not [line for line in page(OVERFLOW).splitlines() if line != line.rstrip()]
+
+
+def test_verdict_cure_and_fix_stand_above_everything_else() -> None:
+    text = page(OVERFLOW, width=120)
+    above = text[: text.index("\nwhere\n")]
+    assert "trial fp32 cured it; its placebo, fp16-again, did not" in above
+    assert "Compute the exp of blocks.5.mlp in fp32" in above
+
+
+def test_sections_come_in_the_order_verdict_evidence_tables() -> None:
+    text = page(OVERFLOW)
+    titles = ["where", "curves", "suspects", "cleared", "could not tell", "headroom", "assumptions", "next"]
+    places = [re.search(rf"^{title}\b", text, re.MULTILINE) for title in titles]
+    starts = [match.start() for match in places if match]
+    assert len(starts) == len(titles)
+    assert starts == sorted(starts)
+
+
+def test_a_suspect_without_a_cured_trial_claims_no_cure() -> None:
+    text = page(SPIKE)
+    assert "cured" not in text
+    assert "fix      Look at samples 3, 17 and 40" in text
+
+
+def test_a_cure_that_was_not_predicted_is_not_called_one() -> None:
+    assert "cure     " not in page(HOSTILE_STRINGS)
+
+
+def test_exhibits_show_the_number_beside_its_threshold() -> None:
+    assert "70144 against 65504" in page(OVERFLOW)
+    assert "NaN against -inf" in page(INCONCLUSIVE)
+
+
+def test_trials_show_whether_they_came_out_as_predicted() -> None:
+    text = page(OVERFLOW, width=200)
+    assert "fp32  cured, as predicted: loss 2.41" in text
+    assert "(read back: 122 of 122 modules computed in fp32)" in text
+    assert "persists, though 'cured' was predicted" in text
+
+
+def test_the_onset_line_of_the_code_is_marked_between_its_neighbours() -> None:
+    lines = page(OVERFLOW).splitlines()
+    at = lines.index("  > 88 │ weights = gate.exp()")
+    assert lines[at - 1] == "    87 │ gate = self.up(x)"
+    assert lines[at + 1] == "    89 │ return self.down(weights * x)"
+    assert not any("86 │" in line or "90 │" in line for line in lines)
+
+
+def test_curves_mark_the_onset_in_red() -> None:
+    text = page(OVERFLOW, color=True)
+    (loss,) = [line for line in text.splitlines() if SEQUENCE.sub("", line).startswith("  loss  ")]
+    assert "\x1b[1;31m✗" in loss
+    assert "3.1 to NaN" in loss
+
+
+def test_a_constant_loss_scale_is_told_once_and_the_learning_rate_not_at_all() -> None:
+    text = page(OVERFLOW)
+    assert "65536 throughout" in text
+    assert "\n  lr" not in text
+
+
+def test_refuted_suspects_are_dim_and_offer_no_fix() -> None:
+    refuted = OVERFLOW.suspects[-1]
+    lonely = replace(OVERFLOW, suspects=(replace(refuted, fixes=("Lower the rate.",)),), trials=())
+    text = page(lonely, color=True)
+    assert "Lower the rate." not in text
+    assert "\x1b[2mlearning-rate-too-high" in text
+    assert "nanhunt explain" not in text
+
+
+def test_top_limits_suspects_and_says_what_it_hides() -> None:
+    text = page(OVERFLOW, top=1)
+    assert "and 2 more: naive-exp-log, learning-rate-too-high (--top 3)" in text
+    assert "Call torch.softmax" not in text
+
+
+def test_headroom_lists_the_tightest_tensors_first_and_leaves_out_the_roomy() -> None:
+    text = page(OVERFLOW, width=120)
+    headroom = text[text.index("\nheadroom") : text.index("\nassumptions")]
+    assert headroom.index("-0.1 binades to overflow") < headroom.index("+0.7 binades to overflow")
+    assert "31 % flushed to zero" in headroom
+    assert "best ×1/2" in headroom
+    assert "blocks.0.weight" not in headroom
+    assert "2 tensors: all fit, 111.9 binades or more to overflow" in headroom
+
+
+def test_verbose_lists_roomy_tensors_too() -> None:
+    assert "blocks.0.weight" in page(OVERFLOW, verbose=True)
+
+
+def test_long_names_lose_their_middle() -> None:
+    name = "encoder.layers.11.attention.query.projection.inner"
+    sample = diagnosis("fault", "x", headroom=(row(name, "fp16", -1.0),))
+    (line,) = [line for line in page(sample).splitlines() if "binades to overflow" in line]
+    assert re.search(r"encoder\.lay\S*…\S*inner ", line)
+
+
+def test_a_healthy_run_is_short() -> None:
+    text = page(HEALTHY)
+    assert len(text.splitlines()) <= 25
+    assert "where\n" not in text
+    assert "reasons: --verbose" in text
+    assert "the trace holds one rank only" in page(HEALTHY, verbose=True)
+
+
+def test_the_next_command_names_the_cause_and_the_trace() -> None:
+    text = page(OVERFLOW)
+    assert "nanhunt explain activation-overflow" in text
+    assert "nanhunt report trace.parquet --format markdown" in text
+
+
+def test_a_trace_path_with_spaces_is_quoted_for_the_shell() -> None:
+    sample = replace(OVERFLOW, run=OVERFLOW.run | {"trace": "my runs/trace.parquet"})
+    assert "nanhunt report 'my runs/trace.parquet' --format markdown" in page(sample)
+
+
+def test_markup_of_console_libraries_prints_as_it_is() -> None:
+    assert "[red]x[/red]" in page(HOSTILE_STRINGS)
+
+
+def test_escape_sequences_and_direction_overrides_are_spelt_out() -> None:
+    text = page(HOSTILE_STRINGS, width=200)
+    assert r"\x1b[31m\x07\x9b2J" in text
+    assert r"\u202egnp.exe" in text
+
+
+def test_a_fault_without_suspects_says_that_no_cause_shows_itself() -> None:
+    assert "none of the known causes shows itself" in page(SAMPLES["no-suspects"])
