@@ -43,7 +43,13 @@ def attribute_samples(
 
 
 def _search(everyone: list[int], faulty: Callable[[list[int]], bool | None]) -> list[int]:
-    """Find the samples that fail by themselves, by halving sets that fail."""
+    """Find the samples that fail by themselves, by halving sets that fail.
+
+    Where the first, a middle and the last sample all fail alone, the fault is the step's and no sample's.
+    """
+    spread = {everyone[0], everyone[len(everyone) // 2], everyone[-1]}
+    if len(everyone) > len(spread) and all(faulty([i]) is not False for i in spread):
+        return []
     found: list[int] = []
     runs = 0
     stack = [everyone]

@@ -165,7 +165,8 @@ def _assumptions(evidence: Evidence) -> list[str]:
 def _run_facts(trace: Trace) -> dict[str, Any]:
     manifest = trace.manifest
     return {
-        "steps": len(trace.steps),
+        "steps": int(manifest.settings.get("steps", len(trace.steps))),
+        "replayed": len(trace.steps),
         "device": manifest.device,
         "checkpoint": manifest.checkpoint,
         "complete": trace.complete,

@@ -155,7 +155,7 @@ class _Search:
             value = self.configured(name, configured)
             accepted = accept(_first_of(value))
             if accepted is None and value not in (None, {}):
-                raise CheckpointError(f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, no {name}")
+                raise CheckpointError(f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, not the {name}'s")
             return accepted
         for key in known:
             accepted = accept(_first_of(self.content.get(key)))
@@ -185,7 +185,7 @@ class _Search:
                 near = difflib.get_close_matches(part, list(there), n=1)
                 mend = f"; did you mean {near[0]!r}?" if near else ""
                 raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: no key {dotted!r}{mend} there: {_listed(there) or 'nothing'}",
+                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {_listed(there) or 'nothing'}{mend}",
                     hint="mend or remove the key under checkpoint: in nanhunt.yaml",
                 )
             value = inside[there[part]]
@@ -227,7 +227,16 @@ def _model_state(value: object) -> dict[str, Tensor] | None:
 def _optimizer_state(value: object) -> dict[str, Any] | None:
     if isinstance(value, torch.optim.Optimizer):
         value = value.state_dict()
-    return dict(value) if isinstance(value, Mapping) and "param_groups" in value else None
+    if not isinstance(value, Mapping) or "param_groups" not in value:
+        return None
+    return {**value, "state": _with_numbers(value.get("state", {}))}
+
+
+def _with_numbers(state: Any) -> Any:
+    """Turn '0' back into 0: torch.distributed.checkpoint makes texts of the parameters' numbers."""
+    if isinstance(state, Mapping) and state and all(isinstance(k, str) and k.isdecimal() for k in state):
+        return {int(key): value for key, value in state.items()}
+    return state
 
 
 def _plain_state(value: object) -> dict[str, Any] | None:

@@ -1,0 +1,42 @@
+# Sets up its own virtual environment: python3 and make are all that a fresh machine needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# two test processes with one thread each: on two cores, threads of two processes fight over both
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo lint format test docs clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install nanhunt into it, at the tested versions
+
+# torch is pinned on the command line: a plain `pip install` of anything that needs torch takes gigabytes of CUDA
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## train a small GPT with a planted fault, then find it (FAULT=bad-sample; see `nanhunt demo --list`)
+	$(BIN)/nanhunt demo $(FAULT)
+
+lint: $(STAMP)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## put the code into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP)  ## run the tests on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+docs: $(STAMP)  ## make the generated pages of docs/ again
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
