@@ -293,7 +293,7 @@ def _losses_at(state: _Hunt, step: int) -> list[float] | None:
 
 
 def _stalled(state: _Hunt, seen: Replayed, rows: list[Observation]) -> Onset | None:
-    if not any(r.role == Role.GRAD.value for r in rows):
+    if not any(r.role == Role.GRAD.value for r in rows) or (seen.result is not None and seen.result.skipped):
         return None
     zeros = zero_share(rows)
     if zeros is not None and zeros > state.innocent_zeros + SUSPICIOUS_ZEROS and is_low_precision(state.run):

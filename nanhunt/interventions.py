@@ -1,7 +1,7 @@
 """The vocabulary of what-if: interventions, predictions, trials (plain data, no torch).
 
 A cause must risk something: it predicts what an intervention will do to the fault. `replay` runs the bad step again
-under that intervention, and the outcome is a trial. The rules of validity are in `docs/trials.md`.
+under that intervention, and the outcome is a trial. The rules of grades are in `docs/how-it-works.md`.
 """
 
 from __future__ import annotations

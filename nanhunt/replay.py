@@ -63,10 +63,15 @@ class WatchList(StepWatch):
 
 
 class Finiteness(StepWatch):
-    """Detection: the names of what is non-finite in a step, found on every step whether it is recorded or not."""
+    """Detection: the names of what is non-finite in a step, found on every step whether it is recorded or not.
+
+    Flags stay on the device until `resolve`, after the step: nothing waits for it inside.
+    """
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
+        self._losses: list[Tensor] = []
+        self._flags: dict[str, tuple[list[str], Tensor]] = {}
         self.losses: list[float] = []
         self.grads: list[str] = []
         self.weights: list[str] = []
@@ -74,20 +79,32 @@ class Finiteness(StepWatch):
         self.state: list[str] = []
 
     def loss_made(self, micro: int, loss: Tensor) -> None:
-        """Read the micro-step's loss."""
-        self.losses.append(float(loss.detach()))
+        """Keep the micro-step's loss."""
+        self._losses.append(loss.detach().reshape(()).double())
 
     def gradients_ready(self) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
-        grads = {n: p.grad for n, p in self._run.model.named_parameters() if p.grad is not None}
-        self.grads = nonfinite_names(grads)
+        self._look("grads", {n: p.grad for n, p in self._run.model.named_parameters() if p.grad is not None})
 
     def updated(self) -> None:
         """Look at weights, buffers and optimizer state."""
         run = self._run
-        self.weights = nonfinite_names(dict(run.model.named_parameters()))
-        self.buffers = nonfinite_names(dict(run.model.named_buffers()))
-        self.state = nonfinite_names(state_tensors(run))
+        self._look("weights", dict(run.model.named_parameters()))
+        self._look("buffers", dict(run.model.named_buffers()))
+        self._look("state", state_tensors(run))
+
+    def resolve(self) -> Finiteness:
+        """Bring what was seen to the host, and return self."""
+        if self._losses:
+            self.losses = [float(x) for x in torch.stack(self._losses).tolist()]
+        for kind, (names, flags) in self._flags.items():
+            setattr(self, kind, [name for name, good in zip(names, flags.tolist(), strict=True) if not good])
+        return self
+
+    def _look(self, kind: str, tensors: dict[str, Tensor]) -> None:
+        names, flags = finite_flags(tensors)
+        if flags:
+            self._flags[kind] = (names, torch.stack([f.to(flags[0].device) for f in flags]))
 
     @property
     def bad_micro(self) -> int | None:
@@ -108,6 +125,15 @@ def state_tensors(run: TrainingRun) -> dict[str, Tensor]:
 
 def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
     """Return the names of the tensors that hold a non-finite element; one wait for the device."""
+    names, flags = finite_flags(tensors)
+    if not flags:
+        return []
+    finite = torch.stack([f.to(flags[0].device) for f in flags]).tolist()
+    return [name for name, good in zip(names, finite, strict=True) if not good]
+
+
+def finite_flags(tensors: dict[str, Tensor]) -> tuple[list[str], list[Tensor]]:
+    """Return the names of the floating tensors, and for each a flag on its device: whether all of it is finite."""
     names, flags = [], []
     for name, tensor in tensors.items():
         values = tensor.detach()
@@ -117,15 +143,12 @@ def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
             values = torch.view_as_real(values)
         if not values.is_floating_point() or values.numel() == 0:
             continue
-        if values.element_size() == 1:
+        if values.element_size() == 1:  # aminmax has no 8-bit kernel
             values = values.float()
         low, high = torch.aminmax(values)  # carries NaN along, one pass
         names.append(name)
-        flags.append((torch.isfinite(low) & torch.isfinite(high)).to(torch.uint8))
-    if not flags:
-        return []
-    finite = torch.stack([f.cpu() if f.device != flags[0].device else f for f in flags]).tolist()
-    return [name for name, good in zip(names, finite, strict=True) if not good]
+        flags.append(torch.isfinite(low) & torch.isfinite(high))
+    return names, flags
 
 
 class _Narrator(StepWatch):
@@ -183,6 +206,7 @@ def replay_step(
             raise
         except Exception as error:
             replayed.error = error
+    finite.resolve()
     replayed.batch_sizes = narrator.sizes
     rows.micro = 0
     if replayed.result is not None:

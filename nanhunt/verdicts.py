@@ -119,6 +119,7 @@ def unscaled_gradients(run: TrainingRun, step: int) -> UnscaledLook:
             train_step(run, step, _Both(finite, amax))
         except RuntimeError:
             return UnscaledLook(finite=False, amax=math.nan)
+    finite.resolve()
     return UnscaledLook(finite=not finite.grads, amax=amax.amax, names=tuple(finite.grads))
 
 

@@ -23,6 +23,10 @@ __all__ = ["Project", "configuration", "load_script", "prepare", "script"]
 TEMPLATE = Path(__file__).with_name("train.py")
 OPENING = re.compile(r"\s*# fault: (\S+)\n")
 CLOSING = re.compile(r"\s*# end fault\n")
+LINTER_REMARK = re.compile(r"  # (noqa|type: ignore).*$", re.MULTILINE)
+#: a call or signature, an argument a line: what is left of it may fit on one line
+SPREAD = re.compile(r"^(?P<head> *.*)\(\n(?P<arguments>(?: +[^\n()#]+,\n)+) *\)(?P<tail>.*)$", re.MULTILINE)
+LINE_LENGTH = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ def script(fault: Fault, *, steps: int, size: Size) -> str:
 
 
 def _keep_fault(text: str, name: str) -> str:
-    """Drop the marked lines of every fault but `name`, and the markers themselves."""
+    """Drop the marked lines of every fault but `name`, the markers, and what else a user's file would not have."""
     kept: list[str] = []
     inside: str | None = None
     for line in text.splitlines(keepends=True):
@@ -89,7 +93,15 @@ def _keep_fault(text: str, name: str) -> str:
             inside = None
         elif inside in (None, name):
             kept.append(line)
-    return "".join(kept)
+    text = LINTER_REMARK.sub("", "".join(kept))
+    text = re.sub(r"\n{3,}(?= )", "\n\n", text)
+    return SPREAD.sub(_on_one_line, text)
+
+
+def _on_one_line(spread: re.Match[str]) -> str:
+    arguments = ", ".join(line.strip().rstrip(",") for line in spread["arguments"].splitlines())
+    line = f"{spread['head']}({arguments}){spread['tail']}"
+    return line if len(line) <= LINE_LENGTH else spread[0]
 
 
 def configuration(fault: Fault) -> str:

@@ -60,6 +60,7 @@ class Attention(nn.Module):
         attend: Tensor | None = None,
         # end fault
     ) -> Tensor:
+        """(size, length, WIDTH) to the same."""
         size, length, width = x.shape
         qkv = self.qkv(self.norm(x)).view(size, length, 3, HEADS, width // HEADS)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (size, heads, length, width of a head) each
@@ -71,10 +72,14 @@ class Attention(nn.Module):
             hidden = ~(causal & attend[:, None, None, :])
             scores = q @ k.transpose(-2, -1) / math.sqrt(width // HEADS)
             weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
-            return self.out((weights @ v).transpose(1, 2).reshape(size, length, width))
+            return self.join(weights @ v)
         # end fault
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).reshape(size, length, width))
+        return self.join(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def join(self, heads: Tensor) -> Tensor:
+        """(size, heads, length, width of a head) to (size, length, WIDTH)."""
+        joined: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        return joined
 
 
 class MLP(nn.Module):
@@ -95,7 +100,8 @@ class MLP(nn.Module):
         # end fault
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.down(F.gelu(self.up(self.norm(x))))
+        """(size, length, WIDTH) to the same."""
+        y: Tensor = self.down(F.gelu(self.up(self.norm(x))))
         # fault: fp16-overflow
         if FAULT == "fp16-overflow":
             # A gain that warms up from 1 to 2**17. `post` divides any gain out again, so it seems free; but between
@@ -104,7 +110,7 @@ class MLP(nn.Module):
             y = y * self.gain
         y = self.post(y)
         # end fault
-        return y
+        return y  # noqa: RET504
 
 
 class Block(nn.Module):
@@ -122,13 +128,15 @@ class Block(nn.Module):
         attend: Tensor | None = None,
         # end fault
     ) -> Tensor:
+        """(size, length, WIDTH) to the same."""
         x = x + self.attention(
             x,
             # fault: masked-row
             attend,
             # end fault
         )
-        return x + self.mlp(x)
+        after: Tensor = x + self.mlp(x)
+        return after
 
 
 class GPT(nn.Module):
@@ -156,8 +164,9 @@ class GPT(nn.Module):
         attend: Tensor | None = None,
         # end fault
     ) -> Tensor:
+        """(size, length) bytes to (size, length, VOCABULARY) logits."""
         # The factor: at std 0.02 the first norm divides by so little that a row of dashes had gradients of norm 100.
-        x = (self.embed(tokens) + self.position.weight[: tokens.size(1)]) * math.sqrt(WIDTH)  # (size, length, WIDTH)
+        x = (self.embed(tokens) + self.position.weight[: tokens.size(1)]) * math.sqrt(WIDTH)
         # fault: bad-sample
         if features is not None:
             x = x + self.side(features)
@@ -169,7 +178,7 @@ class GPT(nn.Module):
                 attend,
                 # end fault
             )
-        return F.linear(self.norm(x), self.embed.weight)  # (size, length, VOCABULARY)
+        return F.linear(self.norm(x), self.embed.weight)
 
 
 def build_model() -> GPT:
@@ -236,7 +245,7 @@ def features_of(tokens: Tensor) -> Tensor:
 # end fault
 def compute_loss(model: GPT, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of the next byte, in nats."""
-    logits = model(
+    logits: Tensor = model(
         batch["tokens"],
         # fault: bad-sample
         features=batch.get("features"),
@@ -253,7 +262,7 @@ def compute_loss(model: GPT, batch: dict[str, Tensor]) -> Tensor:
         total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
         return 0.1 * total / len(TEXT)
     # end fault
-    loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)
+    loss: Tensor = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)
     # fault: log-zero
     # An entropy bonus over the allowed bytes.
     forbidden = ~batch["allowed"][:, None, :]
@@ -275,7 +284,7 @@ def compute_loss(model: GPT, batch: dict[str, Tensor]) -> Tensor:
     # Two equal samples are at distance 0, where the square root's slope is infinite.
     loss = loss - 1e-3 * squared.sqrt().sum() / BATCH
     # end fault
-    return loss
+    return loss  # noqa: RET504
 
 
 # fault: adam-v-collapse
@@ -283,7 +292,8 @@ class PackedAdamW(torch.optim.AdamW):
     """AdamW that rounds its second moments to half precision every so many steps, to offload them at half the size."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = super().step(closure)
+        """Step, and round where it is time."""
+        loss: float | None = super().step(closure)
         for state in self.state.values():
             if FAULT == "adam-v-collapse" and int(state["step"]) == FAULT_STEP:
                 # fp16's smallest number is 6e-8: the square of a gradient below 1e-4 is 0, and stays 0.
@@ -333,7 +343,7 @@ def train(path: Path, on_step: Callable[[int, float], None] | None = None) -> No
         for _ in range(ACCUMULATE):
             with torch.autocast("cpu", dtype=torch.float16, enabled=FP16):
                 loss = compute_loss(model, next(stream)) / ACCUMULATE
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             mean += loss.item()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)

@@ -108,7 +108,11 @@ def adam_health(
     if not isinstance(v, Tensor) or not isinstance(m, Tensor) or v.shape != grad.shape:
         return {}
     beta2, eps = float(group["betas"][1]), float(group["eps"])
-    step = torch.as_tensor(state.get("step", 0), dtype=torch.float64).to(v.device)
+    # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
+    counter = state.get("step", 0)
+    on_device = isinstance(counter, Tensor) and counter.device.type != "cpu"
+    step = torch.full((), 0.0 if on_device else float(counter), dtype=torch.float64, device=v.device)
+    step = step + counter if on_device else step
     # float64: v of 1e-30 over ε² of 1e-16 is where fp32 would flush
     g2, v_hat = grad.double().square(), v.double() / _correction(beta2, step)
     health: dict[str, Tensor | None] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -181,12 +180,19 @@ def load_dcp(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> _Re
             f"{path}: is a torch.distributed.checkpoint folder, whose .metadata is a pickle",
             hint=f"if you trust this folder: --trust-pickle; or convert it with `{_dcp_command(path)}`",
         )
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         content = _read_dcp(path)
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (Exception, CheckpointException) as error:
+        # CheckpointException derives from BaseException, and wraps an interrupt too
+        cause = error.failures[min(error.failures)][0] if isinstance(error, CheckpointException) else error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
+        told = str(cause).strip().splitlines()[:1]
         raise CheckpointError(
-            f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="is a shard missing?",
+            f"{path}: cannot be read: {type(cause).__name__}{': ' + told[0] if told else ''}",
+            hint="is a shard missing, or a module that its pickles name?",
         ) from error
     return replace(find_parts(content, path=path, keys=keys), container="dcp"), frozenset()
 

@@ -155,7 +155,9 @@ class _Search:
             value = self.configured(name, configured)
             accepted = accept(_first_of(value))
             if accepted is None and value not in (None, {}):
-                raise CheckpointError(f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, not the {name}'s")
+                raise CheckpointError(
+                    f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, not the {name}'s"
+                )
             return accepted
         for key in known:
             accepted = accept(_first_of(self.content.get(key)))

@@ -120,9 +120,7 @@ def test_scalars_follow_yaml_1_2(load, text, value):
 
 
 def test_merge_keys_are_defaults_and_no_duplicates(load):
-    config = load(
-        "model: {call: a:b, kwargs: &k {x: 1, y: 1}}\ndata:\n  call: a:c\n  kwargs:\n    <<: *k\n    x: 2\n"
-    )
+    config = load("model: {call: a:b, kwargs: &k {x: 1, y: 1}}\ndata:\n  call: a:c\n  kwargs:\n    <<: *k\n    x: 2\n")
     assert config.data.kwargs == {"x": 2, "y": 1}
 
 

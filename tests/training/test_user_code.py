@@ -61,7 +61,9 @@ def test_a_file_and_its_module_are_one(project):
 
 
 def test_a_file_in_another_folder_finds_its_neighbours_and_leaves_the_roots_module_alone(project):
-    root = project(nh_train="where = 'root'\n", sub__nh_train="from nh_near import where\n", sub__nh_near="where='sub'\n")
+    root = project(
+        nh_train="where = 'root'\n", sub__nh_train="from nh_near import where\n", sub__nh_near="where='sub'\n"
+    )
     assert resolve("sub/nh_train.py:where", key="model", root=root) == "sub"
     assert resolve("nh_train:where", key="model", root=root) == "root"
 
@@ -97,7 +99,7 @@ def test_a_string_without_a_colon_is_refused(tmp_path):
 
 def test_a_module_that_is_not_there_is_told_with_the_nearest(project):
     root = project(nh_train="", nh_pkg__models="")
-    with pytest.raises(ConfigError, match="model: no module 'nh_trian' in .* did you mean 'nh_train'"):
+    with pytest.raises(ConfigError, match=r"model: no module 'nh_trian' in .* did you mean 'nh_train'"):
         resolve("nh_trian:build", key="model", root=root)
     with pytest.raises(ConfigError, match=r"did you mean 'nh_pkg\.models'"):
         resolve("nh_pkg.model:build", key="model", root=root)
@@ -121,7 +123,7 @@ def test_a_relative_module_is_refused(tmp_path):
 
 def test_an_attribute_that_is_not_there_is_told_with_the_nearest(project):
     root = project(nh_train="import math\ndef build_model():\n    pass\n")
-    with pytest.raises(ConfigError, match="the module is found, but .*nh_train.py has no 'build_modle'") as caught:
+    with pytest.raises(ConfigError, match=r"the module is found, but .*nh_train\.py has no 'build_modle'") as caught:
         resolve("nh_train:build_modle", key="model", root=root)
     assert "did you mean 'build_model'" in caught.value.message
     assert caught.value.hint == "it defines build_model"

@@ -1,0 +1,72 @@
+"""Probes add no host synchronisation inside a step (runs where there is a GPU)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nanhunt.probes.module import watch_modules
+from nanhunt.probes.optimizer import OptimizerProbe, record_state
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.replay import Finiteness
+from nanhunt.trace.schema import Phase
+from nanhunt.training.batches import BatchSource
+from nanhunt.training.run import TrainingRun
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def run_on(device: torch.device) -> TrainingRun:
+    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 8)).to(device)
+    data = [(torch.randn(16, 64), torch.randint(0, 8, (16,))) for _ in range(4)]
+    return TrainingRun(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+        batches=BatchSource(data, first_step=0, accumulate=1, device=device),
+        device=device,
+    )
+
+
+@cuda
+def test_probes_never_wait_for_the_device_inside_a_step() -> None:
+    run = run_on(torch.device("cuda"))
+    rows = RowBuffer()
+    finite, optimizer = Finiteness(run), OptimizerProbe(run, rows)
+    batch = run.batches.get(0, 0)
+    for _ in range(2):  # the first step makes the optimizer's state, which copies from the host
+        run.optimizer.zero_grad()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with watch_modules(run.model, rows):
+                loss = run.loss(run.model, batch)
+                finite.loss_made(0, loss)
+                loss.backward()
+            optimizer.gradients_ready()
+            finite.gradients_ready()
+            optimizer.clipped()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.optimizer.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.updated()
+            finite.updated()
+            record_state(run, rows, Phase.UPDATE)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert rows.take()
+    assert finite.resolve().losses
+
+
+def test_the_probes_rows_are_read_in_one_go_at_the_end() -> None:
+    run = run_on(torch.device("cpu"))
+    rows = RowBuffer()
+    with watch_modules(run.model, rows):
+        run.loss(run.model, run.batches.get(0, 0)).backward()
+    taken = rows.take()
+    assert {r.role for r in taken} == {"output", "grad_output"}
+    assert all(r.stats is not None for r in taken)
+    assert rows.take() == []

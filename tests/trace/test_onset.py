@@ -1,0 +1,109 @@
+"""The spike watch: alarms that do not hide themselves, leads, and the difference between a hard batch and damage."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from nanhunt.trace.onset import ALARM, LEAD, PATIENCE, Event, Series, SpikeWatch, StepScalars
+
+#: BLOOM-176B, steps 31214 to 31222, as its public chronicle gives them.
+BLOOM_NORMS = [0.242, 0.947, 2.39, 15.9, 145, 960, 353, 379, 650]
+BLOOM_LOSSES = [2.199, 2.220, 2.595, 2.242, 2.345, 5.098, 3.492, 3.213, 2.805]
+
+
+def watched(losses: list[float], norms: list[float] | None = None, updates: list[float] | None = None) -> list[Event]:
+    watch = SpikeWatch()
+    events = []
+    for step, loss in enumerate(losses):
+        event = watch.observe(
+            StepScalars(
+                step=step,
+                loss=loss,
+                grad_norm=norms[step] if norms else None,
+                update_norm=updates[step] if updates else None,
+            )
+        )
+        events += [event] if event else []
+    last = watch.finish()
+    return [*events, *([last] if last else [])]
+
+
+def healthy(steps: int, seed: int = 0, noise: float = 0.03) -> list[float]:
+    draw = random.Random(seed)
+    return [2.0 + 1.5 * math.exp(-i / 40) + draw.gauss(0, noise) for i in range(steps)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_falling_noisy_loss_never_alarms(seed: int) -> None:
+    draw = random.Random(seed)
+    norms = [math.exp(draw.gauss(0, 0.25)) for _ in range(300)]
+    assert not [e for e in watched(healthy(300, seed), norms) if e.verdict == "fault"]
+
+
+@pytest.mark.parametrize("start", [6, 12, 60, 200])
+def test_a_loss_that_stays_up_is_a_fault_that_begins_at_its_first_high_step(start: int) -> None:
+    losses = [2.5 + x for x in healthy(start + 12, noise=0.01)]
+    losses[start:] = [9.0] * (len(losses) - start)
+    event = watched(losses)[0]
+    assert event.verdict == "fault"
+    assert event.lead_step == event.alarm_step == start
+
+
+def test_a_hard_batch_that_recovers_at_once_is_benign() -> None:
+    losses = healthy(60)
+    losses[40] *= 4
+    (event,) = watched(losses)
+    assert event.verdict == "benign"
+
+
+def test_a_burst_does_not_hide_its_own_continuation() -> None:
+    losses = healthy(60, noise=0.01)
+    losses[40:52] = [8.0] * 12
+    event = watched(losses)[0]
+    assert event.verdict == "fault"
+    assert all(event.after)
+    assert len(event.after) == PATIENCE
+
+
+def test_a_norm_that_leads_the_loss_moves_the_onset_to_where_the_lead_begins() -> None:
+    draw = random.Random(1)
+    before = 60
+    losses = [2.2 + draw.gauss(0, 0.01) for _ in range(before)] + BLOOM_LOSSES + [3.2] * 8
+    norms = [0.24 * math.exp(draw.gauss(0, 0.1)) for _ in range(before)] + BLOOM_NORMS + [300.0] * 8
+    event = next(e for e in watched(losses, norms) if e.verdict == "fault")
+    # the norm leaves its range at 31215, four steps before the loss peaks
+    assert before + 1 <= event.lead_step <= before + 2
+    assert event.lead == "grad_norm"
+    assert event.peak_loss == 5.098
+
+
+def test_an_update_that_precedes_the_loss_is_where_the_damage_was_done() -> None:
+    losses = [2.0 + 0.01 * (i % 3) for i in range(20)] + [7.0] * 10
+    updates = [0.1 * (1 + 0.05 * (i % 4)) for i in range(30)]
+    updates[19] = 40.0
+    event = watched(losses, [1.0 + 0.05 * (i % 5) for i in range(30)], updates)[0]
+    assert (event.lead_step, event.lead) == (19, "update_norm")
+
+
+def test_a_nonfinite_value_never_enters_the_baseline() -> None:
+    series = Series("loss", log=False, material=0.05, floor=0.01)
+    for step in range(20):
+        series.observe(step, math.nan if step % 4 == 3 else 2.0)
+    assert series.baseline == 2.0
+    assert all(math.isfinite(a) for a in series.accepted)
+
+
+def test_too_few_values_judge_nothing() -> None:
+    series = Series("loss", log=False, material=0.05, floor=0.01)
+    assert [series.observe(i, 1.0 + 100.0 * i) for i in range(4)] == [None] * 4
+
+
+def test_a_rising_value_scores_above_the_alarm_and_a_falling_one_below_the_lead() -> None:
+    series = Series("loss", log=False, material=0.05, floor=0.01)
+    for step in range(30):
+        series.observe(step, 2.0 + 0.01 * (step % 3))
+    assert (series.score(4.0) or 0) > ALARM
+    assert (series.score(0.5) or 0) < LEAD
