@@ -6,10 +6,10 @@ with it ends as a `TraceError` that says what the file is and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -18,13 +18,16 @@ from nanhunt.errors import TraceError
 from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, Note
 from nanhunt.trace.writer import ENDED_KEY, METADATA_KEY, NOTES_KEY
 
-__all__ = ["MAKE_ONE", "NoStepError", "RankFile", "read_rank_file"]
+__all__ = ["MAKE_ONE", "Condition", "NoStepError", "RankFile", "read_rank_file"]
 
 #: The hint where there is nothing to read.
 MAKE_ONE = "`nanhunt replay CHECKPOINT` writes a trace"
 
-#: pyarrow decodes names and custom metadata itself.
+#: What pyarrow raises on a file that is damaged; column names it decodes by itself.
 _ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+#: (column, relation, value): "in" with a sequence of strings, "<=" or ">=" with a number.
+Condition = tuple[str, Literal["in", "<=", ">="], Any]
 
 
 class NoStepError(TraceError):
@@ -45,23 +48,47 @@ class RankFile:
     ended: str | None
     batches: tuple[Any, ...] | None = None
 
-    def read(self, columns: list[str], rows: Any) -> Any:
-        """Return columns as an Arrow table, of the rows that the filter takes (None: all)."""
-        import pyarrow.dataset as ds
-        from pyarrow.fs import LocalFileSystem
-
+    def read(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Any:
+        """Return columns as an Arrow table, of the rows that meet all conditions, in the order of writing."""
+        needed = list(dict.fromkeys([*columns, *(name for name, _, _ in conditions)]))
         try:
-            if self.batches is not None:
-                source = ds.dataset(pa.Table.from_batches(self.batches, ArrowSchema))
-            else:
-                # A file system of its own, because a bare string with a colon would be taken for an address.
-                source = ds.dataset(str(self.path), format="parquet", filesystem=LocalFileSystem())
-            table = source.to_table(columns=columns, filter=rows)
-            # A stream was looked at when it was opened; Parquet is only now, and text in it may be no UTF-8.
-            table.validate(full=self.batches is None)
+            parts = [_rows_that(table, conditions).select(columns) for table in self._parts(needed)]
         except _ARROW_ERRORS as error:
             raise _damaged(self.path, str(error)) from error
-        return table.replace_schema_metadata(None)
+        return pa.concat_tables([ArrowSchema.empty_table().select(columns), *parts])
+
+    def _parts(self, columns: list[str]) -> Iterator[Any]:
+        """Yield the rows in tables that fit into memory one at a time.
+
+        Row groups are filtered here rather than by `pyarrow.dataset`, which looks up statistics in the footer first and
+        ends the process where a corrupt one lies about a column's type (pyarrow 26).
+        """
+        import pyarrow.parquet as pq
+
+        if self.batches is not None:
+            yield pa.Table.from_batches(self.batches, ArrowSchema).select(columns)
+            return
+        with pa.OSFile(str(self.path)) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=columns, use_threads=False).select(columns)
+                # Parquet does not promise that text is UTF-8; a stream was looked at when it was opened.
+                table.validate(full=True)
+                yield table.replace_schema_metadata(None)
+
+
+def _rows_that(table: Any, conditions: Sequence[Condition]) -> Any:
+    """Return the rows that meet all conditions."""
+    import pyarrow.compute as pc
+
+    for name, relation, value in conditions:
+        column = table.column(name)
+        if relation == "in":
+            mask = pc.is_in(column, pa.array([str(v) for v in value], pa.string()))
+        else:
+            mask = (pc.less_equal if relation == "<=" else pc.greater_equal)(column, pa.scalar(value, column.type))
+        table = table.filter(mask)
+    return table
 
 
 def read_rank_file(path: Path) -> RankFile:

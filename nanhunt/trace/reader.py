@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nanhunt.errors import TraceError
-from nanhunt.trace.rank_file import MAKE_ONE, NoStepError, RankFile, read_rank_file
+from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, ArrowSchema, Manifest, Note, NoteKind
 from nanhunt.trace.writer import partial_path
 
@@ -84,7 +84,7 @@ class Trace:
         key = tuple(None if part is None else tuple(part) for part in (columns, roles, passes, steps))
         if key not in self._frames:
             wanted = [c.name for c in COLUMNS] if columns is None else list(columns)
-            self._frames[key] = _to_frame(self._table(wanted, _row_filter(roles, passes, steps)))
+            self._frames[key] = _to_frame(self._table(wanted, _conditions(roles, passes, steps)))
         # A copy of the frame, not of its data: a column that one caller adds is not seen by the next.
         return self._frames[key].copy(deep=False)
 
@@ -93,18 +93,16 @@ class Trace:
 
         NaN is kept; a step whose value was not measured is left out.
         """
-        import pyarrow.dataset as ds
-
-        rows = _row_filter(["scalar"], ["replay"], None)
-        here = (ds.field("name") == name) & (ds.field("module") == "") & ds.field("value").is_valid()
-        table = self._files[0].read(["step", "value"], rows & here)
-        return dict(zip(table.column("step").to_pylist(), table.column("value").to_pylist(), strict=True))
+        here = [*_conditions(["scalar"], ["replay"], None), ("name", "in", [name]), ("module", "in", [""])]
+        table = self._files[0].read(["step", "value"], here)
+        pairs = zip(table.column("step").to_pylist(), table.column("value").to_pylist(), strict=True)
+        return {step: value for step, value in pairs if value is not None}
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps of the replay that have rows, ascending."""
         if self._steps is None:
-            table = self._table(["step"], _row_filter(None, ["replay"], None))
+            table = self._table(["step"], _conditions(None, ["replay"], None))
             self._steps = tuple(sorted(table.column("step").unique().drop_null().to_pylist()))
         return self._steps
 
@@ -118,12 +116,12 @@ class Trace:
         """The last of `steps`; None where there is none."""
         return self.steps[-1] if self.steps else None
 
-    def _table(self, columns: list[str], rows: Any) -> Any:
+    def _table(self, columns: list[str], conditions: Sequence[Condition]) -> Any:
         """Return columns of all ranks as one Arrow table."""
         unknown = [c for c in columns if c not in ArrowSchema.names]
         if unknown:
             raise TraceError(f"a trace has no column {unknown[0]!r}", hint=f"it has {', '.join(ArrowSchema.names)}")
-        return pa.concat_tables([file.read(columns, rows) for file in self._files])
+        return pa.concat_tables([file.read(columns, conditions) for file in self._files])
 
     def _why_incomplete(self) -> str:
         """Return why the trace is not complete, or ''."""
@@ -225,19 +223,18 @@ def _ending(ended: str | None) -> str:
     return f"the run was {ended}" if ended == "interrupted" else f"the run ended early: {ended}"
 
 
-def _row_filter(roles: Sequence[str] | None, passes: Sequence[str] | None, steps: tuple[int, int] | None) -> Any:
-    """Return the rows to read as a pyarrow expression; None for all."""
-    import pyarrow.dataset as ds
-
-    expression: Any = None
-    for name, values in (("role", roles), ("pass", passes)):
-        if values is not None:
-            among = ds.field(name).isin(pa.array([str(v) for v in values], pa.string()))
-            expression = among if expression is None else expression & among
+def _conditions(
+    roles: Sequence[str] | None, passes: Sequence[str] | None, steps: tuple[int, int] | None
+) -> list[Condition]:
+    """Return what `Trace.frame` was asked for as conditions on columns."""
+    conditions: list[Condition] = []
+    if roles is not None:
+        conditions.append(("role", "in", roles))
+    if passes is not None:
+        conditions.append(("pass", "in", passes))
     if steps is not None:
-        between = (ds.field("step") >= steps[0]) & (ds.field("step") <= steps[1])
-        expression = between if expression is None else expression & between
-    return expression
+        conditions += [("step", ">=", steps[0]), ("step", "<=", steps[1])]
+    return conditions
 
 
 def _to_frame(table: Any) -> pd.DataFrame:

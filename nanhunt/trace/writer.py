@@ -215,6 +215,7 @@ def _compact(partial: Path, path: Path) -> None:
                 use_dictionary=_STRINGS,
                 column_encoding=_ENCODINGS,
                 write_page_index=True,
+                write_page_checksum=True,
             ) as parquet:
                 notes, ended = _copy_rows(stream, parquet)
                 metadata = {

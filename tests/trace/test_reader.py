@@ -23,6 +23,7 @@ import pytest
 from nanhunt.errors import TraceError
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.trace.rank_file import NoStepError
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import ArrowSchema, Manifest, Observation
 from nanhunt.trace.writer import TraceWriter, partial_path
@@ -142,7 +143,7 @@ def test_what_a_caller_does_to_a_frame_is_not_seen_by_the_next(stream):
     trace = Trace.open(stream)
     frame = trace.frame(["step"])
     frame["more"] = 1
-    frame.drop(index=frame.index[:3], inplace=True)
+    frame.columns = ["a", "b"]
     assert list(trace.frame(["step"]).columns) == ["step"]
     assert len(trace.frame(["step"])) == 40
 
@@ -190,8 +191,7 @@ def test_a_stream_cut_anywhere_gives_whole_steps_or_a_clear_error(tmp_path, stre
         path.write_bytes(data[:cut])
         try:
             trace = Trace.open(path)
-        except TraceError as error:
-            assert "no finished step" in error.message
+        except NoStepError:
             reached.append(0)
             continue
         assert not trace.complete
@@ -227,8 +227,8 @@ def test_corrupt_bytes_never_escape_as_another_exception(tmp_path, stream, write
                 trace = Trace.open(path)
                 trace.frame()
                 trace.scalars("loss")
-            except TraceError as error:
-                assert str(path) in error.message
+            except TraceError:
+                continue
 
 
 def ranks(folder: Path, manifest: Manifest, write_trace: Any, *, count: int = 2) -> Path:

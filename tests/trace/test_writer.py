@@ -35,6 +35,12 @@ def one(step: int, **more: Any) -> Observation:
     return Observation(step=step, phase="update", role="scalar", name="loss", value=float(step), **more)
 
 
+def write_and_raise(path: Path, manifest: Manifest, error: BaseException) -> None:
+    with TraceWriter(path, manifest) as writer:
+        writer.write([one(7)])
+        raise error
+
+
 def expected_cells(row: Observation) -> dict[str, Any]:
     """The row's cells, spelt out column by column from the contract."""
     s = row.stats
@@ -154,8 +160,8 @@ def test_any_rows_come_back_from_stream_and_parquet(tmp_path_factory, batches):
         writer.write(batch)
         writer.flush()
     if rows:
-        with pa.ipc.open_stream(path.with_name("t.parquet.partial")) as stream:
-            assert_holds(stream.read_all(), rows) if writer.flush() is None else None
+        with pa.ipc.open_stream(writer.partial.read_bytes()) as stream:
+            assert_holds(stream.read_all(), rows)
     writer.close()
     assert_holds(pq.read_table(path), rows)
 
@@ -254,9 +260,8 @@ def test_closing_leaves_only_the_parquet_file_and_may_be_done_twice(tmp_path, ma
 )
 def test_an_exception_closes_the_trace_as_incomplete(tmp_path, manifest, error, reason):
     path = tmp_path / "t.parquet"
-    with pytest.raises(type(error)), TraceWriter(path, manifest) as writer:
-        writer.write([one(7)])
-        raise error
+    with pytest.raises(type(error)):
+        write_and_raise(path, manifest, error)
     assert not partial_path(path).exists()
     assert json.loads(pq.read_metadata(path).metadata[b"nanhunt"])["reason"] == reason
     trace = Trace.open(path)
@@ -325,9 +330,8 @@ def test_a_failed_compaction_keeps_the_partial_and_names_it(tmp_path, manifest):
 
 def test_a_failed_compaction_does_not_hide_the_error_that_ended_the_run(tmp_path, manifest):
     (tmp_path / "t.parquet.tmp").mkdir()
-    with pytest.raises(ZeroDivisionError) as caught, TraceWriter(tmp_path / "t.parquet", manifest) as writer:
-        writer.write([one(1)])
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError) as caught:
+        write_and_raise(tmp_path / "t.parquet", manifest, ZeroDivisionError())
     assert "t.parquet.partial" in caught.value.__notes__[0]
     assert "ZeroDivisionError" in Trace.open(tmp_path / "t.parquet").reason
 

@@ -155,8 +155,8 @@ def test_random_states_are_found_by_generator(tmp_path, wrap, generators):
 
 
 def test_random_states_survive_the_file(tmp_path):
-    saved = states()
-    torch.save({"model": model().state_dict(), "rng": saved}, tmp_path / "c.pt")
+    weights = model().state_dict()
+    torch.save({"model": weights, "rng": states()}, tmp_path / "c.pt")
     drawn = np.random.random(), random.random(), torch.rand(1)
     found = load(tmp_path / "c.pt").rng
     np.random.set_state(found["numpy"])
