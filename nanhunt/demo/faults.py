@@ -65,9 +65,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         name="adam-v-collapse",
-        title="The optimizer rounds its second moments to half precision, and most of them become zero.",
+        title="The optimizer packs its second moments into 8 bits without a scale, and most of them become zero.",
         cause="adam-v-collapse",
-        where="update, the step after the rounding: every weight moves by many times the learning rate",
+        where="update, the step after the packing: weights move by many times the learning rate",
     ),
     Fault(
         name="gradient-underflow",

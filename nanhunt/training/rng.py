@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RngState", "seed_everything"]
+__all__ = ["RngState", "restore_saved", "seed_everything"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +48,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def restore_saved(saved: dict[str, Any]) -> list[str]:
+    """Restore the generators that a checkpoint holds ("torch", "cuda", "numpy", "python"); return their names.
+
+    Raises what the generators raise for a state that is none of theirs.
+    """
+    restored = []
+    if isinstance(saved.get("torch"), Tensor):
+        torch.set_rng_state(saved["torch"].cpu().to(torch.uint8))
+        restored.append("torch")
+    cuda = saved.get("cuda")
+    if cuda is not None and torch.cuda.is_available():
+        states = [cuda] if isinstance(cuda, Tensor) else list(cuda)
+        torch.cuda.set_rng_state_all([s.cpu().to(torch.uint8) for s in states[: torch.cuda.device_count()]])
+        restored.append("cuda")
+    if saved.get("numpy") is not None:
+        np.random.set_state(saved["numpy"])
+        restored.append("numpy")
+    python = saved.get("python")
+    if python is not None:
+        version, internal, gauss = python
+        random.setstate((version, tuple(internal), gauss))
+        restored.append("python")
+    return restored

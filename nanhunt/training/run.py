@@ -18,7 +18,7 @@ from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.optimizer_state import load_optimizer
-from nanhunt.training.rng import seed_everything
+from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["DTYPES", "TrainingRun", "assemble"]
@@ -87,8 +87,9 @@ def assemble(
         seed_everything(seed)
     model = _built_model(config, root, device)
     match = load_into(model, checkpoint)
-    if match.unexpected:
+    if match.unexpected or match.missing or match.renaming or match.cast:
         assumptions.append(f"checkpoint: {match.sentence}")
+    assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
     step = _first_step(checkpoint, start_step, assumptions)
     optimizer = _built_optimizer(config, root, model, checkpoint, assumptions)
     if checkpoint.optimizer is not None:
@@ -316,16 +317,17 @@ def _callable(spec: ImportSpec, key: str, root: Path) -> Any:
 
 
 def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:
-    """Put the generators where the first step begins: the checkpoint's own state, else the seed."""
-    rng = checkpoint.rng or {}
-    state = rng.get("torch")
-    if isinstance(state, Tensor):
-        try:
-            torch.set_rng_state(state.cpu().to(torch.uint8))
-        except RuntimeError as error:
-            raise CheckpointError(f"{checkpoint.path}: its torch RNG state cannot be set: {error}") from error
-        assumptions.append("random state: torch's generator was restored from the checkpoint")
-        return
+    """Put the generators where the first step begins: the checkpoint's own states, the seed for the others."""
     if seed is not None:
         seed_everything(seed)
+    try:
+        restored = restore_saved(checkpoint.rng or {})
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: its random state cannot be restored: {str(error).splitlines()[0]}",
+            hint="name other keys under checkpoint: in nanhunt.yaml, or save the state as torch.get_rng_state() gives it",
+        ) from error
+    if restored:
+        assumptions.append(f"random state: {', '.join(restored)} restored from the checkpoint")
+    elif seed is not None:
         assumptions.append(f"random state: not in the checkpoint; generators were seeded with {seed}")
