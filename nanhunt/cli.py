@@ -5,18 +5,39 @@ Torch, pandas and pyarrow are imported inside the commands that need them, so th
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from nanhunt.errors import NanhuntError, UserCodeError
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """The commands. Typer ends with 1 on a closed pipe and says nothing of an interrupt: both are caught before it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the line names."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
+        except KeyboardInterrupt as error:
+            _leave("\n".join(["interrupted", *_notes(error)]), 130)
+        except BrokenPipeError:
+            # what is still buffered goes nowhere, else Python complains about it on its way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        return result
+
+
 app = typer.Typer(
     name="nanhunt",
+    cls=_Commands,
     help="Find out why a training run produced a NaN, an Inf or a loss spike.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,7 +83,7 @@ def replay(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="seed in place of train.seed")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed in place of train.seed")] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite a trace")] = False,
     exit_code: ExitCode = False,
     quiet: Quiet = False,
@@ -91,10 +112,7 @@ def replay(
         force=force,
         quiet=quiet,
     )
-    try:
-        onset = run(options)
-    except KeyboardInterrupt:
-        _leave(f"interrupted; the trace so far: {_kept_trace(out)}", 130)
+    onset = run(options)
     if exit_code and onset is not None:
         raise typer.Exit(1)
 
@@ -171,22 +189,18 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; the only place that catches."""
+    """Run the command line; with `_Commands`, the only place that catches."""
     try:
         app()
-    except UserCodeError as error:
-        _user_code_failed(error)
     except NanhuntError as error:
         if _is_verbose():
             import traceback
 
             traceback.print_exc()
-        _leave(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone: nobody to tell
-        sys.exit(0)
+        elif isinstance(error, UserCodeError):
+            _print_user_traceback(error)
+        hint = [f"hint: {error.hint}"] if error.hint else []
+        _leave("\n".join([f"error: {error.message}", *hint, *_notes(error)]), error.exit_code)
     except Exception:
         import traceback
 
@@ -194,19 +208,17 @@ def main() -> None:
         _leave("this is a defect in nanhunt: please report it with the lines above", 70)
 
 
-def _user_code_failed(error: UserCodeError) -> NoReturn:
-    """Print the user's traceback, cut to their frames, and the config key that led there."""
+def _print_user_traceback(error: UserCodeError) -> None:
+    """Print what the user's code raised, cut to their frames."""
     from nanhunt.training.user_code import user_traceback
 
-    cause = error.__cause__
-    if cause is not None:
-        print(user_traceback(cause, root=Path.cwd()), file=sys.stderr)
-    _leave(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), error.exit_code)
+    if error.__cause__ is not None:
+        print(user_traceback(error.__cause__, root=Path.cwd()), file=sys.stderr)
 
 
-def _kept_trace(out: Path) -> str:
-    partial = out.with_name(out.name + ".partial")
-    return str(out) if out.exists() else (str(partial) if partial.exists() else "nothing was written yet")
+def _notes(error: BaseException) -> list[str]:
+    """Return what was added to an exception on its way here: where the trace lies, say."""
+    return list(getattr(error, "__notes__", []))
 
 
 def _is_verbose() -> bool:
@@ -216,5 +228,3 @@ def _is_verbose() -> bool:
 def _leave(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)
-
-

@@ -72,7 +72,9 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
                 replayed = _run_window(bench, intervention)
             outcome, detail = _judged(bench, replayed)
         except _NotApplicableError as reason:
-            return Trial(name=intervention.name, outcome="failed", detail=str(reason), intervention=intervention.to_json())
+            return Trial(
+                name=intervention.name, outcome="failed", detail=str(reason), intervention=intervention.to_json()
+            )
     first = replayed[0].result
     error = next((r.error for r in replayed if r.error is not None), None)
     if error is not None and bench.onset.kind != "exception":

@@ -111,7 +111,9 @@ class _Hunt:
         self.ring = SnapshotRing(self.run)
 
 
-def hunt(run: TrainingRun, writer: TraceWriter, settings: HuntSettings, progress: Progress | None = None) -> Onset | None:
+def hunt(
+    run: TrainingRun, writer: TraceWriter, settings: HuntSettings, progress: Progress | None = None
+) -> Onset | None:
     """Replay up to `settings.steps` steps of `run` into `writer`, find the first fault and try its causes.
 
     Returns the onset, None where the run stayed healthy. The writer is left open, for the caller to close.
@@ -403,5 +405,3 @@ def _healthy_step(state: _Hunt) -> int | None:
     assert onset is not None
     step = onset.step - 2
     return step if step >= max(state.ring.oldest_step, state.run.start_step) else None
-
-

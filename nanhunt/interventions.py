@@ -91,9 +91,13 @@ def library(
         Intervention(name="fp32", precision="fp32", question="does the fault live in the number format?"),
         Intervention(name="bf16", precision="bf16", question="is it the format's range, or its rounding?"),
         Intervention(name="fp64", precision="fp64", question="is the operation undefined at any precision?"),
-        Intervention(name="loss-scale", loss_scale=65536.0, question="do gradients survive with a loss scale of 65536?"),
+        Intervention(
+            name="loss-scale", loss_scale=65536.0, question="do gradients survive with a loss scale of 65536?"
+        ),
         Intervention(name="scale-1", loss_scale=1.0, question="is it the loss scale that overflows?"),
-        Intervention(name="v-floor", floor_second_moment=True, question="is the second moment too small for this gradient?"),
+        Intervention(
+            name="v-floor", floor_second_moment=True, question="is the second moment too small for this gradient?"
+        ),
         Intervention(name="lr-0.1", lr_factor=0.1, question="does a tenth of the learning rate hold?"),
         Intervention(name="lr-0", lr_factor=0.0, question="is it this update at all?"),
     )

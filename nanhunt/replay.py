@@ -71,7 +71,7 @@ class Finiteness(StepWatch):
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
         self._losses: list[Tensor] = []
-        self._flags: dict[str, tuple[list[str], Tensor]] = {}
+        self._flags: list[tuple[str, list[str], Tensor]] = []
         self.losses: list[float] = []
         self.grads: list[str] = []
         self.weights: list[str] = []
@@ -97,14 +97,16 @@ class Finiteness(StepWatch):
         """Bring what was seen to the host, and return self."""
         if self._losses:
             self.losses = [float(x) for x in torch.stack(self._losses).tolist()]
-        for kind, (names, flags) in self._flags.items():
-            setattr(self, kind, [name for name, good in zip(names, flags.tolist(), strict=True) if not good])
+        for kind, names, flags in self._flags:
+            bad = [name for name, good in zip(names, flags.tolist(), strict=True) if not good]
+            setattr(self, kind, [*getattr(self, kind), *(n for n in bad if n not in getattr(self, kind))])
+        self._flags.clear()
         return self
 
     def _look(self, kind: str, tensors: dict[str, Tensor]) -> None:
         names, flags = finite_flags(tensors)
         if flags:
-            self._flags[kind] = (names, torch.stack([f.to(flags[0].device) for f in flags]))
+            self._flags.append((kind, names, torch.stack([f.to(flags[0].device) for f in flags])))
 
     @property
     def bad_micro(self) -> int | None:

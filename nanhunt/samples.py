@@ -65,9 +65,7 @@ def _search(everyone: list[int], faulty: Callable[[list[int]], bool | None]) -> 
     return sorted(found)
 
 
-def _placebo(
-    everyone: list[int], culprits: list[int], faulty: Callable[[list[int]], bool | None]
-) -> dict[str, Any]:
+def _placebo(everyone: list[int], culprits: list[int], faulty: Callable[[list[int]], bool | None]) -> dict[str, Any]:
     others = _without(everyone, culprits)
     if len(others) < len(culprits):
         return {"placebo": None, "placebo_faulty": None}

@@ -76,9 +76,7 @@ def _same_losses(a: list[float], b: list[float]) -> bool:
     return len(a) == len(b) and all(x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
 
 
-def _look(
-    run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known
-) -> Zoomed:
+def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known) -> Zoomed:
     rewind(run, ring, step)
     rows.pass_ = "zoom"
     probe = OpProbe(run.model, run.optimizer, rows, run.root)
@@ -145,7 +143,9 @@ def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], ba
         kind, _, name = root.inherited.partition(" ")
         module, leaf = split_name(name)
         if kind in ("parameter", "buffer", "state"):
-            owner, leaf = (module, leaf) if kind != "state" else (split_name(module)[0], f"{split_name(module)[1]}.{leaf}")
+            owner, leaf = (
+                (module, leaf) if kind != "state" else (split_name(module)[0], f"{split_name(module)[1]}.{leaf}")
+            )
             return replace(onset, phase=Phase.LOAD.value, module=owner, name=leaf, op=None, source=None)
         if kind == "batch":
             return replace(onset, phase=Phase.BATCH.value, module="", name=name, micro=event.micro if event else 0)
@@ -219,7 +219,12 @@ def _exception(run: TrainingRun, step: int, fault: StepFault, replayed: Replayed
         "traceback": "".join(traceback.format_exception(error))[-4000:],
     }
     onset = Onset(
-        kind="exception", step=step, phase=Phase.FORWARD.value, module=module, source=body["source"], detail=fault.detail
+        kind="exception",
+        step=step,
+        phase=Phase.FORWARD.value,
+        module=module,
+        source=body["source"],
+        detail=fault.detail,
     )
     notes: list[tuple[NoteKind, dict[str, Any]]] = [(NoteKind.EXCEPTION, body)]
     if line is not None:
@@ -256,5 +261,3 @@ def _raising_module(run: TrainingRun, step: int) -> str:
         for handle in handles:
             handle.remove()
     return deepest[-1]
-
-

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nanhunt.commands.replay import ReplayOptions, replay
 from nanhunt.commands.report import ReportOptions, report
 from nanhunt.demo import FAULTS, Fault, prepare
 from nanhunt.errors import UsageError
@@ -22,6 +21,8 @@ def demo_list() -> str:
 
 def demo(name: str | None, *, folder: Path | None, quiet: bool, format: str | None) -> None:
     """Run one fault from training to report; the project, checkpoint and trace stay in `folder`."""
+    from nanhunt.commands.replay import ReplayOptions, replay  # torch, which `demo --list` has no need of
+
     fault = _chosen(name)
     place = folder or Path(tempfile.mkdtemp(prefix=f"nanhunt-{fault.name}-"))
     place.mkdir(parents=True, exist_ok=True)

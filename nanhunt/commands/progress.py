@@ -31,6 +31,8 @@ class Bar:
             transient=True,
         )
         self._task = self._progress.add_task("replay", total=steps, scalars="")
+        #: the last step whose observations are on disk, None before the first
+        self.last_step: int | None = None
 
     def stage(self, text: str) -> None:
         """Show what the hunt does after the replay."""
@@ -38,6 +40,7 @@ class Bar:
 
     def step(self, result: StepResult | None, step: int) -> None:
         """Advance by one step."""
+        self.last_step = step
         scalars = f"step {step}"
         if result is not None:
             norm = f"  grad norm {result.grad_norm:.3g}" if result.grad_norm is not None else ""

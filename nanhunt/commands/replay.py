@@ -17,16 +17,19 @@ import torch
 
 import nanhunt
 from nanhunt.commands.progress import Bar
-from nanhunt.errors import UsageError
+from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.interventions import library
 from nanhunt.trace.schema import Manifest, Onset
-from nanhunt.trace.writer import TraceWriter
+from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
 from nanhunt.training.run import TrainingRun, assemble
 
 __all__ = ["ReplayOptions", "replay"]
+
+
+_DEVICES = "cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +60,16 @@ class ReplayOptions:
 def replay(options: ReplayOptions) -> Onset | None:
     """Replay the checkpoint's training into a trace; return the onset of the fault, None where there was none.
 
-    Prints the next command on stdout, everything else on stderr. Raises NanhuntError before anything is written where
-    the input is bad; KeyboardInterrupt after the trace so far has been closed.
+    Prints the next command on stdout, everything else on stderr. Raises NanhuntError, and leaves no trace, where the
+    input is bad. What ends the replay later, KeyboardInterrupt too, comes after the trace so far has been closed, with
+    a note of where it lies.
     """
     _check(options)
+    out = options.out.absolute()  # the user's code may change the directory
     config_path = find_config(options.config, options.checkpoint)
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
+    _refuse_to_overwrite(options)
     device = _device(options.device)
     run = assemble(
         config,
@@ -87,11 +93,10 @@ def replay(options: ReplayOptions) -> Onset | None:
         trials_budget=options.trials_budget,
     )
     manifest = _manifest(options, config, config_path, checkpoint, run, settings)
-    with _terminable(), TraceWriter(options.out, manifest, force=options.force) as writer:
-        with Bar(steps, quiet=options.quiet) as bar:
-            onset = hunt(run, writer, settings, bar)
-        writer.close()
-    _say(options, run, onset)
+    writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
+    with _terminable(), _accounted(options.out, writer, bar), writer, bar:
+        onset = hunt(run, writer, settings, bar)
+    _say(options, run, onset, bar)
     return onset
 
 
@@ -104,15 +109,26 @@ def _check(options: ReplayOptions) -> None:
             raise UsageError(f"--trial {name}: there is no such trial", hint=f"there are {', '.join(known)}")
 
 
+def _refuse_to_overwrite(options: ReplayOptions) -> None:
+    """Refuse an existing trace as the writer does, but before the user's model is built, which may take minutes."""
+    for path in (options.out, partial_path(options.out)):
+        if path.exists() and not (options.force or options.dry_run):
+            hint = f"`nanhunt report {path}` reads it; pass --force to overwrite it, or another name with --out"
+            raise UsageError(f"--out {options.out}: {path} exists already", hint=hint)
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this machine has no CUDA device, or torch was built without CUDA")
+        raise UsageError(f"--device {name}: expected {_DEVICES}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected {_DEVICES}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise UsageError(f"--device {name}: torch sees {there} on this machine", hint="--device cpu replays without")
     return device
 
 
@@ -128,6 +144,22 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _accounted(out: Path, writer: TraceWriter, bar: Bar) -> Iterator[None]:
+    """Add to whatever ends the body early where the trace lies; one without a step, of bad input, is removed."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if bar.last_step is None and isinstance(error, NanhuntError):
+            writer.path.unlink(missing_ok=True)
+            writer.partial.unlink(missing_ok=True)
+            raise
+        reach = "no step was finished" if bar.last_step is None else f"up to step {bar.last_step}"
+        kept = out if writer.path.exists() else partial_path(out)
+        error.add_note(f"the trace so far ({reach}): {kept}")
+        raise
 
 
 def _manifest(
@@ -183,10 +215,10 @@ def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOption
     return [*(f"{k:<{width}}  {v}" for k, v in facts.items()), *(f"assumed: {a}" for a in run.assumptions)]
 
 
-def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None) -> None:
+def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
-        found = "no fault found" if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(found, file=sys.stderr)
+        healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
+        print(healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}", file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

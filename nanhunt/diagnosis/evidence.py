@@ -142,7 +142,7 @@ class Evidence:
 
     @property
     def autocast(self) -> str | None:
-        """"fp16", "bf16" or None."""
+        """ "fp16", "bf16" or None."""
         value = self.optimizer.get("autocast")
         return str(value) if value else None
 

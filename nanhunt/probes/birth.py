@@ -217,7 +217,9 @@ def _elements(capture: Capture, output: Tensor, mask: Tensor, twin: Tensor | Non
     elements = []
     for coordinate in mask.nonzero()[:_SHOWN].tolist():
         at = tuple(coordinate)
-        values = [float(t.expand(output.shape)[at].real if t.is_complex() else t.expand(output.shape)[at]) for t in inputs]
+        values = [
+            float(t.expand(output.shape)[at].real if t.is_complex() else t.expand(output.shape)[at]) for t in inputs
+        ]
         fp64 = float(twin[at]) if twin is not None and twin.shape == output.shape and not twin.is_complex() else None
         value = output[at]
         elements.append(

@@ -54,14 +54,18 @@ def find_root(probe: OpProbe) -> Root | None:
 
 def _root_of(terminals: list[Terminal], events: list[OpEvent]) -> Root:
     closure, inherited = _closure(terminals, events)
-    births = [i for i in closure if events[i].birth in ("inf-from-finite", "nan-from-finite") and not events[i].constant]
+    births = [
+        i for i in closure if events[i].birth in ("inf-from-finite", "nan-from-finite") and not events[i].constant
+    ]
     given = [(i, seen) for i, seen in inherited if not _is_mask(seen)]
     first_birth = min(births, default=None)
     first_given = min(given, key=lambda pair: pair[0], default=None)
     if first_birth is not None and (first_given is None or first_birth <= first_given[0]):
         return _rooted(terminals, events, closure, first_birth)
     if first_given is not None:
-        return _rooted(terminals, events, closure, first_given[0], first_given[1].origin or "a tensor made before the step")
+        return _rooted(
+            terminals, events, closure, first_given[0], first_given[1].origin or "a tensor made before the step"
+        )
     made_of_inf = [i for i in closure if events[i].birth == "nan-from-inf"]
     if made_of_inf:
         return _rooted(terminals, events, closure, min(made_of_inf))

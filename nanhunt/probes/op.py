@@ -42,7 +42,15 @@ _KEEP_BYTES = 1 << 30
 
 _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_", "aten.empty_like", "aten.empty_strided")
 #: Ops that move or rename a value without computing: they carry, they never give birth.
-_MOVES = ("aten.detach", "aten.alias", "aten.lift_fresh", "aten.clone", "aten.copy_", "aten._to_copy", "aten.contiguous")
+_MOVES = (
+    "aten.detach",
+    "aten.alias",
+    "aten.lift_fresh",
+    "aten.clone",
+    "aten.copy_",
+    "aten._to_copy",
+    "aten.contiguous",
+)
 
 
 @dataclass(slots=True)
@@ -278,9 +286,7 @@ class OpProbe(TorchDispatchMode, StepWatch):
     def _look_at(self, kind: str, name: str, tensor: Tensor) -> None:
         seen = self._seen(name, tensor)
         if seen.nan or seen.inf:
-            self.terminals.append(
-                Terminal(kind, name, self.phase, self._rows.micro, seen.writer, seen.nan)
-            )
+            self.terminals.append(Terminal(kind, name, self.phase, self._rows.micro, seen.writer, seen.nan))
 
     def _keep(
         self,

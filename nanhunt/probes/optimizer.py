@@ -53,7 +53,8 @@ class OptimizerProbe(StepWatch):
 
     def clipped(self) -> None:
         """Keep the weights and second moments that the update starts from."""
-        self._keep_before()
+        if self._run.train_step is None:
+            self._keep_before()
 
     def updated(self) -> None:
         """Record weights, moments, the applied update and Adam's health."""

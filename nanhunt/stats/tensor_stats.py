@@ -80,7 +80,8 @@ class TensorStats:
         """Population standard deviation over finite elements, from the sums; None where there is none."""
         if not self.finite:
             return None
-        variance = self.sum_of_squares / self.finite - (self.sum / self.finite) ** 2
+        mean = self.sum / self.finite
+        variance = self.sum_of_squares / self.finite - mean * mean  # not **: it raises where the product overflows
         return math.sqrt(max(variance, 0.0))
 
     @property

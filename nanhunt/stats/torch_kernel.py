@@ -11,7 +11,8 @@ widened to float32 first, which is exact. float32's own subnormals all share the
 What it costs. About eight reads of the tensor on a CPU, and a mask more where something is non-finite: `aminmax` tells,
 13 times cheaper than `isfinite().all()`.
 
-Not covered: quantized and nested tensors (`is_measurable` says no); of a sparse tensor the stored values are measured.
+Not covered: quantized, nested, oneDNN and packed 4-bit tensors (`is_measurable` says no). Of a sparse tensor the
+stored values are measured, those of one place added up first; of a DTensor, the part that this rank holds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.tensor_stats import TensorStats
 
-__all__ = ["FIELDS", "decode", "is_measurable", "measure"]
+__all__ = ["FIELDS", "decode", "is_measurable", "measure", "plain_values"]
 
 #: The first entries of a vector; `amin` is +inf where there is no non-zero element.
 FIELDS = ("numel", "nan", "posinf", "neginf", "zero", "subnormal", "amax", "amin", "sum", "sum_of_squares")
@@ -41,9 +42,24 @@ _BINS = {
 }
 
 
+#: Layouts whose values can be had as a strided tensor.
+_LAYOUTS = (
+    torch.strided,
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+)
+#: Two numbers to a byte: torch has no arithmetic on them. The dtype came with torch 2.8.
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)
+
+
 def is_measurable(tensor: Tensor) -> bool:
     """Whether `measure` can read this tensor."""
-    return not (tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta")
+    if tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta":
+        return False
+    return tensor.layout in _LAYOUTS and tensor.dtype != _PACKED
 
 
 def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
@@ -59,6 +75,16 @@ def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
             return _measure(values, tiny, bins)
         parts = [_measure(chunk, tiny, bins) for chunk in values.split(CHUNK)]
         return _combine(torch.stack(parts))
+
+
+def plain_values(tensor: Tensor) -> Tensor:
+    """Return the numbers of a measurable tensor as a strided real one: stored values, pairs of complex numbers."""
+    to_local = getattr(tensor, "to_local", None)
+    if to_local is not None:
+        tensor = to_local()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def decode(vector: npt.NDArray[np.float64]) -> TensorStats:
@@ -86,13 +112,7 @@ def decode(vector: npt.NDArray[np.float64]) -> TensorStats:
 
 def _carrier(tensor: Tensor) -> tuple[Tensor, float]:
     """Return the elements as a flat float32 or float64 tensor, and the dtype's smallest normal (0.0 of integers)."""
-    to_local = getattr(tensor, "to_local", None)
-    if to_local is not None:
-        tensor = to_local()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+    tensor = plain_values(tensor)
     if not tensor.is_floating_point():
         return tensor.reshape(-1).to(torch.float64), 0.0
     tiny = torch.finfo(tensor.dtype).tiny

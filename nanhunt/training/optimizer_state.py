@@ -27,7 +27,7 @@ def load_optimizer(
     """
     if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
         raise CheckpointError(
-            f"the optimizer's state has the keys {sorted(map(str, saved))[:8]}, not torch's 'state' and 'param_groups'",
+            f"optimizer: the checkpoint's state has the keys {sorted(map(str, saved))[:8]}, not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
         )
     sizes = [len(group["params"]) for group in saved["param_groups"]]
@@ -35,7 +35,7 @@ def load_optimizer(
         _regroup(optimizer, model, saved, sizes, assumptions)
     elif not _fits(_parameters(optimizer), saved):
         raise CheckpointError(
-            "the optimizer's moments do not have the shapes of its parameters",
+            "optimizer: the checkpoint's moments do not have the shapes of its parameters",
             hint="optimizer: must build its parameter groups in the order of the run that saved the checkpoint",
         )
     # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
@@ -73,7 +73,7 @@ def _regroup(
             assumptions.append(f"optimizer: regrouped as in the checkpoint ({sizes} parameters), in {name}")
             return
     raise CheckpointError(
-        f"the optimizer has groups of {[len(g['params']) for g in optimizer.param_groups]} parameters, "
+        f"optimizer: has groups of {[len(g['params']) for g in optimizer.param_groups]} parameters, "
         f"the checkpoint's has {sizes}",
         hint="let optimizer: name your own function (model) -> Optimizer that builds the same groups",
     )

@@ -98,6 +98,10 @@ def assemble(
         assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
     scheduler = _built_scheduler(config, root, optimizer, checkpoint, assumptions)
     autocast = _autocast(config, precision)
+    if config.train_step is not None:
+        assumptions.append(
+            "train_step: gradients are seen as the optimizer gets them, after its own unscaling and clip"
+        )
     run = TrainingRun(
         model=model,
         optimizer=optimizer,
@@ -298,9 +302,7 @@ def _batch_source(
         with call_user("data"):
             data = target(**{**filled, **config.data.kwargs})
     if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
-        assumptions.append(
-            f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}"
-        )
+        assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
     return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.run import TrainingRun
@@ -108,23 +109,43 @@ def train_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
 
 
 def _custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
-    """Run a step by the user's own function, which does backward and update itself."""
+    """Run a step by the user's own function, which does backward and update itself.
+
+    torch's global hook before each optimizer's step is the one moment at which its gradients can be seen: after the
+    user's own unscaling and clipping.
+    """
     assert run.train_step is not None
     lr = tuple(float(group["lr"]) for group in run.optimizer.param_groups)
-    losses = []
-    for micro in range(run.accumulate):
-        batch = run.batches.get(step, micro)
-        watch.batch_read(micro, batch)
-        with run.autocasting():
-            loss = run.train_step(run.model, batch, run.optimizer)
-        losses.append(_checked(loss, needs_grad=False).detach().float())
-        watch.loss_made(micro, losses[-1])
+    losses, norms = [], []
+
+    def before_update(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(gradient_norm(grads, run.device))
+        watch.gradients_ready()
+        watch.clipped()
+
+    handle = register_optimizer_step_pre_hook(before_update)
+    try:
+        for micro in range(run.accumulate):
+            batch = run.batches.get(step, micro)
+            watch.batch_read(micro, batch)
+            with run.autocasting():
+                loss = run.train_step(run.model, batch, run.optimizer)
+            losses.append(_checked(loss, needs_grad=False).detach().float())
+            watch.loss_made(micro, losses[-1])
+    finally:
+        handle.remove()
     watch.updated()
     if run.scheduler is not None:
         run.scheduler.step()
-    mean = float(torch.stack(losses).mean())
     return StepResult(
-        step=step, loss=mean, grad_norm=None, clip_coefficient=None, loss_scale=None, lr=lr, skipped=False
+        step=step,
+        loss=float(torch.stack(losses).mean()),
+        grad_norm=float(torch.linalg.vector_norm(torch.stack(norms))) if norms else None,
+        clip_coefficient=None,
+        loss_scale=None,
+        lr=lr,
+        skipped=False,
     )
 
 

@@ -1,0 +1,222 @@
+"""Reading a birth: where it is, what it divided by, whether its value was thrown away, and which op made an operand.
+
+A birth tells what its op was given, and not who made that. The zoomed step's rows do: an op's output row has the same
+count, zeros and extremes as the operand that it became, to the last bit. `producers` looks for them backwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanhunt.diagnosis.cause import Location, NotApplicable
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.ops import DIVISIONS, FILTERS, base, limit
+from nanhunt.trace.schema import Birth, NoteKind, Operand
+
+__all__ = [
+    "Erased",
+    "Made",
+    "bad_output",
+    "code_at",
+    "constant_of",
+    "denominator",
+    "divides_by_zero",
+    "erased_modules",
+    "is_discarded",
+    "is_range_alone",
+    "masked_softmax",
+    "no_births",
+    "operand",
+    "place",
+    "producers",
+    "root",
+]
+
+_CASTS = frozenset({"_to_copy", "copy", "masked_fill", "add", "sub", "mul", "rsub", "where", "full", "fill"})
+#: A mask constant is at least so large: the smallest one in use is -1e4, made for fp16.
+_MASK = 1e4
+
+
+def root(evidence: Evidence, *phases: str) -> Birth | None:
+    """Return the root birth where the fault is non-finite, was made by an op, and lies in one of `phases`."""
+    birth = evidence.birth
+    if not evidence.is_nonfinite or birth is None or birth.kind == "carried" or birth.phase not in phases:
+        return None
+    return birth
+
+
+def no_births(evidence: Evidence) -> NotApplicable | None:
+    """Return why no op can be judged: the fault is non-finite, and no op of the step was looked at. Else None."""
+    onset = evidence.onset
+    if onset is None or not evidence.is_nonfinite or evidence.birth is not None or onset.phase in ("load", "batch"):
+        return None
+    return NotApplicable(reason="the bad step was not zoomed into: no op of it was looked at")
+
+
+def place(evidence: Evidence, birth: Birth | None = None) -> Location:
+    """Return where a birth lies, or where the onset does, with the samples that the hunt found."""
+    onset = evidence.onset
+    if onset is None:
+        return Location()
+    samples = tuple(onset.samples) or tuple(birth.samples if birth else ())
+    if birth is None:
+        named = f"{onset.module}.{onset.name}".strip(".") if onset.name else None
+        at = (onset.phase, onset.module, named, onset.op, onset.source)
+    else:
+        at = (birth.phase, birth.module, birth.parameter, birth.op, birth.source)
+    phase, module, parameter, op, source = at
+    return Location(
+        step=onset.step, phase=phase, module=module, parameter=parameter, op=op, source=source, samples=samples
+    )
+
+
+def operand(birth: Birth, *names: str) -> Operand | None:
+    """Return the first input with one of the argument names."""
+    return next((given for name in names for given in birth.inputs if given.name == name), None)
+
+
+def bad_output(birth: Birth) -> Operand | None:
+    """Return the first output with a non-finite element."""
+    return next((o for o in birth.outputs if o.nan or o.posinf or o.neginf), None)
+
+
+def denominator(birth: Birth) -> Operand | None:
+    """Return what a birth divides by, takes the reciprocal of, or raises to a negative power; None where it does not."""
+    name = base(birth.op)
+    if name in ("reciprocal", "rsqrt"):
+        return operand(birth, "self")
+    if name == "pow":
+        return operand(birth, "self") if _exponent(birth) < 0 else None
+    if name == "addcdiv":
+        divisors = [o for o in birth.inputs if o.name.startswith("tensor2")]
+        return next((o for o in divisors if o.zero), divisors[0] if divisors else None)
+    return operand(birth, "other") if name in DIVISIONS else None
+
+
+def _exponent(birth: Birth) -> float:
+    value = birth.arguments.get("exponent", 1)
+    return float(value) if isinstance(value, (int, float)) else 1.0
+
+
+def divides_by_zero(birth: Birth) -> bool:
+    """Whether the divisor is exactly 0 at every bad element that was kept."""
+    under = denominator(birth)
+    if under is None:
+        return base(birth.op) in DIVISIONS and birth.arguments.get("other") == 0
+    at = [e.inputs[-1] for e in birth.elements if e.inputs]
+    return under.zero > 0 and all(value == 0 for value in at)
+
+
+def is_discarded(birth: Birth, evidence: Evidence) -> bool:
+    """Whether a select-like op throws the forward value away and the loss is finite, so that only gradients break."""
+    by = birth.facts.get("discarded_by")
+    return bool(by) and base(str(by)) in FILTERS and evidence.spoiled != "loss"
+
+
+def is_range_alone(evidence: Evidence) -> bool:
+    """Whether every birth from finite inputs is finite in fp64: then a wider format alone mends the step."""
+    made = [b for b in evidence.births if b.kind in ("inf-from-finite", "nan-from-finite")]
+    return bool(made) and all(b.fp64 in ("beyond-range", "in-range") for b in made)
+
+
+def masked_softmax(evidence: Evidence) -> Birth | None:
+    """Return the first birth of a softmax with a row of nothing but -inf."""
+    return next((b for b in evidence.births if b.facts.get("fully_masked_rows")), None)
+
+
+def constant_of(birth: Birth, evidence: Evidence) -> float | None:
+    """Return the mask constant that a birth makes infinite, None where what overflows is no constant.
+
+    A mask has one magnitude besides zero. A positive one counts only where a fully masked softmax shows what it is for.
+    """
+    output = bad_output(birth)
+    if base(birth.op) not in _CASTS or birth.fp64 != "beyond-range" or output is None or output.nan:
+        return None
+    if output.posinf and (output.neginf or masked_softmax(evidence) is None):
+        return None
+    flat = [o.amax for o in birth.inputs if o.amin == o.amax > 0 and (o.numel > 1 or len(birth.inputs) > 1)]
+    scalars = [abs(v) for v in birth.arguments.values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    products = [a * s for a in flat for s in scalars] if base(birth.op) == "mul" else scalars
+    found = [c for c in (*flat, *products) if c >= _MASK]
+    values = {e.fp64 for e in birth.elements if e.fp64 is not None}
+    if not found:
+        return None
+    sign = -1.0 if output.neginf else 1.0
+    return next(iter(values)) if len(values) == 1 else sign * max(found)
+
+
+# --- who made an operand ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """An op of the zoomed step, by its output's row."""
+
+    op: str
+    numel: int
+    zero: int
+    neginf: int
+    source: str
+
+
+def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: int = 4) -> list[Made]:
+    """Return the op that made an operand, and the `reach` - 1 ops before it, latest first; [] where it is not found.
+
+    They are neighbours in time, not in the graph: what stands in one expression is dispatched together.
+    """
+    if given is None:
+        return []
+    prints = ["numel", "zero", "nan", "posinf", "neginf", "amax", "amin"]
+    frame = evidence.trace.frame(["seq", "micro", "op", "source", *prints], roles=["op"], passes=["zoom"])
+    before = frame[(frame["seq"] < birth.seq) & (frame["micro"] == birth.micro)]
+    same = before
+    for column in prints:
+        same = same[same[column] == getattr(given, column)]
+    if same.empty:
+        return []
+    upto = before[before["seq"] <= same["seq"].iloc[-1]].iloc[::-1].iloc[:reach]
+    cells = zip(upto["op"], upto["numel"], upto["zero"], upto["neginf"], upto["source"], strict=True)
+    return [
+        Made(op=base(op), numel=int(numel), zero=int(zero), neginf=int(neginf), source=str(source or ""))
+        for op, numel, zero, neginf, source in cells
+    ]
+
+
+def code_at(evidence: Evidence, source: str) -> str:
+    """Return the text of a source line where the trace's excerpt has it, else ''."""
+    note = evidence.note(NoteKind.SOURCE)
+    file, _, line = source.rpartition(":")
+    if not note or file != note.get("file"):
+        return ""
+    return next((str(text) for n, text in note["text"] if str(n) == line), "")
+
+
+# --- a norm that swallowed its input ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """A module that puts out zeros for an input whose square is infinite; `share` of its elements."""
+
+    module: str
+    dtype: str
+    amax: float
+    share: float
+
+
+def erased_modules(evidence: Evidence) -> list[Erased]:
+    """Return the modules whose output is zero because the square of their input overflows (x · rsqrt(inf) = 0).
+
+    From the module rows of the onset's step. A dead unit puts out zeros of any input: hence the square.
+    """
+    step = evidence.onset.step if evidence.onset else -1
+    columns = ["step", "module", "role", "dtype", "numel", "zero", "amax"]
+    frame = evidence.trace.frame(columns, roles=["input", "output"], passes=["replay"])
+    rows = frame[frame["step"] == step]
+    both = rows[rows["role"] == "input"].merge(rows[rows["role"] == "output"], on="module", suffixes=("", "_out"))
+    both = both[(both["numel"] == both["numel_out"]) & (both["numel"] > 0)]
+    both["share"] = (both["zero_out"] - both["zero"]) / both["numel"]
+    both = both[(both["share"] > 0) & (both["zero_out"] >= 0.1 * both["numel"])].drop_duplicates("module")
+    cells = zip(both["module"], both["dtype"], both["amax"], both["share"], strict=True)
+    found = [Erased(module=str(m), dtype=str(d), amax=float(a), share=float(s)) for m, d, a, s in cells]
+    return [e for e in found if e.amax**2 > limit(e.dtype)]

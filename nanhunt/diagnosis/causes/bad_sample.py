@@ -1,0 +1,236 @@
+"""An input is bad: non-finite, corrupt, or so far out that the model has never seen its like.
+
+What it looks like
+------------------
+NaN or a spike at one step, with one batch, whatever the precision and the rate; the same sample fails again in the next
+epoch. Or a pocket of batches with a high loss, before any update that stands out.
+
+Why training breaks
+-------------------
+A NaN in one pixel is a NaN in the mean loss and in every gradient. A finite outlier of 1e3 times its peers drives exp,
+squares and fp16 products over their range, and its gradient outweighs the rest of the batch.
+
+Evidence
+--------
+Proof is a count: non-finite elements in a field of the batch, by sample, from which the NaN is inherited. A finite
+outlier: max|x| of a sample 1000 or more times the median of its peers (or of the field's past), and the same sample
+found by leaving samples out. In a spike: the losses of single samples on the state before, and whether the batch's
+spread left its past by 10 in either direction.
+
+Fix
+---
+Check batches where they are loaded (finite, range, length), drop or repair these samples, and log sample ids. To get
+past a pocket, skip its batches; fix the source: a division in the preprocessing, a hole in a file, a decoding error.
+
+How it is confirmed
+-------------------
+drop-samples leaves these samples out and must cure; drop-placebo leaves out as many others and must not. Where the whole
+batch is bad, swap-batch must cure.
+
+When it is mistaken
+-------------------
+A sample that only triggers an undefined operation (an empty mask, a zero norm, a log of zero) is not bad: those causes
+come first. For bad-target, where the field enters at the loss. Spikes that go with the sample can still be the state's:
+PaLM's skipped batches did no harm when they were met later.
+
+References
+----------
+prs-eth/Marigold#111 (NaN pixels); PaLM (arXiv 2204.02311, skipping 200 to 500 batches); BLOOM (a million samples of
+backslashes); OLMo 2 (arXiv 2501.00656, repeated n-grams); ml-engineering, training-loss-patterns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
+from nanhunt.diagnosis.dynamics import growth, over_baseline, rate_jump
+from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.reading import in_words
+from nanhunt.interventions import Prediction
+from nanhunt.trace.schema import NoteKind
+
+__all__ = ["CAUSE"]
+
+#: max|x| of a sample over the median of its peers', or of a batch over its past, that makes a far outlier.
+_FAR = 1e3
+#: Spread of a batch over its past's that makes a pocket of other data: a change of scale, or one token repeated.
+_SPREAD = 10.0
+#: Rise of the loss before a NaN: then the run diverged, and samples only differ in when they overflow.
+_DIVERGED = 3.0
+
+_DROP = (Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists"))
+_SWAP = (Prediction(trial="swap-batch", expect="cured"),)
+
+
+def examine(evidence: Evidence) -> Suspect | None:
+    """Count non-finite inputs, then look for outliers among the samples, then among the batches."""
+    if evidence.is_nonfinite:
+        return _nonfinite_input(evidence) or _carried_by_samples(evidence)
+    if evidence.is_spike:
+        return _samples_of_a_spike(evidence) or _pocket(evidence)
+    return None
+
+
+def _nonfinite_input(evidence: Evidence) -> Suspect | None:
+    name = inherited_field(evidence)
+    if name is None or enters_at_the_loss(evidence):
+        return None
+    field = next((f for f in evidence.batch_fields if f["field"] == name), None)
+    count = (field["nan"] + field["inf"]) if field else 0
+    samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
+    partly = 0 < len(samples) < (evidence.batch_size or 0)
+    what = f"field {name!r}" if name else "the batch"
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.PROVED if count else Grade.SUPPORTED,
+        summary=f"{what} holds {count or 'some'} non-finite values before the model sees it{_of(samples)}",
+        location=_place(evidence, samples, phase="batch", parameter=name),
+        exhibits=(
+            Exhibit(claim=f"non-finite values in {what}, of {field['numel'] if field else 'an unknown number'}", value=count, threshold=0.0),
+            *(Exhibit(claim=f"non-finite values in sample {i}", value=field["sample_nonfinite"][i]) for i in samples[:4] if field),
+        ),
+        fixes=(
+            f"repair or drop {_named(samples)} of step {evidence.onset.step if evidence.onset else '?'}, and find where {what} gets its NaN",
+            "check torch.isfinite of every float field where batches are loaded",
+        ),
+        predictions=_DROP if partly else _SWAP,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlier:
+    """A field, its far-out samples, and the largest ratio."""
+
+    field: str
+    samples: list[int]
+    ratio: float
+    amax: float
+
+
+def _outlier(evidence: Evidence) -> _Outlier | None:
+    """Return the field whose samples stand out most, at least 1000 times their peers' median."""
+    found = []
+    for field in evidence.batch_fields:
+        sizes = [float(v) for v in field.get("sample_amax", [])]
+        usual = median(sizes) if sizes else 0.0
+        far = [i for i, v in enumerate(sizes) if usual > 0.0 and v >= _FAR * usual]
+        if far and len(far) * 2 < len(sizes):
+            found.append(_Outlier(str(field["field"]), far, max(sizes) / usual, max(sizes)))
+    return max(found, key=lambda o: o.ratio, default=None)
+
+
+def _carried_by_samples(evidence: Evidence) -> Suspect | None:
+    """Samples that carry a fault which was born inside the step: bad where they stand out themselves."""
+    birth, note = evidence.birth, evidence.note(NoteKind.SAMPLES)
+    if birth is None or birth.facts.get("inherited") or _diverged(evidence):
+        return None
+    carriers = list(note["samples"]) if note else []
+    outlier = _outlier(evidence)
+    if outlier is not None and (not carriers or set(carriers) <= set(outlier.samples)):
+        return _outlying(evidence, outlier, carriers)
+    if not carriers or birth.fp64 != "beyond-range":
+        return None
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.CONSISTENT,
+        summary=f"{_named(carriers)} alone carries the fault, though nothing in it stands out",
+        location=_place(evidence, carriers),
+        exhibits=(Exhibit(claim=f"the step is healthy without {_named(carriers)} ({note['method'] if note else ''})"),),
+        fixes=(f"look at {_named(carriers)} of step {evidence.onset.step if evidence.onset else '?'}",),
+    )
+
+
+def _outlying(evidence: Evidence, outlier: _Outlier, carriers: list[int]) -> Suspect:
+    samples = carriers or outlier.samples
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.SUPPORTED if carriers else Grade.CONSISTENT,
+        summary=f"{_named(samples)} is {in_words(outlier.ratio)} times as large as its peers in field {outlier.field!r}",
+        location=_place(evidence, samples),
+        exhibits=(
+            Exhibit(claim=f"max|x| of {_named(samples)} over its peers' median", value=outlier.ratio, threshold=_FAR),
+            Exhibit(claim=f"max|x| in field {outlier.field!r}", value=outlier.amax),
+        ),
+        fixes=(
+            "clip or standardise the field where batches are loaded, and drop what is beyond",
+            f"look at {_named(samples)}",
+        ),
+        predictions=_DROP if carriers else (),
+        depth=1,
+    )
+
+
+def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
+    """Samples whose own loss stands out on the state before the step that spikes."""
+    onset = evidence.onset
+    assert onset is not None
+    note = next((n for n in evidence.notes(NoteKind.SAMPLE_LOSSES) if n["step"] == onset.step), None)
+    if note is None or not note["outliers"]:
+        return None
+    losses, bad = note["losses"], list(note["outliers"])
+    usual = median(v for i, v in enumerate(losses) if i not in bad)
+    worst = max((losses[i] for i in bad), key=lambda v: math.inf if not math.isfinite(v) else v)
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.SUPPORTED,
+        summary=f"the loss of {_named(bad)} is {in_words(worst)} on the state before the step, {in_words(usual)} of its peers",
+        location=_place(evidence, bad),
+        exhibits=(Exhibit(claim=f"largest loss among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
+        fixes=(f"look at {_named(bad)} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
+        predictions=_DROP,
+    )  # fmt: skip
+
+
+def _pocket(evidence: Evidence) -> Suspect | None:
+    """Batches whose spread left its past, at a loss that is high before any unusual update."""
+    onset = evidence.onset
+    assert onset is not None
+    if onset.phase != "forward" or rate_jump(evidence) is not None:
+        return None
+    for field, series in evidence.history("batch", "std").items():
+        ratio = over_baseline(series, onset.step)
+        if ratio is None or 1.0 / _SPREAD < ratio < _SPREAD:
+            continue
+        others = {s: over_baseline(series, s, onset.step) for s in series if s > onset.step}
+        pocket = [onset.step, *(s for s, r in others.items() if r is not None and not 1.0 / _SPREAD < r < _SPREAD)]
+        steps = f"step {pocket[0]}" if len(pocket) == 1 else f"steps {pocket[0]} to {pocket[-1]}"
+        return Suspect(
+            cause="bad-sample",
+            grade=Grade.SUPPORTED,
+            summary=f"field {field[1]!r} of {steps} has {in_words(ratio)} times its usual spread",
+            location=_place(evidence, [], phase="batch", parameter=field[1]),
+            exhibits=(Exhibit(claim=f"standard deviation of field {field[1]!r} over its median before", value=ratio, threshold=_SPREAD),),
+            fixes=(f"look at the batches of {steps}; skip them, and standardise the field where batches are loaded",),
+            # one step is swapped: of a longer pocket the rest would stay
+            predictions=_SWAP if len(pocket) == 1 else (),
+        )  # fmt: skip
+    return None
+
+
+def _diverged(evidence: Evidence) -> bool:
+    rise = growth(evidence.scalars("loss"), evidence.onset.step if evidence.onset else 0)
+    return rise is not None and rise.factor >= _DIVERGED
+
+
+def _place(evidence: Evidence, samples: list[int], phase: str | None = None, parameter: str | None = None) -> Location:
+    onset = evidence.onset
+    assert onset is not None
+    return Location(step=onset.step, phase=phase or onset.phase, parameter=parameter, samples=tuple(samples))
+
+
+def _named(samples: list[int]) -> str:
+    if not samples:
+        return "the batch"
+    shown = ", ".join(map(str, samples[:8])) + (" …" if len(samples) > 8 else "")
+    return f"sample {shown}" if len(samples) == 1 else f"samples {shown}"
+
+
+def _of(samples: list[int]) -> str:
+    return f", in {_named(samples)}" if samples else ""
+
+
+CAUSE = Cause(slug="bad-sample", doc=__doc__ or "", examine=examine)

@@ -1,0 +1,197 @@
+"""Labels, targets or token ids lie outside of what the loss, or the table they index, allows.
+
+What it looks like
+------------------
+`IndexError: Target 30 is out of bounds`, or `index out of range in self` of an embedding, on the CPU; a device-side
+assert on CUDA. Or NaN and inf from a finite model: the log, root or quotient of a target that is 0 or negative.
+
+Why training breaks
+-------------------
+A class index must lie in [0, classes) or equal ignore_index (-100), a probability in [0, 1], a depth under a log above
+0. A tokenizer larger than the head, a padding id of -1, a hole stored as 0 break it. A NaN target is a NaN mean.
+
+Evidence
+--------
+The number in the exception's message against the smallest and largest integers of the batch, or these against the rows
+of the table that raised. Else the op that was born bad takes its argument straight from the batch; or a non-finite
+field of the batch reaches the loss without passing through the model. Each is a count or a comparison of whole numbers.
+
+Fix
+---
+Check 0 ≤ label < classes (or ignore_index) where batches are made; make embedding and head as large as the vocabulary.
+Mask targets that the loss has no value for (`valid = depth > 0`) before the log, not after it.
+
+How it is confirmed
+-------------------
+drop-samples leaves the samples with such targets out and cures; drop-placebo does not; no precision does.
+
+When it is mistaken
+-------------------
+For bad-sample, where the field goes through the model. For domain-error, where the model computed the argument. For
+empty-reduction, where every label is allowed and ignored. An id out of range may also come from a faulty device, or
+from `x.long()` of a NaN, which is -9.2e18.
+
+References
+----------
+shariqfarooq123/AdaBins#16 and ialhashim/DenseDepth#114 (log of a depth of 0); PyTorch documentation of
+CrossEntropyLoss and BCELoss.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
+from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.reading import bare, in_words, place_of
+from nanhunt.interventions import Prediction
+from nanhunt.trace.schema import NoteKind, Operand
+
+__all__ = ["CAUSE"]
+
+#: What indexing and losses say of a value that they do not allow, as torch words it.
+_SAYS = re.compile(
+    r"target (?P<target>-?\d+) is out of bounds|index (?P<index>-?\d+) is out of bounds|index out of range"
+    r"|target should be between 0 and 1|class values must be|device-side assert|out of bounds"
+)
+#: Functions with no value at zero or below, and quotients.
+_AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power")
+_BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt")
+
+_DROP = (Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists"))
+
+
+def examine(evidence: Evidence) -> Suspect | None:
+    """Look for an index that raised, a non-finite target, and a target at which the loss has no value."""
+    onset = evidence.onset
+    if onset is None:
+        return None
+    if onset.kind == "exception":
+        return _raised(evidence)
+    return (_nonfinite_target(evidence) or _undefined_at_target(evidence)) if evidence.is_nonfinite else None
+
+
+# --- an index that raised -------------------------------------------------------------------------------------------
+
+
+def _raised(evidence: Evidence) -> Suspect | None:
+    body, onset = evidence.note(NoteKind.EXCEPTION), evidence.onset
+    said = _SAYS.search(str(body["message"]).lower()) if body else None
+    if body is None or onset is None or said is None:
+        return None
+    limit = _rows_of(evidence, onset.module)
+    field, certain = _guilty_field(evidence, said, limit)
+    exhibits = [Exhibit(claim=f"{body['type']}: {str(body['message'])[:200]}")]
+    if field is not None:
+        bound = float(limit - 1) if limit else None
+        exhibits.append(Exhibit(claim=f"largest value of {_name(field['field'])}", value=float(field["max"]), threshold=bound))
+        exhibits.append(Exhibit(claim=f"smallest value of {_name(field['field'])}", value=float(field["min"]), threshold=0.0))
+    reach = f", which holds {field['min']} to {field['max']}" if field else ""
+    table = f" (the table of {onset.module} has rows 0 to {limit - 1})" if limit else ""
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED if certain else Grade.SUPPORTED if field else Grade.CONSISTENT,
+        summary=f"an index is out of range in {_name(field['field']) if field else 'the step'}{reach}{table}",
+        location=Location(step=onset.step, phase=onset.phase, module=onset.module, source=onset.source,
+                          parameter=field["field"] if field else None),
+        exhibits=tuple(exhibits),
+        fixes=(
+            f"make {onset.module or 'the table'} large enough, or map the ids: {int(field['max']) + 1} rows would do" if field else
+            "find the tensor that is used as an index on this line, and its largest value",
+            "check 0 <= id < size (or ignore_index) where batches are made",
+        ),
+    )  # fmt: skip
+
+
+def _rows_of(evidence: Evidence, module: str) -> int | None:
+    """Return the rows of the weight of the module that raised: an embedding's ids must stay below; None without one."""
+    frame = evidence.trace.frame(["module", "name", "shape"], roles=["weight"])
+    shapes = frame[(frame["module"] == module) & (frame["name"] == "weight")]["shape"]
+    shape = next((s for s in shapes if s is not None), None) if module else None
+    return int(shape[0]) if shape is not None and len(shape) == 2 else None
+
+
+def _guilty_field(
+    evidence: Evidence, said: re.Match[str], limit: int | None
+) -> tuple[dict[str, Any] | None, bool]:
+    """Return the integer field that holds the value, and whether its numbers prove it."""
+    integers = [f for f in evidence.batch_fields if "max" in f]
+    named = next((int(v) for v in (said["target"], said["index"]) if v is not None), None)
+    for field in integers:
+        if named is not None and named in (field["min"], field["max"]):
+            return field, True
+        if named is None and limit is not None and (field["max"] >= limit or field["min"] < 0):
+            return field, "index out of range" in said.string
+    return max(integers, key=lambda f: int(f["max"]), default=None), False
+
+
+# --- a target that the loss has no value for ---------------------------------------------------------------------------
+
+
+def _nonfinite_target(evidence: Evidence) -> Suspect | None:
+    name = inherited_field(evidence)
+    if name is None or not enters_at_the_loss(evidence):
+        return None
+    field = next((f for f in evidence.batch_fields if f["field"] == name), None)
+    count = field["nan"] + field["inf"] if field else 0
+    samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED if count else Grade.SUPPORTED,
+        summary=f"{_name(name)} holds {count or 'some'} non-finite targets, and enters at the loss",
+        location=_place(evidence, tuple(samples), phase="batch", parameter=name),
+        exhibits=(Exhibit(claim=f"non-finite values in {_name(name)}", value=float(count), threshold=0.0),),
+        fixes=(f"mask or repair the non-finite elements of {_name(name)} where batches are made",),
+        predictions=_DROP if 0 < len(samples) < (evidence.batch_size or 0) else (),
+    )
+
+
+def _undefined_at_target(evidence: Evidence) -> Suspect | None:
+    """A birth whose argument is a tensor of the batch that goes to the loss without passing through the model."""
+    birth, onset = evidence.birth, evidence.onset
+    if birth is None or onset is None or birth.phase != "forward" or birth.kind == "carried":
+        return None
+    given = next((i for i in birth.inputs if i.origin.startswith("batch") and _undefined(bare(birth.op), i)), None)
+    if given is None or not enters_at_the_loss(evidence):
+        return None
+    name = given.origin.removeprefix("batch").strip()
+    proved = birth.fp64 == "non-finite"
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED if proved else Grade.SUPPORTED,
+        summary=f"{bare(birth.op)} of {_name(name)}, which holds {in_words(given.low)}{_zeros(given)}",
+        location=_place(evidence, tuple(onset.samples), phase=birth.phase, parameter=name),
+        exhibits=(
+            Exhibit(claim=f"smallest value of {_name(name)}, as the op got it", value=given.low, threshold=0.0),
+            Exhibit(claim=f"zeros in {_name(name)}", value=float(given.zero), threshold=0.0),
+            Exhibit(claim=f"the op in fp64 is {birth.fp64}"),
+        ),
+        fixes=(
+            f"mask the elements of {_name(name)} that are not above 0 before {bare(birth.op)}, and take the mean over the rest",
+            "check targets where batches are made",
+        ),
+        predictions=(*((Prediction(trial="fp64", expect="persists"),) if proved else ()), *(_DROP if onset.samples else ())),
+    )  # fmt: skip
+
+
+def _undefined(op: str, given: Operand) -> bool:
+    return (op in _AT_ZERO and given.zero > 0) or (op in _BELOW_ZERO and given.low < 0.0)
+
+
+def _zeros(given: Operand) -> str:
+    return f" ({given.zero} zeros of {given.numel})" if given.zero else ""
+
+
+def _place(evidence: Evidence, samples: tuple[int, ...], *, phase: str, parameter: str) -> Location:
+    at = place_of(evidence)
+    return Location(step=at.step, phase=phase, module=at.module, parameter=parameter or None, op=at.op, source=at.source,
+                    samples=samples)  # fmt: skip
+
+
+def _name(field: str | None) -> str:
+    return f"field {field!r}" if field else "the batch"
+
+
+CAUSE = Cause(slug="bad-target", doc=__doc__ or "", examine=examine)

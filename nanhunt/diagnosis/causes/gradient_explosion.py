@@ -1,0 +1,148 @@
+"""Gradients grow out of their range by themselves, layer by layer or step by step, and nothing clips them.
+
+What it looks like
+------------------
+The gradient norm leaps by 10 to 1e6 in one step while the loss is still normal; the update that follows destroys the
+weights. Or the very first backward pass overflows, the gradient growing from layer to layer towards the input.
+
+Why training breaks
+-------------------
+A product of n Jacobians with gain a grows as aⁿ: 1.5 over 100 time steps is 4e17. Recurrent nets, deep nets without
+norm or skip, and gradient penalties have such products. Plain SGD passes the leap on to the weights in full.
+
+Evidence
+--------
+Step by step: the gradient norm at the onset over its median before, 10 or more, with the loss within 2 of its own, an
+unchanged rate, no clip and no second moment. Within the bad step: the largest gradient of each backward op sets a new
+record at 6 or more ops, over 6 decades, none of them taking half of the growth: a slope that is infinite at one op
+would take it all.
+
+Fix
+---
+Clip the gradient norm (`torch.nn.utils.clip_grad_norm_(…, 1.0)`), after unscaling. Bound the gain: orthogonal recurrent
+weights, gated cells, residual branches scaled by 1/sqrt(2n), a norm per layer. Shorten the backpropagation through time.
+
+How it is confirmed
+-------------------
+By a run with the clip on: no trial clips. fp64 moves the overflow away and not the growth.
+
+When it is mistaken
+-------------------
+For learning-rate-too-high: there the loss grows first and the gradient follows. For adam-v-collapse: the same leap where
+an optimizer has a second moment. For singular-gradient: one op makes it all. For bad-sample: one sample carries it.
+
+References
+----------
+Pascanu et al. 2013 (arXiv 1211.5063); Marcovaldong/lstmp.pytorch#2 (max-norm 1.0 cures); GLM-130B (arXiv 2210.02414:
+embedding gradients lead the collapse by a few steps).
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import over_baseline, rate_jump
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.reading import in_words
+
+__all__ = ["CAUSE"]
+
+#: A leap of the gradient norm over its median, and the loss that still counts as normal beside it.
+_LEAP, _NORMAL_LOSS = 10.0, 2.0
+#: Growth inside one backward pass: decades in all, and ops that set a new record.
+_DECADES, _RECORDS = 6.0, 6
+
+
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for growth through the depth of the bad step, then for a leap of the gradient norm."""
+    onset = evidence.onset
+    if onset is None or not (evidence.is_spike or evidence.is_nonfinite):
+        return None
+    if evidence.is_nonfinite:
+        through_depth = _through_depth(evidence)
+        if through_depth is not None:
+            return through_depth
+    clipped = evidence.optimizer.get("clip_grad_norm") or evidence.optimizer.get("clip_grad_value")
+    if clipped or evidence.beta2 is not None or onset.samples or rate_jump(evidence) is not None:
+        return None
+    if not evidence.scalars("grad_norm"):
+        return NotApplicable(reason="the gradient norm was not recorded")
+    return _leap(evidence)
+
+
+def _leap(evidence: Evidence) -> Suspect | None:
+    """A gradient norm out of its range while the loss is still in its own, at the step that did the damage."""
+    onset = evidence.onset
+    assert onset is not None
+    if evidence.is_spike and onset.phase == "forward":
+        return None
+    step = onset.step if evidence.is_spike else onset.step - 1
+    norms, losses = evidence.scalars("grad_norm"), evidence.scalars("loss")
+    leap, loss = over_baseline(norms, step), over_baseline(losses, step)
+    if leap is None or loss is None or leap < _LEAP or not 0.0 < loss <= _NORMAL_LOSS:
+        return None
+    return Suspect(
+        cause="gradient-explosion",
+        grade=Grade.SUPPORTED,
+        summary=f"the gradient norm leapt {in_words(leap)} times at step {step}, at a normal loss and without a clip",
+        location=Location(step=step, phase="backward"),
+        exhibits=(
+            Exhibit(claim="gradient norm over its median before", value=leap, threshold=_LEAP),
+            Exhibit(claim="loss of the same step over its median before", value=loss, threshold=_NORMAL_LOSS),
+            Exhibit(claim="learning rate at that step, unchanged", value=evidence.scalars("lr").get(step)),
+        ),
+        fixes=(
+            f"clip the gradient norm near its usual {in_words(norms[step] / leap)}: torch.nn.utils.clip_grad_norm_",
+            "bound the gain of what is applied over and over: orthogonal recurrent weights, gated cells, a norm per layer",
+        ),
+        depth=1 if evidence.is_nonfinite else 0,
+    )
+
+
+def _through_depth(evidence: Evidence) -> Suspect | None:
+    """A backward pass that reached the end of a wide format by many small factors, none of which takes half."""
+    birth, onset = evidence.birth, evidence.onset
+    if birth is None or onset is None or birth.phase != "backward" or birth.fp64 != "beyond-range":
+        return None
+    if not any(o.dtype in ("float32", "bfloat16", "float64") for o in birth.outputs):
+        return None
+    records = _records(evidence, birth.seq)
+    if len(records) < _RECORDS:
+        return None
+    decades = math.log10(records[-1] / records[0])
+    largest = max(math.log10(b / a) for a, b in zip(records, records[1:], strict=False))
+    if decades < _DECADES or largest > decades / 2:
+        return None
+    factor = median([b / a for a, b in zip(records, records[1:], strict=False)])
+    return Suspect(
+        cause="gradient-explosion",
+        grade=Grade.SUPPORTED,
+        summary=f"the gradient grew by {decades:.0f} decades on its way back through {len(records)} ops, until it overflowed",
+        location=Location(step=onset.step, phase="backward", module=birth.module, op=birth.op, source=birth.source),
+        exhibits=(
+            Exhibit(claim="decades from the first backward op to the overflow", value=decades, threshold=_DECADES),
+            Exhibit(claim="decades that the largest single op took of it", value=largest, threshold=decades / 2),
+            Exhibit(claim="median factor from one record to the next", value=factor),
+        ),
+        fixes=(
+            f"bound the gain in {birth.module or 'the model'}: each op on the way back multiplies the gradient by {in_words(factor)}",
+            "clip the gradient norm; a clip does not help a gradient that is inf already",
+        ),
+        depth=1,
+    )
+
+
+def _records(evidence: Evidence, until: int) -> list[float]:
+    """Return the successive records of the largest gradient magnitude in the zoomed backward pass, up to an op."""
+    frame = evidence.trace.frame(["seq", "phase", "name", "amax"], roles=["op"], passes=["zoom"])
+    rows = frame[(frame["phase"] == "backward") & (frame["seq"] <= until)].sort_values("seq")
+    records: list[float] = []
+    for name, amax in zip(rows["name"], rows["amax"], strict=True):
+        if str(name).startswith("output") and math.isfinite(amax) and amax > max(records, default=0.0):
+            records.append(float(amax))
+    return records
+
+
+CAUSE = Cause(slug="gradient-explosion", doc=__doc__ or "", examine=examine)

@@ -1,0 +1,174 @@
+"""The learning rate is too high for the state that it meets: a jump, a missing warm-up, or a rate beyond stability.
+
+What it looks like
+------------------
+The loss rises or oscillates and does not come back, on every batch alike; or it doubles from step to step until it
+overflows. It begins at a restart of the schedule, at the end of the warm-up, or at the first steps.
+
+Why training breaks
+-------------------
+A step overshoots where rate × curvature > 2 (gradient descent), or > 38 for Adam's preconditioned curvature at
+β1 = 0.9. Beyond that each step is larger than the one before: growth is geometric, whatever the format.
+
+Evidence
+--------
+The rate at or just before the onset over its median before, 3 or more (a linear warm-up never passes 2); updates per
+rate that stay as they were, so that it is the rate and not the gradient; and the update's norm over the weights' norm,
+1e-3 to 1e-2 in ordinary training, 0.1 and more here. A rate that is no finite number is proof by itself.
+
+Fix
+---
+Undo the jump, or lower the peak by 3 to 10; warm up over 1/(1 - β2) steps or more; clip the gradient norm at 1.0.
+After a change of batch size or data, re-warm.
+
+How it is confirmed
+-------------------
+A jump of up to 10 is cured by a tenth of the rate (lr-0.1); a larger one by no update at all (lr-0), which tells only
+that the update did it. Without a jump the trials decide nothing: a smaller rate also helps against most other causes.
+
+When it is mistaken
+-------------------
+For adam-v-collapse: there the rate is constant and single parameters move by many rates. For gradient-explosion: there
+the gradient leaps while the loss is still normal. For bad-sample: there the loss is high before any unusual update.
+
+References
+----------
+Cohen et al. 2022 (arXiv 2207.14484, adaptive edge of stability); mmdetection#1710 and #4616 (rate scaled by the batch,
+short warm-up); BLOOM-176B and OLMo 2 logs (spikes at the end of the warm-up).
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import RateJump, blamed_steps, growth, rate_jump, relative_updates
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.reading import in_words
+from nanhunt.interventions import Prediction
+
+__all__ = ["CAUSE"]
+
+#: Norm of an update over that of the weights, from which a step leaves its neighbourhood.
+_FAR = 0.1
+#: Rise of the loss before a NaN that counts as divergence.
+_DIVERGED = 3.0
+
+
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a rate that jumped, then for updates that were too long from the start."""
+    if not (evidence.is_spike or evidence.is_nonfinite):
+        return None
+    undefined = _undefined_rate(evidence)
+    if undefined is not None:
+        return undefined
+    ratios, jump = relative_updates(evidence), rate_jump(evidence)
+    blamed = blamed_steps(evidence)
+    far = max((ratios[s] for s in blamed if s in ratios), default=None)
+    if jump is not None and (evidence.is_spike or (far or 0.0) >= _FAR or _rise(evidence) >= _DIVERGED):
+        return _jumped(evidence, jump, far)
+    if evidence.is_nonfinite and _rise(evidence) < _DIVERGED:
+        return None
+    past = [v for s, v in ratios.items() if s < blamed[-1]]
+    if not past and evidence.is_spike:
+        return NotApplicable(reason="the rate did not jump, and no update before the onset was recorded")
+    usual = median(past[-8:]) if past else 0.0
+    return _beyond_stability(evidence, usual) if usual >= _FAR else None
+
+
+def _place(evidence: Evidence) -> Location:
+    """The update as a whole: no module, and no sample's doing."""
+    return Location(step=evidence.onset.step if evidence.onset else None, phase="update")
+
+
+def _rise(evidence: Evidence) -> float:
+    """Return how many times the loss grew, without a break, up to the onset."""
+    rise = growth(evidence.scalars("loss"), evidence.onset.step if evidence.onset else 0)
+    return rise.factor if rise else 1.0
+
+
+def _undefined_rate(evidence: Evidence) -> Suspect | None:
+    """A schedule that gives NaN or inf: 0/0 in a warm-up of no steps, a cosine past its end."""
+    onset = evidence.onset
+    assert onset is not None
+    bad = {s: v for s, v in evidence.scalars("lr").items() if not math.isfinite(v) and s <= onset.step}
+    if not bad:
+        return None
+    step = min(bad)
+    return Suspect(
+        cause="learning-rate-too-high",
+        grade=Grade.PROVED,
+        summary=f"the learning rate is {bad[step]} from step {step} on",
+        location=_place(evidence),
+        exhibits=(Exhibit(claim=f"learning rate at step {step}", value=bad[step]),),
+        fixes=("guard the schedule's division: a warm-up of zero steps is 0/0",),
+        depth=1,
+    )
+
+
+def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
+    onset = evidence.onset
+    assert onset is not None
+    # before the window's first step the harm is done already, and no trial on it can undo that
+    certain = evidence.is_spike and jump.step >= onset.step and onset.phase == "update"
+    trial = "lr-0.1" if jump.ratio <= 10.0 else "lr-0"
+    exhibits = [
+        Exhibit(
+            claim=f"{jump.series} at step {jump.step}, before it {in_words(jump.before)}",
+            value=jump.rate,
+            threshold=3 * jump.before,
+        )
+    ]
+    if far is not None:
+        exhibits.append(Exhibit(claim="norm of the update over the norm of the weights", value=far, threshold=_FAR))
+    exhibits += _per_rate(evidence, jump.step)
+    return Suspect(
+        cause="learning-rate-too-high",
+        grade=Grade.SUPPORTED,
+        summary=f"the learning rate rose {in_words(jump.ratio)} times at step {jump.step}, from {in_words(jump.before)} to {in_words(jump.rate)}",
+        location=_place(evidence),
+        exhibits=tuple(exhibits),
+        fixes=(
+            f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",
+            "where a restart is meant, warm up to it over some 1/(1 - β2) steps",
+        ),
+        predictions=(Prediction(trial=trial, expect="cured"),) if certain else (),
+        depth=1 if evidence.is_nonfinite else 0,
+    )
+
+
+def _per_rate(evidence: Evidence, step: int) -> list[Exhibit]:
+    """Show that the updates in units of the rate stayed as they were: it is the rate."""
+    now = [v for v in evidence.health_at("update_lr", step).values() if math.isfinite(v)]
+    before = [h.value for h in evidence.health("update_lr") if h.step < step and math.isfinite(h.value)]
+    if not now or not before:
+        return []
+    claim = "the median parameter's rms(Δw)/lr at that step, against the steps before"
+    return [Exhibit(claim=claim, value=median(now), threshold=median(before))]
+
+
+def _beyond_stability(evidence: Evidence, usual: float) -> Suspect:
+    rate = next(iter(evidence.scalars("lr").values()), math.nan)
+    return Suspect(
+        cause="learning-rate-too-high",
+        grade=Grade.SUPPORTED,
+        summary=f"each update is {in_words(usual)} of the weights' norm, at a learning rate of {in_words(rate)}",
+        location=_place(evidence),
+        exhibits=(
+            Exhibit(
+                claim="median norm of the updates before the onset over the norm of the weights",
+                value=usual,
+                threshold=_FAR,
+            ),
+            Exhibit(claim="the loss grew by this factor without a break up to the onset", value=_rise(evidence)),
+        ),
+        fixes=(
+            f"lower the learning rate from {in_words(rate)} by 3 to 10, until an update is 1e-3 to 1e-2 of the weights' norm",
+            "warm the rate up, and clip the gradient norm",
+        ),
+        depth=1 if evidence.is_nonfinite else 0,
+    )
+
+
+CAUSE = Cause(slug="learning-rate-too-high", doc=__doc__ or "", examine=examine)

@@ -1,0 +1,161 @@
+"""What a run's scalars did around its onset: jumps of the rate, geometric growth, updates against weights.
+
+Causes of spikes differ in which of these moved first, so they must all read them in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from nanhunt.diagnosis.evidence import Evidence, Health
+
+__all__ = [
+    "Growth",
+    "RateJump",
+    "blamed_steps",
+    "by_parameter",
+    "first_step",
+    "growth",
+    "over_baseline",
+    "rate_jump",
+    "relative_updates",
+]
+
+#: Steps before the first sign of a fault that a jump of the rate may lie: the damage of one is seen within 1 to 8.
+_REACH = 8
+#: A rate of this many times the median before it is a jump; a linear warm-up never passes 2.
+_JUMP = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateJump:
+    """A learning rate that left its own past: at `step` it is `rate`, before it the median was `before`."""
+
+    step: int
+    rate: float
+    before: float
+    series: str = "lr"
+
+    @property
+    def ratio(self) -> float:
+        """How many times the rate before."""
+        return self.rate / self.before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """A run of values each larger than the one before: from `first` to `last`, `factor` in all."""
+
+    first: int
+    last: int
+    factor: float
+
+    @property
+    def steps(self) -> int:
+        """Steps that it took."""
+        return self.last - self.first
+
+
+def first_step(evidence: Evidence) -> int:
+    """Return the first replayed step."""
+    steps = evidence.trace.steps
+    return steps[0] if steps else evidence.manifest.checkpoint_step
+
+
+def growth(series: dict[int, float], before: int) -> Growth | None:
+    """Return the unbroken rise that ends in the last finite value before step `before`; None where it did not rise."""
+    past = [(s, v) for s, v in sorted(series.items()) if s < before and math.isfinite(v) and v > 0.0]
+    start = len(past) - 1
+    while start > 0 and past[start][1] > past[start - 1][1]:
+        start -= 1
+    if start < 0 or start == len(past) - 1:
+        return None
+    return Growth(first=past[start][0], last=past[-1][0], factor=past[-1][1] / past[start][1])
+
+
+def blamed_steps(evidence: Evidence) -> tuple[int, ...]:
+    """Return the steps whose update can have done the damage, ascending.
+
+    A loss that is high at step t was made so by an earlier update; an update that leads at t did it itself; gradients
+    that lead at t may be either. Before a NaN, it is every update of the rise that led to it.
+    """
+    onset = evidence.onset
+    if onset is None:
+        return ()
+    lead = onset.lead_step if onset.lead_step is not None else onset.step
+    if evidence.is_spike:
+        return {"update": (lead,), "backward": (lead - 1, lead)}.get(onset.phase, (lead - 1,))
+    rise = growth(evidence.scalars("loss"), onset.step)
+    start = min(lead, rise.first if rise and rise.factor >= 2.0 else lead)
+    last = onset.step if onset.phase == "update" else onset.step - 1
+    return tuple(range(start - 1, last + 1))
+
+
+def rate_jump(evidence: Evidence) -> RateJump | None:
+    """Return the first jump of a parameter group's rate that comes early enough to be blamed; None without one."""
+    blamed = blamed_steps(evidence)
+    if not blamed:
+        return None
+    groups = max(1, len(evidence.optimizer.get("groups") or []))
+    jumps = (_jump_of(evidence, "lr" if i == 0 else f"lr.{i}", blamed[0] - _REACH, blamed[-1]) for i in range(groups))
+    found = [j for j in jumps if j is not None]
+    return max(found, key=lambda j: j.ratio, default=None)
+
+
+def _jump_of(evidence: Evidence, name: str, first: int, last: int) -> RateJump | None:
+    series = sorted(evidence.scalars(name).items())
+    for index, (step, rate) in enumerate(series):
+        past = [v for _, v in series[max(0, index - _REACH) : index] if math.isfinite(v) and v > 0.0]
+        if not (first <= step <= last) or not past or not math.isfinite(rate):
+            continue
+        if rate >= _JUMP * median(past):
+            return RateJump(step=step, rate=rate, before=median(past), series=name)
+    return None
+
+
+def relative_updates(evidence: Evidence) -> dict[int, float]:
+    """Return by step the Euclidean norm of the whole update over that of the weights that it was added to.
+
+    Ordinary training stays near 1e-3 to 1e-2; steps whose rows were not recorded are left out.
+    """
+    moved = _norms(evidence, "update")
+    weights = _norms(evidence, "weight")
+    ratios: dict[int, float] = {}
+    for step, update in moved.items():
+        earlier = [s for s in weights if s < step]
+        norm = weights.get(max(earlier, default=step), 0.0)
+        if norm > 0.0:
+            ratios[step] = update / norm
+    return ratios
+
+
+def _norms(evidence: Evidence, role: str) -> dict[int, float]:
+    squares: dict[int, float] = {}
+    for series in evidence.history(role, "l2").values():
+        for step, norm in series.items():
+            if math.isfinite(norm):
+                squares[step] = squares.get(step, 0.0) + norm * norm
+    return {step: math.sqrt(total) for step, total in squares.items()}
+
+
+def by_parameter(values: list[Health]) -> dict[str, dict[int, float]]:
+    """Return a per-parameter scalar as {"h.0.weight": {7: 0.31}}."""
+    series: dict[str, dict[int, float]] = {}
+    for health in values:
+        series.setdefault(health.qualified, {})[health.step] = health.value
+    return series
+
+
+def over_baseline(series: dict[int, float], step: int, before: int | None = None) -> float | None:
+    """Return the value at `step` over the median of those before `before` (`step` by default).
+
+    None where either is missing, not finite, or the median is zero.
+    """
+    limit = step if before is None else before
+    value = series.get(step)
+    past = [v for s, v in series.items() if s < limit and math.isfinite(v)]
+    if value is None or not math.isfinite(value) or not past or median(past) <= 0.0:
+        return None
+    return value / median(past)

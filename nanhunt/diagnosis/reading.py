@@ -1,0 +1,68 @@
+"""Small readings that several causes share: an op's bare name, a birth's place, a number in words."""
+
+from __future__ import annotations
+
+from nanhunt.diagnosis.cause import Location
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.trace.schema import Birth, Operand
+
+__all__ = ["bare", "bad_output", "in_words", "operand", "place_of", "place_of_onset"]
+
+
+def bare(op: str | None) -> str:
+    """Return `div` of `aten.div.Tensor`; in-place and foreach forms lose their marks: `_foreach_addcdiv_` is `addcdiv`."""
+    name = (op or "").removeprefix("aten.").split(".")[0]
+    return name.removeprefix("_foreach_").removeprefix("_fused_").rstrip("_")
+
+
+def place_of(evidence: Evidence, birth: Birth | None = None) -> Location:
+    """Return where a birth lies (the root's by default), with the onset's step and samples."""
+    birth = birth or evidence.birth
+    onset = evidence.onset
+    if birth is None or onset is None:
+        return place_of_onset(evidence)
+    return Location(
+        step=onset.step,
+        phase=birth.phase,
+        module=birth.module,
+        parameter=birth.parameter,
+        op=birth.op,
+        source=birth.source,
+        samples=tuple(onset.samples),
+    )
+
+
+def place_of_onset(evidence: Evidence, *, phase: str | None = None, parameter: str | None = None) -> Location:
+    """Return where the onset lies."""
+    onset = evidence.onset
+    if onset is None:
+        return Location()
+    named = ".".join(p for p in (onset.module, onset.name) if p) if onset.name else None
+    return Location(
+        step=onset.step,
+        phase=phase or onset.phase,
+        module=onset.module,
+        parameter=parameter or named,
+        op=onset.op,
+        source=onset.source,
+        samples=tuple(onset.samples),
+    )
+
+
+def operand(birth: Birth, *names: str) -> Operand | None:
+    """Return the first input of one of these argument names, else None."""
+    for name in names:
+        for given in birth.inputs:
+            if given.name == name:
+                return given
+    return None
+
+
+def bad_output(birth: Birth) -> Operand | None:
+    """Return the first output that holds a non-finite element."""
+    return next((o for o in birth.outputs if o.nan or o.posinf or o.neginf), None)
+
+
+def in_words(value: float) -> str:
+    """Return a number short: 70144, 1.3e-08."""
+    return f"{value:.4g}"
