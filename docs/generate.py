@@ -1,6 +1,6 @@
 """Makes the generated pages of docs/ from the code; `--check` says which are stale instead.
 
-    python docs/generate.py [--check]
+python docs/generate.py [--check]
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
     moved: dict[torch.dtype, torch.dtype] = {}
     if precision in ("fp32", "fp64"):
         run.autocast = None
-        moved = {d: target for d in (*_NARROW, *((torch.float32,) if precision == "fp64" else ()))}
+        moved = dict.fromkeys((*_NARROW, *((torch.float32,) if precision == "fp64" else ())), target)
     else:
         narrow_weights = any(p.dtype in _NARROW for p in run.model.parameters())
-        moved = {d: target for d in _NARROW} if narrow_weights else {}
+        moved = dict.fromkeys(_NARROW, target) if narrow_weights else {}
         run.autocast = run.autocast if narrow_weights and run.autocast is None else precision
     _cast_state(run, moved)
     run.batches.transform = _casting(moved, transform)

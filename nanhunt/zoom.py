@@ -168,7 +168,6 @@ def _attribute(
     run: TrainingRun, ring: SnapshotRing, step: int, micro: int, births: list[Birth], known: Known
 ) -> dict[str, Any] | None:
     """Find the samples that carry the fault by running the step with some of them only."""
-
     rewind(run, ring, step)
     size = batch_size(run.batches.get(step, micro))
     if size is None or size < 2:
@@ -210,12 +209,13 @@ def _exception(run: TrainingRun, step: int, fault: StepFault, replayed: Replayed
     assert error is not None
     line = _user_frame(error)
     module = _raising_module(run, step)
-    body = {
+    source = place(line, run.root) if line else None
+    body: dict[str, Any] = {
         "step": step,
         "type": type(error).__name__,
         "message": str(error)[:500],
         "module": module,
-        "source": place(line, run.root) if line else None,
+        "source": source,
         "traceback": "".join(traceback.format_exception(error))[-4000:],
     }
     onset = Onset(
@@ -223,7 +223,7 @@ def _exception(run: TrainingRun, step: int, fault: StepFault, replayed: Replayed
         step=step,
         phase=Phase.FORWARD.value,
         module=module,
-        source=body["source"],
+        source=source,
         detail=fault.detail,
     )
     notes: list[tuple[NoteKind, dict[str, Any]]] = [(NoteKind.EXCEPTION, body)]

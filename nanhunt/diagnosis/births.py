@@ -6,11 +6,12 @@ count, zeros and extremes as the operand that it became, to the last bit. `produ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Location, NotApplicable
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import DIVISIONS, FILTERS, base, limit
+from nanhunt.diagnosis.ops import COUNTED_SUMS, DIVISIONS, FILTERS, base, limit
 from nanhunt.trace.schema import Birth, NoteKind, Operand
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "divides_by_zero",
     "erased_modules",
     "is_discarded",
+    "is_long_sum",
     "is_range_alone",
     "masked_softmax",
     "no_births",
@@ -30,6 +32,8 @@ __all__ = [
     "place",
     "producers",
     "root",
+    "throws_away",
+    "zero_times_infinity",
 ]
 
 _CASTS = frozenset({"_to_copy", "copy", "masked_fill", "add", "sub", "mul", "rsub", "where", "full", "fill"})
@@ -113,6 +117,27 @@ def is_discarded(birth: Birth, evidence: Evidence) -> bool:
     return bool(by) and base(str(by)) in FILTERS and evidence.spoiled != "loss"
 
 
+def throws_away(birth: Birth, evidence: Evidence) -> bool:
+    """Whether a backward birth got an incoming gradient of exactly zero for a forward value that was thrown away."""
+    if not is_discarded(birth, evidence):
+        return False
+    if base(birth.op) in ("div", "mul"):
+        at = [e.inputs[0] for e in birth.elements if e.inputs]
+        return bool(at) and all(value == 0 for value in at)
+    product = zero_times_infinity(evidence)
+    return product is not None and product.node == birth.node
+
+
+def zero_times_infinity(evidence: Evidence) -> Birth | None:
+    """Return the first product of the backward pass that makes NaN of a zero and an infinity."""
+    for birth in evidence.births:
+        at = [e.inputs for e in birth.elements]
+        is_product = birth.phase == "backward" and birth.kind == "nan-from-inf" and base(birth.op) == "mul" and at
+        if is_product and all(0.0 in pair and any(map(math.isinf, pair)) for pair in at):
+            return birth
+    return None
+
+
 def is_range_alone(evidence: Evidence) -> bool:
     """Whether every birth from finite inputs is finite in fp64: then a wider format alone mends the step."""
     made = [b for b in evidence.births if b.kind in ("inf-from-finite", "nan-from-finite")]
@@ -122,6 +147,12 @@ def is_range_alone(evidence: Evidence) -> bool:
 def masked_softmax(evidence: Evidence) -> Birth | None:
     """Return the first birth of a softmax with a row of nothing but -inf."""
     return next((b for b in evidence.births if b.facts.get("fully_masked_rows")), None)
+
+
+def is_long_sum(birth: Birth) -> bool:
+    """Whether a sum is beyond its format though each term is far from the end: the count does it."""
+    terms = operand(birth, "self")
+    return base(birth.op) in COUNTED_SUMS and terms is not None and terms.amax <= limit(terms.dtype) / 8
 
 
 def constant_of(birth: Birth, evidence: Evidence) -> float | None:
@@ -166,12 +197,14 @@ def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: in
     """
     if given is None:
         return []
-    prints = ["numel", "zero", "nan", "posinf", "neginf", "amax", "amin"]
-    frame = evidence.trace.frame(["seq", "micro", "op", "source", *prints], roles=["op"], passes=["zoom"])
+    counts, extremes = ["numel", "zero", "nan", "posinf", "neginf"], ["amax", "amin"]
+    frame = evidence.trace.frame(["seq", "micro", "op", "source", *counts, *extremes], roles=["op"], passes=["zoom"])
     before = frame[(frame["seq"] < birth.seq) & (frame["micro"] == birth.micro)]
-    same = before
-    for column in prints:
+    same = before[(before["numel"] > 0) & (before["numel"] <= max(given.numel, 1))]
+    for column in extremes:
         same = same[same[column] == getattr(given, column)]
+    for column in counts:  # an expanded operand is its row several times over
+        same = same[same[column] * given.numel == getattr(given, column) * same["numel"]]
     if same.empty:
         return []
     upto = before[before["seq"] <= same["seq"].iloc[-1]].iloc[::-1].iloc[:reach]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nanhunt.interventions import Trial
 from nanhunt.trace.reader import Trace
@@ -142,13 +142,13 @@ class Evidence:
 
     @property
     def autocast(self) -> str | None:
-        """ "fp16", "bf16" or None."""
+        """The autocast of the run: "fp16", "bf16" or None."""
         value = self.optimizer.get("autocast")
         return str(value) if value else None
 
     @property
     def weight_dtypes(self) -> frozenset[str]:
-        """dtypes of the trained weights: {"float32"}."""
+        """The trained weights' dtypes: {"float32"}."""
         return frozenset(self.optimizer.get("weight_dtypes", ()))
 
     # --- numbers over steps ------------------------------------------------------------------------------------------
@@ -190,7 +190,8 @@ class Evidence:
         frame = self.frame(role, ["step", "module", "name", column])
         grouped = frame.groupby(["module", "name", "step"], observed=True)[column].max()
         series: dict[tuple[str, str], dict[int, float]] = {}
-        for (module, name, step), value in grouped.items():
+        for key, value in grouped.items():
+            module, name, step = cast("tuple[str, str, int]", key)
             series.setdefault((str(module), str(name)), {})[int(step)] = float(value)
         return series
 

@@ -7,6 +7,8 @@ torch's own DebugMode and AOTAutograd use the same names.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 __all__ = ["backward_node", "forward_sequence"]
@@ -26,7 +28,7 @@ def backward_node() -> tuple[str, int | None] | None:
 
     The number is None of a node that no forward op made.
     """
-    node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    node: Any = torch._C._current_autograd_node()  # None outside of backward, whatever the stub says
     if node is None:
         return None
     number = node._sequence_nr()

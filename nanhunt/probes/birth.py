@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanhunt.probes.op import Capture, OpEvent, Seen
+from nanhunt.probes.event import Capture, OpEvent, Seen, lane_of
 from nanhunt.probes.probe import dtype_name
 from nanhunt.probes.source import line_text, place
+from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.trace.schema import Birth, Element, Operand
 from nanhunt.training.tree import map_tensors, tensors_of
 
@@ -24,10 +25,10 @@ __all__ = ["describe_birth"]
 
 #: Elements shown.
 _SHOWN = 8
-_SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten.softmax", "aten.log_softmax", "aten.logsumexp")
+_SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp")
 _SELECTS = ("aten.where", "aten.masked_fill", "aten.index", "aten.masked_select", "aten.nan_to_num", "aten.clamp",
-            "aten.maximum", "aten.minimum", "aten.gather", "aten.index_select", "aten.slice", "aten.select",
-            "aten.masked_scatter")  # fmt: skip
+            "aten.maximum", "aten.minimum", "aten.gather", "aten.masked_scatter")  # fmt: skip
+_WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
 
 def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int | None) -> Birth:
@@ -45,7 +46,7 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int 
         "code": line_text(event.source) if event.source else "",
         "forward_op": events[event.forward].op if event.forward is not None else None,
         "node": event.node,
-        "parameter": _parameter(event),
+        "parameter": _parameter(event, events),
     }
     if capture is None:
         return Birth(**birth, inputs=[_bare(s) for s in event.inputs], fp64_detail="operands not kept", facts=facts)
@@ -53,7 +54,7 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int 
     bad_name, output = _worst_output(capture)
     twin = wide.get(bad_name) if wide else None
     verdict, amax = _verdict(output, twin)
-    named = dict(zip([s.name for s in event.inputs], event.inputs, strict=False))
+    named = {_kept_name(event, s): s for s in event.inputs_of(capture.lane)}
     mask = _bad_mask(output)
     facts |= _tensor_facts(event, capture, output, mask)
     return Birth(
@@ -77,6 +78,8 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int 
 
 def _in_fp64(capture: Capture) -> tuple[dict[str, Tensor], str]:
     """Run the op on its recorded inputs in fp64; return outputs by name, or {} and why not."""
+    if _draws(capture):
+        return {}, "the op draws random numbers: another run is not this run"
     args, kwargs = _widened(capture.args), {k: _widened(v) for k, v in capture.kwargs.items()}
     if capture.func._schema.name.endswith("softmax") and len(args) == 3 and isinstance(args[2], bool):
         args = (*args[:2], False)  # half_to_float is for half inputs only
@@ -93,12 +96,26 @@ def _in_fp64(capture: Capture) -> tuple[dict[str, Tensor], str]:
     return outputs, ""
 
 
+def _draws(capture: Capture) -> bool:
+    """Whether the op draws random numbers; attention with a dropout of zero is of that sort by name only."""
+    names = [a.name for a in capture.func._schema.arguments]
+    given = {**dict(zip(names, capture.args, strict=False)), **capture.kwargs}
+    seeded = torch.Tag.nondeterministic_seeded in capture.func.tags
+    return seeded and not ("scaled_dot_product" in capture.func._schema.name and given.get("dropout_p", 0.0) == 0.0)
+
+
 def _widened(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else value
+        return torch.float64 if value.is_floating_point else _WIDE.get(value, value)
     if isinstance(value, (list, tuple)) and not any(isinstance(v, Tensor) for v in value):
         return value
-    return map_tensors(lambda t: t.double() if t.is_floating_point() else t.clone(), value)
+    return map_tensors(_wide, value)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return tensor.double()
+    return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor.clone()
 
 
 def _worst_output(capture: Capture) -> tuple[str, Tensor]:
@@ -110,19 +127,22 @@ def _worst_output(capture: Capture) -> tuple[str, Tensor]:
 
 
 def _bad_mask(tensor: Tensor) -> Tensor:
-    values = torch.view_as_real(tensor).sum(-1) if tensor.is_complex() else tensor
-    if values.element_size() == 1 and values.is_floating_point():
-        values = values.float()
-    return ~torch.isfinite(values) if values.is_floating_point() else torch.zeros_like(values, dtype=torch.bool)
+    """Return where the tensor is not finite, in its own shape (of a sparse one, of its values)."""
+    values = plain_values(tensor)
+    if not values.is_floating_point():
+        return torch.zeros_like(values, dtype=torch.bool)
+    bad = ~torch.isfinite(values.float() if values.element_size() == 1 else values)
+    return bad.any(dim=-1) if tensor.is_complex() else bad
 
 
 def _verdict(output: Tensor, twin: Tensor | None) -> tuple[str, float | None]:
     """Hold the fp64 values at the bad elements against the output's format."""
-    if twin is None or twin.shape != output.shape or not output.is_floating_point():
+    if twin is None or twin.shape != output.shape or not (output.is_floating_point() or output.is_complex()):
         return "unavailable", None
-    values = twin[_bad_mask(output)].double()
-    if values.numel() == 0:
+    mask = _bad_mask(output)
+    if plain_values(twin).shape[: mask.dim()] != mask.shape or not bool(mask.any()):
         return "unavailable", None
+    values = plain_values(twin)[mask].double()
     if not bool(torch.isfinite(values).all()):
         return "non-finite", None
     amax = float(values.abs().max())
@@ -157,10 +177,7 @@ def _plain_arguments(capture: Capture) -> dict[str, Any]:
 
 def _operand(name: str, tensor: Tensor, seen: Seen | None) -> Operand:
     shape = list(tensor.shape)
-    values = tensor.detach()
-    if values.is_complex():
-        values = torch.view_as_real(values)
-    values = values.double()
+    values = plain_values(tensor.detach()).double()
     finite = values[torch.isfinite(values)]
     magnitude = finite.abs()
     nonzero = magnitude[magnitude > 0]
@@ -194,26 +211,39 @@ def _bare(seen: Seen) -> Operand:
     return Operand(name=seen.name, dtype="", shape=[], origin=_origin(seen), **flag)
 
 
-def _parameter(event: OpEvent) -> str | None:
-    """Return the parameter that an update op worked on: by the tensor that went bad, then by its neighbours."""
-    if event.phase.value not in ("update", "clip"):
+def _kept_name(event: OpEvent, seen: Seen) -> str:
+    """Return the name that a tensor has in the capture, where a lane's lists have one entry."""
+    return f"{seen.name.rpartition('.')[0]}.0" if lane_of(event.op, seen.name) else seen.name
+
+
+def _parameter(event: OpEvent, events: list[OpEvent], reach: int = 6) -> str | None:
+    """Return the parameter that an op of the update worked on, None in forward and backward.
+
+    By the tensors of the lane that went bad; an intermediate of the update (Adam's denominator) has no name of its own,
+    so its inputs are asked, and theirs.
+    """
+    if event.phase.value not in ("unscale", "clip", "update") and "AccumulateGrad" not in (event.node or ""):
         return None
-    bad = event.bad_outputs or event.outputs
-    index = bad[0].name.rpartition(".")[2] if bad else ""
-    for seen in [*bad, *event.inputs]:
-        if index.isdigit() and seen.name.rpartition(".")[2] not in (index, ""):
-            continue
-        kind, _, name = seen.origin.partition(" ")
-        if kind in ("parameter", "gradient"):
-            return name
-        if kind == "state":
-            return name.rpartition(".")[0]
+    lane = event.birth_lane or next((o.lane for o in event.outputs if o.bad), "")
+    layer = [(event, lane)]
+    for _ in range(reach):
+        seen = [s for e, at in layer for s in (*(o for o in e.outputs if o.lane in ("", at)), *e.inputs_of(at))]
+        for kind, _, name in (s.origin.partition(" ") for s in seen):
+            if kind in ("parameter", "gradient"):
+                return name
+            if kind == "state":
+                return name.rpartition(".")[0]
+        writers = {(s.writer, s.writer_lane) for s in seen if s.writer is not None and s.writer < event.index}
+        layer = [(events[i], at) for i, at in sorted(writers) if events[i].phase == event.phase]
     return None
 
 
 def _elements(capture: Capture, output: Tensor, mask: Tensor, twin: Tensor | None) -> list[Element]:
-    """Return up to eight bad elements with the inputs that stand at the same place."""
-    inputs = [t for _, t in _tensor_arguments(capture) if _broadcasts(t, output)]
+    """Return up to eight bad elements, with the inputs that stand at the same place where the op works by place."""
+    if output.layout is not torch.strided:
+        return []
+    by_place = torch.Tag.pointwise in capture.func.tags or capture.lane or _name(capture).startswith(_SOFTMAX_LIKE)
+    inputs = [t for _, t in _tensor_arguments(capture) if by_place and _broadcasts(t, output)]
     elements = []
     for coordinate in mask.nonzero()[:_SHOWN].tolist():
         at = tuple(coordinate)
@@ -233,9 +263,15 @@ def _elements(capture: Capture, output: Tensor, mask: Tensor, twin: Tensor | Non
     return elements
 
 
+def _name(capture: Capture) -> str:
+    return str(capture.func)
+
+
 def _broadcasts(tensor: Tensor, output: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
     try:
-        return torch.broadcast_shapes(tensor.shape, output.shape) == output.shape
+        return bool(torch.broadcast_shapes(tensor.shape, output.shape) == output.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
 

@@ -3,8 +3,9 @@
 'The first non-finite op' is not the cause. An inf that a softmax consumes, a branch that `where` discards, a metric
 that nobody uses are first as well. A birth counts when it reaches the loss, a gradient, a weight or a buffer. So the
 walk goes backwards: from what must be finite and is not, through non-finite inputs only, to the earliest op that made
-a non-finite value out of finite ones. Only where there is none does a NaN that was made of a deliberate -inf count (a
-softmax row with every score masked), or what the step was given (a weight, a buffer, the batch).
+a non-finite value out of finite ones, or to what the step was given (a weight, a buffer, the batch). Only where there is
+none does a NaN that was made of a deliberate -inf count (a softmax row with every score masked), or a constant that the
+code asks for by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanhunt.probes.op import OpEvent, OpProbe, Seen, Terminal
+from nanhunt.probes.event import OpEvent, Seen, Terminal
+from nanhunt.probes.op import OpProbe
 from nanhunt.probes.source import place
 from nanhunt.trace.schema import Hop
 
@@ -23,6 +25,11 @@ __all__ = ["Root", "find_root", "hops_from"]
 _SEVERITY = ("loss", "gradient", "weight", "state", "buffer")
 #: Hops kept of a long lineage, from each end.
 _ENDS = 12
+#: What a -inf is meant for: the one kind of op that it may enter on purpose.
+_SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp", "aten._scaled_dot_product")
+
+#: Event → the lanes of it that are meant.
+_Closure = dict[int, set[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,43 +61,50 @@ def find_root(probe: OpProbe) -> Root | None:
 
 def _root_of(terminals: list[Terminal], events: list[OpEvent]) -> Root:
     closure, inherited = _closure(terminals, events)
-    births = [
-        i for i in closure if events[i].birth in ("inf-from-finite", "nan-from-finite") and not events[i].constant
-    ]
-    given = [(i, seen) for i, seen in inherited if not _is_mask(seen)]
-    first_birth = min(births, default=None)
-    first_given = min(given, key=lambda pair: pair[0], default=None)
+    given = [(i, seen.origin or "a tensor made before the step") for i, seen in inherited if not _is_mask(seen)]
+    born = [i for i in closure if _kinds(i, events, closure) & {"inf-from-finite", "nan-from-finite"}]
+    first_given = min(given, default=None)
+    first_birth = min((i for i in born if not events[i].constant), default=None)
     if first_birth is not None and (first_given is None or first_birth <= first_given[0]):
         return _rooted(terminals, events, closure, first_birth)
     if first_given is not None:
-        return _rooted(
-            terminals, events, closure, first_given[0], first_given[1].origin or "a tensor made before the step"
-        )
-    made_of_inf = [i for i in closure if events[i].birth == "nan-from-inf"]
-    if made_of_inf:
-        return _rooted(terminals, events, closure, min(made_of_inf))
+        return _rooted(terminals, events, closure, *first_given)
+    turned = min((i for i in closure if "nan-from-inf" in _kinds(i, events, closure)), default=None)
+    fed = min(((i, seen.origin) for i, seen in inherited if seen.origin.startswith("batch")), default=None)
+    if fed is not None and (turned is None or not events[turned].op.startswith(_SOFTMAX_LIKE)):
+        return _rooted(terminals, events, closure, *fed)
+    # a constant, or memory that nobody has written: the first event that had nothing bad to carry
+    source = min((i for i in closure if not any(s.bad for s in events[i].inputs)), default=None)
+    start = source if turned is None else turned
+    if start is not None:
+        return _rooted(terminals, events, closure, start)
     first = terminals[0]
     return Root(terminal=first, event=None, inherited=f"{first.kind} {first.name}", closure=frozenset(closure))
 
 
-def _closure(terminals: list[Terminal], events: list[OpEvent]) -> tuple[set[int], list[tuple[int, Seen]]]:
+def _closure(terminals: list[Terminal], events: list[OpEvent]) -> tuple[_Closure, list[tuple[int, Seen]]]:
     """Return the events that non-finite values came through, and the non-finite inputs that no event wrote."""
-    seen: set[int] = set()
+    closure: _Closure = {}
     inherited: list[tuple[int, Seen]] = []
-    queue = deque(t.writer for t in terminals if t.writer is not None)
+    queue = deque((t.writer, t.writer_lane) for t in terminals if t.writer is not None)
     while queue:
-        index = queue.popleft()
-        if index in seen:
+        index, lane = queue.popleft()
+        if lane in closure.setdefault(index, set()):
             continue
-        seen.add(index)
-        for given in events[index].inputs:
+        closure[index].add(lane)
+        for given in events[index].inputs_of(lane):
             if not given.bad:
                 continue
             if given.writer is None:
                 inherited.append((index, given))
             elif given.writer < index:
-                queue.append(given.writer)
-    return seen, inherited
+                queue.append((given.writer, given.writer_lane))
+    return closure, inherited
+
+
+def _kinds(index: int, events: list[OpEvent], closure: _Closure) -> set[str]:
+    """Return the births of an event in the lanes that the fault came through."""
+    return {kind for lane, kind in events[index].births.items() if {lane, ""} & closure[index]}
 
 
 def _is_mask(seen: Seen) -> bool:
@@ -99,14 +113,14 @@ def _is_mask(seen: Seen) -> bool:
 
 
 def _rooted(
-    terminals: list[Terminal], events: list[OpEvent], closure: set[int], index: int, inherited: str = ""
+    terminals: list[Terminal], events: list[OpEvent], closure: _Closure, index: int, inherited: str = ""
 ) -> Root:
     reached = _descendants(index, events, closure)
     terminal = next((t for t in terminals if t.writer in reached), terminals[0])
     return Root(terminal=terminal, event=events[index], inherited=inherited, closure=frozenset(closure))
 
 
-def _descendants(index: int, events: list[OpEvent], closure: set[int]) -> set[int]:
+def _descendants(index: int, events: list[OpEvent], closure: _Closure) -> set[int]:
     reached = {index}
     for later in sorted(i for i in closure if i > index):
         if any(given.bad and given.writer in reached for given in events[later].inputs):

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from nanhunt.probes.probe import RowBuffer, in_backward
+from nanhunt.probes.probe import RowBuffer, in_backward, is_hookable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.tree import tensors_of
 
@@ -28,33 +29,28 @@ __all__ = ["watch_modules"]
 @contextmanager
 def watch_modules(model: nn.Module, rows: RowBuffer) -> Iterator[None]:
     """Record outputs and their gradients of every module of `model` into `rows` inside the body."""
-    handles = [
-        module.register_forward_hook(_forward_hook(name, rows))
+    # an output may outlive the step: a module that returns its own parameter would keep the hook
+    on_tensors: list[RemovableHandle] = []
+    on_modules = [
+        module.register_forward_hook(_forward_hook(name, rows, on_tensors))
         for name, module in model.named_modules()
-        if _is_hookable(module)
+        if is_hookable(module)
     ]
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in (*on_modules, *on_tensors):
             handle.remove()
 
 
-def _is_hookable(module: nn.Module) -> bool:
-    """Whether eager hooks reach the module; a container's list is never called, a ScriptModule takes no hook."""
-    import torch
-
-    return not isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule))
-
-
-def _forward_hook(module_name: str, rows: RowBuffer) -> Any:
+def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableHandle]) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not rows.recording or in_backward():
             return
         for path, tensor in tensors_of(output):
             rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
             if tensor.requires_grad:
-                tensor.register_hook(_gradient_hook(module_name, path, rows))
+                on_tensors.append(tensor.register_hook(_gradient_hook(module_name, path, rows)))
 
     return hook
 

@@ -1,9 +1,9 @@
 """The op probe: on one step, every op that torch dispatches, with what went in and what came out.
 
 How it works. A `TorchDispatchMode` looks at the inputs before each call and at the outputs and mutated arguments after
-it (in-place, `_foreach_*` and `_fused_*` included, by the op's own schema). Three births are kept apart: inf from
-finite, NaN from finite, NaN from inf. Which op wrote a tensor is known by its storage, so that a non-finite value can be
-followed back to where it was made. Backward ops are mapped to their forward op by autograd's sequence number.
+it (in-place, `_foreach_*` and `_fused_*` included, by the op's own schema). Which op wrote a tensor is known by its
+storage, so that a non-finite value can be followed back to where it was made. Backward ops are mapped to their forward
+op by autograd's sequence number, and what activation checkpointing runs again to its first run.
 
 What was chosen. Nothing is decomposed: the very kernels run that the user ran, so the bits are the same. Factories
 (`empty` and its kin) make no births: their memory is whatever it was. A non-finite constant that the code asks for
@@ -11,14 +11,15 @@ What was chosen. Nothing is decomposed: the very kernels run that the user ran, 
 
 What it costs. About 1.3 of the plain step for the look, and copies of the operands of births only.
 
-Not covered: what happens inside a fused kernel, a raw Triton launch, or a compiled region.
+Not covered: what happens inside a fused kernel, a raw Triton launch, a higher-order op or a compiled region; reentrant
+checkpointing on CUDA, where the recomputation's sequence numbers are counted by another thread.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,109 +28,32 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
+from nanhunt.probes.event import Capture, OpEvent, Seen, Terminal, births_by_lane, lane_of, nonfinite_flags
+from nanhunt.probes.memory import Memory
 from nanhunt.probes.probe import ModuleStack, RowBuffer
-from nanhunt.probes.source import SourceLine, caller_line, place
+from nanhunt.probes.source import caller_line, is_checkpointing, place
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.step import StepWatch
-from nanhunt.training.tree import tensors_of
+from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["Capture", "OpEvent", "OpProbe", "Seen", "Terminal"]
+__all__ = ["OpProbe"]
 
 #: Births whose operands are kept: those from finite inputs, and those that an inf went into.
 _KEEP_FROM_FINITE, _KEEP_FROM_INF = 48, 16
 #: Bytes of operands kept, all births together.
 _KEEP_BYTES = 1 << 30
 
-_FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_", "aten.empty_like", "aten.empty_strided")
-#: Ops that move or rename a value without computing: they carry, they never give birth.
-_MOVES = (
-    "aten.detach",
-    "aten.alias",
-    "aten.lift_fresh",
-    "aten.clone",
-    "aten.copy_",
-    "aten._to_copy",
-    "aten.contiguous",
-)
-
-
-@dataclass(slots=True)
-class Seen:
-    """What one look at a tensor showed."""
-
-    name: str
-    nan: bool = False
-    posinf: bool = False
-    neginf: bool = False
-    #: event that wrote it last; None where it was made before the step
-    writer: int | None = None
-    #: "parameter h.0.weight", "buffer …", "batch x", "state h.0.weight.exp_avg_sq", or ''
-    origin: str = ""
-    storage: int = 0
-
-    @property
-    def bad(self) -> bool:
-        """Whether it holds any non-finite element."""
-        return self.nan or self.posinf or self.neginf
-
-    @property
-    def inf(self) -> bool:
-        """Whether it holds an infinity."""
-        return self.posinf or self.neginf
-
-
-@dataclass(slots=True)
-class Capture:
-    """The call of a birth, kept whole: arguments as they were before it, outputs as they were after it."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[tuple[str, Tensor]]
-
-
-@dataclass(slots=True)
-class OpEvent:
-    """One dispatched op."""
-
-    index: int
-    op: str
-    phase: Phase
-    micro: int
-    module: str
-    source: SourceLine | None
-    inputs: list[Seen]
-    outputs: list[Seen]
-    seq: int
-    sequence: int | None = None
-    node: str | None = None
-    #: of a backward op: the forward event that it differentiates
-    forward: int | None = None
-    #: "inf-from-finite", "nan-from-finite", "nan-from-inf", or None
-    birth: str | None = None
-    constant: bool = False
-    capture: Capture | None = None
-
-    @property
-    def bad_outputs(self) -> list[Seen]:
-        """Outputs with a non-finite element."""
-        return [o for o in self.outputs if o.bad]
-
-
-@dataclass(slots=True)
-class Terminal:
-    """Something that must be finite and was not: the loss, a gradient, a weight, a buffer, a moment."""
-
-    kind: str
-    name: str
-    phase: Phase
-    micro: int
-    writer: int | None
-    nan: bool
+_FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
+#: In-place ops that do not read what they overwrite, which may be uninitialised memory.
+_OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
+_UNSCALE = "aten._amp_foreach_non_finite_check_and_unscale_"
 
 
 class OpProbe(TorchDispatchMode, StepWatch):
     """Looks at every op of one step. Enter it around the step and give it to the step as its watch."""
+
+    #: without it a higher-order op (flex_attention and its kin) would raise under the mode
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowBuffer, root: Path) -> None:
         super().__init__()
@@ -141,9 +65,9 @@ class OpProbe(TorchDispatchMode, StepWatch):
         self._optimizer = optimizer
         self._rows = rows
         self._root = root
-        self._writers: dict[int, int] = {}
-        self._origins: dict[int, str] = {}
+        self._memory = Memory()
         self._by_sequence: dict[int, int] = {}
+        self._first_runs: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._kept = {"finite": 0, "inf": 0, "bytes": 0}
         self._name_state()
 
@@ -153,9 +77,9 @@ class OpProbe(TorchDispatchMode, StepWatch):
         """Learn the batch's tensors by name."""
         self._rows.micro = micro
         self.phase = Phase.FORWARD
+        self._name_state()
         for path, tensor in tensors_of(batch):
-            self._forget(tensor)
-            self._origins[_storage(tensor)] = f"batch {path}".rstrip()
+            self._memory.given(tensor, f"batch {path}".rstrip())
 
     def loss_made(self, micro: int, loss: Tensor) -> None:
         """Note a non-finite loss."""
@@ -198,64 +122,68 @@ class OpProbe(TorchDispatchMode, StepWatch):
     ) -> Any:
         """Run the op as it is, and note what it did."""
         kwargs = kwargs or {}
-        if self._rows.is_aside or _is_view(func):
+        if self._rows.is_aside or not isinstance(func, torch._ops.OpOverload) or _is_view(func):
             return func(*args, **kwargs)
-        name = op_name(func)
+        name = str(func).removesuffix(".default")
         written = _written_arguments(func)
-        inputs = [self._seen(n, t) for n, t in _named_tensors(func, args, kwargs)]
-        before = _copied(func, args, kwargs) if written else (args, kwargs)
+        unread = _unread_arguments(name, func)
+        inputs = [self._seen(name, n, t) for n, t in _named_tensors(func, args, kwargs) if n not in unread]
+        before = _copied(func, args, kwargs, written) if written else (args, kwargs)
         result = func(*args, **kwargs)
-        outputs = [(n, t) for n, t in tensors_of(result, "output")]
-        outputs += [(n, t) for n, t in _named_tensors(func, args, kwargs) if n.partition(".")[0] in written]
-        event = self._event(name, func, args, kwargs, inputs, outputs)
-        if event.birth and not event.constant:
-            self._keep(event, func, before, outputs)
+        fresh = _fresh_outputs(func, result)
+        mutated = [(n, t) for n, t in _named_tensors(func, args, kwargs) if n.partition(".")[0] in written]
+        event = self._event(name, inputs, [*fresh, *mutated])
+        event.births = {} if name.startswith(_FACTORIES) else births_by_lane(event.inputs, event.outputs)
+        event.constant = _is_constant(event, args, kwargs)
+        owner = event.index if event.repeats is None else event.repeats
+        for position, (seen, (_, tensor)) in enumerate(zip(event.outputs, [*fresh, *mutated], strict=True)):
+            cell = self._memory.of(tensor)
+            cell.wrote(owner, seen.lane, bad=seen.bad, whole=position < len(fresh))
+            self._record(event, seen.name, tensor)
+        if event.births and not event.constant:
+            self._keep(event, func, before, [*fresh, *mutated])
         return result
 
-    def _event(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        inputs: list[Seen],
-        outputs: list[tuple[str, Tensor]],
-    ) -> OpEvent:
-        index = len(self.events)
+    def _event(self, name: str, inputs: list[Seen], outputs: list[tuple[str, Tensor]]) -> OpEvent:
         node = backward_node()
-        forward = self._by_sequence.get(node[1]) if node and node[1] is not None else None
+        again = node is not None and torch.is_grad_enabled() and (self.stack.is_recomputing or is_checkpointing())
+        origin = self.events[self._by_sequence[node[1]]] if node and node[1] in self._by_sequence else None
         source = caller_line(in_backward=node is not None)
         module = self.stack.current
-        if node is not None and forward is not None:
-            origin = self.events[forward]
-            module, source = origin.module, source or origin.source
-        phase = Phase.BACKWARD if node is not None else self.phase
+        if origin is not None:
+            module = (module or origin.module) if again else origin.module
+            source = source if again else source or origin.source
+        phase = Phase.BACKWARD if node is not None else (Phase.UNSCALE if name == _UNSCALE else self.phase)
         event = OpEvent(
-            index=index,
+            index=len(self.events),
             op=name,
             phase=phase,
             micro=self._rows.micro,
             module=module,
             source=source,
             inputs=inputs,
-            outputs=[self._seen(n, t) for n, t in outputs],
+            outputs=[self._seen(name, n, t) for n, t in outputs],
             seq=self._rows.next_seq(),
-            node=node[0] if node else None,
-            forward=forward,
-            constant=_asks_for_nonfinite(args, kwargs),
+            node=node[0] if node and not again else None,
+            forward=origin.index if origin is not None and not again else None,
         )
-        if node is None and phase is Phase.FORWARD:
+        if again:
+            event.repeats = self._first_run(event)
+        elif phase is Phase.FORWARD:
+            self._first_runs[event.micro, name].append(event.index)
+        if torch.is_grad_enabled() or phase is Phase.FORWARD:
             # the first op to claim a number made the node; detach and its kin come later under the same one
-            event.sequence = forward_sequence()
-            self._by_sequence.setdefault(event.sequence, index)
-        event.birth = None if name.startswith(_FACTORIES) else _birth(event)
+            self._by_sequence.setdefault(forward_sequence(), event.index if event.repeats is None else event.repeats)
         self.events.append(event)
-        for seen, (_, tensor) in zip(event.outputs, outputs, strict=True):
-            self._writers[seen.storage] = index
-            if seen.name.startswith("output"):
-                self._origins.pop(seen.storage, None)
-            self._record(event, seen.name, tensor)
         return event
+
+    def _first_run(self, event: OpEvent) -> int | None:
+        """Return the forward event that a recomputed one repeats: as bad as this one, by preference in its place."""
+        candidates = [self.events[i] for i in self._first_runs.get((event.micro, event.op), ())]
+        alike = [c for c in candidates if bool(c.bad_outputs) == bool(event.bad_outputs)]
+        alike = [c for c in alike if c.module == event.module] or alike
+        alike = [c for c in alike if c.source == event.source] or alike
+        return alike[-1].index if alike else None
 
     def _record(self, event: OpEvent, name: str, tensor: Tensor) -> None:
         source = place(event.source, self._root) if event.source else None
@@ -270,23 +198,26 @@ class OpProbe(TorchDispatchMode, StepWatch):
             histogram=False,
         )
 
-    def _seen(self, name: str, tensor: Tensor) -> Seen:
+    def _seen(self, op: str, name: str, tensor: Tensor) -> Seen:
         nan, posinf, neginf = nonfinite_flags(tensor)
-        storage = _storage(tensor)
+        cell = self._memory.of(tensor)
+        writer, lane = cell.writer_of(bad=nan or posinf or neginf) or (None, "")
         return Seen(
             name=name,
             nan=nan,
             posinf=posinf,
             neginf=neginf,
-            writer=self._writers.get(storage),
-            origin=self._origins.get(storage, ""),
-            storage=storage,
+            writer=writer,
+            writer_lane=lane,
+            origin=cell.origin,
+            lane=lane_of(op, name),
         )
 
     def _look_at(self, kind: str, name: str, tensor: Tensor) -> None:
-        seen = self._seen(name, tensor)
-        if seen.nan or seen.inf:
-            self.terminals.append(Terminal(kind, name, self.phase, self._rows.micro, seen.writer, seen.nan))
+        seen = self._seen("", name, tensor)
+        if seen.bad:
+            terminal = Terminal(kind, name, self.phase, self._rows.micro, seen.writer, seen.nan, seen.writer_lane)
+            self.terminals.append(terminal)
 
     def _keep(
         self,
@@ -297,81 +228,39 @@ class OpProbe(TorchDispatchMode, StepWatch):
     ) -> None:
         sort = "inf" if event.birth == "nan-from-inf" else "finite"
         room = _KEEP_FROM_INF if sort == "inf" else _KEEP_FROM_FINITE
-        size = sum(t.numel() * t.element_size() for _, t in tensors_of([before[0], before[1]]))
+        lane = event.birth_lane or ""
+        args = tuple(_of_lane(a, lane) for a in before[0])
+        kwargs = {k: _of_lane(v, lane) for k, v in before[1].items()}
+        size = sum(t.numel() * t.element_size() for _, t in tensors_of([args, kwargs]))
         if self._kept[sort] >= room or self._kept["bytes"] + size > _KEEP_BYTES:
             return
         self._kept[sort] += 1
         self._kept["bytes"] += size
-        args, kwargs = _copied_all(before[0]), _copied_all(before[1])
-        event.capture = Capture(func, args, kwargs, [(n, t.detach().clone()) for n, t in outputs])
+        made = [(n, t) for n, t in outputs if lane_of(event.op, n) in ("", lane)]
+        made = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
+        event.capture = Capture(func, _copied_all(args), _copied_all(kwargs), made, lane)
 
     def _name_state(self) -> None:
-        """Give weights, buffers and optimizer state their names, by storage."""
+        """Give weights, gradients, buffers and optimizer state their names."""
         for name, parameter in self._model.named_parameters():
-            self._origins[_storage(parameter)] = f"parameter {name}"
+            self._memory.name(parameter, f"parameter {name}")
             if parameter.grad is not None:
-                self._origins.setdefault(_storage(parameter.grad), f"gradient {name}")
+                self._memory.name(parameter.grad, f"gradient {name}")
             for key, value in _tensors_in(self._optimizer.state.get(parameter)):
-                self._origins[_storage(value)] = f"state {name}.{key}"
+                self._memory.name(value, f"state {name}.{key}")
         for name, buffer in self._model.named_buffers():
-            self._origins[_storage(buffer)] = f"buffer {name}"
-
-    def _forget(self, tensor: Tensor) -> None:
-        """A fresh tensor may stand where a freed one stood."""
-        self._writers.pop(_storage(tensor), None)
+            self._memory.name(buffer, f"buffer {name}")
 
 
-def op_name(func: Any) -> str:
-    """Return `aten.exp`, or `aten.div.Tensor` where the overload has a name."""
-    return str(func).removesuffix(".default")
+def _is_constant(event: OpEvent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the code asked for what came out: an inf, or a NaN, stands among the plain arguments.
 
-
-def nonfinite_flags(tensor: Tensor) -> tuple[bool, bool, bool]:
-    """Return whether the tensor holds NaN, +inf, -inf. One pass where it is finite (`aminmax` carries NaN along)."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0 or tensor.device.type == "meta":
-        return False, False, False
-    values = tensor.detach()
-    if values.layout is not torch.strided:
-        values = values._values() if values.layout is torch.sparse_coo else values.values()
-        if values.numel() == 0:
-            return False, False, False
-    if values.is_complex():
-        values = torch.view_as_real(values.resolve_conj())
-    if values.element_size() == 1:  # aminmax has no 8-bit kernel
-        values = values.float()
-    low, high = torch.aminmax(values)
-    lowest, highest = float(low), float(high)
-    if math.isnan(lowest) or math.isnan(highest):
-        return True, bool((values == math.inf).any()), bool((values == -math.inf).any())
-    return False, highest == math.inf, lowest == -math.inf
-
-
-def _birth(event: OpEvent) -> str | None:
-    """Name the birth: what came out non-finite that did not go in so."""
-    nan_in = any(i.nan for i in event.inputs)
-    inf_in = any(i.inf for i in event.inputs)
-    nan_out = any(o.nan for o in event.outputs)
-    inf_out = any(o.inf for o in event.outputs)
-    if nan_in or not (nan_out or inf_out):
-        return None
-    if inf_in:
-        return "nan-from-inf" if nan_out else None
-    return "nan-from-finite" if nan_out else "inf-from-finite"
-
-
-def _asks_for_nonfinite(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a plain number among the arguments is itself non-finite: the code asked for it."""
-    numbers = [a for a in (*args, *kwargs.values()) if isinstance(a, float)]
-    return any(not math.isfinite(n) for n in numbers)
-
-
-def _storage(tensor: Tensor) -> int:
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):  # a functional or fake tensor has none
-        return id(tensor)
+    `0 * inf` is NaN and nobody asked for it: an inf asks for an inf only.
+    """
+    numbers = [a for a in (*args, *kwargs.values()) if isinstance(a, float) and not math.isfinite(a)]
+    if any(math.isnan(n) for n in numbers):
+        return True
+    return bool(numbers) and set(event.births.values()) == {"inf-from-finite"}
 
 
 def _is_view(func: Any) -> bool:
@@ -391,6 +280,21 @@ def _written_arguments(func: Any) -> frozenset[str]:
     return _WRITTEN[func]
 
 
+def _unread_arguments(name: str, func: Any) -> frozenset[str]:
+    """Names of the arguments whose old content the op does not read: `out=`, and what `copy_` overwrites."""
+    out = {a.name for a in func._schema.arguments if a.kwarg_only and a.name in _written_arguments(func)}
+    return frozenset({*out, "self"} if name.startswith(_OVERWRITES) else out)
+
+
+def _fresh_outputs(func: Any, result: Any) -> list[tuple[str, Tensor]]:
+    """Return the outputs that are no arguments: an in-place op returns what it was given."""
+    returns = func._schema.returns
+    if len(returns) <= 1:
+        return [] if returns and returns[0].alias_info is not None else list(tensors_of(result, "output"))
+    named = [(f"output.{i}", value) for i, value in enumerate(result) if returns[i].alias_info is None]
+    return [pair for name, value in named for pair in tensors_of(value, name)]
+
+
 def _named_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield (argument name, tensor); tensors of a list are `name.0`, `name.1` …"""
     names = [a.name for a in func._schema.arguments]
@@ -398,18 +302,24 @@ def _named_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         yield from tensors_of(value, name)
 
 
-def _copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _copied(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: frozenset[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Copy the arguments that the op will write into; the others stay as they are."""
-    written = _written_arguments(func)
     names = [a.name for a in func._schema.arguments]
     new = tuple(_copied_all(v) if n in written else v for n, v in zip(names, args, strict=False))
     return new, {n: _copied_all(v) if n in written else v for n, v in kwargs.items()}
 
 
 def _copied_all(value: Any) -> Any:
-    from nanhunt.training.tree import map_tensors
-
     return map_tensors(lambda t: t.detach().clone(), value)
+
+
+def _of_lane(value: Any, lane: str) -> Any:
+    """Return a list argument with the lane's entry only; anything else as it is."""
+    if lane and isinstance(value, (list, tuple)) and len(value) > int(lane):
+        return [value[int(lane)]]
+    return value
 
 
 def _tensors_in(state: Any) -> list[tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ class OptimizerProbe(StepWatch):
         self._rows = rows
         self._before: dict[str, Tensor] = {}
         self._v_before: dict[str, Tensor] = {}
-        self._names = {p: n for n, p in run.model.named_parameters()}
+        self._names: dict[Tensor, str] = {p: n for n, p in run.model.named_parameters()}
 
     def batch_read(self, micro: int, batch: Any) -> None:
         """Keep the weights of a custom loop, which does not say when its update comes."""
@@ -78,7 +78,7 @@ class OptimizerProbe(StepWatch):
                 self._v_before[self._names[parameter]] = v.detach().clone()
 
     def _record_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        name = self._names.get(parameter)  # type: ignore[call-overload]
+        name = self._names.get(parameter)
         before = self._before.get(name) if name else None
         if name is None or before is None:
             return
@@ -151,8 +151,10 @@ def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
 def _frozen_share(update: Tensor, grad: Tensor) -> Tensor:
     """Return the share of elements with a gradient whose weight kept its bits; 0 where there is no gradient."""
     moved = grad != 0
-    return (moved & (update == 0)).sum() / moved.sum().clamp(min=1)
+    share: Tensor = (moved & (update == 0)).sum() / moved.sum().clamp(min=1)
+    return share
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64) / math.sqrt(max(1, tensor.numel()))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm / math.sqrt(max(1, tensor.numel()))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.stats.summarize import StatsQueue
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Observation, Phase, Role
 
-__all__ = ["ModuleStack", "RowBuffer", "in_backward", "split_name"]
+__all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "split_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,8 @@ class RowBuffer:
         source: str | None = None,
         histogram: bool = True,
     ) -> None:
-        """Observe a tensor as it is now."""
-        if not self.recording:
+        """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
+        if not self.recording or not is_measurable(tensor):
             return
         with self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
@@ -128,23 +129,31 @@ class RowBuffer:
 class ModuleStack:
     """The names of the modules whose forward is running, innermost last, as in `state_dict`.
 
-    A forward that raises, or a checkpointed recomputation that stops early, leaves modules without an end; the next
-    forward of the root starts the stack anew.
+    A forward that a hook of the user's breaks off leaves modules without an end; the next forward of the root starts
+    the stack anew.
     """
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        #: name, and whether autograd was running when it was entered
+        self._entered: list[tuple[str, bool]] = []
 
     @property
     def current(self) -> str:
         """The innermost running module; '' for the root and outside of any."""
-        return self._names[-1] if self._names else ""
+        return self._entered[-1][0] if self._entered else ""
+
+    @property
+    def is_recomputing(self) -> bool:
+        """Whether the innermost module runs inside of a backward pass: activation checkpointing of whatever make."""
+        return bool(self._entered) and self._entered[-1][1]
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[ModuleStack]:
         """Follow `model`'s forward passes inside the body."""
         handles = []
         for name, module in model.named_modules():
+            if not is_hookable(module):
+                continue
             handles.append(module.register_forward_pre_hook(self._entering(name)))
             handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
         try:
@@ -152,27 +161,33 @@ class ModuleStack:
         finally:
             for handle in handles:
                 handle.remove()
-            self._names.clear()
+            self._entered.clear()
 
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            if name == "" and not in_backward():
-                self._names.clear()
-            self._names.append(name)
+            again = in_backward()
+            if name == "" and not again:
+                self._entered.clear()
+            self._entered.append((name, again))
 
         return hook
 
     def _leaving(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            while self._names and self._names.pop() != name:
+            while self._entered and self._entered.pop()[0] != name:
                 pass
 
         return hook
 
 
+def is_hookable(module: nn.Module) -> bool:
+    """Whether eager hooks reach the module; a container's list is never called, a ScriptModule takes no hook."""
+    return not isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule))
+
+
 def in_backward() -> bool:
     """Whether autograd is running on this thread: a forward seen then is a recomputation."""
-    current: int = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+    current: int = torch._C._current_graph_task_id()
     return current != -1
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 import torch
 
-__all__ = ["SourceLine", "caller_line", "excerpt", "is_user_file", "line_text", "place"]
+__all__ = ["SourceLine", "caller_line", "excerpt", "is_checkpointing", "is_user_file", "line_text", "place"]
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _NANHUNT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -19,6 +19,7 @@ _NANHUNT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TRANSPARENT = os.path.join(_NANHUNT, "training", "cuda_autocast.py")
 #: Where autograd's engine enters Python: below it there is the user's backward, above it their `loss.backward()`.
 _ENGINE = os.path.join("torch", "autograd", "graph.py")
+_CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
 
 SourceLine = tuple[str, int]
 
@@ -43,6 +44,16 @@ def caller_line(*, in_backward: bool = False) -> SourceLine | None:
             return name, frame.f_lineno
         frame = frame.f_back
     return None
+
+
+def is_checkpointing() -> bool:
+    """Whether what autograd runs now is a forward pass that torch's activation checkpointing runs again."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.endswith(_ENGINE):
+        if frame.f_code.co_filename.endswith(_CHECKPOINT):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_user_file(filename: str) -> bool:

@@ -97,7 +97,7 @@ def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         if value:
             _field(page, label, words.printable(value))
     if onset.samples:
-        _field(page, "samples", f"{words.listed(onset.samples)} of the batch")
+        _field(page, "samples", f"number {words.listed(onset.samples)} of the batch, counted from 0")
     _code(page, diagnosis)
     _lineage(page, diagnosis, options)
 

@@ -73,7 +73,7 @@ def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
         bins = histogram and tiny > 0.0
         if values.numel() <= CHUNK:
             return _measure(values, tiny, bins)
-        parts = [_measure(chunk, tiny, bins) for chunk in values.split(CHUNK)]
+        parts = [_measure(chunk, tiny, bins) for chunk in values.split(CHUNK)]  # type: ignore[no-untyped-call]
         return _combine(torch.stack(parts))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -70,10 +69,6 @@ class BatchSource:
             except StopIteration:
                 raise DataEndedError from None
         kept = map_tensors(lambda t: t.detach().clone(), batch)
-        try:
-            kept = copy.copy(kept)
-        except TypeError:  # an exotic container; the tensors inside are copies already
-            pass
         return kept, RngState.capture()
 
 

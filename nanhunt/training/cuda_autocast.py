@@ -25,14 +25,68 @@ __all__ = ["CudaAutocastLists"]
 
 #: Run in fp32 whatever the arguments are (AT_FORALL_FP32), and the norms and reductions that take an optional dtype.
 PROMOTED = frozenset(
-    """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus layer_norm rms_norm
-    group_norm norm nuclear_norm cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d
-    hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss multilabel_margin_loss
-    soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits cross_entropy dist pdist
-    cdist renorm logsumexp interpolate prod softmax log_softmax softmin cumprod cumsum sum vector_norm matrix_norm
-    gaussian_nll_loss ctc_loss pow_ __pow__ __rpow__ normalize
-    """.split()
+    [
+        "acos",
+        "asin",
+        "cosh",
+        "erfinv",
+        "exp",
+        "expm1",
+        "log",
+        "log10",
+        "log2",
+        "log1p",
+        "reciprocal",
+        "rsqrt",
+        "sinh",
+        "tan",
+        "pow",
+        "softplus",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "norm",
+        "nuclear_norm",
+        "cosine_similarity",
+        "poisson_nll_loss",
+        "cosine_embedding_loss",
+        "nll_loss",
+        "nll_loss2d",
+        "hinge_embedding_loss",
+        "kl_div",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "mse_loss",
+        "margin_ranking_loss",
+        "multilabel_margin_loss",
+        "soft_margin_loss",
+        "triplet_margin_loss",
+        "multi_margin_loss",
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "dist",
+        "pdist",
+        "cdist",
+        "renorm",
+        "logsumexp",
+        "interpolate",
+        "prod",
+        "softmax",
+        "log_softmax",
+        "softmin",
+        "cumprod",
+        "cumsum",
+        "sum",
+        "vector_norm",
+        "matrix_norm",
+        "gaussian_nll_loss",
+        "ctc_loss",
+        "pow_",
+        "__pow__",
+        "__rpow__",
+        "normalize",
+    ]
 )
 
 

@@ -27,7 +27,8 @@ def load_optimizer(
     """
     if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
         raise CheckpointError(
-            f"optimizer: the checkpoint's state has the keys {sorted(map(str, saved))[:8]}, not torch's 'state' and 'param_groups'",
+            f"optimizer: the checkpoint's state has the keys {sorted(map(str, saved))[:8]}, "
+            "not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
         )
     sizes = [len(group["params"]) for group in saved["param_groups"]]

@@ -25,7 +25,7 @@ class RngState:
     @classmethod
     def capture(cls) -> RngState:
         """Return the present states; draws nothing."""
-        used = torch.cuda.is_available() and torch.cuda.is_initialized()
+        used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         numpy_state: Any = np.random.get_state()
         return cls(
             python=random.getstate(),

@@ -137,9 +137,9 @@ def _built_model(config: RunConfig, root: Path, device: torch.device) -> nn.Modu
         raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
     if config.precision.params is not None:
         model = model.to(DTYPES[config.precision.params])
-    model = model.to(device)
-    model.train()
-    return model
+    placed: nn.Module = model.to(device)
+    placed.train()
+    return placed
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
@@ -294,7 +294,7 @@ def _batch_source(
     config: RunConfig, root: Path, step: int, device: torch.device, assumptions: list[str]
 ) -> BatchSource:
     target = resolve(config.data.call, key="data", root=root)
-    available = {"start_step": step, "rank": 0, "world_size": 1}
+    available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
     filled: dict[str, object] = {}
     data: object = target
     if callable(target) and not _is_loader(target):

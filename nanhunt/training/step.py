@@ -174,7 +174,8 @@ def gradient_norm(grads: list[Tensor], device: torch.device) -> Tensor:
     if not dense:
         return torch.zeros((), device=device)
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in dense]
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    return total
 
 
 def _clip_adaptively(parameters: list[torch.nn.Parameter], factor: float, floor: float = 1e-3) -> None:

@@ -134,6 +134,12 @@ class Outcome:
 
 
 @pytest.fixture(scope="session")
+def project_class() -> type[Project]:
+    """`Project`, for fixtures that need another folder: tests cannot import from here."""
+    return Project
+
+
+@pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as it is copied for each test; its checkpoint holds moments of two real steps."""
     project = Project(root=tmp_path_factory.mktemp("template"))
@@ -171,9 +177,16 @@ def imports_are_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _in_process(arguments: tuple[object, ...]) -> Outcome:
+class _Terminal(io.StringIO):
+    """A stream that says that somebody looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _in_process(*arguments: object, terminal: bool = False) -> Outcome:
     """Run `main` with both streams caught."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (_Terminal(), _Terminal()) if terminal else (io.StringIO(), io.StringIO())
     before = sys.argv, sys.stdout, sys.stderr
     sys.argv, sys.stdout, sys.stderr = ["nanhunt", *map(str, arguments)], out, err
     try:
@@ -188,8 +201,30 @@ def _in_process(arguments: tuple[object, ...]) -> Outcome:
 
 @pytest.fixture(scope="session")
 def nanhunt() -> Callable[..., Outcome]:
-    """The command line, run in this process: `nanhunt("report", path)`."""
-    return lambda *arguments: _in_process(arguments)
+    """The command line, run in this process: `nanhunt("report", path)`; `terminal=True` makes its streams ttys."""
+    return _in_process
+
+
+def _traced(template: Path, folder: Path, **arguments: Any) -> Path:
+    """Replay the project with these arguments for `batches`, and return the trace."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    Project(root=folder).plant(**arguments)
+    out = folder / "trace.parquet"
+    done = _in_process("replay", folder / "ckpt.pt", "-c", folder / "nanhunt.yaml", "-o", out)
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def healthy_trace(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of the project as it is: steps 10 to 13."""
+    return _traced(template, tmp_path_factory.mktemp("healthy"))
+
+
+@pytest.fixture(scope="session")
+def fault_trace(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of the project with a NaN in sample 2 of step 12."""
+    return _traced(template, tmp_path_factory.mktemp("fault"), nan_at=12)
 
 
 @pytest.fixture(scope="session")

@@ -8,121 +8,134 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nanhunt.trace.reader import Trace
 
-FIRST_STEP = 10
-#: Longer than any test waits for; a step that never ends fails the test by this.
+#: Longer than any test waits for; a process that never gets there fails the test by this.
 PATIENCE = 60.0
 
+SIGNALLING = """
+import os
+import signal
 
-class Replay:
-    """A replay of a thousand slow steps in a process of its own; its data logs each step that begins.
 
-    The data is asked for a step's batch only after the step before was flushed: that log tells what must be there.
-    """
+def signalling_model():
+    open("built", "w").close()
+    os.kill(os.getpid(), signal.SIGINT)
+    return build_model()
 
-    def __init__(self, project: Any, environment: dict[str, str], *options: str) -> None:
-        self.log = project.root / "began.log"
-        self.log.unlink(missing_ok=True)
-        project.configure(
-            data={"call": "train:batches", "kwargs": {"log": str(self.log), "pause": 0.02}},
-            train={"steps": 1000},
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "nanhunt", "replay", "ckpt.pt", *options],
-            cwd=project.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+
+def signalling_batches(start_step, number, at):
+    for step in range(start_step, start_step + 100):
+        if step == at:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        yield make_batch(step)
+
+
+def signalling_loss(model, batch, number, calls=[]):
+    loss = compute_loss(model, batch)
+    calls.append(loss.item())
+    if len(calls) == 3:
+        os.kill(os.getpid(), number)
+    return loss
+"""
+
+
+@dataclass(kw_only=True)
+class Killed:
+    """A replay that was killed: its folder, the steps that had begun, and its partial as it lay at several moments."""
+
+    root: Path
+    process: subprocess.Popen[str]
+    #: copies of the partial, each with the steps that were finished before it was taken
+    moments: list[tuple[Path, list[int]]] = field(default_factory=list)
 
     def began(self) -> list[int]:
-        """Return the steps that have begun."""
-        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+        """Return the steps whose batch was asked for, which is only done after the step before was flushed."""
+        log = self.root / "began.log"
+        return [int(line) for line in log.read_text().split()] if log.exists() else []
 
-    def wait_for(self, steps: int) -> list[int]:
-        """Wait until so many steps have begun."""
+    def finished_of(self, steps: int) -> list[int]:
+        """Wait until so many steps have begun and return those that are finished."""
         patience = time.monotonic() + PATIENCE
         while len(self.began()) < steps:
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < patience
             time.sleep(0.005)
-        return self.began()
-
-    def end(self, number: signal.Signals) -> tuple[int, str, str]:
-        """Send a signal and return the exit code and both streams."""
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out, err
+        return self.began()[:-1]
 
 
-@pytest.fixture
-def start(project: Any, environment: dict[str, str]) -> Iterator[Callable[..., Replay]]:
-    """A function that starts a replay; whatever it started is gone after the test."""
-    started: list[Replay] = []
+@pytest.fixture(scope="module")
+def killed(template, project_class, environment, tmp_path_factory) -> Iterator[Killed]:
+    root = tmp_path_factory.mktemp("killed")
+    shutil.copytree(template, root, dirs_exist_ok=True)
+    arguments = {"log": str(root / "began.log"), "pause": 0.02}
+    project_class(root=root).configure(data={"call": "train:batches", "kwargs": arguments}, train={"steps": 1000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanhunt", "replay", "ckpt.pt"],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    replay = Killed(root=root, process=process)
+    try:
+        for count in (2, 3, 7, 20):
+            finished = replay.finished_of(count)
+            # what lies on the disk now is what a kill now would leave
+            copy = root / f"after{count}" / "trace.parquet.partial"
+            copy.parent.mkdir()
+            shutil.copy(root / "trace.parquet.partial", copy)
+            replay.moments.append((copy, finished))
+    finally:
+        process.kill()
+        process.communicate()
+    return replay
 
-    def begin(*options: str) -> Replay:
-        started.append(Replay(project, environment, *options))
-        return started[-1]
 
-    yield begin
-    for replay in started:
-        if replay.process.poll() is None:
-            replay.process.kill()
-            replay.process.communicate()
-
-
-def test_every_finished_step_survives_a_kill_at_any_moment(start, project, nanhunt):
-    replay = start()
-    for moment, count in enumerate((2, 3, 7, 20)):
-        finished = replay.wait_for(count)[:-1]
-        # what lies on the disk now is what a kill now would leave
-        copy = project.root / f"moment{moment}" / "trace.parquet.partial"
-        copy.parent.mkdir()
-        shutil.copy(project.root / "trace.parquet.partial", copy)
+def test_every_finished_step_survives_a_kill_at_any_moment(killed):
+    assert [len(finished) > 0 for _, finished in killed.moments] == [True] * 4
+    for copy, finished in killed.moments:
         trace = Trace.open(copy)
         assert not trace.complete
         assert list(trace.steps)[: len(finished)] == finished
         assert set(trace.scalars("loss")) >= set(finished)
 
-    replay.process.kill()
-    replay.process.communicate()
-    *finished, last = replay.began()
-    assert list(Trace.open(project.root / "trace.parquet").steps) in (finished, [*finished, last])
-    assert not (project.root / "trace.parquet").exists()
+
+def test_a_kill_leaves_the_partial_alone_and_whole_steps_only(killed):
+    *finished, last = killed.began()
+    assert not (killed.root / "trace.parquet").exists()
+    trace = Trace.open(killed.root / "trace.parquet.partial")
+    assert list(trace.steps) in (finished, [*finished, last])
+    assert set(trace.scalars("loss")) == set(trace.steps)
 
 
-def test_the_report_of_a_killed_replay_says_up_to_which_step(start, project, nanhunt):
-    replay = start()
-    replay.wait_for(4)
-    assert replay.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    last = Trace.open(project.root / "trace.parquet").last_step
+@pytest.mark.parametrize("name", ["trace.parquet.partial", "trace.parquet"])
+def test_the_report_of_a_killed_replay_says_up_to_which_step(name, killed, nanhunt):
+    path = killed.root / name
+    last = Trace.open(path).last_step
+    page = nanhunt("report", path)
+    assert page.code == 0
+    assert "incomplete" in page.out
+    assert str(last) in page.out
 
-    for name in ("trace.parquet.partial", "trace.parquet"):
-        page = nanhunt("report", name)
-        assert page.code == 0
-        assert "incomplete" in page.out
-        assert f"step {last}" in page.out or f"to {last}" in page.out
-        document = json.loads(nanhunt("report", name, "-f", "json").out)
-        assert document["run"]["complete"] is False
-        assert document["outcome"] != "fault"
-        assert "1000 steps replayed" not in document["summary"]
+    document = json.loads(nanhunt("report", path, "-f", "json").out)
+    assert document["run"]["complete"] is False
+    assert document["outcome"] != "fault"
+    assert nanhunt("report", path, "--exit-code").code == 0
 
 
-def test_a_killed_replay_is_not_overwritten_without_force(start, project, nanhunt):
-    replay = start()
-    replay.wait_for(3)
-    replay.end(signal.SIGKILL)
+def test_a_killed_replay_is_not_overwritten_without_force(killed, project, nanhunt):
     partial = project.root / "trace.parquet.partial"
+    shutil.copy(killed.root / partial.name, partial)
     before = partial.read_bytes()
-    project.configure()
 
     refused = nanhunt("replay", "ckpt.pt")
     assert refused.is_clean_refusal
@@ -136,60 +149,70 @@ def test_a_killed_replay_is_not_overwritten_without_force(start, project, nanhun
     assert Trace.open(project.root / "trace.parquet").complete
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_parquet_file_up_to_there(number, start, project, nanhunt):
-    replay = start()
-    replay.wait_for(5)
-    code, out, err = replay.end(number)
-    *finished, last = replay.began()
-    assert code == 130
-    assert "Traceback" not in err
-    assert out == ""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("where", ["data", "loss"])
+def test_an_interrupt_leaves_a_parquet_file_up_to_there(number, where, project, nanhunt):
+    project.add_code(SIGNALLING)
+    if where == "data":
+        project.configure(data={"call": "train:signalling_batches", "kwargs": {"number": int(number), "at": 12}})
+    else:
+        project.configure(loss={"call": "train:signalling_loss", "kwargs": {"number": int(number)}})
+    handler = signal.getsignal(signal.SIGTERM)
+    interrupted = nanhunt("replay", "ckpt.pt", "--steps", "50")
 
-    trace = Trace.open(project.root / "trace.parquet")
-    assert trace.path.read_bytes()[:4] == b"PAR1"
+    assert interrupted.code == 130
+    assert interrupted.out == ""
+    assert interrupted.err == "interrupted\nthe trace so far (up to step 11): trace.parquet\n"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (project.root / "trace.parquet").read_bytes()[:4] == b"PAR1"
     assert not (project.root / "trace.parquet.partial").exists()
-    assert list(trace.steps) in (finished, [*finished, last])
+    trace = Trace.open(project.root / "trace.parquet")
+    assert trace.steps == (10, 11)
     assert not trace.complete
     assert "interrupted" in trace.reason
-    assert f"(up to step {trace.last_step}): trace.parquet" in err.splitlines()[-1]
 
-    document = json.loads(nanhunt("report", "trace.parquet", "-f", "json").out)
-    assert document["run"]["complete"] is False
+    page = nanhunt("report", "trace.parquet")
+    assert "incomplete" in page.out
+    assert "11" in page.out
+    assert json.loads(nanhunt("report", "trace.parquet", "-f", "json").out)["run"]["complete"] is False
 
 
-def test_an_interrupt_before_the_first_step_writes_nothing(project, environment):
-    project.add_code(
-        """
-        def slow_model():
-            open("building", "w").close()
-            time.sleep(60)
-        """
-    )
-    project.configure(model="train:slow_model")
+def test_an_interrupt_in_the_first_step_keeps_what_was_seen_of_the_checkpoint(project, nanhunt):
+    project.add_code(SIGNALLING)
+    project.configure(data={"call": "train:signalling_batches", "kwargs": {"number": int(signal.SIGINT), "at": 10}})
+    interrupted = nanhunt("replay", "ckpt.pt")
+    assert interrupted.code == 130
+    assert interrupted.err == "interrupted\nthe trace so far (no step was finished): trace.parquet\n"
+    trace = Trace.open(project.root / "trace.parquet")
+    assert not trace.complete
+    assert trace.scalars("loss") == {}
+    assert nanhunt("report", "trace.parquet").code == 0
+
+
+def test_an_interrupt_before_the_replay_leaves_an_older_trace_alone(project, nanhunt):
+    project.add_code(SIGNALLING)
+    project.configure(model="train:signalling_model")
     (project.root / "trace.parquet").write_bytes(b"older")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nanhunt", "replay", "ckpt.pt", "--force"],
+    interrupted = nanhunt("replay", "ckpt.pt", "--force")
+    assert interrupted.code == 130
+    assert interrupted.err == "interrupted\n"
+    assert (project.root / "built").exists()
+    assert (project.root / "trace.parquet").read_bytes() == b"older"
+    assert not (project.root / "trace.parquet.partial").exists()
+
+
+def test_ctrl_c_in_a_terminal_ends_with_130(project, environment):
+    project.add_code(SIGNALLING)
+    project.configure(data={"call": "train:signalling_batches", "kwargs": {"number": int(signal.SIGINT), "at": 12}})
+    done = subprocess.run(
+        [sys.executable, "-m", "nanhunt", "replay", "ckpt.pt"],
         cwd=project.root,
         env=environment,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=PATIENCE,
+        check=False,
     )
-    patience = time.monotonic() + PATIENCE
-    while not (project.root / "building").exists() and time.monotonic() < patience:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 130
-    assert err == "interrupted\n"
-    assert (project.root / "trace.parquet").read_bytes() == b"older"
-    assert not Path(project.root / "trace.parquet.partial").exists()
-
-
-def test_a_replay_beside_a_running_one_is_refused(start, project, nanhunt):
-    replay = start()
-    replay.wait_for(2)
-    refused = nanhunt("replay", "ckpt.pt", "--steps", "2")
-    assert refused.is_clean_refusal
-    assert "still writing" in refused.err or "exists already" in refused.err
-    assert replay.process.poll() is None
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "the trace so far (up to step 11): trace.parquet"
+    assert "Traceback" not in done.stderr

@@ -104,7 +104,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("zero-denominator",), step=17, phase="forward", op="aten.div.Tensor",
             line="scaled = (x - low) / (high - low)", samples=(5,),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="nan-pixels",
@@ -161,7 +161,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("naive-exp-log", "bad-sample"), step=18, phase="forward", op="aten.exp",
             line="variance = logvar.exp()", samples=(7,),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="rmse-perfect-fit",
@@ -184,7 +184,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("singular-gradient",), step=20, phase="backward",
             line="return torch.sqrt(F.mse_loss(prediction, target))", samples=(),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="masked-attention",
@@ -222,7 +222,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("fully-masked-softmax",), step=16, op="aten._softmax",
             line="return self.out(torch.softmax(scores, dim=-1) @ self.v(x))", samples=(2,),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="all-ignored",
@@ -258,7 +258,7 @@ def compute_loss(model, batch):
 ''',
         truth=Truth(
             causes=("empty-reduction",), step=21, phase="forward", op="aten.nll_loss_forward", samples=(),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="depth-log-zero",
@@ -282,7 +282,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("bad-target", "domain-error"), step=15, phase="forward", op="aten.log",
             line='error = torch.log(model(batch["x"]) + 1e-6) - torch.log(batch["depth"])', samples=(4,),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="negative-power",
@@ -306,7 +306,7 @@ def compute_loss(model, batch):
         truth=Truth(
             causes=("domain-error",), step=22, phase="forward", op="aten.pow.Tensor_Scalar",
             line="return 1 - (similarity ** 0.0448).mean()",
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="ffn-fp16",
@@ -353,7 +353,7 @@ def compute_loss(model, batch):
         config={"precision": {"autocast": "fp16"}},
         truth=Truth(
             causes=("activation-overflow",), step=18, phase="forward",
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="fp16-no-scaler",
@@ -426,7 +426,7 @@ def compute_loss(model, batch):
         steps=40,
         truth=Truth(
             causes=("learning-rate-too-high",), step=(21, 23), kind=("loss-spike", "divergence"),
-        ),  # fmt: skip
+        ),
     ),
     Program(
         name="token-out-of-range",

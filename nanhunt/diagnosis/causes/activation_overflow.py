@@ -49,6 +49,7 @@ from nanhunt.diagnosis.births import (
     constant_of,
     erased_modules,
     is_discarded,
+    is_long_sum,
     is_range_alone,
     no_births,
     place,
@@ -56,7 +57,7 @@ from nanhunt.diagnosis.births import (
 )
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import COUNTED_SUMS, EXPS, base, limit, number
+from nanhunt.diagnosis.ops import EXPS, base, limit, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
@@ -70,7 +71,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     birth = root(evidence, "forward")
     if birth is None:
         return no_births(evidence)
-    if base(birth.op) in EXPS or base(birth.op) in COUNTED_SUMS or is_discarded(birth, evidence):
+    if base(birth.op) in EXPS or is_long_sum(birth) or is_discarded(birth, evidence):
         return None
     if constant_of(birth, evidence) is not None:
         return None

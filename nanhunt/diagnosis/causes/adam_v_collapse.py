@@ -134,7 +134,7 @@ def _accused(evidence: Evidence, worst: _Update, bound: float | None, fallen: fl
     onset = evidence.onset
     assert onset is not None
     certain = evidence.is_spike and worst.step >= onset.step
-    module, _, name = worst.parameter.rpartition(".")
+    module, _, _name = worst.parameter.rpartition(".")
     return Suspect(
         cause="adam-v-collapse",
         grade=Grade.PROVED if proved else Grade.SUPPORTED,

@@ -1,92 +1,140 @@
-"""Initial values are uninitialised, mis-scaled or degenerate.
+"""Initial values are wrong: memory that was never written, or a scale that does not fit the width.
 
 What it looks like
 ------------------
-Wrong from the first step, sometimes only in some runs: a NaN or a huge value in one parameter that no
-checkpoint filled, or an initial loss far above ln(classes).
+Wrong from the first step: NaN in one parameter, in some runs and not in others; or a first loss many times ln(classes),
+before any update; then divergence at a rate that others train with. Typical: a head added to a checkpoint that lacks it.
 
 Why training breaks
 -------------------
-torch.empty holds whatever memory held: zeros in one run, NaN or 1e38 in the next. A standard deviation that
-does not shrink with width makes activations grow with depth, and the first steps diverge.
+torch.empty holds whatever the memory held: zeros once, NaN or 1e38 the next time. A standard deviation that does not
+shrink as 1/sqrt(width) multiplies activations by std·sqrt(width) in every layer: 11 at std 1 and width 128.
 
 Evidence
 --------
-At a checkpoint of step 0, or for a parameter that the checkpoint did not hold: the parameter's values against
-those of its kin.
+At step 0, or for a parameter that the checkpoint lacks: non-finite values at load; or a largest value 1e4 times its
+kin's median whose binary exponents span more than 60 (a normal sample of a million spans 25). At step 0 also the loss of
+the first step, which no update has touched, against ln(classes) of the model's own output: three times that and 3 nats more.
 
 Fix
 ---
-Initialise every parameter explicitly; give heads that are added to a checkpoint their own init; scale std by
-1/sqrt(width), and residual outputs by 1/sqrt(2 · layers).
+Initialise every parameter explicitly, after `torch.empty` and after a resize; let the loader fail on missing keys. Use
+std = sqrt(1/(3·width)) or 0.02, and 1/sqrt(2·layers) of it for what adds to the residual stream.
 
 How it is confirmed
 -------------------
-No sample is guilty: any batch fails in the same state.
+No sample is guilty and no precision cures: every batch fails in the same state.
 
 When it is mistaken
 -------------------
-For poisoned-state, where training itself spoiled the weights before the checkpoint.
+For poisoned-state, where training spoiled a tensor before the checkpoint; it is named as well where values are NaN. For
+learning-rate-too-high, where the first loss is normal. A large loss that is a sum instead of a mean looks the same.
 
 References
 ----------
-huggingface/transformers#46002, #30953; BigScience lessons learned (104B); OLMo 2, arXiv 2501.00656, section
-3.2.
+transformers#46002 and #30953, TransformerLens#902 (missing head); BigScience lessons learned (104B: std 0.006 and not
+0.02); OLMo 2 (arXiv 2501.00656), section 3.2.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from statistics import median
+import math
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import in_words, place_of_onset
+from nanhunt.diagnosis.reading import in_words
+from nanhunt.diagnosis.weights import Loaded, garbage, loaded_weights
 from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
-#: A weight this many times its kin's median magnitude was never initialised to be so.
-_FAR = 1e4
+#: Steps after the start in which initial values still speak.
+_SOON = 20
+#: First loss over ln(classes), and nats above it, that no fit initialisation has.
+_TIMES, _NATS = 3.0, 3.0
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look at the weights of a run that fails in its first steps."""
-    onset, start = evidence.onset, evidence.manifest.checkpoint_step
-    if onset is None or evidence.is_stall or onset.kind == "exception" or onset.step > start + 3:
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for memory that nobody wrote, then for a first loss that no update can have made."""
+    onset, start = evidence.onset, first_step(evidence)
+    if onset is None or not (evidence.is_nonfinite or evidence.is_spike) or onset.step > start + _SOON:
         return None
-    if start > 0 and "missing" not in evidence.manifest.match:
+    fresh = start == 0 and _is_untrained(evidence)
+    unfilled = "missing" in evidence.manifest.match or "shape differs" in evidence.manifest.match
+    if not fresh and not unfilled:
         return None
-    poison = evidence.notes(NoteKind.POISON)
-    if poison:
-        return _suspect(evidence, poison[0]["module"], poison[0]["name"], "not finite", None)
-    peaks = {
-        key: series[start]
-        for key, series in evidence.history("weight").items()
-        if start in series and series[start] > 0
-    }
-    usual = median(peaks.values()) if peaks else 0.0
-    worst = max(peaks, key=lambda key: peaks[key], default=None)
-    if worst is None or peaks[worst] < _FAR * usual:
-        return None
-    return _suspect(evidence, worst[0], worst[1], f"as large as {in_words(peaks[worst])}", (peaks[worst], usual))
+    written = garbage(evidence)
+    if written is not None and (fresh or written.qualified in evidence.manifest.match):
+        return _unwritten(evidence, written)
+    return _misscaled(evidence, start) if fresh and evidence.is_spike else None
 
 
-def _suspect(evidence: Evidence, module: str, name: str, what: str, numbers: tuple[float, float] | None) -> Suspect:
-    qualified = f"{module}.{name}".lstrip(".")
-    value, usual = numbers or (None, None)
+def _is_untrained(evidence: Evidence) -> bool:
+    """Whether the replay begins at the first step of all: a checkpoint that tells no step is counted from 0 as well."""
+    said = any("does not tell its step" in str(note["text"]) for note in evidence.notes(NoteKind.ASSUMPTION))
+    return evidence.manifest.checkpoint_step == 0 and not said and not evidence.optimizer.get("with_state")
+
+
+def _unwritten(evidence: Evidence, weight: Loaded) -> Suspect:
+    what = f"{weight.bad} non-finite values" if weight.bad else f"values up to {in_words(weight.amax)}"
+    claim = "non-finite values" if weight.bad else "largest value"
     return Suspect(
         cause="bad-init",
         grade=Grade.SUPPORTED,
-        summary=f"{qualified} is {what} before the first step",
-        location=replace(
-            place_of_onset(evidence, phase="load", parameter=qualified), module=module, op=None, source=None, samples=()
-        ),
+        summary=f"{weight.qualified} holds {what} before any step: it was never initialised",
+        location=Location(step=evidence.onset.step if evidence.onset else None, phase="load", module=weight.module,
+                          parameter=weight.qualified),
         exhibits=(
-            Exhibit(claim=f"largest weight of {qualified}, the usual one beside it", value=value, threshold=usual),
+            Exhibit(claim=f"{claim} of {weight.qualified} before the first step, of {weight.numel}", value=float(weight.bad or weight.amax)),
+            Exhibit(claim=evidence.manifest.match or "the checkpoint stands at step 0"),
         ),
-        fixes=(f"initialise {qualified} explicitly", "check that every parameter was in the checkpoint"),
+        fixes=(
+            f"initialise {weight.qualified} explicitly: torch.empty leaves what the memory held",
+            "load the checkpoint with strict=True, so that a missing tensor is an error",
+        ),
+        depth=1,
+    )  # fmt: skip
+
+
+def _misscaled(evidence: Evidence, start: int) -> Suspect | NotApplicable | None:
+    loss, classes = evidence.scalars("loss").get(start), _classes(evidence)
+    if loss is None or not math.isfinite(loss):
+        return None
+    if classes is None:
+        return NotApplicable(reason="the first loss has no reference: the number of classes is not known")
+    expected = math.log(classes)
+    if loss < _TIMES * expected + _NATS:
+        return None
+    gain = max((w for w in loaded_weights(evidence) if len(w.shape) >= 2), key=_gain, default=None)
+    scale = (
+        [Exhibit(claim=f"largest std · sqrt(fan-in) of a weight, {gain.qualified}", value=_gain(gain))] if gain else []
     )
+    return Suspect(
+        cause="bad-init",
+        grade=Grade.SUPPORTED,
+        summary=f"the loss is {in_words(loss)} before the first update, and {in_words(expected)} for even odds on {classes} classes",
+        location=Location(step=start, phase="load", module=gain.module if gain else None, parameter=gain.qualified if gain else None),
+        exhibits=(Exhibit(claim=f"loss of the first step, against ln({classes})", value=loss, threshold=expected), *scale),
+        fixes=(
+            "scale initial weights by 1/sqrt(width), and what adds to the residual stream by 1/sqrt(2·layers) more",
+            "where the loss is a sum, divide it by the number of labels",
+        ),
+        depth=1,
+    )  # fmt: skip
+
+
+def _gain(weight: Loaded) -> float:
+    return weight.std * math.sqrt(math.prod(weight.shape[1:]))
+
+
+def _classes(evidence: Evidence) -> int | None:
+    """Return the last dimension of the model's own output, where the batch's labels are whole numbers below it."""
+    labels = [f for f in evidence.batch_fields if "max" in f and f["max"] >= 1]
+    frame = evidence.frame("output", ["step", "module", "shape"])
+    shapes = frame[frame["module"] == ""]["shape"]
+    last = next((int(s[-1]) for s in shapes if s is not None and len(s) >= 2), None)
+    return last if last is not None and last >= 2 and any(f["max"] < last for f in labels) else None
 
 
 CAUSE = Cause(slug="bad-init", doc=__doc__ or "", examine=examine)

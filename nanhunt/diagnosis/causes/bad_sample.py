@@ -49,7 +49,8 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.dynamics import growth, over_baseline, rate_jump
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import in_words
+from nanhunt.diagnosis.ops import EXPS
+from nanhunt.diagnosis.reading import bare, in_words
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import NoteKind
 
@@ -59,6 +60,8 @@ __all__ = ["CAUSE"]
 _FAR = 1e3
 #: Spread of a batch over its past's that makes a pocket of other data: a change of scale, or one token repeated.
 _SPREAD = 10.0
+#: Share of a batch that may still be called a few samples.
+_FEW = 0.25
 #: Rise of the loss before a NaN: then the run diverged, and samples only differ in when they overflow.
 _DIVERGED = 3.0
 
@@ -132,12 +135,14 @@ def _carried_by_samples(evidence: Evidence) -> Suspect | None:
     outlier = _outlier(evidence)
     if outlier is not None and (not carriers or set(carriers) <= set(outlier.samples)):
         return _outlying(evidence, outlier, carriers)
-    if not carriers or birth.fp64 != "beyond-range":
+    constant = any(0.0 < i.amax == i.amin for i in birth.inputs)  # a mask times a number: the code's own infinity
+    few = 0 < len(carriers) <= _FEW * (evidence.batch_size or 0)
+    if not few or birth.fp64 != "beyond-range" or constant:
         return None
     return Suspect(
         cause="bad-sample",
         grade=Grade.CONSISTENT,
-        summary=f"{_named(carriers)} alone carries the fault, though nothing in it stands out",
+        summary=f"the fault goes with {_named(carriers)}, though no number in the batch stands out",
         location=_place(evidence, carriers),
         exhibits=(Exhibit(claim=f"the step is healthy without {_named(carriers)} ({note['method'] if note else ''})"),),
         fixes=(f"look at {_named(carriers)} of step {evidence.onset.step if evidence.onset else '?'}",),
@@ -160,8 +165,15 @@ def _outlying(evidence: Evidence, outlier: _Outlier, carriers: list[int]) -> Sus
             f"look at {_named(samples)}",
         ),
         predictions=_DROP if carriers else (),
-        depth=1,
+        depth=_depth(evidence),
     )
+
+
+def _depth(evidence: Evidence) -> int:
+    """1 where plain arithmetic overflowed: a sound op given too much. exp and discarded branches are faults themselves."""
+    birth = evidence.birth
+    sound = birth is not None and birth.phase == "forward" and birth.fp64 == "beyond-range"
+    return int(sound and birth is not None and bare(birth.op) not in EXPS and not birth.facts.get("discarded_by"))
 
 
 def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
@@ -219,7 +231,7 @@ def _diverged(evidence: Evidence) -> bool:
 def _place(evidence: Evidence, samples: list[int], phase: str | None = None, parameter: str | None = None) -> Location:
     onset = evidence.onset
     assert onset is not None
-    return Location(step=onset.step, phase=phase or onset.phase, parameter=parameter, samples=tuple(samples))
+    return Location(step=onset.step, phase=phase or onset.phase, parameter=parameter or None, samples=tuple(samples))
 
 
 def _named(samples: list[int]) -> str:

@@ -86,8 +86,12 @@ def _raised(evidence: Evidence) -> Suspect | None:
     exhibits = [Exhibit(claim=f"{body['type']}: {str(body['message'])[:200]}")]
     if field is not None:
         bound = float(limit - 1) if limit else None
-        exhibits.append(Exhibit(claim=f"largest value of {_name(field['field'])}", value=float(field["max"]), threshold=bound))
-        exhibits.append(Exhibit(claim=f"smallest value of {_name(field['field'])}", value=float(field["min"]), threshold=0.0))
+        exhibits.append(
+            Exhibit(claim=f"largest value of {_name(field['field'])}", value=float(field["max"]), threshold=bound)
+        )
+        exhibits.append(
+            Exhibit(claim=f"smallest value of {_name(field['field'])}", value=float(field["min"]), threshold=0.0)
+        )
     reach = f", which holds {field['min']} to {field['max']}" if field else ""
     table = f" (the table of {onset.module} has rows 0 to {limit - 1})" if limit else ""
     return Suspect(
@@ -95,7 +99,7 @@ def _raised(evidence: Evidence) -> Suspect | None:
         grade=Grade.PROVED if certain else Grade.SUPPORTED if field else Grade.CONSISTENT,
         summary=f"an index is out of range in {_name(field['field']) if field else 'the step'}{reach}{table}",
         location=Location(step=onset.step, phase=onset.phase, module=onset.module, source=onset.source,
-                          parameter=field["field"] if field else None),
+                          parameter=(field["field"] or None) if field else None),
         exhibits=tuple(exhibits),
         fixes=(
             f"make {onset.module or 'the table'} large enough, or map the ids: {int(field['max']) + 1} rows would do" if field else
@@ -113,9 +117,7 @@ def _rows_of(evidence: Evidence, module: str) -> int | None:
     return int(shape[0]) if shape is not None and len(shape) == 2 else None
 
 
-def _guilty_field(
-    evidence: Evidence, said: re.Match[str], limit: int | None
-) -> tuple[dict[str, Any] | None, bool]:
+def _guilty_field(evidence: Evidence, said: re.Match[str], limit: int | None) -> tuple[dict[str, Any] | None, bool]:
     """Return the integer field that holds the value, and whether its numbers prove it."""
     integers = [f for f in evidence.batch_fields if "max" in f]
     named = next((int(v) for v in (said["target"], said["index"]) if v is not None), None)

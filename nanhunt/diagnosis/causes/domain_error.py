@@ -1,125 +1,146 @@
-"""A function is evaluated outside of its domain: log, sqrt, pow, acos of what they are not defined for.
+"""A logarithm, root, power or inverse cosine is asked for a number outside its domain, or 0 is multiplied by infinity.
 
 What it looks like
 ------------------
-NaN or -inf from one elementwise op in the forward pass, with ordinary inputs: log of zero or of a negative
-number, a fractional power of a negative base, acos just above 1, 0 · log 0.
+NaN or inf at one op of the forward pass, in any precision: log of a negative number, sqrt of a variance that came out as
+-1e-9, a similarity below zero raised to 0.0448, `acos(1.0000001)`, an entropy `p * log(p)` with p = 0.
 
 Why training breaks
 -------------------
-The function has no value there, in any precision: log(-x), (-x) ** 0.3, acos(1.0000001) are NaN; log(0) is
--inf, and one step later 0 · (-inf) or -inf - (-inf) is NaN. Rounding pushes arguments over the edge: a cosine
-of two equal vectors is 1 + 1e-7.
+log(x) needs x > 0, sqrt and fractional powers x >= 0, acos and asin |x| <= 1. Rounding is enough to step over: a cosine
+of 1 + 1.2e-7, E[x²] - E[x]² of -0.19. log(0) is -inf, and 0 · (-inf) is NaN: entropy over masked logits.
 
 Evidence
 --------
-The op's inputs at the bad elements, their sign and range, and the fp64 result, which is not finite either.
+The op's inputs are finite and, at every bad element, outside its domain; in fp64 it is non-finite as well. For products:
+0 and inf stand at the same element, and the inf is deliberate (a mask), not an overflow.
 
 Fix
 ---
-Clamp the argument into the domain (`x.clamp(min=1e-12)`, `c.clamp(-1 + 1e-7, 1 - 1e-7)`), use xlogy or entr for
-x·log x, and ask why the argument got there.
+Clamp to the domain before the op: `x.clamp(min=1e-6).log()`, `torch.acos(x.clamp(-1, 1))`. `torch.special.entr` or
+`torch.xlogy` for p·log(p); `where` on the logits, not on the result. Two-pass variance.
 
 How it is confirmed
 -------------------
-fp32 and fp64 do not cure the step. Where samples carry it, leaving them out does.
+The number at the element is the proof. Neither fp32 nor fp64 changes it, except where rounding alone stepped over the
+edge.
 
 When it is mistaken
 -------------------
-For naive-exp-log, where the zero under the log is a probability that underflowed; for bad-target, where it came
-with the batch; for singular-gradient, where only the slope fails.
+For naive-exp-log, where a probability vanished and a log of it is taken; for bad-target, where the zero or negative
+number stands in the batch itself; for epsilon-underflow, where an epsilon was added and is 0; for where-trap, where the
+value is thrown away.
 
 References
 ----------
-jorge-pessoa/pytorch-msssim#2; NovaSky-AI/SkyRL PR#2259; huggingface/trl PR#7252.
+pytorch-msssim#2 (negative base of a power); SkyRL PR#2259, trl PR#7252 (entropy over masked logits).
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+import math
+from collections.abc import Callable
+
+from nanhunt.diagnosis.births import is_discarded, masked_softmax, no_births, operand, place, root
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import probability_of, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.causes_shared import PROBABILITY
-from nanhunt.diagnosis.reading import bare, in_words, operand, place_of
-from nanhunt.interventions import Prediction
-from nanhunt.trace.schema import Birth, Operand
+from nanhunt.diagnosis.ops import base, number
+from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-#: function → what its argument must be, and whether a range of finite values breaks it
-_LOGS = ("log", "log2", "log10", "log1p", "xlogy", "special_xlogy", "logit", "special_log1p")
-_ROOTS = ("sqrt", "rsqrt")
-_POWERS = ("pow", "float_power")
-_ARCS = ("acos", "asin", "atanh", "acosh", "special_ndtri", "erfinv")
+_POSITIVE: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "x > 0")
+_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "x >= 0")
+_UNIT: tuple[Callable[[float], bool], str] = (lambda x: abs(x) <= 1, "|x| <= 1")
+#: Where an op is finite.
+_DOMAINS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "log": _POSITIVE,
+    "log2": _POSITIVE,
+    "log10": _POSITIVE,
+    "log1p": (lambda x: x > -1, "x > -1"),
+    "sqrt": _NOT_NEGATIVE,
+    "rsqrt": _NOT_NEGATIVE,
+    "pow": _NOT_NEGATIVE,
+    "acos": _UNIT,
+    "asin": _UNIT,
+    "atanh": (lambda x: abs(x) < 1, "|x| < 1"),
+    "acosh": (lambda x: x >= 1, "x >= 1"),
+    "logit": (lambda x: 0 < x < 1, "0 < x < 1"),
+}
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for an elementwise function outside of its domain."""
-    birth, onset = evidence.birth, evidence.onset
-    if birth is None or onset is None or birth.phase != "forward" or birth.fp64 == "beyond-range":
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Hold the inputs at the bad elements against the op's domain."""
+    birth = root(evidence, "forward")
+    if birth is None:
+        return no_births(evidence)
+    if is_discarded(birth, evidence) or birth.fp64 in ("beyond-range", "in-range"):
         return None
-    argument = operand(birth, "self", "input", "x")
-    said = _violation(birth, argument) or _zero_times_inf(birth)
-    if said is None:
+    if birth.kind == "nan-from-inf":
+        return _zero_times_infinity(birth, evidence)
+    return _outside(birth, evidence)
+
+
+def _outside(birth: Birth, evidence: Evidence) -> Suspect | None:
+    name = base(birth.op)
+    at = [e.inputs[0] for e in birth.elements if e.inputs]
+    if name not in _DOMAINS or not at or any(_DOMAINS[name][0](x) for x in at):
         return None
-    from_batch = argument is not None and argument.origin.startswith("batch")
-    naive = bare(birth.op) in _LOGS and any(word in birth.code for word in PROBABILITY)
-    predictions = [Prediction(trial="fp64", expect="persists")] if birth.fp64 == "non-finite" else []
-    if onset.samples:
-        predictions += [
-            Prediction(trial="drop-samples", expect="cured"),
-            Prediction(trial="drop-placebo", expect="persists"),
-        ]
-    proved = birth.fp64 == "non-finite" and not from_batch and not naive
+    given = operand(birth, "self")
+    if given is None or (max(at) == 0.0 and _is_anothers(birth, evidence)):
+        return None
+    worst, domain = min(at), _DOMAINS[name][1]
+    if name in ("acos", "asin", "atanh"):
+        worst = max(at, key=abs)
+    # a number that stands in the batch itself is a target's or a sample's fault
+    is_from_batch = given.origin.startswith("batch")
+    return _suspect(
+        birth,
+        evidence,
+        f"{name} of {number(worst)}, outside its domain {domain}",
+        Exhibit(claim=f"argument of {name} at a bad element; it needs {domain}", value=worst, threshold=_edge(name)),
+        Grade.CONSISTENT if is_from_batch else Grade.PROVED,
+    )
+
+
+def _edge(name: str) -> float:
+    return {"log1p": -1.0, "acos": 1.0, "asin": 1.0, "atanh": 1.0, "acosh": 1.0}.get(name, 0.0)
+
+
+def _is_anothers(birth: Birth, evidence: Evidence) -> bool:
+    """Whether a logarithm of zero has a cause of its own: a vanished probability, a lost epsilon, a mask's -inf."""
+    given = operand(birth, "self")
+    if given is None or not base(birth.op).startswith("log"):
+        return False
+    source = probability_of(birth, evidence, given)
+    vanished = source is not None and not source[1]
+    return vanished or zero_floor(birth, evidence, given) is not None or masked_softmax(evidence) is not None
+
+
+def _zero_times_infinity(birth: Birth, evidence: Evidence) -> Suspect | None:
+    at = [e.inputs for e in birth.elements if len(e.inputs) == 2]
+    if base(birth.op) != "mul" or not at or not all(0.0 in pair and any(map(math.isinf, pair)) for pair in at):
+        return None
+    claim = f"elements at which 0 meets an infinity, of {birth.of}"
+    exhibit = Exhibit(claim=claim, value=float(birth.bad), threshold=0.0)
+    return _suspect(birth, evidence, "0 times infinity", exhibit, Grade.PROVED)
+
+
+def _suspect(birth: Birth, evidence: Evidence, summary: str, exhibit: Exhibit, grade: Grade) -> Suspect:
+    code = birth.code.strip() or birth.op
+    name = base(birth.op)
+    fix = f"clamp the argument of {name} to its domain in `{code}`"
+    if name == "mul":
+        fix = f"use `torch.special.entr`, `torch.xlogy`, or a large finite mask instead of -inf, in `{code}`"
     return Suspect(
-        cause="domain-error",
-        grade=Grade.PROVED if proved else Grade.CONSISTENT,
-        summary=said,
-        location=place_of(evidence),
-        exhibits=_exhibits(birth),
-        fixes=(
-            f"clamp the argument of {bare(birth.op)} into its domain before the call",
-            "find out how the argument left it: its range over the steps before is in the trace",
-        ),
-        predictions=tuple(predictions) if proved else (),
+        cause=CAUSE.slug,
+        grade=grade,
+        summary=summary,
+        location=place(evidence, birth),
+        exhibits=(exhibit, Exhibit(claim=f"bad elements, of {birth.of}; fp64: {birth.fp64}", value=float(birth.bad))),
+        fixes=(fix,),
     )
-
-
-def _violation(birth: Birth, argument: Operand | None) -> str | None:
-    op = bare(birth.op)
-    if argument is None:
-        return None
-    low, high = argument.low, argument.high
-    if op in _LOGS and (low < 0.0 if op != "log1p" else low < -1.0):
-        return f"{op} of a negative number ({in_words(low)})"
-    if op in _LOGS and (argument.zero or op == "log1p"):
-        return f"{op} of zero, in {argument.zero} of {argument.numel} places"
-    if op in _ROOTS and low < 0.0:
-        return f"{op} of a negative number ({in_words(low)})"
-    if op in _POWERS and low < 0.0 and birth.kind == "nan-from-finite":
-        return f"a fractional power of a negative base ({in_words(low)})"
-    if op in _ARCS and (high > 1.0 or low < -1.0 or op in ("atanh", "acosh", "erfinv", "special_ndtri")):
-        return f"{op} of {in_words(high if high > 1.0 else low)}, outside of its domain"
-    return None
-
-
-def _zero_times_inf(birth: Birth) -> str | None:
-    """0 · inf, where the inf was asked for: the entropy of masked logits."""
-    if bare(birth.op) != "mul" or birth.kind != "nan-from-inf":
-        return None
-    infinite = any(i.posinf or i.neginf for i in birth.inputs)
-    return (
-        "0 · inf in a product (x log x of a masked value)" if infinite and any(i.zero for i in birth.inputs) else None
-    )
-
-
-def _exhibits(birth: Birth) -> tuple[Exhibit, ...]:
-    exhibits = []
-    for element in birth.elements[:3]:
-        given = ", ".join(in_words(x) for x in element.inputs)
-        exhibits.append(Exhibit(claim=f"{birth.op} at {element.coordinate} of ({given}) is {element.output}"))
-    if birth.fp64 == "non-finite":
-        exhibits.append(Exhibit(claim="in fp64 it is not finite either: no precision helps"))
-    return tuple(exhibits)
 
 
 CAUSE = Cause(slug="domain-error", doc=__doc__ or "", examine=examine)

@@ -1,106 +1,109 @@
-"""A mean is taken over nothing: all labels ignored, an empty mask, weights that sum to zero.
+"""A mean is taken over nothing: every label ignored, an empty mask, a count or total weight of zero.
 
 What it looks like
 ------------------
-The loss is NaN for one batch or micro-batch while every activation is finite, and the gradients are exactly
-zero or NaN. A trainer may log it as 0.0. Typical: a packed or truncated sample with only -100 labels, a
-segmentation patch without foreground, an expert without tokens.
+The loss is NaN in some steps, at random as it seems, and often only in one micro-batch or on one rank. Gradients are
+exactly 0 where a loss function did it, so the weights survive and only the log is spoiled (some trainers show 0.0); NaN
+where a division of your own did it.
 
 Why training breaks
 -------------------
-A mean divides a sum by a count. With a count of zero it is 0/0. cross_entropy with every label ignored returns
-NaN and gradients of exactly zero: alone it poisons only what is logged, but in gradient accumulation or a
-weighted sum it takes the step with it.
+`cross_entropy` with `reduction="mean"` divides by the number of labels that are not ignored. In a micro-batch that was
+cut inside its prompts that is 0/0. The same in `(loss * mask).sum() / mask.sum()`, in Dice on an empty mask without a
+smoothing term, and in `x[keep].mean()` with nothing to keep.
 
 Evidence
 --------
-The count itself: labels equal to ignore_index against labels in all, elements of the reduced tensor, or a
-denominator that is exactly zero and is itself a sum.
+Counted: labels that are ignored, of all; the total weight that the loss function returns; elements of the reduced
+tensor; or numerator and denominator, both sums, both exactly 0.
 
 Fix
 ---
-Divide by max(count, 1): `loss.sum() / valid.sum().clamp(min=1)`, with the count over the whole step where
-gradients are accumulated. Skip batches without a label when they are made.
+Sum the losses and divide by `count.clamp(min=1)`, the count taken over all micro-batches and ranks. Drop samples whose
+labels are all ignored when the data are made. A smoothing term in Dice.
 
 How it is confirmed
 -------------------
-The step in fp64 stays NaN: no precision helps. Another step's batch is healthy.
+The count is the proof. With another step's batch the step is finite; in fp32 or fp64 it is not.
 
 When it is mistaken
 -------------------
-For bad-sample: the inputs are fine. For zero-denominator, where the divisor is a spread or a norm and not a
-count.
+For zero-denominator, where the zero is a spread or a norm and not a number of things. For bad-target, where labels are
+wrong rather than absent.
 
 References
 ----------
-pytorch#70348, #116349, #75181; huggingface/trl#6668; Project-MONAI/MONAI#120 (Dice on an empty mask).
+pytorch#70348, #116349, #75181; trl#6668; MONAI#120 (Dice); causes by count: `nll_loss_forward` returns `total_weight`.
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.births import no_births, operand, place, root
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import bare, operand, place_of
+from nanhunt.diagnosis.ops import LOSSES, base, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-_PERSISTS = (Prediction(trial="exact", expect="persists"), Prediction(trial="fp64", expect="persists"))
-_MEANS = ("mean", "nanmean", "div", "true_divide", "nll_loss_forward", "nll_loss2d_forward", "binary_cross_entropy")
+
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a reduction whose count is zero."""
+    birth = root(evidence, "forward")
+    if birth is None:
+        return no_births(evidence)
+    if base(birth.op) in LOSSES:
+        return _labels(birth, evidence)
+    empty = next((o for o in birth.inputs if o.dtype and o.numel == 0), None)
+    if empty is not None and birth.kind == "nan-from-finite":
+        claim = f"elements of `{empty.name}`, of shape {empty.shape}, that {birth.op} reduces"
+        return _suspect(birth, evidence, "a mean over no elements", (Exhibit(claim=claim, value=0.0, threshold=1.0),))
+    return _division(birth, evidence)
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a loss or a mean whose count is zero."""
-    birth = evidence.birth
-    if birth is None or birth.kind != "nan-from-finite" or bare(birth.op) not in _MEANS:
+def _labels(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A loss function that returns its total weight, 0."""
+    total, target = next((o for o in birth.outputs if o.name == "output.1"), None), operand(birth, "target")
+    if total is None or target is None or total.zero != total.numel or birth.kind != "nan-from-finite":
         return None
-    found = _ignored_labels(birth) or _mean_of_nothing(birth) or _zero_count(birth)
-    if found is None:
+    ignored = birth.arguments.get("ignore_index")
+    exhibits = [Exhibit(claim="total weight of the labels that count", value=0.0, threshold=0.0)]
+    if target.low == target.high == ignored:
+        summary = f"all {target.numel} labels are {number(target.low)}, which the loss ignores: a mean over nothing"
+        exhibits.append(Exhibit(claim=f"labels that are not {ignored}, of {target.numel}", value=0.0))
+    else:
+        summary = "the class weights of all labels that count are zero: a mean over nothing"
+    return _suspect(birth, evidence, summary, tuple(exhibits), by_batch=target.low == target.high == ignored)
+
+
+def _division(birth: Birth, evidence: Evidence) -> Suspect | None:
+    zero = zero_divisor(birth, evidence)
+    if zero is None or zero.kind != "count":
         return None
-    summary, exhibits, grade = found
+    over = operand(birth, "self")
+    exhibits = [Exhibit(claim="the count, or sum of weights, that is divided by", value=0.0, threshold=0.0)]
+    if over is not None:
+        exhibits.append(Exhibit(claim="the sum that is divided, largest magnitude", value=over.amax))
+    return _suspect(birth, evidence, "a sum is divided by a count of zero", tuple(exhibits))
+
+
+def _suspect(
+    birth: Birth, evidence: Evidence, summary: str, exhibits: tuple[Exhibit, ...], *, by_batch: bool = False
+) -> Suspect:
     return Suspect(
-        cause="empty-reduction",
-        grade=grade,
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
         summary=summary,
-        location=place_of(evidence),
-        exhibits=exhibits,
+        location=place(evidence, birth),
+        exhibits=(*exhibits, Exhibit(claim=f"in fp64 {birth.op} is {birth.fp64} too: no format mends it")),
         fixes=(
-            "divide by max(count, 1): loss.sum() / valid.sum().clamp(min=1)",
-            "drop batches without a single valid element when they are made",
+            "sum the losses and divide by `count.clamp(min=1)`, counted over all micro-batches and ranks",
+            "leave out samples in which nothing counts when the data are made",
         ),
-        predictions=_PERSISTS,
+        predictions=(Prediction(trial="swap-batch", expect="cured"),) if by_batch else (),
     )
-
-
-def _ignored_labels(birth: Birth) -> tuple[str, tuple[Exhibit, ...], Grade] | None:
-    target = operand(birth, "target")
-    ignore = birth.arguments.get("ignore_index")
-    if target is None or ignore is None or not target.numel or not (target.low == target.high == float(ignore)):
-        return None
-    claim = Exhibit(claim=f"all {target.numel} labels are ignore_index ({ignore})", value=0.0, threshold=1.0)
-    rest = Exhibit(claim="logits that went in are finite; the mean is over 0 labels: 0/0")
-    return f"all {target.numel} labels are ignored, so the mean is over nothing", (claim, rest), Grade.PROVED
-
-
-def _mean_of_nothing(birth: Birth) -> tuple[str, tuple[Exhibit, ...], Grade] | None:
-    empty = next((i for i in birth.inputs if i.numel == 0), None)
-    if empty is None:
-        return None
-    claim = Exhibit(claim=f"the tensor that is reduced has shape {empty.shape}: no elements", value=0.0, threshold=1.0)
-    return "a mean over a tensor without elements", (claim,), Grade.PROVED
-
-
-def _zero_count(birth: Birth) -> tuple[str, tuple[Exhibit, ...], Grade] | None:
-    """0/0 with a scalar divisor that is exactly zero: a count, a sum of a mask or of weights."""
-    top, bottom = operand(birth, "self"), operand(birth, "other")
-    if top is None or bottom is None or bare(birth.op) not in ("div", "true_divide"):
-        return None
-    is_sum = any(word in birth.code for word in ("sum", "count", "numel", "len(", "num_", "n_", "total", "mask"))
-    if not (bottom.zero and bottom.amax == 0.0 and top.amax == 0.0 and is_sum):
-        return None
-    claim = Exhibit(claim=f"numerator and divisor are exactly 0 in all {bottom.numel} places", value=0.0, threshold=1.0)
-    return "a sum over nothing divided by its count: 0/0", (claim,), Grade.SUPPORTED
 
 
 CAUSE = Cause(slug="empty-reduction", doc=__doc__ or "", examine=examine)

@@ -1,131 +1,125 @@
-"""An epsilon, or the floor of a clamp, rounds to zero in the format that computes it.
+"""An epsilon, or the floor of a clamp, is zero in the format that it is used in.
 
 What it looks like
 ------------------
-NaN or inf for blank or quiet inputs in half precision only: F.normalize of a zero vector, a variance of zero
-under rsqrt, or weights that are NaN after the very first Adam step although gradients and inputs are normal.
+Weights are NaN or inf after the very first update of a model in pure fp16, while loss and gradients are fine. Or: a
+blank image, a padded row, a zero vector makes NaN in fp16 only, in `F.normalize`, in a hand-written norm, in
+`log(p + 1e-8)`, though there is an epsilon against it.
 
 Why training breaks
 -------------------
-fp16 rounds everything up to 2^-25 ≈ 2.98e-8 to zero, so that eps = 1e-8 (Adam's) and 1e-12 (normalize's) are 0.
-What they should keep away from zero is divided by zero: 0/0 is NaN, m/0 is inf.
+fp16's smallest number is 2^-24 = 6e-8, and half of it is rounded to zero: 1e-8 and 1e-12 are 0. The division that they
+should guard is 0/0 or x/0. Adam's default of 1e-8, added to sqrt(v) = 0 in fp16, divides the first moment by 0; v is 0
+for every gradient below 5e-3 at β2 = 0.999. bf16 and fp32 hold 1e-8 and 1e-12.
 
 Evidence
 --------
-The epsilon's own value in the format: it flushes to zero, by the format's arithmetic. Then the zeros that it
-should have covered: the divisor at the op, or Adam's second moment.
+The divisor is exactly 0 at the bad elements, and what made it is an addition, a clamp or the optimizer's epsilon, whose
+number, read from the source line or from the optimizer, is 0 when rounded to the divisor's format: arithmetic that
+anybody can check with `nanhunt formats --dtype fp16 --value 1e-8`.
 
 Fix
 ---
-Use an epsilon that the format holds (1e-4 to 1e-6 in fp16), or compute this op, or Adam, in fp32: fp32 master
-weights, or `fused=True`, which computes in fp32 inside.
+Adam in fp16: keep weights and moments in fp32 (autocast instead of `.half()`), or `eps=1e-4`; `fused=True` computes in
+fp32. Elsewhere: an epsilon that the format holds (1e-4, at least 6e-8), inside the square root, or the op in fp32.
 
 How it is confirmed
 -------------------
-The step in fp32 is finite, where the epsilon is what it says.
+In fp32 the epsilon is what it says, and the same step is finite.
 
 When it is mistaken
 -------------------
-For zero-denominator, where there is no epsilon; for adam-v-collapse, where v is too small and eps is held.
+For zero-denominator, where no epsilon stands against the zero. For adam-v-collapse, where ε holds and v is too small.
+For activation-overflow, the other end of fp16.
 
 References
 ----------
-pytorch#32137; huggingface/diffusers PR#13316; google-deepmind/optax#1754; keras#11860; afiaka87/glide-
-finetune#5.
+pytorch#32137 (F.normalize in fp16), diffusers PR#13316; glide-finetune#5, optax#1754 (Adam's epsilon in fp16).
 """
 
 from __future__ import annotations
 
-import re
-
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.births import bad_output, denominator, divides_by_zero, no_births, operand, place, root
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import Zero, zero_divisor, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import bare, in_words, operand, place_of
-from nanhunt.formats.catalogue import lookup
-from nanhunt.formats.number_format import NumberFormat, fate
+from nanhunt.diagnosis.ops import LOGS, base, format_of, number
+from nanhunt.formats.number_format import fate
 from nanhunt.interventions import Prediction
-from nanhunt.trace.schema import Birth
+from nanhunt.trace.schema import Birth, Operand
 
 __all__ = ["CAUSE"]
 
-_DIVIDES = ("div", "reciprocal", "rsqrt", "addcdiv", "adamw", "adam", "true_divide")
-_USUAL = (("normalize", 1e-12), ("cosine_similarity", 1e-8), ("rms_norm", 1e-8), ("1e-", 0.0))
+
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a divisor, or a logarithm's argument, that is zero because its epsilon is."""
+    birth = root(evidence, "forward", "update")
+    if birth is None:
+        return no_births(evidence)
+    if birth.phase == "update":
+        return _in_the_optimizer(birth, evidence)
+    if base(birth.op) in LOGS:
+        given = operand(birth, "self")
+        zero = zero_floor(birth, evidence, given) if given is not None else None
+    else:
+        given, zero = denominator(birth), zero_divisor(birth, evidence)
+    return _in_the_model(birth, evidence, given, zero) if given is not None and zero is not None else None
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a division by what an epsilon should have kept away from zero."""
-    birth = evidence.birth
-    if birth is None or bare(birth.op) not in _DIVIDES or birth.kind == "carried":
+def _in_the_model(birth: Birth, evidence: Evidence, given: Operand, zero: Zero) -> Suspect | None:
+    if zero.kind != "epsilon":
         return None
-    return _adams(evidence, birth) if birth.phase == "update" else _in_the_model(evidence, birth)
-
-
-def _adams(evidence: Evidence, birth: Birth) -> Suspect | None:
-    """Adam's eps in the dtype of its state."""
-    eps = evidence.hyper("eps")
-    narrow = sorted({*evidence.weight_dtypes, *evidence.optimizer.get("state_dtypes", ())} & {"float16", "bfloat16"})
-    dtype = next((d for d in narrow if eps is not None and flushes(eps, d)), None)
-    if eps is None or dtype is None:
-        return None
-    exhibits = (
-        Exhibit(claim=f"eps = {in_words(eps)} is 0 in {dtype}, which flushes up to half its smallest number", value=eps,
-                threshold=_smallest(dtype)),
-        Exhibit(claim=f"{birth.op} divided by zero in {birth.bad} of {birth.of} elements", value=float(birth.bad)),
-    )  # fmt: skip
+    said = f"the epsilon {number(zero.epsilon)}" if zero.epsilon else "the epsilon"
     return Suspect(
-        cause="epsilon-underflow",
-        grade=Grade.PROVED,
-        summary=f"the optimizer's eps {in_words(eps)} rounds to 0 in {dtype}",
-        location=place_of(evidence),
-        exhibits=exhibits,
+        cause=CAUSE.slug,
+        grade=Grade.PROVED if zero.epsilon and zero.made else Grade.SUPPORTED,
+        summary=f"{said} is 0 in {given.dtype}, so {birth.op} gets a zero",
+        location=place(evidence, birth),
+        exhibits=(*_rounding(zero.epsilon, given.dtype), _zeros(given)),
         fixes=(
-            f"use eps=1e-4 in {dtype}, or keep fp32 weights and moments",
-            "or AdamW(fused=True), which computes in fp32",
+            f"use an epsilon that {given.dtype} holds, 1e-4 rather than {number(zero.epsilon)}",
+            f"or compute `{birth.code.strip()}` in fp32 (`.float()` before it)",
         ),
-        predictions=(Prediction(trial="fp32", expect="cured"),),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if given.dtype == "float16" else (),
     )
 
 
-def _in_the_model(evidence: Evidence, birth: Birth) -> Suspect | None:
-    """A divisor of exact zeros in half precision, on a line that has an epsilon."""
-    divisor = operand(birth, "other") or operand(birth, "self")
-    if divisor is None or not divisor.zero or divisor.dtype != "float16":
+def _in_the_optimizer(birth: Birth, evidence: Evidence) -> Suspect | None:
+    epsilon, given, output = evidence.hyper("eps"), denominator(birth), bad_output(birth)
+    fmt = format_of(given.dtype if given else None)
+    if epsilon is None or given is None or fmt is None or output is None or not divides_by_zero(birth):
         return None
-    eps = _written_epsilon(birth.code)
-    if eps is None or not flushes(eps, divisor.dtype):
+    if epsilon > 0 and fate(fmt, epsilon).rounded != 0.0:
         return None
-    predictions = [Prediction(trial="fp32", expect="cured")] if evidence.autocast == "fp16" else []
+    name = str(evidence.optimizer.get("class", "the optimizer"))
     return Suspect(
-        cause="epsilon-underflow",
+        cause=CAUSE.slug,
         grade=Grade.PROVED,
-        summary=f"an epsilon of {in_words(eps)} rounds to 0 in {divisor.dtype}",
-        location=place_of(evidence),
+        summary=f"{name}'s epsilon {number(epsilon)} is 0 in {given.dtype}, and the update divides by sqrt(v) + 0 = 0",
+        location=place(evidence, birth),
         exhibits=(
-            Exhibit(claim=f"{in_words(eps)} is 0 in {divisor.dtype}", value=eps, threshold=_smallest(divisor.dtype)),
-            Exhibit(claim=f"{divisor.zero} of {divisor.numel} divisors are exactly zero", value=float(divisor.zero)),
+            *_rounding(epsilon, given.dtype),
+            _zeros(given),
+            Exhibit(claim=f"weights that it makes non-finite, of {birth.of}", value=float(birth.bad)),
         ),
-        fixes=("use an epsilon that fp16 holds (1e-4 to 1e-6)", "or compute this line in fp32"),
-        predictions=tuple(predictions),
+        fixes=(
+            f"keep weights and moments in fp32 and use autocast, rather than training {given.dtype} weights",
+            f"or give {name} an epsilon that {given.dtype} holds: `eps=1e-4`",
+        ),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if epsilon > 0 else (),
     )
 
 
-def _written_epsilon(code: str) -> float | None:
-    """Return the smallest literal below 1e-3 on the line, else the default of the function it names."""
-    literals = [float(m) for m in re.findall(r"\d+\.?\d*[eE]-\d+", code)]
-    small = [x for x in literals if 0.0 < x < 1e-3]
-    if small:
-        return min(small)
-    return next((eps for word, eps in _USUAL if eps and word in code), None)
+def _rounding(epsilon: float | None, dtype: str) -> tuple[Exhibit, ...]:
+    fmt = format_of(dtype)
+    if epsilon is None or fmt is None:
+        return ()
+    claim = f"{number(epsilon)} rounded to {dtype}, whose smallest number is {number(fmt.smallest)}"
+    return (Exhibit(claim=claim, value=fate(fmt, epsilon).rounded, threshold=float(fmt.smallest)),)
 
 
-def flushes(value: float, dtype: str) -> bool:
-    """Whether the value is zero in the format."""
-    return fate(lookup(dtype), value).kind == "flushed"
-
-
-def _smallest(dtype: str) -> float:
-    fmt = lookup(dtype)
-    return float(fmt.smallest_subnormal or 0.0) / 2.0 if isinstance(fmt, NumberFormat) else 0.0
+def _zeros(given: Operand) -> Exhibit:
+    return Exhibit(claim=f"zeros in `{given.name}`, of {given.numel}", value=float(given.zero))
 
 
 CAUSE = Cause(slug="epsilon-underflow", doc=__doc__ or "", examine=examine)

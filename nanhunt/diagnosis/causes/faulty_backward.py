@@ -2,71 +2,119 @@
 
 What it looks like
 ------------------
-Gradients are NaN, inf or simply wrong while forward and loss are right, and the first bad op runs inside a
-custom autograd Function or a fused kernel. Wrong but finite gradients show only as slow training.
+Loss and forward are right, and the first NaN or inf of the backward pass is made inside a custom autograd Function, or
+in a kernel whose result fp64 contradicts. Wrong but finite gradients show only as slow training.
 
 Why training breaks
 -------------------
-A backward written by hand divides where it should guard, reads a row that is not its own, or is out of step
-with its forward. Nothing else checks it.
+A backward written by hand divides without a guard, reads a row that is not its own, or is out of step with its forward;
+nothing else checks it. A fused kernel may overflow inside although its inputs and its true result are in range.
 
 Evidence
 --------
-The autograd node of the birth: torch's own end in Backward0, a user's Function does not, and the source line
-lies in its backward. In fp64 the same kernel op is finite where a fused kernel is at fault.
+The autograd node of the birth: torch's own are named like MulBackward0, with a number; that of a user's Function ends in
+Backward. Or torch's own node, finite inputs, and an fp64 result that is finite and fits the output's format.
 
 Fix
 ---
-Check the Function with torch.autograd.gradcheck in fp64, or replace the fused kernel by its reference to
-compare.
+Check the Function with `torch.autograd.gradcheck` on fp64 inputs, its boundary values included, and write its backward
+with the forward's guards. Replace a fused kernel by its reference (`sdpa_kernel(SDPBackend.MATH)`), or update it.
 
 How it is confirmed
 -------------------
-The reference kernel cures the step.
+By gradcheck, or by a healthy step with the reference kernel; no trial replaces kernels.
 
 When it is mistaken
 -------------------
-For singular-gradient, which is torch's own backward at a boundary.
+For singular-gradient, which is torch's own backward at a boundary. For gradient-overflow, where fp64 is beyond the
+format. Activation checkpointing runs forward ops inside its own node, which accuses nobody.
 
 References
 ----------
-LichtFeld-Studio PR#2057; Dao-AILab/flash-attention#334; huggingface/trl#7181.
+LichtFeld-Studio PR#2057 (gradient of the wrong row); flash-attention#334 (NaN backward, v2.0.0) and #337; Qiu and Yao
+2025 (arXiv 2510.04212, biased rounding in bf16 flash attention); pytorch gradcheck documentation.
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+import re
+
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of
+from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
+#: A Python Function's node has its class's name and no number; torch's own end in Backward0, Backward1 …
+_FUNCTION = re.compile(r"\w*[A-Za-z_]Backward")
+#: Functions of torch itself that run other code inside.
+_OF_TORCH = ("CheckpointFunctionBackward", "CompiledFunctionBackward", "NoopSaveInputsBackward")
+#: Formats whose range no gradient leaves inside a kernel unless it leaves it outside as well.
+_WIDE = ("float32", "float64", "bfloat16")
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a birth in backward under a node that is not torch's own, or in a kernel that fp64 contradicts."""
-    birth = evidence.birth
+
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a birth in backward under a Function of the user's, or in a kernel that fp64 contradicts."""
+    birth, onset = evidence.birth, evidence.onset
+    if onset is None:
+        return None
+    if evidence.is_spike and onset.phase == "backward":
+        return NotApplicable(reason="the gradients are finite: a wrong one shows only in a gradcheck")
     if birth is None or birth.phase != "backward" or birth.node is None or birth.kind == "carried":
         return None
-    custom = not birth.node.removesuffix(">").rstrip("0123456789").endswith("Backward") or "Function" in birth.node
-    custom = custom or (birth.forward_op is None and birth.source is not None)
-    kernel = birth.fp64 == "in-range"
-    if not custom and not kernel:
-        return None
-    said = "a backward of your own" if custom else "a kernel whose fp64 result is finite and in range"
+    if _FUNCTION.fullmatch(birth.node) and birth.node not in _OF_TORCH:
+        return _written_by_hand(evidence, birth)
+    return _kernel(evidence, birth) if birth.fp64 == "in-range" and birth.kind != "nan-from-inf" else None
+
+
+def _written_by_hand(evidence: Evidence, birth: Birth) -> Suspect | None:
+    function = birth.node.removesuffix("Backward") if birth.node else ""
+    if birth.fp64 == "beyond-range":
+        grade, said = Grade.CONSISTENT, "overflows its format there"
+    else:
+        grade, said = (
+            Grade.SUPPORTED,
+            "is not finite in fp64 either" if birth.fp64 == "non-finite" else "breaks there first",
+        )
     return Suspect(
         cause="faulty-backward",
-        grade=Grade.SUPPORTED,
-        summary=f"the gradient is first broken inside {said} ({birth.node})",
+        grade=grade,
+        summary=f"{birth.op} in the backward of {function} makes the first bad gradient, and {said}",
         location=place_of(evidence),
-        exhibits=(
-            Exhibit(
-                claim=f"{birth.op} under {birth.node} gave {birth.bad} bad of {birth.of} elements",
-                value=float(birth.bad),
-            ),
-            Exhibit(claim=f"the same op in fp64 is {birth.fp64}", value=birth.fp64_amax),
+        exhibits=_exhibits(birth),
+        fixes=(
+            f"guard {birth.op} in {function}.backward{f' ({birth.source})' if birth.source else ''} as its forward is guarded",
+            f"run torch.autograd.gradcheck({function}.apply, …) in fp64, with the boundary values among the inputs",
         ),
-        fixes=("check it with torch.autograd.gradcheck in fp64", "compare with the reference kernel"),
+        depth=1 if grade is Grade.SUPPORTED else 0,
     )
+
+
+def _kernel(evidence: Evidence, birth: Birth) -> Suspect:
+    wide = any(o.dtype in _WIDE for o in birth.outputs)
+    return Suspect(
+        cause="faulty-backward",
+        grade=Grade.SUPPORTED if wide else Grade.CONSISTENT,
+        summary=f"{birth.op} of {birth.node} is not finite, though fp64 gives values that its format holds",
+        location=place_of(evidence),
+        exhibits=_exhibits(birth),
+        fixes=("run the step with the reference kernel, and report the difference to the kernel's authors",),
+    )
+
+
+def _exhibits(birth: Birth) -> tuple[Exhibit, ...]:
+    exhibits = [
+        Exhibit(
+            claim=f"bad elements that {birth.op} under {birth.node} made, of {birth.of}",
+            value=float(birth.bad),
+            threshold=0.0,
+        ),
+        Exhibit(claim=f"the same op in fp64: {birth.fp64}", value=birth.fp64_amax),
+    ]
+    if birth.code:
+        exhibits.append(Exhibit(claim=f"the line: {birth.code}"))
+    return tuple(exhibits)
 
 
 CAUSE = Cause(slug="faulty-backward", doc=__doc__ or "", examine=examine)

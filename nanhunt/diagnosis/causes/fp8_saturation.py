@@ -1,65 +1,121 @@
-"""Values are pinned at the end of an FP8 format, or flushed by a scale that another element set.
+"""Values stand pinned at the end of an FP8 format, or are flushed by a scale that another element set.
 
 What it looks like
 ------------------
-No NaN where the cast saturates (torch since 2.12): many elements at exactly 448 or 57344, or rows of zeros
-beside one outlier. Where it does not saturate, NaN out of a cast to E4M3.
+No NaN at all, as a rule: casts to E4M3 saturate (500 becomes 448, and so does inf), and the loss drifts or spikes. With
+delayed scaling it begins at the step of an outlier: saturation first, then up to 1024 steps in which everything else is
+flushed, because the outlier still sets the scale. E5M2 does not saturate in torch: it gives inf.
 
 Why training breaks
 -------------------
-E4M3 spans 17.8 binades with its subnormals. A scale that is stale, or set by one outlier, either clips what
-grew or flushes what is small: of 16 rows one value of 1e30 zeroes 15.
+E4M3 ends at 448 and holds 17.8 binades, E5M2 at 57344 with 31.8. One scale serves a whole tensor: what is beyond it is
+cut off, what is 2^18 below the largest element becomes zero. MX formats whose scale is rounded down cut the largest
+element of a fifth of all blocks.
 
 Evidence
 --------
-A tensor of an FP8 dtype whose amax is exactly the format's largest number, or a cast to FP8 whose fp64 value is
-beyond it.
+Of an FP8 tensor's rows: its largest magnitude is exactly the format's end, and more elements stand in the last binade
+than in the one before. A distribution falls off towards its end; a pile there was cut off. Of a non-finite step: a cast
+whose fp64 value is finite and beyond the format.
 
 Fix
 ---
-Scale per block (1×128 activations, 128×128 weights) or by the current amax instead of a history, and keep
-sensitive layers in bf16.
+Current or blockwise scaling instead of delayed, or a shorter amax history. Keep the tensor with the outliers in bf16 (the
+down-projection behind SwiGLU). Round MX scales up.
 
 How it is confirmed
 -------------------
-The step in bf16 or fp32 is free of it.
+By the run itself with this tensor in bf16; one replayed step without its FP8 recipe shows nothing.
 
 When it is mistaken
 -------------------
-For activation-overflow in fp16. Headroom says beforehand which tensors would not fit.
+For healthy current scaling, where one element, the largest, stands at the end by construction. For activation-overflow,
+which is fp16's.
 
 References
 ----------
-pytorch#178817; NVIDIA TransformerEngine recipes; DeepSeek-V3, arXiv 2412.19437, section 3.3.
+TransformerEngine, delayed scaling; "Scaling FP8 training to trillion-token LLMs", arXiv 2409.12517; torchao float8.
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from dataclasses import dataclass
+
+from nanhunt.diagnosis.births import bad_output, place
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import in_words, place_of
-from nanhunt.formats.catalogue import lookup
+from nanhunt.diagnosis.ops import limit, number
 
 __all__ = ["CAUSE"]
 
+_ROLES = ("input", "output", "grad_output", "grad_input", "weight", "grad")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pile:
+    """An FP8 tensor with more elements in its last binade than in the one before."""
+
+    step: int
+    module: str
+    name: str
+    role: str
+    dtype: str
+    last: int
+    previous: int
+    numel: int
+
 
 def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a birth at a cast to FP8."""
+    """Look for FP8 tensors with a pile at the end of their format."""
     birth = evidence.birth
-    if birth is None:
+    output = bad_output(birth) if birth is not None else None
+    if birth is not None and output is not None and output.dtype.startswith("float8") and birth.fp64 == "beyond-range":
+        end = limit(output.dtype)
+        exhibit = Exhibit(claim=f"in fp64 {birth.op} is finite and beyond", value=birth.fp64_amax, threshold=end)
+        said = f"a value of {number(birth.fp64_amax)} in {output.dtype}, which ends at {number(end)}"
+        return _suspect(said, place(evidence, birth), exhibit, Grade.PROVED)
+    piles = [] if evidence.is_nonfinite else _piles(evidence)
+    if not piles:
         return None
-    narrow = next((o for o in birth.outputs if o.dtype.startswith("float8")), None)
-    if narrow is None or birth.fp64 not in ("beyond-range", "in-range"):
-        return None
-    limit = float(lookup(narrow.dtype).max)
-    peak = birth.fp64_amax or 0.0
+    worst = max(piles, key=lambda p: p.last / p.numel)
+    said = f"{worst.last / worst.numel:.1%} of the {worst.role} of {worst.module or 'the model'} piles up at the end of {worst.dtype}"
+    location = Location(step=worst.step, module=worst.module, parameter=worst.name or None)
+    claim = f"elements in the last binade before {number(limit(worst.dtype))}, against the binade below it"
+    return _suspect(
+        said, location, Exhibit(claim=claim, value=float(worst.last), threshold=float(worst.previous)), Grade.SUPPORTED
+    )
+
+
+def _piles(evidence: Evidence) -> list[_Pile]:
+    columns = ["step", "module", "name", "role", "dtype", "numel", "amax", "exp_lo", "exp_hist"]
+    frame = evidence.trace.frame(columns, roles=_ROLES, passes=["replay"])
+    frame = frame[frame["dtype"].astype(str).str.startswith("float8")]
+    found = []
+    for step, module, name, role, dtype, numel, amax, low, histogram in frame.itertuples(index=False):
+        if histogram is None or len(histogram) < 2 or amax != limit(str(dtype)):
+            continue
+        last, previous = int(histogram[-1]), int(histogram[-2])
+        if last > previous and last > 1:
+            found.append(
+                _Pile(
+                    step=int(step), module=str(module), name=str(name or ""), role=str(role), dtype=str(dtype),
+                    last=last, previous=previous, numel=int(numel),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _suspect(summary: str, location: Location, exhibit: Exhibit, grade: Grade) -> Suspect:
     return Suspect(
-        cause="fp8-saturation",
-        grade=Grade.PROVED if peak > limit else Grade.SUPPORTED,
-        summary=f"a value of {in_words(peak)} is cast to {narrow.dtype}, which ends at {in_words(limit)}",
-        location=place_of(evidence),
-        exhibits=(Exhibit(claim="the value before the cast", value=peak, threshold=limit),),
-        fixes=("scale by the present amax, per block where one element sets the scale", "clamp before the cast"),
+        cause=CAUSE.slug,
+        grade=grade,
+        summary=summary,
+        location=location,
+        exhibits=(exhibit,),
+        fixes=(
+            "scale each tensor by its own present amax (current or blockwise scaling), or shorten the amax history",
+            f"keep {location.module or 'this tensor'} in bf16",
+        ),
     )
 
 

@@ -54,7 +54,7 @@ _MAXIMA = frozenset({"amax", "max", "logsumexp"})
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Count the rows of -inf that a softmax was given."""
-    first = root(evidence, "forward")
+    first = root(evidence, "forward", "backward")
     if first is None:
         return no_births(evidence)
     if first.fp64 == "beyond-range" and constant_of(first, evidence) is None:
@@ -66,13 +66,14 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 
 
 def _by_hand(birth: Birth, evidence: Evidence) -> Suspect | None:
-    """(-inf) - (-inf), where the second is the row's maximum."""
+    """(-inf) - (-inf), where the second is the row's maximum, or its log-sum-exp in that one's backward."""
     at = [e.inputs for e in birth.elements]
     if base(birth.op) != "sub" or not at or any(values != [_NEGATIVE, _NEGATIVE] for values in at):
         return None
     peak = operand(birth, "other")
     made = producers(evidence, birth, peak, reach=1)
-    if peak is None or not (made and made[0].op in _MAXIMA):
+    is_maximum = bool(made) and made[0].op in _MAXIMA
+    if peak is None or not (is_maximum or (birth.node or "").startswith("Logsumexp")):
         return None
     return _suspect(birth, evidence, peak.neginf, peak.numel)
 

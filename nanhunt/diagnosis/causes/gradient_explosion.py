@@ -39,6 +39,7 @@ embedding gradients lead the collapse by a few steps).
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import median
 
@@ -112,10 +113,10 @@ def _through_depth(evidence: Evidence) -> Suspect | None:
     if len(records) < _RECORDS:
         return None
     decades = math.log10(records[-1] / records[0])
-    largest = max(math.log10(b / a) for a, b in zip(records, records[1:], strict=False))
+    largest = max(math.log10(b / a) for a, b in itertools.pairwise(records))
     if decades < _DECADES or largest > decades / 2:
         return None
-    factor = median([b / a for a, b in zip(records, records[1:], strict=False)])
+    factor = median([b / a for a, b in itertools.pairwise(records)])
     return Suspect(
         cause="gradient-explosion",
         grade=Grade.SUPPORTED,

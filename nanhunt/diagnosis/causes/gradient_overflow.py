@@ -102,7 +102,9 @@ def _suspect(birth: Birth, evidence: Evidence, dtype: str, peak: float, scale: f
 
 def _fixes(by_scale: bool, peak: float, end: float) -> tuple[str, ...]:
     if by_scale:
-        return ("start the scaler lower (`init_scale=1024`), and let it skip: do not step on a skipped step's gradients",)
+        return (
+            "start the scaler lower (`init_scale=1024`), and let it skip: do not step on a skipped step's gradients",
+        )
     return (
         f"divide the loss by at least {number(max(2.0, 2 * peak / end))} (a mean instead of a sum), with a GradScaler after it",
         "run in bf16, whose range is that of fp32",

@@ -79,9 +79,13 @@ def _suspect(evidence: Evidence, twin: dict[str, Any]) -> Suspect:
     said = f"at a loss scale of {number(scale)}" if has_scaler and scale is not None else "without a loss scale"
     worst = twin.get("worst") or []
     exhibits = [
-        Exhibit(claim="share of the gradient's non-zero elements in fp32 that are zero here", value=flushed, threshold=0.5),
+        Exhibit(
+            claim="share of the gradient's non-zero elements in fp32 that are zero here", value=flushed, threshold=0.5
+        ),
         Exhibit(claim="share of its sum of squares that lies in them", value=energy),
-        Exhibit(claim="largest gradient in fp32; fp16 makes zero of what is below", value=amax, threshold=_FLUSHED_FP16),
+        Exhibit(
+            claim="largest gradient in fp32; fp16 makes zero of what is below", value=amax, threshold=_FLUSHED_FP16
+        ),
         Exhibit(claim="share of zeros in fp32 too: dead or unused", value=float(twin.get("zero_twin", 0.0))),
     ]
     if worst:

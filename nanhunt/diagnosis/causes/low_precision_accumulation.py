@@ -1,79 +1,102 @@
-"""A sum, a count, a position or a mean runs in a format that cannot hold it.
+"""A sum, count or mean is kept in a format that cannot hold it.
 
 What it looks like
 ------------------
-Metrics or losses that stop at 256 (bf16) or 2048 (fp16), positions that collide beyond 256, gradients that
-differ from a full batch's when accumulated over micro-batches, a cumsum that goes flat. Rarely a NaN: an fp16
-sum that passes 65504.
+`x.sum() / n` is inf in fp16 though every term is small, and `x.mean()` is not. A logged loss or a counter stands still
+at 256 in bf16 or 2048 in fp16. With many micro-batches, gradients accumulated in bf16 are too small; positions beyond
+256 collide.
 
 Why training breaks
 -------------------
-A running sum loses every addend below half an ulp of itself. In bf16 256 + 1 is 256, in fp16 2048 + 1 is 2048.
-Kernels accumulate in fp32 inside; what is lost is what user code keeps between calls.
+A sum grows with the number of its terms: 1e5 ones are inf in fp16, which ends at 65504. A running sum in bf16 (8
+significant bits) stops at 256 when 1 is added to it, in fp16 at 2048: the term is below half an ulp. Later micro-batches
+are rounded away against the gradient that is there already.
 
 Evidence
 --------
-A reduction in half precision as the root, finite in fp64 and beyond the format; or gradients that are
-accumulated in a narrow dtype over several micro-batches.
+Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end. Of a
+running sum that is finite, nothing can be told without an fp32 sum beside it, and the trace has none.
 
 Fix
 ---
-Accumulate in fp32: losses, metrics, gradients, reductions over ranks, and the tables of rotary positions. Use
-mean instead of sum / n.
+Sum in fp32: `x.sum(dtype=torch.float32)`, `x.float().cumsum(0)`. Accumulate gradients and metrics in fp32. Integers
+for counts and positions.
 
 How it is confirmed
 -------------------
-The step in fp32 is finite.
+The same step in fp32 is finite. A finite loss of digits shows over many steps only; one step cannot confirm it.
 
 When it is mistaken
 -------------------
-For activation-overflow, whose op is no reduction.
+For activation-overflow, where a single term or product is beyond the format. For lost-update, where the sum is the
+weight itself.
 
 References
 ----------
-DeepSpeed#2768; Megatron-LM#372; facebookresearch/fairscale#263; stas00/ml-engineering.
+DeepSpeed#2768, Megatron-LM#372 and #502 (gradient accumulation in bf16); causes by count: fp16 sum of 1e5 ones.
 """
 
 from __future__ import annotations
 
+from nanhunt.diagnosis.births import (
+    bad_output,
+    is_discarded,
+    is_long_sum,
+    is_range_alone,
+    no_births,
+    operand,
+    place,
+    root,
+)
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import bad_output, bare, in_words, place_of
+from nanhunt.diagnosis.ops import limit, number
 from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
 
-_REDUCTIONS = ("sum", "cumsum", "logcumsumexp", "norm", "linalg_vector_norm", "prod", "cumprod", "mean", "var", "std")
-
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
-    """Look for a reduction that overflowed its own format."""
-    birth = evidence.birth
-    if evidence.is_spike and evidence.weight_dtypes & {"bfloat16", "float16"} and _accumulates(evidence):
-        return NotApplicable(
-            reason="gradients are accumulated in half precision; no fp32 accumulation was run to compare"
-        )
-    if birth is None or bare(birth.op) not in _REDUCTIONS or birth.fp64 != "beyond-range":
+    """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
+    if not evidence.is_nonfinite:
+        return _accumulated(evidence)
+    birth = root(evidence, "forward", "clip")
+    if birth is None:
+        return no_births(evidence)
+    terms, output, total = operand(birth, "self"), bad_output(birth), birth.fp64_amax
+    if birth.fp64 != "beyond-range" or not is_long_sum(birth) or is_discarded(birth, evidence):
         return None
-    output = bad_output(birth)
-    if output is None or output.dtype not in ("float16", "bfloat16"):
+    if terms is None or output is None or total is None or not total > limit(output.dtype):
         return None
+    end = limit(output.dtype)
+    fp32 = output.dtype == "float16" and is_range_alone(evidence)
     return Suspect(
-        cause="low-precision-accumulation",
-        grade=Grade.CONSISTENT,
-        summary=f"{bare(birth.op)} of {birth.inputs[0].numel if birth.inputs else 0} elements passes the end of {output.dtype}",
-        location=place_of(evidence),
-        exhibits=(Exhibit(claim="the reduction in fp64", value=birth.fp64_amax, threshold=65504.0),),
-        fixes=(
-            f"reduce in fp32: {bare(birth.op)}(…, dtype=torch.float32); its value is {in_words(birth.fp64_amax or 0.0)}",
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"a sum of {number(total)} in {output.dtype}, which ends at {number(end)}, of terms up to {number(terms.amax)}",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(claim=f"in fp64 {birth.op} is finite and beyond {output.dtype}", value=total, threshold=end),
+            Exhibit(claim="largest of its terms", value=terms.amax, threshold=end),
+            Exhibit(claim="terms, all sums together", value=float(terms.numel)),
         ),
-        predictions=(Prediction(trial="fp32", expect="cured"),),
+        fixes=(
+            f"sum in fp32: `dtype=torch.float32` in `{birth.code.strip() or birth.op}`, or `mean` instead of sum and division",
+        ),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if fp32 else (),
     )
 
 
-def _accumulates(evidence: Evidence) -> bool:
+def _accumulated(evidence: Evidence) -> NotApplicable | None:
     train = evidence.manifest.config.get("train") or {}
-    return int(train.get("accumulate") or 1) > 1
+    micros = train.get("accumulate", 1) if isinstance(train, dict) else 1
+    narrow = evidence.weight_dtypes & {"bfloat16", "float16"}
+    if not narrow or not isinstance(micros, int) or micros < 2:
+        return None
+    kept = ", ".join(sorted(narrow))
+    return NotApplicable(
+        reason=f"{micros} micro-batches are accumulated in {kept}, and the trace has no fp32 sum beside it"
+    )
 
 
 CAUSE = Cause(slug="low-precision-accumulation", doc=__doc__ or "", examine=examine)

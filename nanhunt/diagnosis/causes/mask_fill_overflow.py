@@ -94,7 +94,7 @@ def _predictions(evidence: Evidence, constant: float, dtype: str) -> tuple[Predi
 
 
 def _refused(evidence: Evidence) -> Suspect | None:
-    """torch refuses a Python number that the tensor's format cannot hold."""
+    """Torch refuses a Python number that the tensor's format cannot hold."""
     note = evidence.note(NoteKind.EXCEPTION) or {}
     message = str(note.get("message", ""))
     if "cannot be converted to type" not in message or "without overflow" not in message:

@@ -1,116 +1,146 @@
-"""An exponential, a softmax or a log-probability is written without log-sum-exp or its like.
+"""exp, softmax or a log-probability is written out, without log-sum-exp or its like.
 
 What it looks like
 ------------------
-inf or NaN out of exp, out of log of a softmax or sigmoid, out of a hand-made softplus or softmax, once logits
-or a learned log-variance grow. Before that, training looks perfect.
+inf or NaN at `exp`, or at the `log` of a softmax, a sigmoid or a sum of exponentials, when the network has become sure
+of something. `x.exp() / x.exp().sum()`, `-log(sigmoid(x))`, `log(1 + exp(x))`, `exp(logvar)` in a VAE or a Gaussian
+likelihood, a policy ratio `exp(new - old)`.
 
 Why training breaks
 -------------------
-exp overflows above 11.09 in fp16 and 88.72 in fp32. A softmax or sigmoid underflows to exactly 0 for a gap of
-about 104 in fp32 (17 in fp16), and its log is -inf. The stable forms subtract the maximum first and never make
-these numbers.
+exp(x) is inf from 11.09 on in fp16, 88.72 in bf16 and fp32, 709.78 in fp64. At the other end it vanishes: a sigmoid is 0
+below -104 in fp32, a softmax where the scores are 104 apart, and log(0) is -inf. log_softmax, logsigmoid, logsumexp and
+softplus compute the same and never leave the range.
 
 Evidence
 --------
-exp with an argument above its format's limit, whose fp64 value is finite; or a log whose argument is exactly
-zero where the line shows that it is a probability.
+For exp: its argument is finite and beyond the logarithm of the format's largest number. For log: its argument is exactly
+0, and the op that made it is a softmax, a sigmoid or an exp of finite scores. For a division: the divisor is a sum of
+exponentials that all vanished.
 
 Fix
 ---
-Use log_softmax, logsigmoid, logsumexp, softplus, cross_entropy or binary_cross_entropy_with_logits on logits.
-Bound a learned log-variance (clamp to [-30, 20]) or learn it through softplus.
+`F.log_softmax`, `F.logsigmoid`, `torch.logsumexp`, `F.softplus`, `binary_cross_entropy_with_logits`: the logarithm in one
+op. For exp(logvar): clamp it (`logvar.clamp(-10, 10)`), or use softplus. Do not add 1e-8 inside the log: it caps the
+loss and kills the gradient.
 
 How it is confirmed
 -------------------
-fp64 cures an exp that overflowed, as it holds exp(709). For a log of an underflowed probability it may help
-too, and only puts it off.
+The number is the proof. In fp16 an argument below 88 is finite in fp32; above that no format in use helps.
 
 When it is mistaken
 -------------------
-For activation-overflow (a linear op beyond its format), for domain-error (a zero that is no probability), for
-bad-sample, when one far outlier drove the exponent: then both stand.
+For activation-overflow: exp's overflow is not the network's scale but the formula's. For domain-error: there the zero
+comes from elsewhere, or from scores that were masked with -inf on purpose. For bad-sample, which drives an input of exp.
 
 References
 ----------
-thinking-machines-lab/tinker-cookbook PR#188; pyg-team/pytorch_geometric#500; AntixK/PyTorch-VAE#16.
+tinker-cookbook PR#188 (-log(sigmoid)); pyg#500, PyTorch-VAE#16 (exp(logvar)); pytorch docs on logsumexp.
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+import math
+
+from nanhunt.diagnosis.births import is_discarded, no_births, operand, place, root, throws_away
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import probability_of, zero_divisor, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.causes_shared import PROBABILITY
-from nanhunt.diagnosis.reading import bare, in_words, operand, place_of
-from nanhunt.formats.catalogue import lookup
+from nanhunt.diagnosis.ops import EXPS, base, format_of, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-_EXPONENTIALS = ("exp", "expm1", "exp2", "sinh", "cosh")
+_STABLE = {
+    "_softmax": "`F.log_softmax`",
+    "_safe_softmax": "`F.log_softmax`",
+    "sigmoid": "`F.logsigmoid` (of -x for 1 - sigmoid)",
+    "exp": "`torch.logsumexp`, `F.softplus` or a log-space formula",
+}
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for an exp that overflowed, or a log of a probability that underflowed."""
-    birth = evidence.birth
-    if birth is None or birth.phase != "forward" or birth.kind == "carried":
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for exp beyond its format, and for the log of a probability that vanished."""
+    birth = root(evidence, "forward", "backward")
+    if birth is None:
+        return no_births(evidence)
+    name = base(birth.op)
+    if birth.phase == "backward":
+        is_log = (birth.node or "").startswith("Log") and name == "div"
+        return _vanished(birth, evidence, "other") if is_log and not throws_away(birth, evidence) else None
+    if is_discarded(birth, evidence):
         return None
-    if birth.facts.get("discarded_by") and evidence.spoiled == "gradient":
-        return None
-    if bare(birth.op) in _EXPONENTIALS:
-        return _overflowed(evidence, birth)
-    if bare(birth.op) in ("log", "log2", "log10"):
-        return _log_of_zero(evidence, birth)
-    return None
+    if name in EXPS:
+        return _overflowed(birth, evidence)
+    return _vanished(birth, evidence, "self") if name in ("log", "log2", "log10") else _divided(birth, evidence)
 
 
-def _overflowed(evidence: Evidence, birth: Birth) -> Suspect | None:
-    argument = operand(birth, "self")
-    if argument is None or birth.kind != "inf-from-finite":
+def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
+    given = operand(birth, "self")
+    fmt = format_of(given.dtype) if given is not None else None
+    if given is None or fmt is None or birth.kind != "inf-from-finite":
         return None
-    limit = float(lookup(argument.dtype).exp_limit)
-    if argument.high <= limit:
+    end = math.log2(fmt.max) if base(birth.op) == "exp2" else float(fmt.exp_limit)
+    argument = max(abs(given.low), abs(given.high)) if base(birth.op) in ("sinh", "cosh") else given.high
+    if not argument > end:
         return None
-    finite = birth.fp64 == "beyond-range"
+    wide = given.dtype == "float16" and argument < 80  # exp(80)² is the end of fp32: a square may follow
     return Suspect(
-        cause="naive-exp-log",
+        cause=CAUSE.slug,
         grade=Grade.PROVED,
-        summary=f"exp of {in_words(argument.high)} in {argument.dtype}, where exp ends at {in_words(limit)}",
-        location=place_of(evidence),
+        summary=f"{base(birth.op)} of {number(argument)}, which overflows {given.dtype} from {end:.2f} on",
+        location=place(evidence, birth),
         exhibits=(
-            Exhibit(claim=f"the largest argument of {birth.op}", value=argument.high, threshold=limit),
-            Exhibit(claim=f"{birth.bad} of {birth.of} elements overflow", value=float(birth.bad)),
+            Exhibit(
+                claim=f"largest argument of {base(birth.op)}; {given.dtype} ends at", value=argument, threshold=end
+            ),
+            Exhibit(claim=f"elements that are inf, of {birth.of}", value=float(birth.bad)),
         ),
         fixes=(
-            "use the stable form: logsumexp, softmax, log_softmax, softplus, or subtract the maximum first",
-            "bound a learned exponent: logvar.clamp(-30, 20)",
+            f"replace `{birth.code.strip() or birth.op}` by log_softmax, logsumexp or softplus, whichever it spells out",
+            "where it is a variance or a ratio, bound the exponent: `logvar.clamp(-10, 10)`",
         ),
-        predictions=(Prediction(trial="fp64", expect="cured"),) if finite and argument.high < 80.0 else (),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if wide and argument < 40 else (),
     )
 
 
-def _log_of_zero(evidence: Evidence, birth: Birth) -> Suspect | None:
-    argument = operand(birth, "self")
-    if argument is None or not argument.zero or argument.low < 0.0 or argument.origin.startswith("batch"):
+def _vanished(birth: Birth, evidence: Evidence, name: str) -> Suspect | None:
+    given = operand(birth, name)
+    at = [e.inputs[-1] for e in birth.elements if e.inputs]
+    if given is None or not at or any(x != 0 for x in at) or given.origin.startswith("batch"):
         return None
-    named = any(word in birth.code for word in PROBABILITY)
-    probability = argument.high <= 1.0
-    if not (named or probability):
+    source = probability_of(birth, evidence, given)
+    if source is None or source[1] or zero_floor(birth, evidence, given) is not None:
+        return None
+    made = source[0].op
+    stable = _STABLE.get(made, "`torch.logsumexp`")
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"log of a probability that vanished: {made.strip('_')} of finite scores gave exactly 0",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(claim=f"zeros in the argument of log, of {given.numel}", value=float(given.zero), threshold=0.0),
+            Exhibit(
+                claim=f"zeros that {made} made of finite scores, of {source[0].numel}", value=float(source[0].zero)
+            ),
+        ),
+        fixes=(f"take the logarithm in one op: {stable} instead of `{birth.code.strip() or birth.op}`",),
+    )
+
+
+def _divided(birth: Birth, evidence: Evidence) -> Suspect | None:
+    zero = zero_divisor(birth, evidence)
+    if zero is None or zero.kind != "exponentials":
         return None
     return Suspect(
-        cause="naive-exp-log",
-        grade=Grade.SUPPORTED if named else Grade.CONSISTENT,
-        summary=f"log of a probability that underflowed to 0, in {argument.zero} of {argument.numel} places",
-        location=place_of(evidence),
-        exhibits=(
-            Exhibit(claim="arguments that are exactly zero", value=float(argument.zero), threshold=0.0),
-            Exhibit(claim="all arguments lie in [0, 1], as probabilities do", value=argument.high, threshold=1.0),
-        ),
-        fixes=(
-            "stay in logarithms: log_softmax, logsigmoid, or cross_entropy on the logits",
-            "a clamp before the log hides it and stops the gradient",
-        ),
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary="a softmax written out: every exponential of the sum vanished, and 0 is divided by 0",
+        location=place(evidence, birth),
+        exhibits=(Exhibit(claim="sum of exponentials that is divided by", value=0.0, threshold=0.0),),
+        fixes=("use `torch.softmax`, which subtracts the largest score first",),
     )
 
 

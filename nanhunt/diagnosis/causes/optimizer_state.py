@@ -1,82 +1,149 @@
-"""Optimizer or schedule state is missing, mismatched, reset or mis-restored.
+"""Optimizer or schedule state is missing, reset, or belongs to another run.
 
 What it looks like
 ------------------
-The loss jumps in the first steps after a resume, whatever the batch. Adam's step counter is 0 or differs
-between parameters, the moments are empty although training is far along, or the rate starts over.
+The loss jumps in the first steps after a resume, whatever the batch, and takes hundreds of steps to come back. Adam's
+step counter is 0, differs between parameters, or is far from the checkpoint's own step; or the rate starts over.
 
 Why training breaks
 -------------------
-Without its moments Adam's first steps are sign descent: |update| = lr in every coordinate, 4.4 times a steady
-step, and bias correction trusts a single gradient. A schedule that restarts gives the peak rate to weights that
-were annealed.
+Without moments Adam's first steps are sign descent: |Δw| = lr in every coordinate, 4.4 times the 0.23 of a steady state,
+on the word of a single gradient. A schedule that starts over gives the peak rate to weights that were annealed.
 
 Evidence
 --------
-How many parameters have state at the first step, against the checkpoint's own step; the counters; the rate.
+How many parameters have moments when the replay begins, against how many are trained; the moments' own counters against
+each other and the checkpoint's step; a first rate equal to the group's initial one that then only falls. It must be soon
+after the load, and the first updates' rms(Δw)/lr near 1 say that they were indeed sign descent.
 
 Fix
 ---
-Save and restore optimizer, scheduler, scaler and step together, and compare the counters after loading. If the
-state is lost: warm up for 1 / (1 - beta2) steps.
+Save and restore model, optimizer, scheduler, scaler and step together, and compare the counters after loading. If the
+state is lost: warm up from 0 over 1/(1 - β2) steps. Note that some launchers ignore a switch such as --no-load-optim.
 
 How it is confirmed
 -------------------
-The spike is in the first steps and not tied to the batch.
+By a resume with the state in place. No trial restores what the checkpoint does not hold.
 
 When it is mistaken
 -------------------
-For learning-rate-too-high later in a run; for adam-v-collapse, where state is there and too small.
+For learning-rate-too-high and adam-v-collapse, where the state is there; for bad-sample, which follows its batch. A loss
+that drops below its past and rises back to it has met the same data twice: that is no fault. New parameters of a
+fine-tuning have no state by right.
 
 References
 ----------
-ultralytics/yolov5#292; pytorch#60265; BLOOM chronicles (optimizer step lost on resume).
+yolov5#292, NeMo-Automodel#763, pytorch#60265; BLOOM-104B chronicles (experiments 5 to 7: a real reset, and one that was
+not applied); OPT-175B log book (betas undone by the reload).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from itertools import pairwise
+from statistics import median
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import place_of_onset
+from nanhunt.diagnosis.reading import in_words
 
 __all__ = ["CAUSE"]
 
-#: Steps after the checkpoint in which missing state still shows.
-_SOON = 10
+#: Steps after the load in which lost state still shows.
+_SOON = 20
+#: rms(Δw)/lr of sign descent is 1, of a steady state 0.23.
+_SIGN_DESCENT = 0.7
+#: A counter below this share of the checkpoint's step was reset; skipped steps make it lag by far less.
+_BEHIND = 0.5
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for empty or differing optimizer state at a resume."""
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for missing moments, counters that were reset, and a schedule that starts over."""
     onset, facts, start = evidence.onset, evidence.optimizer, evidence.manifest.checkpoint_step
-    if onset is None or not evidence.is_spike or start <= 0 or onset.step > start + _SOON:
+    if onset is None or not evidence.is_spike or onset.step > first_step(evidence) + _SOON:
         return None
-    adam = any("betas" in group for group in facts.get("groups", []))
-    missing = adam and facts.get("with_state") == 0
-    counters = [float(c) for c in facts.get("state_steps", [])]
-    behind = bool(counters) and max(counters) < 0.5 * start
-    if not missing and not behind:
+    if not facts:
+        return NotApplicable(reason="the optimizer's state was not noted")
+    if start <= 0:
         return None
-    said = "the moments are empty" if missing else f"Adam has counted {max(counters):.0f} steps"
+    for find in (_missing, _reset, _schedule):
+        suspect = find(evidence)
+        if suspect is not None:
+            return suspect
+    return None
+
+
+def _missing(evidence: Evidence) -> Suspect | None:
+    """No moments at all, of an optimizer that keeps some."""
+    facts, start = evidence.optimizer, evidence.manifest.checkpoint_step
+    keeps = any("betas" in group or group.get("momentum") for group in facts.get("groups", []))
+    if not keeps or facts.get("with_state") != 0:
+        return None
+    exhibit = Exhibit(claim="parameters with moments when the replay began, of those trained", value=0.0,
+                      threshold=float(facts.get("trainable", 0)))  # fmt: skip
+    return _suspect(evidence, f"the optimizer has no moments at step {start}: it starts anew", exhibit)
+
+
+def _reset(evidence: Evidence) -> Suspect | None:
+    """Adam's own counters, against the checkpoint's step and each other."""
+    start = evidence.manifest.checkpoint_step
+    counters = [float(c) for c in evidence.optimizer.get("state_steps") or [] if math.isfinite(float(c))]
+    if not counters or min(counters) >= _BEHIND * start or start < 10:
+        return None
+    whole = max(counters) < _BEHIND * start
+    said = (
+        f"Adam has counted {counters[0]:.0f} steps"
+        if whole
+        else f"Adam's counters run from {min(counters):.0f} to {max(counters):.0f}"
+    )
+    exhibit = Exhibit(
+        claim="smallest step counter of Adam's state, against the checkpoint's step",
+        value=min(counters),
+        threshold=float(start),
+    )
+    return _suspect(evidence, f"{said} at step {start}", exhibit, grade=None if whole else Grade.CONSISTENT)
+
+
+def _schedule(evidence: Evidence) -> Suspect | None:
+    """A rate that begins at its initial value and only falls, though the run is not at its beginning."""
+    rates = [v for _, v in sorted(evidence.scalars("lr").items())]
+    initial = evidence.hyper("initial_lr")
+    falls = len(rates) >= 3 and all(a > b for a, b in pairwise(rates))
+    if initial is None or not falls or not math.isclose(rates[0], initial, rel_tol=1e-6):
+        return None
+    said = f"the schedule begins at its initial rate {in_words(initial)} at step {evidence.manifest.checkpoint_step}"
+    exhibit = Exhibit(
+        claim="rate of the first replayed step, against the group's initial rate", value=rates[0], threshold=initial
+    )
+    return _suspect(evidence, said, exhibit, grade=Grade.CONSISTENT)
+
+
+def _suspect(evidence: Evidence, said: str, exhibit: Exhibit, *, grade: Grade | None = None) -> Suspect:
+    """Grade by what the first updates were like, where the finding itself does not fix it."""
+    start = first_step(evidence)
+    sizes = [v for v in evidence.health_at("update_lr", start).values() if math.isfinite(v)]
+    size = median(sizes) if sizes else None
+    sign = size is None or size >= _SIGN_DESCENT or evidence.beta2 is None
+    update = [
+        Exhibit(
+            claim="median rms(Δw)/lr of the first update; 0.23 is steady, 1 is sign descent",
+            value=size,
+            threshold=_SIGN_DESCENT,
+        )
+    ]
     return Suspect(
         cause="optimizer-state",
-        grade=Grade.SUPPORTED,
-        summary=f"{said} at step {start}: the optimizer starts anew",
-        location=replace(place_of_onset(evidence, phase="load"), step=start, op=None, source=None, samples=()),
-        exhibits=(
-            Exhibit(
-                claim="parameters with optimizer state when the replay began",
-                value=float(facts.get("with_state", 0)),
-                threshold=float(facts.get("trainable", 0)),
-            ),
-            Exhibit(claim="the checkpoint's own step", value=float(start)),
-        ),
+        grade=grade or (Grade.SUPPORTED if sign else Grade.CONSISTENT),
+        summary=said,
+        location=Location(step=start, phase="load"),
+        exhibits=(exhibit, Exhibit(claim="step of the checkpoint", value=float(evidence.manifest.checkpoint_step)), *(update if size is not None else ())),
         fixes=(
-            "save and restore the optimizer with the model",
-            "if it is lost, warm the rate up over 1 / (1 - beta2) steps",
+            "save and restore optimizer, scheduler and step with the model, and compare the counters after loading",
+            "if the state is lost, warm the rate up from 0 over 1/(1 - β2) steps",
         ),
-    )
+        depth=1,
+    )  # fmt: skip
 
 
 CAUSE = Cause(slug="optimizer-state", doc=__doc__ or "", examine=examine)

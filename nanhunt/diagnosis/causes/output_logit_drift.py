@@ -1,78 +1,112 @@
-"""Output logits drift: log Z is far from zero.
+"""The output logits drift together: log Z runs away from zero.
 
 What it looks like
 ------------------
-Late in training the logits of the head run away together, strongly negative or positive, while the loss is
-flat; then a spike, or an overflow in half precision.
+Late in training the head's logits become large, all of them, mostly negative, while the loss is flat. Then a spike, or
+an overflow where the logits are held in half precision.
 
 Why training breaks
 -------------------
-The loss does not see a shift that all logits share. Without weight decay or a z-loss nothing holds it, and
-rounding in half precision grows with it.
+The loss is log Z - z_y and does not see what all logits share, so nothing but weight decay or a z-loss holds it. The
+shift costs bits: bf16 has steps of 1 at 128 and of 4 at 512, so that differences between logits are rounded away.
 
 Evidence
 --------
-The mean of the output module's logits by step, against their own spread.
+The mean of the model's own output, step by step before the onset: 30 or more, 3 or more of its standard deviations,
+doubled since the replay began and rising, while the loss has stayed within 20 % of its median. The lead window alone
+counts: at the onset itself, log Z is high because the loss is.
 
 Fix
 ---
-Add a z-loss (1e-4 · log² Z), or a little weight decay on the head; compute the loss in fp32.
+A z-loss of 1e-4 · log² Z (1e-5 in OLMo-core), or a little weight decay on the head. Compute logits and loss in fp32.
 
 How it is confirmed
 -------------------
-Subtracting the mean logit changes nothing in exact arithmetic; if it cures, it was range.
+Subtracting the mean logit changes no loss in exact arithmetic; if that mends the step, it was range or rounding. No
+trial does it.
 
 When it is mistaken
 -------------------
-For attention-logit-growth, which grows inside. A mean that is large from the start is an offset, not a drift.
+For attention-logit-growth, which grows inside the model; for learning-rate-too-high, where the loss rises with the
+logits. Logits that are large from the start are an offset, and no drift.
 
 References
 ----------
-PaLM, arXiv 2204.02311; Wortsman et al. 2023, arXiv 2309.14322.
+PaLM (arXiv 2204.02311, z-loss); Wortsman et al. 2023 (arXiv 2309.14322); OLMo 2 (arXiv 2501.00656), section 3.3.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from statistics import median
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import in_words, place_of_onset
+from nanhunt.diagnosis.reading import in_words
 
 __all__ = ["CAUSE"]
 
-#: A mean logit of this size, and this many standard deviations, is a drift.
-_FAR, _SPREADS = 100.0, 10.0
+#: A mean logit of this size, this many standard deviations from zero, and this many times its first recorded one.
+_FAR, _SPREADS, _GROWN = 30.0, 3.0, 2.0
+#: A loss that has stayed within this factor of its median is flat.
+_FLAT = 1.2
+#: Recorded steps that make a trend.
+_STEPS = 5
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a root output whose mean has run far from zero over the steps before the onset."""
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a mean of the model's output that ran away while the loss stood still."""
     onset = evidence.onset
-    if onset is None or evidence.is_stall or onset.kind == "exception":
+    if onset is None or not (evidence.is_nonfinite or evidence.is_spike) or _labels(evidence) is None:
         return None
-    means, spreads = evidence.history("output", "mean"), evidence.history("output", "std")
-    for (module, name), series in means.items():
-        before = evidence.before(series)
-        if module or len(before) < 3:
-            continue
-        spread = evidence.before(spreads.get((module, name), {}))
-        drifted = abs(before[-1]) > _FAR and spread and abs(before[-1]) > _SPREADS * spread[-1]
-        if drifted and abs(before[-1]) > 1.5 * abs(before[0]):
-            return Suspect(
-                cause="output-logit-drift",
-                grade=Grade.CONSISTENT,
-                summary=f"the mean of the model's output drifts from {in_words(before[0])} to {in_words(before[-1])}",
-                location=replace(place_of_onset(evidence), module=module, op=None, source=None, samples=()),
-                exhibits=(
-                    Exhibit(
-                        claim="mean output before the onset, at the start beside it",
-                        value=before[-1],
-                        threshold=before[0],
-                    ),
-                ),
-                fixes=("add a z-loss of 1e-4 · log² Z", "put a little weight decay on the head"),
-                depth=1,
-            )
+    key = _logits(evidence)
+    if key is None:
+        return None
+    means = evidence.before(evidence.history("output", "mean")[key])
+    spreads = evidence.before(evidence.history("output", "std")[key])
+    losses = evidence.before(evidence.scalars("loss"))
+    if len(means) < _STEPS or len(losses) < _STEPS:
+        if evidence.is_nonfinite:
+            return None
+        return NotApplicable(reason=f"fewer than {_STEPS} steps were recorded before the onset: no trend can be told")
+    if losses[-1] > _FLAT * median(losses) or not _drifts(means, spreads[-1]):
+        return None
+    return Suspect(
+        cause="output-logit-drift",
+        grade=Grade.CONSISTENT,
+        summary=f"the mean logit drifted from {in_words(means[0])} to {in_words(means[-1])} at a flat loss",
+        location=Location(step=onset.step, phase="forward", module=key[0]),
+        exhibits=(
+            Exhibit(claim="mean of the logits on the last step before the onset", value=means[-1], threshold=_FAR),
+            Exhibit(claim="mean of the logits on the first recorded step", value=means[0]),
+            Exhibit(claim="standard deviation of the logits beside it", value=spreads[-1]),
+            Exhibit(claim="loss on the last step before the onset, against its median", value=losses[-1], threshold=median(losses)),
+        ),
+        fixes=("add a z-loss of 1e-4 · log² Z", "put a little weight decay on the head, and compute the loss in fp32"),
+        depth=1,
+    )  # fmt: skip
+
+
+def _drifts(means: list[float], spread: float) -> bool:
+    sizes = [abs(m) for m in means]
+    half = len(sizes) // 2
+    rising = max(sizes[:half]) < min(sizes[half:])
+    return rising and sizes[-1] >= max(_FAR, _SPREADS * spread, _GROWN * sizes[0])
+
+
+def _labels(evidence: Evidence) -> int | None:
+    """Return the largest label of the batch, where there are whole-number labels."""
+    found = [int(f["max"]) for f in evidence.batch_fields if "max" in f and f["max"] >= 1]
+    return max(found, default=None)
+
+
+def _logits(evidence: Evidence) -> tuple[str, str] | None:
+    """Return the key of the model's own output whose last dimension has room for every label."""
+    frame = evidence.frame("output", ["module", "name", "shape"])
+    classes = _labels(evidence) or 0
+    rows = frame[frame["module"] == ""]
+    for module, name, shape in zip(rows["module"], rows["name"], rows["shape"], strict=True):
+        if shape is not None and len(shape) >= 2 and int(shape[-1]) > classes:
+            return str(module), str(name)
     return None
 
 

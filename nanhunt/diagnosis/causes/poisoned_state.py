@@ -1,113 +1,163 @@
-"""Weights, buffers or optimizer state are non-finite or corrupt already when the step begins.
+"""Weights, buffers or optimizer state are non-finite, or corrupt, already when the step begins.
 
 What it looks like
 ------------------
-Every step after the resume is NaN, with every batch. Or training is fine and evaluation is NaN, because only
-running statistics are spoiled. The checkpoint was saved after the damage.
+NaN at the first step after a resume, with every batch, sample and precision. Or training is fine and evaluation is NaN:
+then only running statistics are spoiled. Or it waits until a batch uses the spoiled row of an embedding.
 
 Why training breaks
 -------------------
-A NaN in one weight reaches every output that depends on it, in every step. Nothing after the checkpoint caused
-it: the cause lies before.
+A NaN in one weight reaches every output that depends on it, and a NaN in Adam's moments stays there for ever: β·NaN is
+NaN. The checkpoint was saved after the damage, and nothing in the steps after it is to blame.
 
 Evidence
 --------
-The checkpoint's own tensors, counted as they were loaded. What is spoiled tells of the origin: a clip turns one
-NaN gradient into NaN everywhere, but one inf gradient into single NaNs and zeros elsewhere.
+A count, tensor by tensor as it was loaded, and the way back from the loss, which ends in that tensor. The pattern tells
+what came before: clip_grad_norm_ turns one NaN gradient into NaN everywhere; an inf gradient becomes NaN in its own
+elements, with zeros elsewhere. One finite element 1e4 times the next power's is a flipped exponent bit: 0.02 becomes 7e36.
+A buffer of -inf alone is a mask and no damage.
 
 Fix
 ---
-Go back to an earlier checkpoint, and check for non-finite weights before each save. Replay from there to find
-what spoiled it.
+Go back to the last checkpoint whose tensors are all finite and replay from there: `nanhunt replay` finds what spoiled
+it. Refuse to save non-finite weights. Running statistics: reset them and recalibrate on a few hundred batches.
 
 How it is confirmed
 -------------------
-No trial cures the step: precision, samples and rate change nothing.
+No precision cures the step (fp32 and fp64 persist): the value was there before any arithmetic.
 
 When it is mistaken
 -------------------
-For bad-init at step 0; for bad-sample, where the batch brought the NaN.
+For bad-init, where nothing was ever trained or the checkpoint lacks the tensor. For bad-sample, where the NaN came with
+the batch. Leaving out a sample can seem to cure it, where only that sample uses the spoiled row.
 
 References
 ----------
-NVIDIA/Megatron-LM#5281; Nerogar/OneTrainer PR#1154; pytorch#90342 (BatchNorm and skipped steps).
+pytorch#90342 and #88474 (BatchNorm and skipped steps); OneTrainer PR#1154, LLaVA#1278; Megatron-LM#5281 (a checkpoint
+restored from a replica, NaN three steps after the load); pytorch#46849 (clipping by an infinite norm).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.reading import in_words
+from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
+_KINDS = ("parameter", "buffer", "state", "weight")
+_PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists"))
+
 
 def examine(evidence: Evidence) -> Suspect | None:
-    """Look for what was non-finite at load, and for a root that was inherited from weights, buffers or state."""
-    onset, birth = evidence.onset, evidence.birth
-    if onset is None or not evidence.is_nonfinite:
+    """Look for a root that was inherited from weights, buffers or optimizer state, then for one giant element."""
+    onset = evidence.onset
+    if onset is None or not (evidence.is_nonfinite or evidence.is_spike):
         return None
-    inherited = str(birth.facts.get("inherited", "")) if birth else ""
-    poison = evidence.notes(NoteKind.POISON)
-    if poison and (onset.phase == "load" or inherited.startswith(("parameter", "buffer", "state")) or not birth):
-        return _loaded(evidence, poison)
-    if onset.phase == "load" or inherited.startswith(("parameter", "buffer")):
-        return _made_here(evidence, inherited)
-    return None
+    if evidence.is_nonfinite:
+        inherited = str(evidence.birth.facts.get("inherited", "")) if evidence.birth else ""
+        kind, _, name = inherited.partition(" ")
+        poison = [p for p in evidence.notes(NoteKind.POISON) if not _is_mask(p)]
+        if kind in _KINDS or onset.phase == "load":
+            name = name or ".".join(p for p in (onset.module, onset.name) if p)
+            return _inherited(evidence, kind or "tensor", name, poison)
+        if inherited.startswith("a tensor made before"):
+            return _inherited(evidence, "tensor", "a tensor that the model does not own", [])
+        if not evidence.births and poison and onset.step == evidence.manifest.checkpoint_step:
+            return _inherited(evidence, str(poison[0]["where"]), _qualified(poison[0]), poison)
+    return _corrupt(evidence)
 
 
-def _loaded(evidence: Evidence, poison: list[dict[str, Any]]) -> Suspect:
+def _is_mask(poison: dict[str, Any]) -> bool:
+    """Whether it looks deliberate: a buffer of -inf alone."""
+    return bool(poison["where"] == "buffer" and poison["neginf"] and not poison["nan"] and not poison["posinf"])
+
+
+def _qualified(poison: dict[str, Any]) -> str:
+    return f"{poison['module']}.{poison['name']}".lstrip(".")
+
+
+def _inherited(evidence: Evidence, kind: str, name: str, poison: list[dict[str, Any]]) -> Suspect:
     onset = evidence.onset
     assert onset is not None
-    named = [p for p in poison if (p["module"], p["name"]) == (onset.module, onset.name)]
-    first = (named or poison)[0]
-    qualified = f"{first['module']}.{first['name']}".lstrip(".")
-    bad = int(first["nan"]) + int(first["posinf"]) + int(first["neginf"])
-    places = f" (first at {first['coordinates'][0]})" if first.get("coordinates") else ""
+    found = next((p for p in poison if _qualified(p) == name), None)
+    bad = int(found["nan"] + found["posinf"] + found["neginf"]) if found else 0
+    exhibits = [
+        Exhibit(
+            claim=f"the first op that carried a non-finite value took it from {kind} {name}".replace(
+                "tensor a tensor", "a tensor"
+            )
+        )
+    ]
+    if found:
+        exhibits.insert(
+            0,
+            Exhibit(
+                claim=f"non-finite values of {name} as it was loaded, of {found['numel']}",
+                value=float(bad),
+                threshold=0.0,
+            ),
+        )
+        exhibits.append(
+            Exhibit(claim="tensors of the checkpoint with non-finite values", value=float(len(poison)), threshold=0.0)
+        )
+        exhibits.append(Exhibit(claim=_pattern(poison)))
+    first = f", first at {found['coordinates'][0]}" if found and found.get("coordinates") else ""
+    said = (
+        f"{bad} of {found['numel']} values of {kind} {name} are non-finite in the checkpoint{first}"
+        if found
+        else f"{name} was not finite before the step began"
+    )
     return Suspect(
         cause="poisoned-state",
-        grade=Grade.PROVED,
-        summary=f"{bad} of {first['numel']} values of {first['where']} {qualified} are not finite in the checkpoint{places}",
-        location=Location(step=onset.step, phase="load", module=str(first["module"]), parameter=qualified),
-        exhibits=(
-            Exhibit(claim=f"non-finite values of {qualified} as it was loaded", value=float(bad), threshold=0.0),
-            Exhibit(claim="tensors of the checkpoint with non-finite values", value=float(len(poison)), threshold=0.0),
-            Exhibit(claim=_origin(poison)),
-        ),
+        grade=Grade.PROVED if bad else Grade.SUPPORTED,
+        summary=said,
+        location=Location(step=onset.step, phase="load", module=onset.module, parameter=name),
+        exhibits=tuple(exhibits),
         fixes=(
-            "go back to an earlier checkpoint, and replay from it to find what spoiled this one",
-            "refuse to save a checkpoint with non-finite weights",
-        ),
-        predictions=(Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists")),
-    )
+            "go back to the last checkpoint that is finite, and replay from it to find what spoiled this one",
+            "refuse to save a checkpoint with non-finite tensors",
+        ) if found else ("find what wrote into it before the step: code between the steps, or an update in place",),
+        predictions=_PERSISTS,
+    )  # fmt: skip
 
 
-def _origin(poison: list[dict[str, Any]]) -> str:
+def _pattern(poison: list[dict[str, Any]]) -> str:
     """Infer from the pattern what reached the clip: NaN spoils everything, an inf single elements."""
     weights = [p for p in poison if p["where"] == "parameter"]
-    whole = [p for p in weights if p["nan"] == p["numel"]]
-    if weights and len(whole) == len(weights):
-        return "whole tensors are NaN: a NaN gradient, or a NaN norm in the clip, reached the optimizer"
-    if weights:
-        return "single elements are bad: an inf gradient met the clip, an element overflowed, or a bit flipped"
-    return "no weight is bad: only buffers or optimizer state"
+    if not weights:
+        return "no weight is bad: only buffers or optimizer state"
+    if all(p["nan"] == p["numel"] for p in weights):
+        return "the bad weights are NaN in every element: a NaN gradient or norm reached the update"
+    return "single elements are bad: an inf gradient met the clip, one element overflowed, or a bit flipped"
 
 
-def _made_here(evidence: Evidence, inherited: str) -> Suspect:
-    """A weight or buffer that became bad during the replay before the step that showed it."""
-    onset = evidence.onset
-    assert onset is not None
-    qualified = ".".join(p for p in (onset.module, onset.name) if p) or inherited
+def _corrupt(evidence: Evidence) -> Suspect | None:
+    """One finite element of a trained weight that is no trained value."""
+    giant, onset = lone_giant(evidence), evidence.onset
+    if giant is None or onset is None or evidence.manifest.checkpoint_step <= 0:
+        return None
     return Suspect(
         cause="poisoned-state",
         grade=Grade.SUPPORTED,
-        summary=f"{qualified} was not finite before the step began",
-        location=Location(step=onset.step, phase="load", module=onset.module, parameter=qualified),
-        exhibits=(Exhibit(claim=f"the first op that carried it took it from {inherited or qualified}"),),
-        fixes=("look at the steps before: what wrote into it?",),
+        summary=f"{giant.count} of {giant.numel} values of {giant.qualified} reaches {in_words(giant.amax)} in the checkpoint, the others {in_words(giant.rest)}",
+        location=Location(step=onset.step, phase="load", module=giant.module, parameter=giant.qualified),
+        exhibits=(
+            Exhibit(
+                claim=f"largest value of {giant.qualified} as it was loaded, against all of its others",
+                value=giant.amax,
+                threshold=giant.rest,
+            ),
+            Exhibit(claim="binary exponents between them, all empty", value=math.log2(giant.amax / giant.rest)),
+        ),
+        fixes=("compare the tensor with an earlier checkpoint or another replica, and restore it from there",),
+        depth=1,
     )
 
 

@@ -2,49 +2,94 @@
 
 What it looks like
 ------------------
-Loss curves of ranks part, or all ranks turn NaN a step after one of them did; replicated weights or statistics
-differ in their bits.
+Loss curves of the ranks part; or rank 0 logs a finite loss and all ranks are NaN one step later, because another rank's
+NaN entered the all-reduce; or replicated weights differ in their bits while training still looks fine.
 
 Why training breaks
 -------------------
-Data parallelism assumes identical weights and averages gradients. A rank that skips a collective, a different
-seed, a buffer that is not broadcast, or a skip that one rank decides alone breaks the assumption, and nothing
-restores it.
+Data parallelism averages gradients and takes identical weights for granted. A rank that decides a skip alone, a buffer
+that is not broadcast, another seed or a missed collective breaks that, and nothing restores it: BLOOM's layer norms were
+out of step over tensor-parallel ranks for 17 000 steps before anybody saw.
 
 Evidence
 --------
-A digest of the bits of replicated tensors, by rank and step.
+Count, sum and extremes of every weight, by rank and step: equal in all ranks when the replay began, different later.
+Tensors that differ from the beginning are shards, and prove nothing.
 
 Fix
 ---
-Decide skips on all ranks together, broadcast buffers and seeds, compare digests every N steps.
+Reduce the finiteness flag over all ranks before any of them skips; broadcast weights and buffers after load; compare a
+hash of the weights every N steps; seed alike what is replicated, and apart what is not.
 
 How it is confirmed
 -------------------
-The first tensor and step at which digests differ.
+By the first step and tensor at which ranks differ. Trials run inside one rank and tell nothing.
 
 When it is mistaken
 -------------------
-For nondeterminism within one rank.
+For nondeterminism, which differs between repetitions on one rank; for sharding and tensor parallelism, which differ by
+design and from the start.
 
 References
 ----------
-WeatherGenerator PR#2718; BLOOM chronicles (layer norms out of sync); TrainCheck, OSDI 2025.
+WeatherGenerator PR#2718 (a skip that rank 0 decides); BLOOM-176B chronicles; DeepSpeed#1801; TrainCheck (OSDI 2025).
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 
 __all__ = ["CAUSE"]
 
+_NUMBERS = ("numel", "nan", "posinf", "neginf", "zero", "amax", "amin", "l2")
+
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
-    """Say that one process has nothing to compare."""
+    """Look for a weight that is equal in all ranks at first and differs later."""
     if evidence.onset is None:
         return None
-    return NotApplicable(reason="one process was replayed: there are no ranks to compare")
+    if evidence.manifest.world_size < 2:
+        return NotApplicable(reason="one process: there are no ranks to compare")
+    if evidence.trace.rank_count < 2:
+        return NotApplicable(reason=f"the trace holds one rank of {evidence.manifest.world_size}")
+    parted = _parted(evidence)
+    if parted is None:
+        return None
+    step, module, name, count = parted
+    qualified = f"{module}.{name}".lstrip(".")
+    return Suspect(
+        cause="rank-divergence",
+        grade=Grade.PROVED,
+        summary=f"{qualified} differs between ranks from step {step} on, and was equal before",
+        location=Location(step=step, phase="update", module=module, parameter=qualified),
+        exhibits=(
+            Exhibit(claim=f"weights equal in all ranks when the replay began that differ after step {step}", value=float(count), threshold=0.0),
+        ),
+        fixes=(
+            "decide skips on all ranks together: all-reduce the finiteness flag first",
+            "broadcast weights and buffers from one rank after loading, and compare hashes every N steps",
+        ),
+        depth=1,
+    )  # fmt: skip
+
+
+def _parted(evidence: Evidence) -> tuple[int, str, str, int] | None:
+    """Return the first step after which ranks differ in what they agreed on, a weight, and how many of them."""
+    frame = evidence.frame("weight", ["step", "phase", "rank", "module", "name", *_NUMBERS])
+    frame = frame.assign(order=frame["step"] * 2 + (frame["phase"] != "load"))
+    numbers = frame.groupby(["order", "module", "name"])[list(_NUMBERS)].nunique(dropna=False)
+    differs = (numbers > 1).any(axis=1)
+    shards: set[tuple[str, str]] = set()
+    orders = sorted(frame["order"].unique())
+    for order in orders:
+        names = [(str(m), str(n)) for m, n in differs.loc[order][differs.loc[order]].index]
+        if order == orders[0]:
+            shards = set(names)
+        new = [name for name in names if name not in shards]
+        if new:
+            return int(order) // 2, *new[0], len(new)
+    return None
 
 
 CAUSE = Cause(slug="rank-divergence", doc=__doc__ or "", examine=examine)

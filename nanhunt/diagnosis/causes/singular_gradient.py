@@ -1,98 +1,118 @@
-"""The forward value is finite, and its slope is not: sqrt, norm, acos, pow or a decomposition at its boundary.
+"""The forward pass is finite, and its slope is infinite: sqrt, a power, acos, eigh at the edge of where they are smooth.
 
 What it looks like
 ------------------
-The loss is finite and right, and the gradients are NaN or inf at one step, without any build-up. Typical: sqrt
-of an MSE that is exactly 0, the norm of a zero vector, acos at 1, atan2 at the origin, pow with an exponent
-below 1 at 0.
+The loss is finite, even perfect, and gradients are suddenly NaN, without any build-up. A root-mean-square error at a
+perfect fit, a distance between two equal samples, `acos` of exactly 1, a gradient penalty where the critic is flat, the
+eigenvectors of a matrix with two equal eigenvalues.
 
 Why training breaks
 -------------------
-The derivative of sqrt at 0 is 1/0, of acos at 1 it is 1/sqrt(0). One step further back the inf meets a zero
-(inf · 0) and becomes NaN. No precision helps, because the slope itself has no bound.
+The derivative of sqrt(x) is 1/(2 sqrt(x)): at 0 it is inf. acos' is -1/sqrt(1 - x²), inf at ±1; x^p with p < 1 has an
+infinite slope at 0; eigenvectors have 1/(λi - λj). One op earlier the chain rule multiplies that inf by a 0, and all
+weights behind it are NaN. `torch.norm`, `cdist` and `abs` are safe at 0, sqrt(sum(x²)) is not.
 
 Evidence
 --------
-The first bad op runs in backward with finite inputs, under the node of such a function, and its fp64 result is
-not finite either. The forward pass holds nothing non-finite.
+The first bad op of the whole step is in the backward pass, under a node such as SqrtBackward0. Its inputs are finite, it
+divides by exactly 0 (or raises 0 to a negative power), and in fp64 it is non-finite as well.
 
 Fix
 ---
-Put the epsilon inside: sqrt(x + eps). Clamp the argument away from the boundary before acos, atanh and pow. Use
-torch.linalg.vector_norm, whose gradient at zero is defined as zero. Mask before the function, not after it.
+Put the epsilon inside: `(x + 1e-12).sqrt()`, `x.clamp(min=1e-12) ** 0.5`. `torch.linalg.vector_norm` for distances.
+`acos(x.clamp(-1 + 1e-6, 1 - 1e-6))`, or atan2. Leave the diagonal out of a distance matrix.
 
 How it is confirmed
 -------------------
-fp64 and fp32 do not cure the step.
+fp32 and fp64 give the same: 1/0 has no format. Without the samples that lie on the edge the step is finite.
 
 When it is mistaken
 -------------------
-For where-trap, where the forward value is thrown away and the incoming gradient is zero; for gradient-overflow,
-where fp64 is finite; for faulty-backward, where the node is your own.
+For where-trap, where a `where` throws the value away and the incoming gradient is exactly zero. For gradient-overflow,
+which is finite in fp64. For naive-exp-log, where the logarithm of a vanished probability is differentiated.
 
 References
 ----------
-discuss.pytorch.org/t/94875 (RMSE at a perfect fit); keras-io#910 and pytorch#2534 (WGAN-GP); torch-vectorized#7
-(acos).
+discuss.pytorch.org/t/94875 (RMSE at a perfect fit); geoopt PR#79 (acos); keras-io#910, pytorch#2534 (gradient penalty).
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.births import denominator, divides_by_zero, no_births, operand, place, root, throws_away
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import probability_of
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import bare, in_words, place_of
-from nanhunt.interventions import Prediction
+from nanhunt.diagnosis.ops import base
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-#: A gradient of this size from ordinary inputs has no use, whatever the format: 1/eps of a clamped slope.
-_HUGE = 1e30
+#: What to write instead, by autograd's node.
+_FIXES = {
+    "Sqrt": "put an epsilon inside the root: `(x + 1e-12).sqrt()`, or `x.clamp(min=1e-12).sqrt()`",
+    "Pow": "keep the base from zero: `x.clamp(min=1e-12) ** p`",
+    "Acos": "keep the argument off the edge: `torch.acos(x.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
+    "Asin": "keep the argument off the edge: `torch.asin(x.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
+    "LinalgEigh": "add a small different number to each diagonal element, or use the eigenvalues alone",
+    "LinalgSvd": "do not differentiate U and V where singular values are equal: perturb the matrix, or use the values alone",
+    "Xlogy": "keep the probability from zero: `p.clamp(min=1e-12)` before `xlogy`",
+}
+_RECIPROCAL = ("div", "rsqrt", "reciprocal", "pow", "log")
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a birth in autograd's own backward whose forward was finite."""
-    birth, onset = evidence.birth, evidence.onset
-    if birth is None or onset is None or birth.phase != "backward" or birth.forward_op is None:
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a root birth in the backward pass that divides by zero, and that fp64 does not mend."""
+    birth = root(evidence, "backward")
+    if birth is None:
+        return no_births(evidence)
+    if birth.kind == "nan-from-inf" or birth.node is None or birth.fp64 in ("beyond-range", "in-range"):
         return None
-    if birth.kind == "carried" or birth.facts.get("discarded_by") and birth.facts.get("incoming_zero"):
+    if base(birth.op) not in _RECIPROCAL and not (birth.node or "").startswith("Linalg"):
         return None
-    if birth.fp64 not in ("non-finite", "unavailable") and (birth.fp64_amax or 0.0) < _HUGE:
+    if throws_away(birth, evidence) or _is_likelihood(birth, evidence):
         return None
-    samples = bool(onset.samples)
-    predictions = [Prediction(trial="fp64", expect="persists")] if birth.fp64 == "non-finite" else []
-    if samples:
-        predictions += [
-            Prediction(trial="drop-samples", expect="cured"),
-            Prediction(trial="drop-placebo", expect="persists"),
-        ]
-    function = bare(birth.forward_op)
+    return _suspect(birth, evidence)
+
+
+def _is_likelihood(birth: Birth, evidence: Evidence) -> bool:
+    is_log = (birth.node or "").startswith("Log") and base(birth.op) == "div"
+    return is_log and probability_of(birth, evidence, operand(birth, "other")) is not None
+
+
+def _suspect(birth: Birth, evidence: Evidence) -> Suspect:
+    node = birth.node or ""
+    function = base(birth.forward_op) or node.removesuffix("Backward0")
+    is_proved = birth.fp64 == "non-finite" and (divides_by_zero(birth) or _is_zero(birth))
+    under = denominator(birth)
+    exhibits = [
+        Exhibit(claim=f"the forward pass is finite; the first bad op is {birth.op} in {node}"),
+        Exhibit(claim=f"bad elements, of {birth.of}; in fp64 they are {birth.fp64} too", value=float(birth.bad)),
+    ]
+    if under is not None:
+        claim = f"zeros in what {node} divides by, of {under.numel}"
+        exhibits.append(Exhibit(claim=claim, value=float(under.zero), threshold=0.0))
     return Suspect(
-        cause="singular-gradient",
-        grade=Grade.PROVED if birth.fp64 == "non-finite" else Grade.SUPPORTED,
-        summary=f"the slope of {function} has no bound where it was taken ({birth.node})",
-        location=place_of(evidence),
-        exhibits=_exhibits(birth),
-        fixes=(
-            f"keep the argument of {function} away from its boundary: an epsilon inside ({function}(x + 1e-12)), or a clamp",
-            "where a norm is meant, torch.linalg.vector_norm has a gradient of zero at zero",
-        ),
-        predictions=tuple(predictions),
+        cause=CAUSE.slug,
+        grade=Grade.PROVED if is_proved else Grade.SUPPORTED,
+        summary=f"the slope of {function} is infinite where it is taken: {birth.op} in {node} divides by zero",
+        location=place(evidence, birth),
+        exhibits=tuple(exhibits),
+        fixes=(_fix(node, birth),),
     )
 
 
-def _exhibits(birth: Birth) -> tuple[Exhibit, ...]:
-    exhibits = [
-        Exhibit(
-            claim=f"the forward {birth.forward_op} was finite; its backward {birth.op} gave {birth.bad} bad of {birth.of}"
-        )
-    ]
-    for element in birth.elements[:2]:
-        given = ", ".join(in_words(x) for x in element.inputs)
-        exhibits.append(Exhibit(claim=f"at {element.coordinate} from ({given})", value=element.fp64))
-    if birth.fp64 == "non-finite":
-        exhibits.append(Exhibit(claim="in fp64 it is not finite either: the operation itself"))
-    return tuple(exhibits)
+def _is_zero(birth: Birth) -> bool:
+    """Whether the one operand is zero at every bad element: 0 to a negative power, the logarithm of 0."""
+    at = [e.inputs for e in birth.elements]
+    return bool(at) and all(len(values) == 1 and values[0] == 0 for values in at)
+
+
+def _fix(node: str, birth: Birth) -> str:
+    known = next((fix for name, fix in _FIXES.items() if node.startswith(name)), None)
+    return (
+        known
+        or f"keep the argument of `{birth.code.strip() or birth.forward_op}` off the point where its slope is infinite"
+    )
 
 
 CAUSE = Cause(slug="singular-gradient", doc=__doc__ or "", examine=examine)

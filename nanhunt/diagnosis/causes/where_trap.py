@@ -1,77 +1,87 @@
-"""A branch that where, a mask or a filter throws away still sends NaN backwards.
+"""A branch that `where`, a mask or a filter throws away sends NaN backwards all the same.
 
 What it looks like
 ------------------
-The forward pass and the loss are right; gradients are NaN. The code guards a dangerous function with
-`torch.where(ok, f(x), other)` and f is outside of its domain, or overflows, exactly where it is not chosen.
+The forward pass is right: `torch.where(x > 0, x, x.exp())`, `where(d > 0, d.sqrt(), 0)`, `nan_to_num`, a boolean index
+that leaves the bad elements out. The loss is finite, and the gradient is NaN. A hand-written ELU, softplus or safe
+division is the usual place.
 
 Why training breaks
 -------------------
-where sends a gradient of 0 to the branch not taken. The chain rule multiplies that 0 by the branch's slope,
-which is inf or NaN: 0 · inf = NaN. Choosing afterwards cannot undo it; the argument must be made safe
-beforehand.
+Both branches are computed, and both are differentiated. The one that was not taken gets an incoming gradient of exactly
+0, and 0 times its infinite value or slope is NaN: 0 · inf in ExpBackward0 from x = 88.73 on in fp32, 0/0 in
+SqrtBackward0 and DivBackward0 at zero. A sum with the other branch's gradient does not wash NaN out.
 
 Evidence
 --------
-The root is either a forward op whose non-finite output a select consumes, or a backward op whose incoming
-gradient is exactly zero at the bad elements, while a select follows the forward op.
+The forward op is consumed by a select-like op, the loss is finite, and where the gradient breaks, the incoming gradient
+is exactly 0 while the other factor is infinite or the divisor 0.
 
 Fix
 ---
-Guard the argument as well: `safe = torch.where(ok, x, 1.0); y = torch.where(ok, f(safe), other)`. Or index
-first and compute on the chosen elements only.
+The double where: make the argument safe first, `safe = torch.where(ok, x, 1.0)`, then
+`torch.where(ok, f(safe), other)`. `torch.where(x > 0, x, torch.expm1(x.clamp(max=0)))` for an ELU. `nan_to_num` cannot
+help.
 
 How it is confirmed
 -------------------
-fp64 does not cure a domain fault; where the discarded branch overflowed, fp64 or fp32 does.
+The zero and the inf at the same element are the proof. No precision cures a division by zero; a wider format cures an
+exp that no longer overflows.
 
 When it is mistaken
 -------------------
-For singular-gradient, where the value is used and the incoming gradient is not zero.
+For singular-gradient, where the value is used and the incoming gradient is not zero; for naive-exp-log and domain-error,
+where the value reaches the loss.
 
 References
 ----------
-pytorch#68425, #36923, #23395, #52248, #108618.
+pytorch#68425, #36923, #23395, #52248, #108618; JAX FAQ, "gradients contain NaN where using where".
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from nanhunt.diagnosis.births import is_discarded, no_births, place, root, throws_away, zero_times_infinity
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import place_of
+from nanhunt.diagnosis.ops import base
+from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a value that is thrown away forwards and comes back as NaN."""
-    birth = evidence.birth
-    if birth is None or evidence.spoiled != "gradient" or birth.kind == "carried":
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a value that a select throws away, and that breaks the gradient with an incoming zero."""
+    birth = root(evidence, "forward", "backward")
+    if birth is None:
+        return no_births(evidence)
+    if birth.phase == "backward":
+        return _suspect(birth, evidence, birth) if throws_away(birth, evidence) else None
+    if not is_discarded(birth, evidence):
         return None
-    by = birth.facts.get("discarded_by")
-    forward = birth.phase == "forward"
-    if not by or not (forward or birth.facts.get("incoming_zero")):
-        return None
-    if forward and int(birth.facts.get("fully_masked_rows", 0)):
-        return None
-    what = birth.op if forward else birth.forward_op
-    exhibits = [
-        Exhibit(claim=f"{by} throws the bad values of {what} away: the loss is finite"),
-        Exhibit(claim=f"{birth.bad} of {birth.of} elements are bad at the birth", value=float(birth.bad)),
-    ]
-    if not forward:
-        exhibits.append(Exhibit(claim="the gradient that arrives there is exactly zero", value=0.0, threshold=0.0))
+    return _suspect(birth, evidence, zero_times_infinity(evidence))
+
+
+def _suspect(birth: Birth, evidence: Evidence, product: Birth | None) -> Suspect:
+    by = str(birth.facts["discarded_by"])
+    function = base(birth.forward_op or birth.op)
+    exhibits = [Exhibit(claim=f"the loss is finite: {by} throws the bad elements of {function} away")]
+    if product is not None:
+        at = next((e.inputs for e in product.elements if e.inputs), [])
+        claim = f"{product.op} in {product.node}: incoming gradient 0, with {' and '.join(map(str, at))} at one element"
+        exhibits.append(Exhibit(claim=claim, value=0.0, threshold=0.0))
+        exhibits.append(
+            Exhibit(claim=f"elements of the gradient that it makes NaN, of {product.of}", value=float(product.bad))
+        )
     return Suspect(
-        cause="where-trap",
-        grade=Grade.PROVED,
-        summary=f"{what} is not finite in the branch that {by} discards, and 0 · inf comes back as NaN",
-        location=place_of(evidence),
+        cause=CAUSE.slug,
+        grade=Grade.PROVED if product is not None else Grade.SUPPORTED,
+        summary=f"{base(by)} discards what {function} gives there, and its gradient is still taken: 0 times infinity",
+        location=place(evidence, birth),
         exhibits=tuple(exhibits),
         fixes=(
-            "make the argument safe before the function: f(torch.where(ok, x, 1.0)), then choose",
-            "or index first, and compute on the chosen elements only",
+            f"make the argument of {function} safe before it: `safe = torch.where(ok, x, 1.0)`, "
+            f"then `torch.where(ok, {function}(safe), other)`",
         ),
-        predictions=(),
     )
 
 

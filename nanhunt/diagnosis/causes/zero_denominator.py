@@ -1,105 +1,127 @@
-"""Something is divided by a zero: the spread of a constant, the std of one element, the norm of a zero vector.
+"""Something is divided by zero: a spread, a norm, a range or a maximum that is zero for this input.
 
 What it looks like
 ------------------
-NaN (0/0) or inf (x/0) out of a division, a std or a normalisation in the forward pass, at samples that are
-constant, blank or alone in their batch. Lower learning rates do not help.
+NaN or inf in the forward pass at one sample: a constant image, a blank row, a last mini-batch of one element. Finite
+for thousands of steps before, and again after.
 
 Why training breaks
 -------------------
-A scale that data can make zero is used as a divisor: (x - min) / (max - min) of a constant image, (a - mean) /
-std of a batch of one, x / |x| of a zero vector. Bessel's correction divides by n - 1, which is 0 for one
-element.
+(x - min) / (max - min) of a constant is 0/0. The unbiased standard deviation of one value divides by n - 1 = 0. A zero
+vector has norm 0, a silent tensor has amax 0; `LayerNorm(eps=0)` of a constant row has variance 0. 0/0 is NaN, x/0 is
+inf, and inf becomes NaN in the next difference or product with 0.
 
 Evidence
 --------
-The divisor's zeros are counted at the op itself, or for std and var the number of elements in the reduction.
-fp64 gives the same.
+At every bad element the divisor is exactly 0, and in fp64 the result is non-finite as well. It is not an epsilon that
+rounded to zero, nor a count: who made the divisor is read from the zoomed step's ops. For std and var: the number of
+values minus the correction.
 
 Fix
 ---
-Add an epsilon that the format holds to the divisor, after the square root (`/ (std + 1e-6)`), or use
-correction=0 for small batches; drop the last, incomplete batch; skip constant samples.
+Add an epsilon that the format holds to the divisor, inside the root (`(var + 1e-5).rsqrt()`), or `clamp(min=…)` it.
+`std(correction=0)`, or drop the last incomplete batch (`drop_last=True`). `F.normalize` for unit vectors.
 
 How it is confirmed
 -------------------
-The step in fp64 still fails. Where samples carry it, leaving them out cures the step and as many others do not.
+No precision cures it. Without the samples whose divisor is zero the step is finite, without as many others it is not.
 
 When it is mistaken
 -------------------
-For empty-reduction, whose divisor is a count; for epsilon-underflow, where there is an epsilon that rounded to
-zero; for singular-gradient, where only the backward divides by zero.
+For empty-reduction, where a number of things is zero; for epsilon-underflow, where an epsilon stands there and is zero
+in fp16; for naive-exp-log, where the divisor is a sum of exponentials that all vanished; for singular-gradient, which
+divides by zero in the backward pass only.
 
 References
 ----------
-DLR-RM/stable-baselines3#440; pytorch#4320; avalonstrel/GatedConvolution_pytorch#27.
+GatedConvolution#27 (min-max of a constant image); stable-baselines3#440, pytorch#4320 (std of one value).
 """
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Suspect
+from math import prod
+
+from nanhunt.diagnosis.births import is_discarded, no_births, operand, place, root
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.reading import bare, operand, place_of
-from nanhunt.interventions import Prediction
+from nanhunt.diagnosis.ops import VARIANCES, base, number
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-_DIVISIONS = ("div", "true_divide", "floor_divide", "reciprocal", "remainder", "fmod", "rsqrt")
-_SPREADS = ("std", "var", "std_mean", "var_mean")
+_NORMS = frozenset({"native_layer_norm", "native_batch_norm", "native_group_norm", "_native_batch_norm_legit"})
 
 
-def examine(evidence: Evidence) -> Suspect | None:
-    """Look for a forward division by an exact zero, or a spread of one element."""
-    birth, onset = evidence.birth, evidence.onset
-    if birth is None or onset is None or birth.phase != "forward" or birth.fp64 not in ("non-finite", "unavailable"):
+def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Look for a forward division by an exact zero that is neither a count nor a lost epsilon."""
+    birth = root(evidence, "forward")
+    if birth is None:
+        return no_births(evidence)
+    if birth.fp64 in ("beyond-range", "in-range") or is_discarded(birth, evidence):
         return None
-    found = _division(birth) or _spread(birth)
-    if found is None:
+    name = base(birth.op)
+    if name in VARIANCES:
+        return _spread(birth, evidence)
+    if name in _NORMS:
+        return _norm(birth, evidence)
+    return _division(birth, evidence)
+
+
+def _division(birth: Birth, evidence: Evidence) -> Suspect | None:
+    zero = zero_divisor(birth, evidence)
+    if zero is None or zero.kind != "plain":
         return None
-    summary, exhibit = found
-    predictions = [Prediction(trial="fp64", expect="persists")]
-    if onset.samples:
-        predictions += [
-            Prediction(trial="drop-samples", expect="cured"),
-            Prediction(trial="drop-placebo", expect="persists"),
-        ]
+    over = operand(birth, "self") if base(birth.op) == "div" else None
+    is_indefinite = birth.kind == "nan-from-finite"
+    by = f" that {zero.made[0].op} made" if zero.made else ""
+    divided = "0/0" if is_indefinite else "x/0"
+    exhibits = [
+        Exhibit(claim=f"divisor at the bad elements{by}", value=0.0, threshold=0.0),
+        Exhibit(claim=f"bad elements, of {birth.of}; in fp64 they are {birth.fp64} too", value=float(birth.bad)),
+    ]
+    if over is not None and not is_indefinite:
+        exhibits.append(Exhibit(claim="largest magnitude that is divided", value=over.amax))
+    return _suspect(birth, evidence, f"{divided}: a divisor of exactly zero{by}", exhibits)
+
+
+def _spread(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """N - correction degrees of freedom, where that is not positive."""
+    given, correction = operand(birth, "self"), birth.arguments.get("correction", 1)
+    if given is None or not isinstance(correction, (int, float)) or not given.numel:
+        return None
+    dims = birth.arguments.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    values = prod(given.shape[d] for d in dims) if dims else given.numel
+    if values - correction > 0:
+        return None
+    name = base(birth.op)
+    exhibits = [Exhibit(claim=f"values of which {name} is taken, minus its correction", value=values - correction)]
+    fix = f"`{name}(correction=0)`, or leave out a batch of one (`drop_last=True`)"
+    return _suspect(
+        birth, evidence, f"{name} of {number(values)} value divides by n - {number(correction)} = 0", exhibits, fix
+    )
+
+
+def _norm(birth: Birth, evidence: Evidence) -> Suspect | None:
+    if birth.arguments.get("eps") != 0 or birth.kind != "nan-from-finite":
+        return None
+    exhibits = [Exhibit(claim="eps of the norm, over a variance of zero", value=0.0, threshold=0.0)]
+    return _suspect(
+        birth, evidence, "a norm with eps = 0 over values that are all equal", exhibits, "give the norm `eps=1e-5`"
+    )
+
+
+def _suspect(birth: Birth, evidence: Evidence, summary: str, exhibits: list[Exhibit], fix: str = "") -> Suspect:
+    guard = f"keep the divisor from zero in `{birth.code.strip() or birth.op}`: add an epsilon inside it, or `clamp(min=1e-6)`"
     return Suspect(
-        cause="zero-denominator",
-        grade=Grade.PROVED if birth.fp64 == "non-finite" else Grade.SUPPORTED,
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
         summary=summary,
-        location=place_of(evidence),
-        exhibits=(exhibit, Exhibit(claim="in fp64 the result is not finite either")),
-        fixes=(
-            f"add an epsilon that {birth.outputs[0].dtype if birth.outputs else 'the format'} holds to the divisor",
-            "skip constant or lone samples when the batch is made",
-        ),
-        predictions=tuple(predictions),
+        location=place(evidence, birth),
+        exhibits=tuple(exhibits),
+        fixes=(fix or guard,),
     )
-
-
-def _division(birth: Birth) -> tuple[str, Exhibit] | None:
-    if bare(birth.op) not in _DIVISIONS:
-        return None
-    divisor = operand(birth, "other") or (operand(birth, "self") if bare(birth.op) in ("reciprocal", "rsqrt") else None)
-    if divisor is None or not divisor.zero:
-        return None
-    sort = "0/0" if birth.kind == "nan-from-finite" else "x/0"
-    exhibit = Exhibit(
-        claim=f"{divisor.zero} of {divisor.numel} divisors are exactly zero", value=float(divisor.zero), threshold=0.0
-    )
-    return f"{sort}: {divisor.zero} of {divisor.numel} divisors are exactly zero", exhibit
-
-
-def _spread(birth: Birth) -> tuple[str, Exhibit] | None:
-    given = operand(birth, "self")
-    if bare(birth.op) not in _SPREADS or given is None or not birth.outputs:
-        return None
-    reduced = given.numel // max(1, birth.outputs[0].numel)
-    if reduced > 1:
-        return None
-    exhibit = Exhibit(claim="elements in each reduction", value=float(reduced), threshold=2.0)
-    return f"{bare(birth.op)} over {reduced} element: its n - 1 is zero", exhibit
 
 
 CAUSE = Cause(slug="zero-denominator", doc=__doc__ or "", examine=examine)

@@ -1,0 +1,161 @@
+"""What is kept of one dispatched op: what went in, what came out, and whether it gave birth.
+
+Three births are kept apart: inf from finite, NaN from finite, NaN from inf. Ops on lists (`_foreach_*`, `_fused_*`) do
+the same to many tensors at once, a lane each: a NaN in one parameter's gradient is no birth for its neighbours, and
+hides none of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.probes.source import SourceLine
+from nanhunt.stats.torch_kernel import is_measurable, plain_values
+from nanhunt.trace.schema import Phase
+
+__all__ = ["Capture", "OpEvent", "Seen", "Terminal", "births_by_lane", "lane_of", "nonfinite_flags"]
+
+#: Ops whose list arguments run side by side.
+_LISTS = ("aten._foreach_", "aten._fused_", "aten._amp_foreach_")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one look at a tensor showed."""
+
+    name: str
+    nan: bool = False
+    posinf: bool = False
+    neginf: bool = False
+    #: event that wrote it, and which of its lanes; None where it was made before the step
+    writer: int | None = None
+    writer_lane: str = ""
+    #: "parameter h.0.weight", "buffer …", "batch x", "state h.0.weight.exp_avg_sq", or ''
+    origin: str = ""
+    lane: str = ""
+
+    @property
+    def bad(self) -> bool:
+        """Whether it holds any non-finite element."""
+        return self.nan or self.posinf or self.neginf
+
+    @property
+    def inf(self) -> bool:
+        """Whether it holds an infinity."""
+        return self.posinf or self.neginf
+
+
+@dataclass(slots=True)
+class Capture:
+    """The call of a birth: arguments as they were before it, outputs as they were after it.
+
+    Of an op on lists only the lane that gave birth is kept: its lists have one entry, and names end in `.0`.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[tuple[str, Tensor]]
+    lane: str = ""
+
+
+@dataclass(slots=True)
+class OpEvent:
+    """One dispatched op."""
+
+    index: int
+    op: str
+    phase: Phase
+    micro: int
+    module: str
+    source: SourceLine | None
+    inputs: list[Seen]
+    outputs: list[Seen]
+    seq: int
+    node: str | None = None
+    #: of a backward op: the forward event that it differentiates
+    forward: int | None = None
+    #: of an op that activation checkpointing runs again: the event that it repeats
+    repeats: int | None = None
+    #: lane → "inf-from-finite", "nan-from-finite" or "nan-from-inf"; the lane of an ordinary op is ''
+    births: dict[str, str] = field(default_factory=dict)
+    #: the code asked for the infinity or NaN by name: `masked_fill(…, -inf)`
+    constant: bool = False
+    capture: Capture | None = None
+
+    @property
+    def birth(self) -> str | None:
+        """The birth that is told: the first one from finite inputs, else the first."""
+        lane = self.birth_lane
+        return None if lane is None else self.births[lane]
+
+    @property
+    def birth_lane(self) -> str | None:
+        """The lane of the birth that is told."""
+        return next((lane for lane, kind in self.births.items() if kind != "nan-from-inf"), next(iter(self.births), None))
+
+    @property
+    def bad_outputs(self) -> list[Seen]:
+        """Outputs with a non-finite element."""
+        return [o for o in self.outputs if o.bad]
+
+    def inputs_of(self, lane: str) -> list[Seen]:
+        """Return the inputs that a lane reads: its own and those that all lanes share."""
+        return self.inputs if not lane else [i for i in self.inputs if i.lane in ("", lane)]
+
+
+@dataclass(slots=True)
+class Terminal:
+    """Something that must be finite and was not: the loss, a gradient, a weight, a buffer, a moment."""
+
+    kind: str
+    name: str
+    phase: Phase
+    micro: int
+    writer: int | None
+    nan: bool
+    writer_lane: str = ""
+
+
+def lane_of(op: str, argument: str) -> str:
+    """Return the lane of an argument such as `self.3`: '3' of an op on lists, '' of any other."""
+    index = argument.rpartition(".")[2]
+    return index if op.startswith(_LISTS) and index.isdigit() else ""
+
+
+def births_by_lane(inputs: list[Seen], outputs: list[Seen]) -> dict[str, str]:
+    """Name the births of an op: what came out non-finite that did not go in so."""
+    births = {}
+    for lane in dict.fromkeys(o.lane for o in outputs if o.bad):
+        given = [i for i in inputs if not lane or i.lane in ("", lane)]
+        made = [o for o in outputs if o.lane == lane]
+        if any(i.nan for i in given):
+            continue
+        if any(i.inf for i in given):
+            if any(o.nan for o in made):
+                births[lane] = "nan-from-inf"
+        else:
+            births[lane] = "nan-from-finite" if any(o.nan for o in made) else "inf-from-finite"
+    return births
+
+
+def nonfinite_flags(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """Return whether the tensor holds NaN, +inf, -inf. One pass where it is finite (`aminmax` carries NaN along)."""
+    nothing = (False, False, False)
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not is_measurable(tensor):
+        return nothing
+    values = plain_values(tensor.detach())
+    if values.numel() == 0:
+        return nothing
+    if values.element_size() == 1:  # aminmax has no 8-bit kernel
+        values = values.float()
+    low, high = torch.aminmax(values)
+    lowest, highest = float(low), float(high)
+    if math.isnan(lowest) or math.isnan(highest):
+        return True, bool((values == math.inf).any()), bool((values == -math.inf).any())
+    return False, highest == math.inf, lowest == -math.inf

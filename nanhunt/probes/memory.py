@@ -1,0 +1,74 @@
+"""Who wrote a tensor's memory last, and what that memory is called: parameter, buffer, batch field, moment.
+
+Memory is known by its storage, so that a view, a `detach` and an in-place update stay the same thing. An address alone
+would not do: the allocator gives a freed one to the next tensor. A weak reference keeps the storage's handle, a hundred
+bytes, from being reused as long as the step is looked at; the data itself is freed as ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["Cell", "Memory"]
+
+
+@dataclass(slots=True)
+class Cell:
+    """One storage."""
+
+    #: keeps the handle; None of a tensor without a storage
+    handle: StorageWeakRef | None
+    origin: str = ""
+    #: (event, lane) that wrote last
+    writer: tuple[int, str] | None = None
+    #: (event, lane) that last left something non-finite in it: a later write to another part does not heal this one
+    spoiler: tuple[int, str] | None = None
+
+    def wrote(self, event: int, lane: str, *, bad: bool, whole: bool) -> None:
+        """Note a write; `whole` of one that made the memory."""
+        self.writer = (event, lane)
+        if bad or whole:
+            self.spoiler = (event, lane) if bad else None
+
+    def writer_of(self, *, bad: bool) -> tuple[int, str] | None:
+        """Return who wrote what is seen in it: of something non-finite the last who left any."""
+        return self.spoiler or self.writer if bad else self.writer
+
+
+class Memory:
+    """The storages that a step has touched."""
+
+    def __init__(self) -> None:
+        self._cells: dict[int, Cell] = {}
+
+    def of(self, tensor: Tensor) -> Cell:
+        """Return the cell of the tensor's storage."""
+        try:
+            storage = _with_storage(tensor).untyped_storage()
+        except (RuntimeError, NotImplementedError):  # opaque, functional and fake tensors have none
+            return self._cells.setdefault(id(tensor), Cell(None))
+        cell = self._cells.get(storage._cdata)
+        if cell is None:
+            handle = StorageWeakRef(storage)
+            cell = self._cells[handle.cdata] = Cell(handle)
+        return cell
+
+    def name(self, tensor: Tensor, origin: str) -> None:
+        """Give the tensor's memory its name."""
+        self.of(tensor).origin = origin
+
+    def given(self, tensor: Tensor, origin: str) -> None:
+        """Name memory that comes from outside: nobody in the step wrote it."""
+        cell = self.of(tensor)
+        cell.origin, cell.writer, cell.spoiler = origin, None, None
+
+
+def _with_storage(tensor: Tensor) -> Tensor:
+    """Return the tensor, or the values of a sparse one."""
+    if tensor.layout is torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
