@@ -7,6 +7,7 @@ count, zeros and extremes as the operand that it became, to the last bit. `produ
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Location, NotApplicable
@@ -39,6 +40,9 @@ __all__ = [
 _CASTS = frozenset({"_to_copy", "copy", "masked_fill", "add", "sub", "mul", "rsub", "where", "full", "fill"})
 #: A mask constant is at least so large: the smallest one in use is -1e4, made for fp16.
 _MASK = 1e4
+_SMALLEST_NORMAL_FP16 = 2.0**-14
+#: A dtype that the source line itself asks for: no trial in another precision changes it.
+_BY_HAND = re.compile(r"\b(half|float16|bfloat16)\b")
 
 
 def root(evidence: Evidence, *phases: str) -> Birth | None:
@@ -129,19 +133,29 @@ def throws_away(birth: Birth, evidence: Evidence) -> bool:
 
 
 def zero_times_infinity(evidence: Evidence) -> Birth | None:
-    """Return the first product of the backward pass that makes NaN of a zero and an infinity."""
+    """Return the first product of the backward pass that makes NaN of a zero gradient and an infinite factor.
+
+    A product whose inputs hold no NaN makes one of 0 · inf only.
+    """
     for birth in evidence.births:
-        at = [e.inputs for e in birth.elements]
-        is_product = birth.phase == "backward" and birth.kind == "nan-from-inf" and base(birth.op) == "mul" and at
-        if is_product and all(0.0 in pair and any(map(math.isinf, pair)) for pair in at):
+        if birth.phase != "backward" or birth.kind != "nan-from-inf" or base(birth.op) != "mul":
+            continue
+        incoming, factor = operand(birth, "self"), operand(birth, "other")
+        if incoming is None or factor is None or incoming.posinf or incoming.neginf:
+            continue
+        if incoming.zero and (factor.posinf or factor.neginf):
             return birth
     return None
 
 
 def is_range_alone(evidence: Evidence) -> bool:
-    """Whether every birth from finite inputs is finite in fp64: then a wider format alone mends the step."""
+    """Whether every birth from finite inputs is finite in fp64, and in a format that the recipe chose, not the line.
+
+    Then the step in a wider format is clean.
+    """
     made = [b for b in evidence.births if b.kind in ("inf-from-finite", "nan-from-finite")]
-    return bool(made) and all(b.fp64 in ("beyond-range", "in-range") for b in made)
+    is_finite = all(b.fp64 in ("beyond-range", "in-range") for b in made)
+    return bool(made) and is_finite and not any(_BY_HAND.search(b.code) for b in made)
 
 
 def masked_softmax(evidence: Evidence) -> Birth | None:
@@ -170,7 +184,8 @@ def constant_of(birth: Birth, evidence: Evidence) -> float | None:
     products = [a * s for a in flat for s in scalars] if base(birth.op) == "mul" else scalars
     found = [c for c in (*flat, *products) if c >= _MASK]
     values = {e.fp64 for e in birth.elements if e.fp64 is not None}
-    if not found:
+    # a mask times a constant has one value where it masks; an activation times a gain has as many as it has elements
+    if not found or (base(birth.op) == "mul" and len(values) > 1):
         return None
     sign = -1.0 if output.neginf else 1.0
     return next(iter(values)) if len(values) == 1 else sign * max(found)
@@ -202,7 +217,7 @@ def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: in
     before = frame[(frame["seq"] < birth.seq) & (frame["micro"] == birth.micro)]
     same = before[(before["numel"] > 0) & (before["numel"] <= max(given.numel, 1))]
     for column in extremes:
-        same = same[same[column] == getattr(given, column)]
+        same = same[same[column].fillna(0.0) == getattr(given, column)]  # null: no such element
     for column in counts:  # an expanded operand is its row several times over
         same = same[same[column] * given.numel == getattr(given, column) * same["numel"]]
     if same.empty:
@@ -229,27 +244,27 @@ def code_at(evidence: Evidence, source: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erased:
-    """A module that puts out zeros for an input whose square is infinite; `share` of its elements."""
+    """A module that puts out nothing but zeros, where the step in fp32 has gradients that no format flushes."""
 
     module: str
     dtype: str
-    amax: float
-    share: float
+    numel: int
+    #: largest gradient of the fp32 step
+    amax_twin: float
 
 
 def erased_modules(evidence: Evidence) -> list[Erased]:
-    """Return the modules whose output is zero because the square of their input overflows (x · rsqrt(inf) = 0).
+    """Return the modules whose output their format erased, in order of execution; [] where there is no fp32 twin.
 
-    From the module rows of the onset's step. A dead unit puts out zeros of any input: hence the square.
+    `x * rsqrt(mean(x²))` is exactly 0 where the square overflows. A dead unit puts out zeros too, but leaves fp32 with
+    no gradient either; and a gradient that underflows is small in fp32.
     """
     step = evidence.onset.step if evidence.onset else -1
-    columns = ["step", "module", "role", "dtype", "numel", "zero", "amax"]
-    frame = evidence.trace.frame(columns, roles=["input", "output"], passes=["replay"])
-    rows = frame[frame["step"] == step]
-    both = rows[rows["role"] == "input"].merge(rows[rows["role"] == "output"], on="module", suffixes=("", "_out"))
-    both = both[(both["numel"] == both["numel_out"]) & (both["numel"] > 0)]
-    both["share"] = (both["zero_out"] - both["zero"]) / both["numel"]
-    both = both[(both["share"] > 0) & (both["zero_out"] >= 0.1 * both["numel"])].drop_duplicates("module")
-    cells = zip(both["module"], both["dtype"], both["amax"], both["share"], strict=True)
-    found = [Erased(module=str(m), dtype=str(d), amax=float(a), share=float(s)) for m, d, a, s in cells]
-    return [e for e in found if e.amax**2 > limit(e.dtype)]
+    twin = next((b for b in evidence.notes(NoteKind.TWIN) if b.get("step") == step), None)
+    if twin is None or not float(twin.get("amax_twin", 0.0)) > _SMALLEST_NORMAL_FP16:
+        return []
+    frame = evidence.frame("output", ["step", "seq", "module", "dtype", "numel", "zero"])
+    rows = frame[(frame["step"] == step) & (frame["numel"] > 1) & (frame["zero"] == frame["numel"])].sort_values("seq")
+    rows = rows[rows["dtype"].isin(["float16", "bfloat16"])].drop_duplicates("module")
+    cells = zip(rows["module"], rows["dtype"], rows["numel"], strict=True)
+    return [Erased(module=str(m), dtype=str(d), numel=int(n), amax_twin=float(twin["amax_twin"])) for m, d, n in cells]

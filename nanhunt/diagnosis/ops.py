@@ -63,8 +63,8 @@ def number(value: float | None) -> str:
     """Return a number as a sentence says it: 66246, 1.3e-08, 3.403e+38."""
     if value is None:
         return "unknown"
-    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e6
-    return f"{value:.0f}" if whole else f"{value:.4g}"
+    # %g would write 66246.4 as 6.625e+04
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def format_of(dtype: str | None) -> NumberFormat | None:

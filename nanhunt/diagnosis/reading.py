@@ -64,5 +64,5 @@ def bad_output(birth: Birth) -> Operand | None:
 
 
 def in_words(value: float) -> str:
-    """Return a number short: 70144, 1.3e-08."""
-    return f"{value:.4g}"
+    """Return a number short: 70144, 0.0013, 1.3e-08; whole numbers up to seven digits are written out."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"

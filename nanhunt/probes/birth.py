@@ -80,7 +80,7 @@ def _in_fp64(capture: Capture) -> tuple[dict[str, Tensor], str]:
     """Run the op on its recorded inputs in fp64; return outputs by name, or {} and why not."""
     if _draws(capture):
         return {}, "the op draws random numbers: another run is not this run"
-    args, kwargs = _widened(capture.args), {k: _widened(v) for k, v in capture.kwargs.items()}
+    args, kwargs = tuple(_widened(v) for v in capture.args), {k: _widened(v) for k, v in capture.kwargs.items()}
     if capture.func._schema.name.endswith("softmax") and len(args) == 3 and isinstance(args[2], bool):
         args = (*args[:2], False)  # half_to_float is for half inputs only
     try:
@@ -107,8 +107,6 @@ def _draws(capture: Capture) -> bool:
 def _widened(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64 if value.is_floating_point else _WIDE.get(value, value)
-    if isinstance(value, (list, tuple)) and not any(isinstance(v, Tensor) for v in value):
-        return value
     return map_tensors(_wide, value)
 
 

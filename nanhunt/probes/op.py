@@ -46,7 +46,6 @@ _KEEP_BYTES = 1 << 30
 _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
 #: In-place ops that do not read what they overwrite, which may be uninitialised memory.
 _OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
-_UNSCALE = "aten._amp_foreach_non_finite_check_and_unscale_"
 
 
 class OpProbe(TorchDispatchMode, StepWatch):
@@ -60,6 +59,7 @@ class OpProbe(TorchDispatchMode, StepWatch):
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
         self.phase = Phase.FORWARD
+        self._nodes_ran = False
         self.stack = ModuleStack()
         self._model = model
         self._optimizer = optimizer
@@ -87,7 +87,7 @@ class OpProbe(TorchDispatchMode, StepWatch):
 
     def backward_begins(self, micro: int) -> None:
         """Turn to backward."""
-        self.phase = Phase.BACKWARD
+        self.phase, self._nodes_ran = Phase.BACKWARD, False
 
     def gradients_ready(self) -> None:
         """Note non-finite gradients, before the clip spreads or hides them."""
@@ -153,7 +153,7 @@ class OpProbe(TorchDispatchMode, StepWatch):
         if origin is not None:
             module = (module or origin.module) if again else origin.module
             source = source if again else source or origin.source
-        phase = Phase.BACKWARD if node is not None else (Phase.UNSCALE if name == _UNSCALE else self.phase)
+        phase = self._phase_of(node is not None)
         event = OpEvent(
             index=len(self.events),
             op=name,
@@ -176,6 +176,13 @@ class OpProbe(TorchDispatchMode, StepWatch):
             self._by_sequence.setdefault(forward_sequence(), event.index if event.repeats is None else event.repeats)
         self.events.append(event)
         return event
+
+    def _phase_of(self, in_node: bool) -> Phase:
+        """Return the phase of an op: what follows the last node of a backward pass is the scaler's unscaling."""
+        if in_node:
+            self._nodes_ran = True
+            return Phase.BACKWARD
+        return Phase.UNSCALE if self.phase is Phase.BACKWARD and self._nodes_ran else self.phase
 
     def _first_run(self, event: OpEvent) -> int | None:
         """Return the forward event that a recomputed one repeats: as bad as this one, by preference in its place."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from nanhunt.errors import TraceError
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
-from nanhunt.trace.schema import COLUMNS, ArrowSchema, Manifest, Note, NoteKind
+from nanhunt.trace.schema import COLUMNS, ArrowSchema, Manifest, Note, NoteKind, Phase
 from nanhunt.trace.writer import partial_path
 
 if TYPE_CHECKING:
@@ -100,9 +100,10 @@ class Trace:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps of the replay that have rows, ascending."""
+        """The steps of the replay that have rows, ascending; what was loaded before the first step is none."""
         if self._steps is None:
-            table = self._table(["step"], _conditions(None, ["replay"], None))
+            phases = [phase for phase in Phase if phase is not Phase.LOAD]
+            table = self._table(["step"], [*_conditions(None, ["replay"], None), ("phase", "in", phases)])
             self._steps = tuple(sorted(table.column("step").unique().drop_null().to_pylist()))
         return self._steps
 

@@ -336,8 +336,11 @@ def test_an_exception_inside_a_step_is_a_finding_with_its_module_and_line(projec
     assert "Traceback" not in replayed.err
     document = json.loads(nanhunt("report", "trace.parquet", "-f", "json").out)
     onset = document["onset"]
-    line = (project.root / "train.py").read_text().splitlines().index(
-        "        return self.head(torch.relu(self.hidden(x + self.embed(tokens))))"
+    line = (
+        (project.root / "train.py")
+        .read_text()
+        .splitlines()
+        .index("        return self.head(torch.relu(self.hidden(x + self.embed(tokens))))")
     )
     assert document["outcome"] == "fault"
     assert (onset["kind"], onset["step"], onset["module"]) == ("exception", 13, "embed")

@@ -185,8 +185,11 @@ def test_an_interrupt_in_the_first_step_keeps_what_was_seen_of_the_checkpoint(pr
     assert interrupted.err == "interrupted\nthe trace so far (no step was finished): trace.parquet\n"
     trace = Trace.open(project.root / "trace.parquet")
     assert not trace.complete
-    assert trace.scalars("loss") == {}
-    assert nanhunt("report", "trace.parquet").code == 0
+    assert trace.steps == ()
+    assert "no step is here" in trace.reason
+    document = json.loads(nanhunt("report", "trace.parquet", "-f", "json").out)
+    assert document["outcome"] == "inconclusive"
+    assert "no step is here" in document["summary"]
 
 
 def test_an_interrupt_before_the_replay_leaves_an_older_trace_alone(project, nanhunt):

@@ -16,6 +16,10 @@ from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Birth, Hop, Manifest, NoteKind, Observation, Onset, Operand
 from nanhunt.trace.writer import TraceWriter
 
+#: Traces are read as long as their evidence is asked; they go when the tests end.
+_FOLDER = tempfile.TemporaryDirectory()
+_NUMBER = itertools.count()
+
 ADAMW = {
     "class": "AdamW",
     "groups": [{"parameters": 2, "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}],
@@ -26,7 +30,13 @@ ADAMW = {
     "clip_grad_norm": None,
     "custom_step": False,
 }
-SGD = {**ADAMW, "class": "SGD", "groups": [{"parameters": 2, "lr": 1e-2, "momentum": 0}], "with_state": 0, "state_steps": []}
+SGD = {
+    **ADAMW,
+    "class": "SGD",
+    "groups": [{"parameters": 2, "lr": 1e-2, "momentum": 0}],
+    "with_state": 0,
+    "state_steps": [],
+}
 
 Notes = Iterable[tuple[NoteKind, dict[str, Any]]]
 Series = Mapping[int, float]
@@ -54,9 +64,8 @@ def written(
     manifest: dict[str, Any],
     folder: Path | None = None,
 ) -> Path:
-    folder = folder or Path(tempfile.mkdtemp())
     told = Manifest(**{"checkpoint_step": 30, "match": "matched 2 of 2 tensors"} | manifest)
-    path = folder / f"rank-{told.rank}.parquet"
+    path = (folder or Path(_FOLDER.name)) / f"trace-{next(_NUMBER)}.parquet"
     with TraceWriter(path, told) as writer:
         writer.note(NoteKind.OPTIMIZER, optimizer)
         for kind, body in notes:
@@ -76,7 +85,9 @@ def nan(step: int = 36, phase: str = "forward", **more: Any) -> Onset:
 
 
 def scalar(name: str, series: Series, module: str = "") -> list[Observation]:
-    return [Observation(step=s, phase="update", role="scalar", module=module, name=name, value=v) for s, v in series.items()]
+    return [
+        Observation(step=s, phase="update", role="scalar", module=module, name=name, value=v) for s, v in series.items()
+    ]
 
 
 def health(parameter: str, key: str, series: Series) -> list[Observation]:
@@ -124,7 +135,13 @@ def birth(op: str = "aten.mm", **more: Any) -> tuple[NoteKind, dict[str, Any]]:
 
 
 def operand(name: str, origin: str = "", dtype: str = "float32", **more: Any) -> Operand:
-    return Operand(**{"numel": 64, "amax": 2.0, "amin": 0.1, "low": -2.0, "high": 2.0} | more, name=name, origin=origin, dtype=dtype, shape=[64])
+    return Operand(
+        **{"numel": 64, "amax": 2.0, "amin": 0.1, "low": -2.0, "high": 2.0} | more,
+        name=name,
+        origin=origin,
+        dtype=dtype,
+        shape=[64],
+    )
 
 
 def lineage(*hops: tuple[str, str], to: str = "loss", phase: str = "forward") -> tuple[NoteKind, dict[str, Any]]:

@@ -16,9 +16,9 @@ reached 66246 in a single token; mt5's 6.27e4 passed the end through dropout's 1
 Evidence
 --------
 The op is computed again in fp64 from the inputs that it had. A finite result beyond the largest number of the output's
-format is a certificate, and needs no threshold. Where the overflow hides as zero: a module that puts out zeros for an
-input whose amax squared is beyond the format. bf16 and fp32 end at 3.4e38, so there the value exploded before: read on
-with the deeper cause.
+format is a certificate, and needs no threshold. Where the overflow hides as zero: a module whose output is all zeros,
+while the step in fp32 has gradients far above what fp16 flushes. bf16 and fp32 end at 3.4e38, so there the value
+exploded before: read on with the deeper cause.
 
 Fix
 ---
@@ -142,20 +142,24 @@ def _erased(evidence: Evidence) -> Suspect | None:
     found = erased_modules(evidence)
     if not found:
         return None
-    worst = max(found, key=lambda e: e.share)
-    end = limit(worst.dtype)
+    first = found[0]
     step = evidence.onset.step if evidence.onset else None
+    name = first.module or "the model"
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.SUPPORTED,
-        summary=f"the square of {number(worst.amax)} overflows {worst.dtype}, and the norm puts out zeros",
-        location=Location(step=step, phase="forward", module=worst.module),
+        summary=f"{name} puts out nothing but zeros in {first.dtype}: the square of its input overflows, and x * rsqrt(inf) is 0",
+        location=Location(step=step, phase="forward", module=first.module),
         exhibits=(
-            Exhibit(claim=f"amax of the input of {worst.module}, squared", value=worst.amax**2, threshold=end),
-            Exhibit(claim="share of its output that is exactly zero where its input is not", value=worst.share),
+            Exhibit(claim=f"zeros in the output of {name}, of {first.numel}", value=float(first.numel)),
+            Exhibit(
+                claim="largest gradient of the same step in fp32: far above what fp16 flushes",
+                value=first.amax_twin,
+                threshold=2.0**-24,
+            ),
         ),
-        fixes=(f"compute the mean of squares of {worst.module} in fp32: `x.float().pow(2).mean(-1, keepdim=True)`",),
-        predictions=(Prediction(trial="fp32", expect="cured"),) if worst.share > 0.9 else (),
+        fixes=(f"compute the mean of squares of {name} in fp32: `x.float().pow(2).mean(-1, keepdim=True)`",),
+        predictions=(Prediction(trial="fp32", expect="cured"),),
         depth=1,
     )
 

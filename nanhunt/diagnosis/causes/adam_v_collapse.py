@@ -79,7 +79,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     worst = _worst(updates, blamed)
     if worst is None:
         return None
-    bound, fallen = _bound(evidence, worst), _fallen(evidence, worst)
+    bound, fallen = _bound(evidence), _fallen(evidence, worst)
     stale = over_baseline(by_parameter(evidence.health("v_stale")).get(worst.parameter, {}), worst.step)
     proved = bound is not None and worst.size > bound
     if not proved and fallen is None and (stale is None or stale < _OUTLIER):
@@ -100,7 +100,7 @@ def _worst(updates: dict[str, dict[int, float]], blamed: tuple[int, ...]) -> _Up
     return max(found, key=lambda u: u.size, default=None)
 
 
-def _bound(evidence: Evidence, update: _Update) -> float | None:
+def _bound(evidence: Evidence) -> float | None:
     """Return the largest rms(Δw)/lr that any gradients can give an intact Adam; None where its formula is another.
 
     By Cauchy-Schwarz over the two exponential sums; the decoupled decay adds at most wd · max|w|, and 5 % is left for

@@ -53,6 +53,8 @@ __all__ = ["CAUSE"]
 _SOON = 20
 #: First loss over ln(classes), and nats above it, that no fit initialisation has.
 _TIMES, _NATS = 3.0, 3.0
+#: Rise of the loss over its first value that makes a NaN the end of a divergence.
+_DIVERGED = 3.0
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -67,13 +69,19 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     written = garbage(evidence)
     if written is not None and (fresh or written.qualified in evidence.manifest.match):
         return _unwritten(evidence, written)
-    return _misscaled(evidence, start) if fresh and evidence.is_spike else None
+    return _misscaled(evidence, start) if fresh and (evidence.is_spike or _diverged(evidence)) else None
 
 
 def _is_untrained(evidence: Evidence) -> bool:
     """Whether the replay begins at the first step of all: a checkpoint that tells no step is counted from 0 as well."""
     said = any("does not tell its step" in str(note["text"]) for note in evidence.notes(NoteKind.ASSUMPTION))
     return evidence.manifest.checkpoint_step == 0 and not said and not evidence.optimizer.get("with_state")
+
+
+def _diverged(evidence: Evidence) -> bool:
+    """Whether the loss rose from its first value to the end, so that the NaN is no more than its overflow."""
+    losses = evidence.before(evidence.scalars("loss"))
+    return len(losses) >= 2 and losses[-1] >= _DIVERGED * losses[0]
 
 
 def _unwritten(evidence: Evidence, weight: Loaded) -> Suspect:
@@ -120,7 +128,8 @@ def _misscaled(evidence: Evidence, start: int) -> Suspect | NotApplicable | None
             "scale initial weights by 1/sqrt(width), and what adds to the residual stream by 1/sqrt(2·layers) more",
             "where the loss is a sum, divide it by the number of labels",
         ),
-        depth=1,
+        # deeper than the overlong updates that it makes
+        depth=2,
     )  # fmt: skip
 
 

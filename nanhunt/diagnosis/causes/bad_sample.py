@@ -60,6 +60,8 @@ __all__ = ["CAUSE"]
 _FAR = 1e3
 #: Spread of a batch over its past's that makes a pocket of other data: a change of scale, or one token repeated.
 _SPREAD = 10.0
+#: Loss over the worst sample's from which a sample is called bad beside it.
+_SHARE = 0.1
 #: Share of a batch that may still be called a few samples.
 _FEW = 0.25
 #: Rise of the loss before a NaN: then the run diverged, and samples only differ in when they overflow.
@@ -183,9 +185,12 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
     note = next((n for n in evidence.notes(NoteKind.SAMPLE_LOSSES) if n["step"] == onset.step), None)
     if note is None or not note["outliers"]:
         return None
-    losses, bad = note["losses"], list(note["outliers"])
-    usual = median(v for i, v in enumerate(losses) if i not in bad)
-    worst = max((losses[i] for i in bad), key=lambda v: math.inf if not math.isfinite(v) else v)
+    losses, outliers = note["losses"], list(note["outliers"])
+    usual = median(v for i, v in enumerate(losses) if i not in outliers)
+    size = {i: losses[i] if math.isfinite(losses[i]) else math.inf for i in outliers}
+    worst = max(size.values())
+    # beside a giant, what is merely hard is an outlier as well
+    bad = [i for i in outliers if size[i] >= _SHARE * worst]
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED,

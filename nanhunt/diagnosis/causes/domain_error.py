@@ -38,10 +38,9 @@ pytorch-msssim#2 (negative base of a power); SkyRL PR#2259, trl PR#7252 (entropy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from nanhunt.diagnosis.births import is_discarded, masked_softmax, no_births, operand, place, root
+from nanhunt.diagnosis.births import bad_output, is_discarded, masked_softmax, no_births, operand, place, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import probability_of, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
@@ -119,11 +118,12 @@ def _is_anothers(birth: Birth, evidence: Evidence) -> bool:
 
 
 def _zero_times_infinity(birth: Birth, evidence: Evidence) -> Suspect | None:
-    at = [e.inputs for e in birth.elements if len(e.inputs) == 2]
-    if base(birth.op) != "mul" or not at or not all(0.0 in pair and any(map(math.isinf, pair)) for pair in at):
+    """A product whose inputs hold infinities and no NaN makes NaN of 0 · inf only."""
+    output = bad_output(birth)
+    if base(birth.op) != "mul" or output is None or not output.nan:
         return None
     claim = f"elements at which 0 meets an infinity, of {birth.of}"
-    exhibit = Exhibit(claim=claim, value=float(birth.bad), threshold=0.0)
+    exhibit = Exhibit(claim=claim, value=float(output.nan), threshold=0.0)
     return _suspect(birth, evidence, "0 times infinity", exhibit, Grade.PROVED)
 
 

@@ -87,11 +87,11 @@ def examine(evidence: Evidence) -> Suspect | None:
 
 
 def _piles(evidence: Evidence) -> list[_Pile]:
-    columns = ["step", "module", "name", "role", "dtype", "numel", "amax", "exp_lo", "exp_hist"]
+    columns = ["step", "module", "name", "role", "dtype", "numel", "amax", "exp_hist"]
     frame = evidence.trace.frame(columns, roles=_ROLES, passes=["replay"])
     frame = frame[frame["dtype"].astype(str).str.startswith("float8")]
     found = []
-    for step, module, name, role, dtype, numel, amax, low, histogram in frame.itertuples(index=False):
+    for step, module, name, role, dtype, numel, amax, histogram in frame.itertuples(index=False):
         if histogram is None or len(histogram) < 2 or amax != limit(str(dtype)):
             continue
         last, previous = int(histogram[-1]), int(histogram[-2])

@@ -40,7 +40,7 @@ pytorch#41508 (fully masked query in MultiheadAttention), PR#131060 (`_safe_soft
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.births import constant_of, masked_softmax, no_births, operand, place, producers, root
+from nanhunt.diagnosis.births import bad_output, constant_of, masked_softmax, no_births, operand, place, producers, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import base, number
@@ -48,7 +48,6 @@ from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-_NEGATIVE = float("-inf")
 _MAXIMA = frozenset({"amax", "max", "logsumexp"})
 
 
@@ -67,13 +66,14 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 
 def _by_hand(birth: Birth, evidence: Evidence) -> Suspect | None:
     """(-inf) - (-inf), where the second is the row's maximum, or its log-sum-exp in that one's backward."""
-    at = [e.inputs for e in birth.elements]
-    if base(birth.op) != "sub" or not at or any(values != [_NEGATIVE, _NEGATIVE] for values in at):
+    scores, peak, output = operand(birth, "self"), operand(birth, "other"), bad_output(birth)
+    if base(birth.op) != "sub" or scores is None or peak is None or output is None or not output.nan:
         return None
-    peak = operand(birth, "other")
+    if not peak.neginf or peak.posinf or scores.posinf:
+        return None
     made = producers(evidence, birth, peak, reach=1)
     is_maximum = bool(made) and made[0].op in _MAXIMA
-    if peak is None or not (is_maximum or (birth.node or "").startswith("Logsumexp")):
+    if not (is_maximum or (birth.node or "").startswith("Logsumexp")):
         return None
     return _suspect(birth, evidence, peak.neginf, peak.numel)
 

@@ -1,0 +1,368 @@
+"""State, code and machine: what was bad before the step, what the loop did, and what a repetition shows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanhunt.diagnosis.cause import Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.causes import (
+    bad_init,
+    faulty_backward,
+    hardware_fault,
+    nondeterminism,
+    poisoned_state,
+    rank_divergence,
+    training_loop_bug,
+)
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import NoteKind, Observation, Onset
+from tests.diagnosis.builders_b import (
+    ADAMW,
+    batch,
+    birth,
+    evidence,
+    integers,
+    nan,
+    operand,
+    spike,
+    steady,
+    tensor,
+    written,
+)
+
+FRESH = {**ADAMW, "with_state": 0, "state_steps": []}
+
+
+def accused(answer: object) -> Suspect:
+    assert isinstance(answer, Suspect)
+    return answer
+
+
+def poison(name: str = "h.weight", where: str = "parameter", **counts: int) -> tuple[NoteKind, dict[str, Any]]:
+    module, _, leaf = name.rpartition(".")
+    body = {"where": where, "module": module, "name": leaf, "nan": 0, "posinf": 0, "neginf": 0, "numel": 4096}
+    return NoteKind.POISON, body | counts | {"coordinates": [[4, 9]]}
+
+
+def carried(source: str) -> tuple[NoteKind, dict[str, Any]]:
+    return birth("aten.mm", kind="carried", facts={"inherited": source})
+
+
+# --- poisoned-state ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("parameter", "h.weight"), ("buffer", "bn.running_var"), ("state", "h.weight.exp_avg")]
+)
+def test_what_the_loss_inherits_from_and_was_bad_at_load_is_proved(kind: str, name: str) -> None:
+    found = accused(
+        poisoned_state.examine(evidence(nan(30, "load"), notes=[poison(name, kind, nan=1), carried(f"{kind} {name}")]))
+    )
+    assert (found.grade, found.location.parameter, found.location.phase) == (Grade.PROVED, name, "load")
+    assert (found.exhibits[0].value, found.exhibits[0].threshold) == (1.0, 0.0)
+    assert {p.expect for p in found.predictions} == {"persists"}
+
+
+def test_whole_tensors_of_nan_and_single_elements_tell_of_different_pasts() -> None:
+    def claims(**counts: int) -> str:
+        told = evidence(nan(30, "load"), notes=[poison(**counts), carried("parameter h.weight")])
+        return " ".join(e.claim for e in accused(poisoned_state.examine(told)).exhibits)
+
+    assert "every element" in claims(nan=4096)
+    assert "single elements" in claims(nan=3)
+
+
+def test_without_a_zoom_the_checkpoint_alone_proves_it_at_the_first_step_only() -> None:
+    assert accused(poisoned_state.examine(evidence(nan(30), notes=[poison(nan=1)]))).grade is Grade.PROVED
+    assert poisoned_state.examine(evidence(nan(34), notes=[poison(nan=1)])) is None
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        [poison("mask", "buffer", neginf=15), birth("aten._softmax", kind="nan-from-inf")],
+        [poison("bn.running_var", "buffer", nan=8), birth("aten.log", fp64="non-finite")],
+        [carried("batch x")],
+    ],
+    ids=["a mask of -inf", "a spoiled buffer that nothing read", "the batch brought it"],
+)
+def test_what_the_fault_does_not_come_from_is_not_blamed(notes: list[Any]) -> None:
+    onset = nan(30, "batch", name="x") if notes[0][0] is NoteKind.BIRTH else nan(30)
+    assert poisoned_state.examine(evidence(onset, notes=notes)) is None
+
+
+def loaded(name: str, exponents: dict[int, int], numel: int, **more: Any) -> Observation:
+    """A weight at load with so many elements by binary exponent."""
+    low, high = min(exponents), max(exponents)
+    counts = tuple(exponents.get(e, 0) for e in range(low, high + 1))
+    amax = 1.5 * 2.0**high
+    return tensor(
+        30, "weight", name, phase="load", numel=numel, amax=amax, amin=2.0**low, exponents=(low, counts), **more
+    )
+
+
+NORMAL = {-20: 1, -12: 30, -9: 300, -7: 1500, -6: 1900, -5: 360, -4: 5}
+
+
+def test_a_flipped_exponent_bit_in_a_trained_weight_is_seen_by_the_gap_below_it() -> None:
+    rows = [loaded("h.weight", NORMAL | {122: 1}, 4097), loaded("g.weight", NORMAL, 4096)]
+    found = accused(poisoned_state.examine(evidence(nan(30), notes=[birth("aten.mm", fp64="beyond-range")], rows=rows)))
+    assert (found.grade, found.location.parameter) == (Grade.SUPPORTED, "h.weight")
+    assert found.exhibits[0].threshold == 2.0**-3
+
+
+def test_ordinary_heavy_tails_are_no_flip() -> None:
+    rows = [loaded("h.weight", NORMAL | {-1: 3, 3: 1, 6: 1}, 4101)]
+    assert poisoned_state.examine(evidence(spike(36), rows=rows)) is None
+
+
+# --- bad-init --------------------------------------------------------------------------------------------------------------
+
+
+def head(missing: bool = True) -> dict[str, Any]:
+    return {"match": f"matched 1 of 2 tensors{'; missing, left as built: head.weight' if missing else ''}"}
+
+
+def test_a_tensor_that_the_checkpoint_lacks_and_that_is_nan_was_never_initialised() -> None:
+    rows = [loaded("h.weight", NORMAL, 4096), loaded("head.weight", NORMAL, 4098, nan=2)]
+    notes = [poison("head.weight", nan=2), carried("parameter head.weight")]
+    found = accused(bad_init.examine(evidence(nan(30, "load"), notes=notes, rows=rows, **head())))
+    assert (found.location.parameter, found.depth) == ("head.weight", 1)
+    assert bad_init.examine(evidence(nan(30, "load"), notes=notes, rows=rows, **head(missing=False))) is None
+
+
+def test_finite_garbage_is_seen_by_its_size_and_its_spread() -> None:
+    rows = [loaded("h.weight", NORMAL, 4096), loaded("g.weight", NORMAL, 4096)]
+    garbage = loaded("head.weight", {-149: 900, -60: 20, -8: 10, 40: 30, 100: 7}, 967)
+    assert (
+        accused(bad_init.examine(evidence(nan(30), rows=[*rows, garbage], **head()))).location.parameter
+        == "head.weight"
+    )
+    assert bad_init.examine(evidence(nan(30), rows=rows, **head())) is None
+
+
+def first_loss(loss: float, optimizer: dict[str, Any] = FRESH, **more: Any) -> object:
+    losses = {0: loss, 1: 4 * loss, 2: 16 * loss}
+    logits = tensor(0, "output", "", phase="forward", shape=(8, 16, 256))
+    return bad_init.examine(
+        evidence(
+            spike(2, "forward"), notes=[batch(integers("y", 0, 255), step=2), *more.pop("notes", [])], rows=[logits],
+            scalars={"loss": losses}, optimizer=optimizer, checkpoint_step=more.pop("checkpoint_step", 0), **more,
+        )
+    )  # fmt: skip
+
+
+def test_a_first_loss_far_above_even_odds_is_no_updates_doing() -> None:
+    found = accused(first_loss(90.0))
+    assert found.exhibits[0].threshold == pytest.approx(5.545, abs=1e-3)
+
+
+def test_it_is_deeper_than_the_updates_by_which_it_ends_in_nan_and_no_calm_runs_cause() -> None:
+    def judged(second: float) -> object:
+        rows = [tensor(0, "output", "", phase="forward", shape=(8, 16, 256))]
+        told = evidence(nan(3), notes=[batch(integers("y", 0, 255), step=3)], rows=rows, optimizer=FRESH,
+                        scalars={"loss": {0: 90.0, 1: second, 2: 3 * second, 3: math.nan}}, checkpoint_step=0)  # fmt: skip
+        return bad_init.examine(told)
+
+    assert accused(judged(400.0)).depth == 2
+    assert judged(20.0) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [
+        (5.7, {}),
+        (11.0, {}),
+        (90.0, {"checkpoint_step": 5000}),
+        (90.0, {"optimizer": ADAMW}),
+        (
+            90.0,
+            {
+                "notes": [
+                    (NoteKind.ASSUMPTION, {"text": "the checkpoint does not tell its step: steps are counted from 0"})
+                ]
+            },
+        ),
+    ],
+    ids=["even odds", "twice that", "a resumed run", "moments are there", "the step is not known"],
+)
+def test_a_fit_or_a_trained_start_is_innocent(loss: float, more: dict[str, Any]) -> None:
+    assert first_loss(loss, **more) is None
+
+
+# --- faulty-backward ---------------------------------------------------------------------------------------------------------
+
+
+def backward(node: str, fp64: str = "non-finite", **more: Any) -> object:
+    made = birth(
+        "aten.div.Tensor",
+        phase="backward",
+        node=node,
+        fp64=fp64,
+        outputs=[operand("output", dtype=more.pop("dtype", "float32"))],
+        **more,
+    )
+    return faulty_backward.examine(evidence(nan(phase="backward"), notes=[made]))
+
+
+def test_a_birth_under_the_users_own_function_is_named_by_its_class() -> None:
+    found = accused(backward("SmoothAbsBackward", source="ops.py:31"))
+    assert found.grade is Grade.SUPPORTED
+    assert "SmoothAbs.backward (ops.py:31)" in found.fixes[0]
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["SqrtBackward0", "DivBackward1", "CheckpointFunctionBackward", "torch::autograd::AccumulateGrad", "CopySlices"],
+)
+def test_torchs_own_nodes_are_not_the_users(node: str) -> None:
+    assert backward(node) is None
+
+
+def test_a_kernel_that_fp64_contradicts_is_suspect_and_one_out_of_range_is_not() -> None:
+    node = "ScaledDotProductFlashAttentionBackward0"
+    assert accused(backward(node, "in-range")).grade is Grade.SUPPORTED
+    assert accused(backward(node, "in-range", dtype="float16")).grade is Grade.CONSISTENT
+    assert backward(node, "beyond-range") is None
+
+
+def test_the_gradient_of_a_spike_cannot_be_judged_and_its_loss_need_not_be() -> None:
+    assert isinstance(faulty_backward.examine(evidence(spike(36, "backward"))), NotApplicable)
+    assert faulty_backward.examine(evidence(spike(36, "forward"))) is None
+
+
+# --- training-loop-bug ---------------------------------------------------------------------------------------------------------
+
+
+def clipped(coefficient: float, norm: float, *, inf: int = 0, nans: int = 0, bad: int = 0, **optimizer: Any) -> object:
+    rows = [
+        tensor(36, "grad", "h.weight", phase="unscale", posinf=inf, nan=nans),
+        tensor(36, "weight", "h.weight", nan=bad),
+    ]
+    scalars = {"clip_coefficient": {36: coefficient}, "grad_norm": {36: norm}}
+    told = evidence(
+        nan(phase="backward"), rows=rows, scalars=scalars, optimizer={**ADAMW, "clip_grad_norm": 1.0, **optimizer}
+    )
+    return training_loop_bug.examine(told)
+
+
+def test_an_infinite_norm_that_reached_the_weights_is_the_loops_fault() -> None:
+    found = accused(clipped(0.0, float("inf"), inf=1, bad=1))
+    assert (found.grade, found.location.phase) == (Grade.SUPPORTED, "clip")
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "norm", "more"),
+    [
+        (float("nan"), float("nan"), {"nans": 1024, "bad": 1024}),
+        (0.0, float("inf"), {"inf": 1, "nans": 5, "bad": 6}),
+        (0.0, float("inf"), {"inf": 1, "bad": 1, "scaler": True}),
+        (0.3, 3.3, {"bad": 0}),
+    ],
+    ids=["NaN gradients", "NaN beside the inf", "a scaler skipped the step", "an ordinary clip"],
+)
+def test_a_gradient_that_no_clip_could_save_does_not_accuse_the_loop(
+    coefficient: float, norm: float, more: dict[str, Any]
+) -> None:
+    assert clipped(coefficient, norm, **more) is None
+
+
+def test_a_zero_coefficient_of_a_finite_norm_proves_that_the_norm_overflowed() -> None:
+    assert accused(clipped(0.0, 9.5e4)).grade is Grade.PROVED
+
+
+def test_a_loop_of_the_users_own_cannot_be_seen() -> None:
+    assert isinstance(clipped(0.0, float("inf"), inf=1, bad=1, custom_step=True), NotApplicable)
+
+
+# --- repetitions -----------------------------------------------------------------------------------------------------------------
+
+
+def repeat(reproduced: bool, differing: int, gradients: int = 40) -> tuple[NoteKind, dict[str, Any]]:
+    same = differing == 0
+    body = {
+        "step": 36,
+        "same_loss": same,
+        "same_gradients": same,
+        "differing": [f"h.{i}.weight" for i in range(min(16, differing))],
+    }
+    return NoteKind.REPEAT, {
+        **body,
+        "differing_count": differing,
+        "gradients": gradients,
+        "reproduced": reproduced,
+        "same_as_seen": reproduced,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reproduced", "differing", "hardware", "rounding"),
+    [
+        (True, 0, None, None),
+        (True, 40, None, None),
+        (False, 0, Grade.SUPPORTED, None),
+        (False, 2, Grade.CONSISTENT, Grade.CONSISTENT),
+        (False, 38, None, Grade.SUPPORTED),
+    ],
+    ids=[
+        "the same",
+        "fails again, not bit for bit",
+        "gone, repetitions agree",
+        "gone, few differ",
+        "gone, most differ",
+    ],
+)
+def test_repetitions_tell_a_flipped_bit_from_rounding(
+    reproduced: bool, differing: int, hardware: Grade | None, rounding: Grade | None
+) -> None:
+    onset = Onset(kind="nan" if reproduced else "mismatch", step=36, phase="forward", detail="loss is NaN")
+    told = evidence(onset, notes=[repeat(reproduced, differing)])
+    for cause, grade in ((hardware_fault, hardware), (nondeterminism, rounding)):
+        answer = cause.examine(told)
+        assert (answer.grade if isinstance(answer, Suspect) else answer) == grade
+
+
+def test_a_step_that_was_not_repeated_cannot_be_judged_until_the_exact_trial_fails_again() -> None:
+    trial = (NoteKind.TRIAL, {"name": "exact", "outcome": "persists", "detail": ""})
+    for cause in (hardware_fault, nondeterminism):
+        assert isinstance(cause.examine(evidence(spike(36))), NotApplicable)
+        assert cause.examine(evidence(spike(36), notes=[trial])) is None
+
+
+# --- rank-divergence ---------------------------------------------------------------------------------------------------------------
+
+
+def ranks(folder: Path, *norms: dict[int, float]) -> object:
+    """Two ranks' traces with the norms of a weight by step; step 29 stands for what was loaded."""
+    folder.mkdir()
+    for rank, series in enumerate(norms):
+        rows = [
+            tensor(max(s, 30), "weight", "h.weight", rms=v, phase="load" if s == 29 else "update", rank=rank)
+            for s, v in series.items()
+        ]
+        fields = {"rank": rank, "world_size": 2}
+        written(nan(33) if rank == 0 else None, [], rows, {}, ADAMW, fields, folder)
+    return rank_divergence.examine(Evidence(Trace.open(folder)))
+
+
+def test_one_process_has_no_ranks_to_compare() -> None:
+    answer = rank_divergence.examine(evidence(nan()))
+    assert isinstance(answer, NotApplicable)
+    assert answer.reason == "one process: there are no ranks to compare"
+
+
+def test_a_weight_that_was_equal_and_is_not_any_more_is_proof(tmp_path: Path) -> None:
+    same = steady(29, 32, 1.0)
+    found = accused(ranks(tmp_path / "parted", same, {**same, 31: 1.5, 32: 1.6}))
+    assert (found.grade, found.location.step, found.location.parameter) == (Grade.PROVED, 31, "h.weight")
+
+
+def test_equal_ranks_and_shards_are_innocent(tmp_path: Path) -> None:
+    same = steady(29, 32, 1.0)
+    assert ranks(tmp_path / "equal", same, same) is None
+    assert ranks(tmp_path / "shards", same, steady(29, 32, 2.0)) is None
