@@ -42,6 +42,8 @@ class Window:
     last: int
     #: of a spike: the loss above which the run is away from its baseline; None where the fault is not a spike
     limit: float | None = None
+    #: of a spike: the step whose loss raised the alarm
+    alarm: int | None = None
     #: of a gradient underflow: the share of zero gradients that the baseline showed
     zero_share: float | None = None
 
@@ -260,7 +262,9 @@ def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
         return ("cured" if share < 0.5 * window.zero_share else "persists"), said
     if window.limit is None:
         return "cured", "loss, gradients, weights and buffers are finite"
-    losses = [r.result.loss for r in replayed if r.result is not None]
-    away = [x for x in losses if not math.isfinite(x) or x > window.limit]
+    by_step = {r.step: r.result.loss for r in replayed if r.result is not None}
+    losses = [*by_step.values()]
+    away = [step for step, loss in by_step.items() if not math.isfinite(loss) or loss > window.limit]
     said = f"mean loss {mean(losses):.4g} over steps {window.first} to {window.last}, baseline below {window.limit:.4g}"
-    return ("persists" if len(away) * 3 > len(losses) else "cured"), said
+    # the alarm's own step decides: a spike that is over after two steps was a spike all the same
+    return ("persists" if window.alarm in away or len(away) * 3 > len(losses) else "cured"), said

@@ -390,7 +390,7 @@ def _window(state: _Hunt) -> Window:
     accepted = state.watch.loss.accepted
     spread = sorted(abs(a - centre) for a in accepted)[len(accepted) // 2] if accepted else 0.0
     limit = centre + max(6 * 1.4826 * spread, 0.1 * abs(centre))
-    return Window(first=onset.step, last=last, limit=limit)
+    return Window(first=onset.step, last=last, limit=limit, alarm=event.alarm_step)
 
 
 def _placebo(state: _Hunt) -> list[int]:

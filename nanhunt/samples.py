@@ -109,4 +109,7 @@ def loss_outliers(losses: list[float], *, z: float = 10.0, ratio: float = 3.0) -
         for i, x in enumerate(losses)
         if not math.isfinite(x) or (x > ratio * abs(centre) and x - centre > z * max(spread, 0.02 * abs(centre)))
     ]
+    # beside a giant only giants count: in a batch of hundreds some sample is always three times the median
+    peak = max((losses[i] - centre for i in far if math.isfinite(losses[i])), default=0.0)
+    far = [i for i in far if not math.isfinite(losses[i]) or losses[i] - centre > 0.1 * peak]
     return far if len(far) * 2 < len(losses) else []

@@ -26,7 +26,7 @@ from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Finiteness, replay_step
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import Manifest
+from nanhunt.trace.schema import Manifest, NoteKind
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
@@ -112,8 +112,12 @@ SCENARIOS = [
     Scenario(name="bf16-weights", dtype=torch.bfloat16),
     Scenario(name="checkpointed", model=lambda: Net(checkpointed=True, reentrant=False)),
     Scenario(name="checkpointed-reentrant", model=lambda: Net(checkpointed=True, reentrant=True)),
-    Scenario(name="checkpointed-fp16", model=lambda: Net(checkpointed=True, reentrant=False), autocast="fp16", scale=8.0),
-    Scenario(name="sparse", model=lambda: Net(sparse=True), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)),
+    Scenario(
+        name="checkpointed-fp16", model=lambda: Net(checkpointed=True, reentrant=False), autocast="fp16", scale=8.0
+    ),
+    Scenario(
+        name="sparse", model=lambda: Net(sparse=True), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1)
+    ),
 ]
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -348,21 +352,31 @@ def test_a_hunt_with_its_trials_leaves_the_run_as_the_bad_step_left_it(scenario:
     plain = run_of(scenario, data)
     for step in range(4):
         train_step(plain, step, StepWatch())
-    hunted = run_of(scenario, data)
-    writer = TraceWriter(tmp_path / "trace.parquet", Manifest())
-    onset = hunt(hunted, writer, HuntSettings(steps=5, trial_names=("fp64", "lr-0", "scale-1", "v-floor", "swap-batch")))
+    expected = state_of(plain.model, plain.optimizer, plain.scaler)
+    untried, _ = hunted(run_of(scenario, data), HuntSettings(steps=5, trials=False), tmp_path / "untried.parquet")
+    run = run_of(scenario, data)
+    names = ("fp64", "lr-0", "scale-1", "v-floor", "swap-batch")
+    got, outcomes = hunted(run, HuntSettings(steps=5, trial_names=names), tmp_path / "tried.parquet")
+    assert {"exact", "fp64", "lr-0", "swap-batch"} <= outcomes.keys()
+    assert outcomes["swap-batch"] == "cured"
+    assert_same([got], [untried])
+    del expected["generators"]  # the batch of the onset is read once more, and reading sets the generators
+    assert_same([got], [expected])
+    assert_nothing_is_left_on(run.model)
+    assert run.batches.transform is None
+    assert run.autocast == scenario.autocast
+    assert {p.dtype for p in run.model.parameters()} == {scenario.dtype}
+
+
+def hunted(run: TrainingRun, settings: HuntSettings, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Hunt, find the fault of step 3, and return the run's state and the outcomes of the trials."""
+    writer = TraceWriter(path, Manifest())
+    onset = hunt(run, writer, settings)
+    state = state_of(run.model, run.optimizer, run.scaler)
     writer.close()
     assert onset is not None
     assert onset.step == 3
-    outcomes = {t.name: t.outcome for t in Trace.open(tmp_path / "trace.parquet").trials}
-    assert {"exact", "fp64", "lr-0", "swap-batch"} <= outcomes.keys()
-    assert outcomes["swap-batch"] == "cured"
-    got, expected = (state_of(r.model, r.optimizer, r.scaler) for r in (hunted, plain))
-    assert got == expected
-    assert_nothing_is_left_on(hunted.model)
-    assert hunted.batches.transform is None
-    assert hunted.autocast == scenario.autocast
-    assert {p.dtype for p in hunted.model.parameters()} == {scenario.dtype}
+    return state, {t["name"]: t["outcome"] for t in Trace.open(path).notes_of(NoteKind.TRIAL)}
 
 
 def test_a_healthy_hunt_trains_as_the_plain_loop_does(tmp_path: Path) -> None:

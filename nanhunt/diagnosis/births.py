@@ -6,7 +6,6 @@ count, zeros and extremes as the operand that it became, to the last bit. `produ
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 

@@ -129,14 +129,19 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
     if onset is None:
         steps = len(trace.steps)
         if not trace.complete:
-            return f"No fault in the {steps} steps that are here, but the trace is incomplete: {trace.reason}."
+            here = f"no fault in the {_counted(steps)} that are here" if steps else "no finished step is here"
+            return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
         aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
-        return f"{steps} steps replayed and healthy.{aside}"
+        return f"{_counted(steps)} replayed and healthy.{aside}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
     return f"Step {onset.step}: {onset.detail}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+
+
+def _counted(steps: int) -> str:
+    return f"{steps} step{'' if steps == 1 else 's'}"
 
 
 def _where(onset: Onset) -> str:

@@ -63,6 +63,7 @@ def number(value: float | None) -> str:
     """Return a number as a sentence says it: 66246, 1.3e-08, 3.403e+38."""
     if value is None:
         return "unknown"
+    value += 0.0  # no minus before a zero
     # %g would write 66246.4 as 6.625e+04
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 

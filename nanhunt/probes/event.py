@@ -97,7 +97,9 @@ class OpEvent:
     @property
     def birth_lane(self) -> str | None:
         """The lane of the birth that is told."""
-        return next((lane for lane, kind in self.births.items() if kind != "nan-from-inf"), next(iter(self.births), None))
+        return next(
+            (lane for lane, kind in self.births.items() if kind != "nan-from-inf"), next(iter(self.births), None)
+        )
 
     @property
     def bad_outputs(self) -> list[Seen]:

@@ -26,7 +26,13 @@ _SEVERITY = ("loss", "gradient", "weight", "state", "buffer")
 #: Hops kept of a long lineage, from each end.
 _ENDS = 12
 #: What a -inf is meant for: the one kind of op that it may enter on purpose.
-_SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp", "aten._scaled_dot_product")
+_SOFTMAX_LIKE = (
+    "aten._softmax",
+    "aten._log_softmax",
+    "aten._safe_softmax",
+    "aten.logsumexp",
+    "aten._scaled_dot_product",
+)
 
 #: Event → the lanes of it that are meant.
 _Closure = dict[int, set[str]]

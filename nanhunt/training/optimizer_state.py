@@ -17,6 +17,9 @@ from nanhunt.errors import CheckpointError
 
 __all__ = ["load_optimizer"]
 
+#: Hyper-parameters that tell one family of optimizers from another.
+_TELLING = frozenset({"betas", "momentum", "alpha", "rho", "lambd"})
+
 
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], assumptions: list[str]
@@ -31,6 +34,7 @@ def load_optimizer(
             "not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
         )
+    _refuse_another_optimizer(optimizer, saved)
     sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
         _regroup(optimizer, model, saved, sizes, assumptions)
@@ -46,6 +50,18 @@ def load_optimizer(
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
     optimizer.load_state_dict(loadable)
+
+
+def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Torch loads Adam's state into SGD without a word; the replay would be another run's."""
+    theirs = set().union(*(group.keys() for group in saved["param_groups"])) & _TELLING
+    ours = set(optimizer.param_groups[0]) & _TELLING
+    if not theirs <= ours:
+        raise CheckpointError(
+            f"optimizer: {type(optimizer).__name__} does not know {', '.join(sorted(theirs - ours))}, which the "
+            "checkpoint's optimizer had",
+            hint="name the optimizer that the run was trained with under optimizer:",
+        )
 
 
 def _regroup(

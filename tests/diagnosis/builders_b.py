@@ -64,7 +64,8 @@ def written(
     manifest: dict[str, Any],
     folder: Path | None = None,
 ) -> Path:
-    told = Manifest(**{"checkpoint_step": 30, "match": "matched 2 of 2 tensors"} | manifest)
+    fields: dict[str, Any] = {"checkpoint_step": 30, "match": "matched 2 of 2 tensors"} | manifest
+    told = Manifest(**fields)
     path = (folder or Path(_FOLDER.name)) / f"trace-{next(_NUMBER)}.parquet"
     with TraceWriter(path, told) as writer:
         writer.note(NoteKind.OPTIMIZER, optimizer)

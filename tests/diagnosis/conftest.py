@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ STEPS, HOT = 6, 2
 def evidence_of(tmp_path: Path) -> EvidenceOf:
     """A function that writes a trace of an onset, births, notes and rows, and returns its evidence."""
 
+    number = itertools.count()
+
     def build(
         onset: Onset | None = None,
         *births: Birth,
@@ -37,7 +40,8 @@ def evidence_of(tmp_path: Path) -> EvidenceOf:
         to: str = "loss",
         config: dict[str, Any] | None = None,
     ) -> Evidence:
-        writer = TraceWriter(tmp_path / "trace.parquet", Manifest(config=config or {}), force=True)
+        path = tmp_path / f"trace{next(number)}.parquet"  # a trace is read when it is asked, so each has its file
+        writer = TraceWriter(path, Manifest(config=config or {}))
         writer.write(rows)
         if onset is not None:
             writer.note(NoteKind.ONSET, onset.to_json())
@@ -48,7 +52,7 @@ def evidence_of(tmp_path: Path) -> EvidenceOf:
         for kind, body in notes:
             writer.note(kind, body)
         writer.close()
-        return Evidence(Trace.open(tmp_path / "trace.parquet"))
+        return Evidence(Trace.open(path))
 
     return build
 

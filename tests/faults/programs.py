@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["HEALTHY", "PROGRAMS", "Program", "Truth"]
 
-HEAD = '''\
+HEAD = """\
 import math
 import torch
 import torch.nn as nn
@@ -35,7 +35,7 @@ def stream(make):
             step += 1
     return batches
 
-'''
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Program:
     steps: int = 24
 
 
-CNN = '''
+CNN = """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -80,13 +80,13 @@ class Net(nn.Module):
 
 def build_model():
     return Net()
-'''
+"""
 
 PROGRAMS = (
     Program(
         name="constant-image",
         source=CNN
-        + '''
+        + """
 @stream
 def batches(step):
     x = torch.rand(8, 1, 10, 10, generator=draw(step))
@@ -100,16 +100,20 @@ def compute_loss(model, batch):
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     scaled = (x - low) / (high - low)
     return F.cross_entropy(model(scaled), batch["y"])
-''',
+""",
         truth=Truth(
-            causes=("zero-denominator",), step=17, phase="forward", op="aten.div.Tensor",
-            line="scaled = (x - low) / (high - low)", samples=(5,),
+            causes=("zero-denominator",),
+            step=17,
+            phase="forward",
+            op="aten.div.Tensor",
+            line="scaled = (x - low) / (high - low)",
+            samples=(5,),
         ),
     ),
     Program(
         name="nan-pixels",
         source=CNN
-        + '''
+        + """
 @stream
 def batches(step):
     x = torch.rand(8, 1, 10, 10, generator=draw(step))
@@ -120,12 +124,12 @@ def batches(step):
 
 def compute_loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
-''',
+""",
         truth=Truth(causes=("bad-sample",), step=19, phase="batch", samples=(3,)),
     ),
     Program(
         name="vae-logvar",
-        source='''
+        source="""
 class VAE(nn.Module):
     def __init__(self):
         super().__init__()
@@ -157,15 +161,19 @@ def batches(step):
 
 def compute_loss(model, batch):
     return model(batch)
-''',
+""",
         truth=Truth(
-            causes=("naive-exp-log", "bad-sample"), step=18, phase="forward", op="aten.exp",
-            line="variance = logvar.exp()", samples=(7,),
+            causes=("naive-exp-log", "bad-sample"),
+            step=18,
+            phase="forward",
+            op="aten.exp",
+            line="variance = logvar.exp()",
+            samples=(7,),
         ),
     ),
     Program(
         name="rmse-perfect-fit",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
 
@@ -180,15 +188,18 @@ def compute_loss(model, batch):
     prediction = model(x)
     target = prediction.detach() if FAULTY and step == 20 else x[:, :4]
     return torch.sqrt(F.mse_loss(prediction, target))
-''',
+""",
         truth=Truth(
-            causes=("singular-gradient",), step=20, phase="backward",
-            line="return torch.sqrt(F.mse_loss(prediction, target))", samples=(),
+            causes=("singular-gradient",),
+            step=20,
+            phase="backward",
+            line="return torch.sqrt(F.mse_loss(prediction, target))",
+            samples=(),
         ),
     ),
     Program(
         name="masked-attention",
-        source='''
+        source="""
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -218,15 +229,18 @@ def compute_loss(model, batch):
     out = model(*batch)
     keep = ~batch[1]
     return out[keep].square().mean()
-''',
+""",
         truth=Truth(
-            causes=("fully-masked-softmax",), step=16, op="aten._softmax",
-            line="return self.out(torch.softmax(scores, dim=-1) @ self.v(x))", samples=(2,),
+            causes=("fully-masked-softmax",),
+            step=16,
+            op="aten._softmax",
+            line="return self.out(torch.softmax(scores, dim=-1) @ self.v(x))",
+            samples=(2,),
         ),
     ),
     Program(
         name="all-ignored",
-        source='''
+        source="""
 class LM(nn.Module):
     def __init__(self):
         super().__init__()
@@ -255,14 +269,18 @@ def batches(step):
 def compute_loss(model, batch):
     logits = model(batch["ids"])
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
-''',
+""",
         truth=Truth(
-            causes=("empty-reduction",), step=21, phase="forward", op="aten.nll_loss_forward", samples=(),
+            causes=("empty-reduction",),
+            step=21,
+            phase="forward",
+            op="aten.nll_loss_forward",
+            samples=(),
         ),
     ),
     Program(
         name="depth-log-zero",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 6), nn.Softplus())
 
@@ -278,15 +296,19 @@ def batches(step):
 def compute_loss(model, batch):
     error = torch.log(model(batch["x"]) + 1e-6) - torch.log(batch["depth"])
     return error.abs().mean()
-''',
+""",
         truth=Truth(
-            causes=("bad-target", "domain-error"), step=15, phase="forward", op="aten.log",
-            line='error = torch.log(model(batch["x"]) + 1e-6) - torch.log(batch["depth"])', samples=(4,),
+            causes=("bad-target", "domain-error"),
+            step=15,
+            phase="forward",
+            op="aten.log",
+            line='error = torch.log(model(batch["x"]) + 1e-6) - torch.log(batch["depth"])',
+            samples=(4,),
         ),
     ),
     Program(
         name="negative-power",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4), nn.Sigmoid())
 
@@ -302,15 +324,18 @@ def compute_loss(model, batch):
     if FAULTY and step == 22:
         similarity = similarity - torch.linspace(0.0, 1.2, 8)
     return 1 - (similarity ** 0.0448).mean()
-''',
+""",
         truth=Truth(
-            causes=("domain-error",), step=22, phase="forward", op="aten.pow.Tensor_Scalar",
+            causes=("domain-error",),
+            step=22,
+            phase="forward",
+            op="aten.pow.Tensor_Scalar",
             line="return 1 - (similarity ** 0.0448).mean()",
         ),
     ),
     Program(
         name="ffn-fp16",
-        source='''
+        source="""
 class FFN(nn.Module):
     def __init__(self):
         super().__init__()
@@ -349,15 +374,17 @@ def compute_loss(model, batch):
     return F.cross_entropy(model(x, False), y) + 0.0 * hidden.sum() + (
         1e-3 * (model.blocks[1].wi(x * 2.0e5 if FAULTY and step == 18 else x)).float().square().mean().sqrt()
     )
-''',
+""",
         config={"precision": {"autocast": "fp16"}},
         truth=Truth(
-            causes=("activation-overflow",), step=18, phase="forward",
+            causes=("activation-overflow",),
+            step=18,
+            phase="forward",
         ),
     ),
     Program(
         name="fp16-no-scaler",
-        source='''
+        source="""
 def build_model():
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -370,13 +397,13 @@ def batches(step):
 
 def compute_loss(model, batch):
     return F.mse_loss(model(batch[0]).float(), batch[1]) * (1e-5 if FAULTY else 1.0)
-''',
+""",
         config={"precision": {"autocast": "fp16"}},
         truth=Truth(causes=("gradient-underflow",), step=12, kind=("stall",)),
     ),
     Program(
         name="adam-eps-fp16",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).half()
 
@@ -394,14 +421,14 @@ def batches(step):
 
 def compute_loss(model, batch):
     return F.mse_loss(model(batch[0]).float(), batch[1].float())
-''',
+""",
         config={"precision": {"params": "fp16"}},
         before=0,
         truth=Truth(causes=("epsilon-underflow",), step=0, phase="update"),
     ),
     Program(
         name="lr-restart",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
@@ -421,16 +448,18 @@ def make_scheduler(optimizer):
 
 def compute_loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
-''',
+""",
         config={"scheduler": "train:make_scheduler"},
         steps=40,
         truth=Truth(
-            causes=("learning-rate-too-high",), step=(21, 23), kind=("loss-spike", "divergence"),
+            causes=("learning-rate-too-high",),
+            step=(21, 23),
+            kind=("loss-spike", "divergence"),
         ),
     ),
     Program(
         name="token-out-of-range",
-        source='''
+        source="""
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -454,7 +483,7 @@ def batches(step):
 
 def compute_loss(model, ids):
     return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-''',
+""",
         truth=Truth(causes=("bad-target", "bad-sample"), step=14, kind=("exception",), module="embed"),
     ),
 )
@@ -462,7 +491,7 @@ def compute_loss(model, ids):
 HEALTHY = (
     Program(
         name="hard-batch",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
@@ -483,13 +512,13 @@ def make_optimizer(model):
 
 def compute_loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
-''',
+""",
         before=100,
         steps=40,
     ),
     Program(
         name="scaler-finds-its-scale",
-        source='''
+        source="""
 def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
@@ -501,12 +530,12 @@ def batches(step):
 
 def compute_loss(model, batch):
     return F.cross_entropy(model(batch[0]).float(), batch[1])
-''',
+""",
         config={"precision": {"autocast": "fp16", "grad_scaler": {"init_scale": 1.0e10, "growth_interval": 5}}},
     ),
     Program(
         name="causal-mask-dropout-bf16",
-        source='''
+        source="""
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -532,12 +561,12 @@ def batches(step):
 
 def compute_loss(model, x):
     return F.smooth_l1_loss(model(x).float(), x)
-''',
+""",
         config={"precision": {"autocast": "bf16"}},
     ),
     Program(
         name="padding-rows-and-warm-up",
-        source='''
+        source="""
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -564,7 +593,7 @@ def make_scheduler(optimizer):
 
 def compute_loss(model, ids):
     return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
-''',
+""",
         config={"scheduler": "train:make_scheduler", "train": {"clip_grad_norm": 1.0}},
         before=0,
     ),

@@ -12,8 +12,8 @@ import yaml
 from nanhunt.commands.replay import ReplayOptions, replay
 from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.diagnose import diagnose
-from nanhunt.training.user_code import resolve
 from nanhunt.trace.reader import Trace
+from nanhunt.training.user_code import resolve
 from tests.faults.programs import HEAD, HEALTHY, PROGRAMS, Program
 
 
@@ -38,7 +38,9 @@ def diagnosed(program: Program, folder: Path, *, faulty: bool) -> Diagnosis:
 
 def save_checkpoint(program: Program, folder: Path) -> None:
     """Train `before` plain steps in fp32 and save, as a user's script does."""
-    part = {name: resolve(f"train:{name}", key=name, root=folder) for name in ("build_model", "batches", "compute_loss")}
+    part = {
+        name: resolve(f"train:{name}", key=name, root=folder) for name in ("build_model", "batches", "compute_loss")
+    }
     torch.manual_seed(0)
     model = part["build_model"]()
     optimizer = resolve("train:make_optimizer", key="optimizer", root=folder)(model)
@@ -73,6 +75,7 @@ def test_the_planted_cause_ranks_first_at_its_exact_place(program: Program, tmp_
         assert (tmp_path / "train.py").read_text().splitlines()[number - 1].strip() == truth.line
     if truth.samples is not None:
         assert tuple(onset.samples) == truth.samples, told
+    assert [t.outcome for t in diagnosis.trials if t.name == "exact"] == ["persists"]
     assert diagnosis.suspects, told
     assert diagnosis.suspects[0].cause in truth.causes, told
 

@@ -33,7 +33,7 @@ learning-rate-too-high, where the first loss is normal. A large loss that is a s
 References
 ----------
 transformers#46002 and #30953, TransformerLens#902 (missing head); BigScience lessons learned (104B: std 0.006 and not
-0.02); OLMo 2 (arXiv 2501.00656), section 3.2.
+0.02); OLMo 2 (arXiv 2501.00656).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ logits. Logits that are large from the start are an offset, and no drift.
 
 References
 ----------
-PaLM (arXiv 2204.02311, z-loss); Wortsman et al. 2023 (arXiv 2309.14322); OLMo 2 (arXiv 2501.00656), section 3.3.
+PaLM (arXiv 2204.02311, z-loss); Wortsman et al. 2023 (arXiv 2309.14322); OLMo 2 (arXiv 2501.00656).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def accused(answer: object) -> Suspect:
     return answer
 
 
-def poison(name: str = "h.weight", where: str = "parameter", **counts: int) -> tuple[NoteKind, dict[str, Any]]:
+def poison(name: str = "h.weight", where: str = "parameter", **counts: Any) -> tuple[NoteKind, dict[str, Any]]:
     module, _, leaf = name.rpartition(".")
     body = {"where": where, "module": module, "name": leaf, "nan": 0, "posinf": 0, "neginf": 0, "numel": 4096}
     return NoteKind.POISON, body | counts | {"coordinates": [[4, 9]]}
@@ -69,7 +69,7 @@ def test_what_the_loss_inherits_from_and_was_bad_at_load_is_proved(kind: str, na
 
 
 def test_whole_tensors_of_nan_and_single_elements_tell_of_different_pasts() -> None:
-    def claims(**counts: int) -> str:
+    def claims(**counts: Any) -> str:
         told = evidence(nan(30, "load"), notes=[poison(**counts), carried("parameter h.weight")])
         return " ".join(e.claim for e in accused(poisoned_state.examine(told)).exhibits)
 

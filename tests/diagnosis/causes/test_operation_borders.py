@@ -1,0 +1,428 @@
+"""Borders between causes that no small loss on a CPU reaches: written traces with the numbers that decide."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from nanhunt.diagnosis.births import producers
+from nanhunt.diagnosis.cause import Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.causes import (
+    activation_overflow,
+    domain_error,
+    epsilon_underflow,
+    fp8_saturation,
+    fully_masked_softmax,
+    gradient_overflow,
+    gradient_underflow,
+    lost_update,
+    low_precision_accumulation,
+    mask_fill_overflow,
+    naive_exp_log,
+    singular_gradient,
+    where_trap,
+)
+from nanhunt.diagnosis.divisors import zero_divisor
+from nanhunt.diagnosis.ops import base, flushed_epsilons, limit, number
+from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.trace.schema import Birth, Element, NoteKind, Observation, Onset, Operand
+from tests.diagnosis.conftest import EvidenceOf
+
+ONSET = Onset(kind="nan", step=7, phase="forward", detail="loss is NaN")
+
+
+def operand(name: str, dtype: str = "float32", numel: int = 8, **more: Any) -> Operand:
+    return Operand(name=name, dtype=dtype, shape=[numel], numel=numel, **more)
+
+
+def overflow(op: str, given: Operand, peak: float, **more: Any) -> Birth:
+    """An op whose fp64 result is finite and beyond its output's format."""
+    more.setdefault("phase", "forward")
+    return Birth(
+        kind="inf-from-finite", seq=40, op=op, inputs=[given], fp64="beyond-range", fp64_amax=peak, bad=2, of=given.numel,
+        outputs=[operand("output", given.dtype, given.numel, posinf=2)], **more,
+    )  # fmt: skip
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [("aten.div_.Tensor", "div"), ("aten._foreach_addcdiv_.ScalarList", "addcdiv"), ("aten._softmax", "_softmax"),
+     ("aten.pow.Tensor_Scalar", "pow"), (None, "")],
+)  # fmt: skip
+def test_an_ops_bare_name_has_no_overload_and_no_mark(op: str | None, name: str) -> None:
+    assert base(op) == name
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-8, 2e-8, 4e-8, 1e-7, 1e-6, 1e-4])
+def test_an_epsilon_is_flushed_where_numpy_says_so(epsilon: float) -> None:
+    assert bool(flushed_epsilons(f"x / (n + {epsilon!r})", "float16")) == (float(np.float16(epsilon)) == 0.0)
+    assert not flushed_epsilons(f"x / (n + {epsilon!r})", "bfloat16")
+    assert float(ml_dtypes.bfloat16(epsilon)) > 0
+
+
+def test_small_numbers_are_read_from_code_and_others_are_not() -> None:
+    assert flushed_epsilons("x / (n + 10 ** -9) * 0.5 - y2e-9", "float16") == [pytest.approx(1e-9)]
+    assert flushed_epsilons("x / n", "float16") == []
+    assert flushed_epsilons("x + 1e-12", "int64") == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"])
+def test_limits_are_torchs(dtype: str) -> None:
+    assert limit(dtype) == torch.finfo(getattr(torch, dtype)).max
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, None])
+def test_any_number_can_be_said(value: float | None) -> None:
+    assert number(value)
+
+
+def test_a_zero_is_said_without_its_sign() -> None:
+    assert number(-0.0) == "0"
+
+
+# --- range ------------------------------------------------------------------------------------------------------------
+
+
+def test_overflow_is_proved_only_beyond_the_outputs_own_format(evidence_of: EvidenceOf) -> None:
+    for dtype, peak, told in [("float16", 66246.0, True), ("bfloat16", 66246.0, False), ("float32", 1e39, True)]:
+        evidence = evidence_of(ONSET, overflow("aten.addmm", operand("mat1", dtype, amax=900.0), peak))
+        assert (activation_overflow.CAUSE.examine(evidence) is not None) == told
+
+
+def test_overflow_is_silent_when_the_value_was_carried_in(evidence_of: EvidenceOf) -> None:
+    birth = Birth(kind="carried", seq=1, phase="forward", op="aten.mm", facts={"inherited": "parameter h.weight"})
+    assert activation_overflow.CAUSE.examine(evidence_of(ONSET, birth)) is None
+
+
+def test_overflow_asks_fp32_for_nothing_where_the_line_fixes_the_format(evidence_of: EvidenceOf) -> None:
+    given = operand("self", "float16", amax=300.0)
+    free = activation_overflow.CAUSE.examine(
+        evidence_of(ONSET, overflow("aten.mul.Tensor", given, 9e4, code="y = x * x"))
+    )
+    fixed = overflow("aten.mul.Tensor", given, 9e4, code="y = x.half() * x.half()")
+    by_hand = activation_overflow.CAUSE.examine(evidence_of(ONSET, fixed))
+    assert isinstance(free, Suspect)
+    assert {p.trial for p in free.predictions} == {"fp32", "bf16"}
+    assert isinstance(by_hand, Suspect)
+    assert by_hand.predictions == ()
+
+
+def test_scores_inside_a_fused_attention_count_where_its_output_fits(evidence_of: EvidenceOf) -> None:
+    def fused(scores: float) -> Birth:
+        return Birth(
+            kind="nan-from-finite", seq=3, phase="forward", op="aten._scaled_dot_product_flash_attention", fp64="in-range",
+            fp64_amax=3.0, outputs=[operand("output.0", "float16", nan=4)], facts={"score_amax": scores},
+        )  # fmt: skip
+
+    assert activation_overflow.CAUSE.examine(evidence_of(ONSET, fused(7e4))) is not None
+    assert activation_overflow.CAUSE.examine(evidence_of(ONSET, fused(6e4))) is None
+
+
+def test_one_large_activation_is_no_mask_constant(evidence_of: EvidenceOf) -> None:
+    cast = Birth(
+        kind="inf-from-finite", seq=3, phase="forward", op="aten._to_copy", fp64="beyond-range", fp64_amax=7e4, bad=1, of=8,
+        inputs=[operand("self", amax=7e4, amin=0.3, low=-7e4, high=2.0)],
+        outputs=[operand("output", "float16", neginf=1)],
+        elements=[Element(coordinate=[3], inputs=[-7e4], output=-math.inf, fp64=-7e4)],
+    )  # fmt: skip
+    evidence = evidence_of(ONSET, cast)
+    assert mask_fill_overflow.CAUSE.examine(evidence) is None
+    assert activation_overflow.CAUSE.examine(evidence) is not None
+
+
+def test_a_row_that_overflowed_to_minus_infinity_is_not_masked(evidence_of: EvidenceOf) -> None:
+    scores = overflow("aten.bmm", operand("self", "float16", amax=4e3), 1e6)
+    softmax = Birth(
+        kind="nan-from-inf", seq=50, phase="forward", op="aten._softmax", facts={"fully_masked_rows": 1, "rows": 8}
+    )
+    assert fully_masked_softmax.CAUSE.examine(evidence_of(ONSET, scores, softmax)) is None
+
+
+def test_infinities_in_rows_with_a_finite_score_are_ordinary(evidence_of: EvidenceOf) -> None:
+    softmax = Birth(
+        kind="nan-from-inf", seq=50, phase="forward", op="aten._softmax", facts={"fully_masked_rows": 0, "rows": 8}
+    )
+    assert fully_masked_softmax.CAUSE.examine(evidence_of(ONSET, softmax)) is None
+
+
+def test_a_sum_is_low_precision_only_where_its_terms_are_small(evidence_of: EvidenceOf) -> None:
+    small = evidence_of(ONSET, overflow("aten.sum", operand("self", "float16", 20000, amax=10.0), 2e5))
+    assert low_precision_accumulation.CAUSE.examine(small) is not None
+    assert activation_overflow.CAUSE.examine(small) is None
+    large = evidence_of(ONSET, overflow("aten.sum", operand("self", "float16", 4, amax=6e4), 2e5))
+    assert low_precision_accumulation.CAUSE.examine(large) is None
+    assert activation_overflow.CAUSE.examine(large) is not None
+
+
+def test_accumulation_in_bf16_cannot_be_told_and_says_why(evidence_of: EvidenceOf) -> None:
+    spike = Onset(kind="loss-spike", step=7, phase="forward")
+    notes = [(NoteKind.OPTIMIZER, {"weight_dtypes": ["bfloat16"]})]
+    answer = low_precision_accumulation.CAUSE.examine(
+        evidence_of(spike, notes=notes, config={"train": {"accumulate": 8}})
+    )
+    assert isinstance(answer, NotApplicable)
+    assert "8 micro-batches" in answer.reason
+    assert low_precision_accumulation.CAUSE.examine(evidence_of(spike, notes=notes)) is None
+
+
+# --- gradients and the scaler -----------------------------------------------------------------------------------------
+
+
+def scaled(peak: float, scale: float | None, *, unscaled_bad: bool, in_a_row: int = 1) -> dict[str, Any]:
+    given = operand("self", "float32", amax=peak)
+    birth = overflow("aten._to_copy", given, peak, phase="backward", node="ToCopyBackward0")
+    birth.outputs[0] = operand("output", "float16", posinf=2)
+    rows = [Observation(step=7, phase="update", role="scalar", name="loss_scale", value=scale)] if scale else []
+    note = {"step": 7, "scale": scale, "unscaled_nonfinite": unscaled_bad, "in_a_row": in_a_row}
+    return {"birth": birth, "rows": rows, "notes": [(NoteKind.SKIPPED, note)] if scale else []}
+
+
+def gradient_answer(evidence_of: EvidenceOf, peak: float, scale: float | None, **more: Any) -> object:
+    parts = scaled(peak, scale, **more)
+    onset = Onset(kind="inf", step=7, phase="backward")
+    evidence = evidence_of(onset, parts["birth"], rows=parts["rows"], notes=parts["notes"], to="gradient")
+    return gradient_overflow.CAUSE.examine(evidence)
+
+
+def test_the_scalers_ordinary_overflow_does_not_hide_another_fault(evidence_of: EvidenceOf) -> None:
+    # 1e5 at a scale of 65536 is 1.5 without it: what is non-finite at a scale of 1 is something else
+    assert gradient_answer(evidence_of, 1e5, 65536.0, unscaled_bad=True) is None
+    assert gradient_answer(evidence_of, 1e10, 65536.0, unscaled_bad=True) is not None
+
+
+def test_skips_without_end_are_the_scales_and_a_scale_of_one_cures(evidence_of: EvidenceOf) -> None:
+    answer = gradient_answer(evidence_of, 1e5, 65536.0, unscaled_bad=False, in_a_row=25)
+    assert isinstance(answer, Suspect)
+    assert {p.trial: p.expect for p in answer.predictions} == {"fp32": "cured", "scale-1": "cured"}
+
+
+def test_without_a_scaler_no_scale_trial_is_asked_for(evidence_of: EvidenceOf) -> None:
+    answer = gradient_answer(evidence_of, 1e5, None, unscaled_bad=False)
+    assert isinstance(answer, Suspect)
+    assert answer.grade is Grade.PROVED
+    assert [p.trial for p in answer.predictions] == ["fp32"]
+
+
+def test_an_explosion_beyond_fp32_is_not_the_formats(evidence_of: EvidenceOf) -> None:
+    birth = overflow("aten.mm", operand("self", "float32", amax=1e30), 1e40, phase="backward", node="MmBackward0")
+    assert gradient_overflow.CAUSE.examine(evidence_of(Onset(kind="inf", step=7, phase="backward"), birth)) is None
+
+
+TWIN = {
+    "step": 7, "flushed": 0.9, "energy_lost": 0.4, "zero_twin": 0.1, "nonzero_twin": 900, "amax_twin": 3e-8, "zero_share": 0.9,
+    "worst": [{"parameter": "h.weight", "flushed": 1.0}],
+}  # fmt: skip
+STALL = Onset(kind="stall", step=7, phase="backward", module="h", name="weight")
+
+
+def test_flushed_gradients_predict_a_cure_by_scale_only_where_it_lifts_them(evidence_of: EvidenceOf) -> None:
+    def trials(**change: Any) -> set[str]:
+        answer = gradient_underflow.CAUSE.examine(evidence_of(STALL, notes=[(NoteKind.TWIN, {**TWIN, **change})]))
+        assert isinstance(answer, Suspect)
+        return {p.trial for p in answer.predictions}
+
+    assert trials() == {"fp32", "loss-scale"}
+    assert trials(amax_twin=1e-12) == {"fp32"}  # times 65536 still below 2^-24
+    assert trials(zero_twin=0.8) == set()  # most zeros are dead units, and stay
+
+
+def test_a_stall_without_a_twin_cannot_be_told(evidence_of: EvidenceOf) -> None:
+    assert isinstance(gradient_underflow.CAUSE.examine(evidence_of(STALL)), NotApplicable)
+
+
+def test_an_erased_norm_is_not_an_underflow(evidence_of: EvidenceOf) -> None:
+    erased = Observation(
+        step=7, phase="forward", role="output", module="norm", dtype="float16", stats=TensorStats(numel=64, zero=64)
+    )
+    evidence = evidence_of(STALL, rows=[erased], notes=[(NoteKind.TWIN, {**TWIN, "amax_twin": 0.5})])
+    assert gradient_underflow.CAUSE.examine(evidence) is None
+    answer = activation_overflow.CAUSE.examine(evidence)
+    assert isinstance(answer, Suspect)
+    assert answer.location.module == "norm"
+    tiny = evidence_of(STALL, rows=[erased], notes=[(NoteKind.TWIN, TWIN)])
+    assert activation_overflow.CAUSE.examine(tiny) is None
+
+
+def frozen(dtype: str, rate: float) -> dict[str, Any]:
+    weight = TensorStats(numel=100, amax=0.1, amin=0.01, sum_of_squares=100 * 0.05**2)
+    grad = TensorStats(numel=100, amax=1e-3, amin=1e-4, sum_of_squares=100 * 1e-6)
+    rows = [
+        Observation(step=7, phase="update", role="weight", module="h", name="weight", dtype=dtype, stats=weight),
+        Observation(step=7, phase="unscale", role="grad", module="h", name="weight", dtype=dtype, stats=grad),
+        Observation(step=7, phase="update", role="scalar", module="h", name="weight.frozen", value=0.97),
+        Observation(step=7, phase="update", role="scalar", name="lr", value=rate),
+    ]
+    groups = [{"lr": rate, "betas": [0.9, 0.95], "eps": 1e-8}]
+    return {"rows": rows, "notes": [(NoteKind.OPTIMIZER, {"class": "AdamW", "groups": groups})]}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "grade"),
+    [("bfloat16", 1e-6, Grade.PROVED), ("bfloat16", 1e-2, Grade.SUPPORTED), ("float32", 1e-6, None),
+     ("float32", 1e-10, Grade.PROVED)],
+)  # fmt: skip
+def test_a_lost_update_is_proved_by_half_an_ulp(
+    dtype: str, rate: float, grade: Grade | None, evidence_of: EvidenceOf
+) -> None:
+    onset = Onset(kind="stall", step=7, phase="update", module="h", name="weight")
+    answer = lost_update.CAUSE.examine(evidence_of(onset, **frozen(dtype, rate)))
+    assert (answer.grade if isinstance(answer, Suspect) else None) == grade
+    weight = torch.tensor(0.05, dtype=getattr(torch, dtype))
+    if grade is Grade.PROVED:
+        assert weight + rate == weight
+
+
+def test_a_lost_update_without_its_rows_cannot_be_told(evidence_of: EvidenceOf) -> None:
+    onset = Onset(kind="stall", step=7, phase="update")
+    assert isinstance(lost_update.CAUSE.examine(evidence_of(onset)), NotApplicable)
+
+
+# --- zeros, logarithms, exponentials ----------------------------------------------------------------------------------
+
+
+def logarithm(given: Operand, code: str = "") -> Birth:
+    return Birth(
+        kind="inf-from-finite", seq=40, phase="forward", op="aten.log", inputs=[given], fp64="non-finite", bad=1, of=8,
+        outputs=[operand("output", given.dtype, neginf=1)], code=code,
+        elements=[Element(coordinate=[0], inputs=[0.0], output=-math.inf, fp64=-math.inf)],
+    )  # fmt: skip
+
+
+def row(seq: int, op: str, **stats: Any) -> Observation:
+    return Observation(step=7, phase="forward", role="op", seq=seq, pass_="zoom", op=op, stats=TensorStats(**stats))
+
+
+ZEROED = operand("self", zero=2, amax=1.0, amin=0.25)
+SOFTMAX = row(30, "aten._softmax", numel=8, zero=2, amax=1.0, amin=0.25)
+
+
+def test_a_vanished_probability_is_told_from_a_masked_one_and_from_a_mere_zero(evidence_of: EvidenceOf) -> None:
+    vanished = evidence_of(ONSET, logarithm(ZEROED), rows=[row(20, "aten.mul", numel=8, amax=400.0, amin=1.0), SOFTMAX])
+    masked = evidence_of(ONSET, logarithm(ZEROED), rows=[row(20, "aten.masked_fill", numel=8, neginf=2), SOFTMAX])
+    relu = row(30, "aten.relu", numel=8, zero=2, amax=1.0, amin=0.25)
+    plain = evidence_of(ONSET, logarithm(ZEROED), rows=[relu])
+    answers = [
+        (naive_exp_log.CAUSE.examine(e) is not None, domain_error.CAUSE.examine(e) is not None)
+        for e in (vanished, masked, plain)
+    ]
+    assert answers == [(True, False), (False, True), (False, True)]
+
+
+def test_the_logarithm_of_a_zero_in_the_batch_is_no_more_than_consistent(evidence_of: EvidenceOf) -> None:
+    given = operand("self", zero=1, amax=1.0, amin=0.25, origin="batch depth")
+    answer = domain_error.CAUSE.examine(evidence_of(ONSET, logarithm(given)))
+    assert isinstance(answer, Suspect)
+    assert answer.grade is Grade.CONSISTENT
+
+
+def test_an_epsilon_that_fp16_holds_is_not_accused(evidence_of: EvidenceOf) -> None:
+    given = operand("self", "float16", zero=1, amax=1.0, amin=0.25)
+    for code, told in [("(p + 1e-8).log()", True), ("(p + 1e-6).log()", False), ("p.log()", False)]:
+        evidence = evidence_of(ONSET, logarithm(given, code))
+        assert (epsilon_underflow.CAUSE.examine(evidence) is not None) == told
+        assert (domain_error.CAUSE.examine(evidence) is None) == told
+
+
+@pytest.mark.parametrize(("epsilon", "dtype", "told"), [(1e-8, "float16", True), (1e-4, "float16", False),
+                                                      (1e-8, "float32", False), (1e-8, "bfloat16", False)])  # fmt: skip
+def test_adams_epsilon_is_accused_only_where_it_rounds_to_zero(
+    epsilon: float, dtype: str, told: bool, evidence_of: EvidenceOf
+) -> None:
+    birth = Birth(
+        kind="nan-from-finite", seq=9, phase="update", op="aten.addcdiv_", fp64="non-finite", bad=1, of=8,
+        inputs=[operand("self", dtype), operand("tensor1", dtype), operand("tensor2", dtype, zero=1)],
+        outputs=[operand("output", dtype, nan=1)], elements=[Element(coordinate=[0], inputs=[1.0, 0.0, 0.0], output=math.nan)],
+    )  # fmt: skip
+    notes = [(NoteKind.OPTIMIZER, {"class": "AdamW", "groups": [{"eps": epsilon}]})]
+    onset = Onset(kind="nan", step=0, phase="update")
+    answer = epsilon_underflow.CAUSE.examine(evidence_of(onset, birth, notes=notes, to="weight"))
+    assert (answer is not None) == told
+
+
+@pytest.mark.parametrize(
+    ("dtype", "argument", "told"),
+    [("float16", 11.0, False), ("float16", 11.2, True), ("bfloat16", 88.8, True), ("float32", 88.7, False),
+     ("float32", 88.8, True), ("float64", 709.0, False), ("float64", 710.0, True)],
+)  # fmt: skip
+def test_exp_is_accused_from_its_formats_end_on(
+    dtype: str, argument: float, told: bool, evidence_of: EvidenceOf
+) -> None:
+    assert bool(torch.tensor(argument, dtype=getattr(torch, dtype)).exp().isinf()) == told
+    birth = overflow("aten.exp", operand("self", dtype, high=argument, amax=argument), 1e5)
+    assert (naive_exp_log.CAUSE.examine(evidence_of(ONSET, birth)) is not None) == told
+
+
+def test_an_expanded_divisor_is_found_by_its_row(evidence_of: EvidenceOf) -> None:
+    rows = [
+        row(30, "aten.clamp_min", numel=4, zero=1, amax=2.0, amin=0.5),
+        row(31, "aten.mul", numel=12, amax=3.0, amin=1.0),
+    ]
+    given = operand("other", "float16", 12, zero=3, amax=2.0, amin=0.5)
+    birth = Birth(
+        kind="nan-from-finite", seq=40, phase="forward", op="aten.div.Tensor", inputs=[operand("self", "float16", 12), given],
+        code="F.normalize(h)", elements=[Element(coordinate=[0], inputs=[0.0, 0.0], output=math.nan)],
+    )  # fmt: skip
+    evidence = evidence_of(ONSET, birth, rows=rows)
+    assert [m.op for m in producers(evidence, birth, given)] == ["clamp_min"]
+    zero = zero_divisor(birth, evidence)
+    assert zero is not None
+    assert (zero.kind, zero.epsilon) == ("epsilon", 1e-12)
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def slope(incoming: float, discarded_by: str | None) -> Birth:
+    return Birth(
+        kind="nan-from-finite" if incoming == 0 else "inf-from-finite", seq=9, phase="backward", op="aten.div.Tensor",
+        node="SqrtBackward0", forward_op="aten.sqrt", fp64="non-finite", bad=1, of=8,
+        inputs=[operand("self", amax=1.0), operand("other", zero=1, amax=1.0)], outputs=[operand("output", nan=1)],
+        elements=[Element(coordinate=[0], inputs=[incoming, 0.0], output=math.nan)],
+        facts={"discarded_by": discarded_by} if discarded_by else {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("incoming", "by", "cause"),
+    [(0.0, "aten.where.self", "where-trap"), (0.5, "aten.where.self", "singular-gradient"), (0.0, None, "singular-gradient"),
+     (0.0, "aten.gather", "singular-gradient")],
+)  # fmt: skip
+def test_a_trap_needs_both_the_select_and_the_zero(
+    incoming: float, by: str | None, cause: str, evidence_of: EvidenceOf
+) -> None:
+    onset = Onset(kind="nan", step=7, phase="backward")
+    evidence = evidence_of(onset, slope(incoming, by), to="gradient")
+    found = {c.slug for c in (where_trap.CAUSE, singular_gradient.CAUSE) if c.examine(evidence) is not None}
+    assert found == {cause}
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------------
+
+
+def pile(last: int, previous: int, amax: float = 448.0) -> Observation:
+    stats = TensorStats(numel=1000, amax=amax, amin=1.0, exponents=ExponentHistogram(6, (500, previous, last)))
+    return Observation(step=6, phase="forward", role="output", module="down", dtype="float8_e4m3fn", stats=stats)
+
+
+def test_a_pile_at_the_end_of_fp8_is_told_from_a_scaled_maximum(evidence_of: EvidenceOf) -> None:
+    spike = Onset(kind="loss-spike", step=7, phase="forward")
+    assert fp8_saturation.CAUSE.examine(evidence_of(spike, rows=[pile(200, 40)])) is not None
+    assert fp8_saturation.CAUSE.examine(evidence_of(spike, rows=[pile(1, 40)])) is None
+    assert fp8_saturation.CAUSE.examine(evidence_of(spike, rows=[pile(200, 40, amax=416.0)])) is None
+
+
+def test_a_cast_beyond_e5m2_is_proved(evidence_of: EvidenceOf) -> None:
+    birth = overflow("aten._to_copy", operand("self", amax=7e4), 7e4)
+    birth.outputs[0] = operand("output", "float8_e5m2", posinf=2)
+    answer = fp8_saturation.CAUSE.examine(evidence_of(ONSET, birth))
+    assert isinstance(answer, Suspect)
+    assert answer.grade is Grade.PROVED
