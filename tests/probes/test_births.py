@@ -242,6 +242,7 @@ GALLERY = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("case", GALLERY, ids=lambda c: c.name)
 def test_the_root_is_the_op_the_module_the_line_and_the_samples_of_the_fault(case: Case) -> None:
     found = found_in(of_function(case.function, case.batch.clone(), **case.settings))

@@ -85,6 +85,7 @@ def test_following_leaves_no_hook_behind_even_after_an_error() -> None:
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_module_is_passed_by() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -154,6 +155,7 @@ def test_memory_is_the_same_through_views_and_another_after_it_is_freed() -> Non
     assert all(memory.of(torch.ones(4)) is not cell for _ in range(50))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_a_sparse_tensor_is_known_by_the_memory_of_its_values() -> None:
     memory, values = Memory(), torch.ones(2)
     sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), values, (3,))
