@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanhunt.training.batches import cast_batch
 from nanhunt.training.run import DTYPES, TrainingRun
+from nanhunt.training.tree import map_tensors
 
 __all__ = ["in_precision"]
 
@@ -50,10 +50,11 @@ def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None
                 tensor.data = tensor.data.to(moved[tensor.dtype])
         for parameter in run.model.parameters():
             parameter.grad = None
-        for state in run.optimizer.state.values():
-            for key, value in list(state.items()):
-                if isinstance(value, Tensor) and value.dtype in moved and key != "step":
-                    state[key] = value.to(moved[value.dtype])
+        for parameter, state in list(run.optimizer.state.items()):
+            run.optimizer.state[parameter] = {
+                key: value if key == "step" else map_tensors(lambda t: t.to(moved.get(t.dtype, t.dtype)), value)
+                for key, value in state.items()
+            }
 
 
 def _casting(moved: dict[torch.dtype, torch.dtype], before: Any) -> Any:

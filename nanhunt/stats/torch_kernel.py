@@ -84,7 +84,7 @@ def plain_values(tensor: Tensor) -> Tensor:
         tensor = to_local()
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()
 
 
 def decode(vector: npt.NDArray[np.float64]) -> TensorStats:

@@ -5,9 +5,11 @@ to fp32 (ATen/autocast_mode.h, AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE).
 that the run never had, and misses none that it had: the lists only ever widen.
 
 How it works. A `TorchFunctionMode` sees the functions that the user calls, widens their half-precision arguments and
-turns autocast off inside. Sums and softmaxes are widened unless the caller gave a dtype.
+turns autocast off inside. Sums and softmaxes are widened unless the caller gave a dtype; in-place and `out=` variants
+are not, as on CUDA.
 
-Not covered: ops that a C++ extension calls inside itself, and kernels whose own accumulation differs from CUDA's.
+Not covered: what a function of torch.nn.functional calls inside itself (the softmax of `nn.MultiheadAttention` with
+`need_weights`, of `gumbel_softmax`), ops inside a C++ extension, and kernels whose own accumulation differs from CUDA's.
 """
 
 from __future__ import annotations
@@ -82,7 +84,6 @@ PROMOTED = frozenset(
         "matrix_norm",
         "gaussian_nll_loss",
         "ctc_loss",
-        "pow_",
         "__pow__",
         "__rpow__",
         "normalize",
@@ -103,7 +104,8 @@ class CudaAutocastLists(TorchFunctionMode):
         """Call `func`, widened where CUDA would widen it."""
         kwargs = kwargs or {}
         name = (resolve_name(func) or getattr(func, "__name__", "")).rsplit(".", 1)[-1]
-        if name not in PROMOTED or not torch.is_autocast_enabled("cpu") or kwargs.get("dtype") is not None:
+        own = kwargs.get("out") is not None or any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values()))
+        if name not in PROMOTED or own or not torch.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             return func(*map_tensors(_widened, args), **map_tensors(_widened, kwargs))

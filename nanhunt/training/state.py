@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.training.rng import RngState
+from nanhunt.training.tree import tensors_of
 
 if TYPE_CHECKING:
     from nanhunt.training.run import TrainingRun
@@ -37,7 +38,8 @@ class Snapshot:
     grads: dict[str, Tensor]
     training: dict[str, bool]
     optimizer_groups: list[dict[str, Any]]
-    optimizer_state: list[tuple[Tensor, dict[str, Any]]] = field(repr=False)
+    #: by parameter, or by whatever else an optimizer keys its state with
+    optimizer_state: list[tuple[Any, Any]] = field(repr=False)
     scaler: dict[str, Any] | None
     scheduler: dict[str, Any] | None
     rng: RngState
@@ -64,8 +66,8 @@ class Snapshot:
         for group, saved in zip(run.optimizer.param_groups, self.optimizer_groups, strict=True):
             group.update(copy.deepcopy(saved))
         run.optimizer.state.clear()
-        for parameter, state in self.optimizer_state:
-            run.optimizer.state[parameter] = _placed(state, parameter.device)
+        for key, state in self.optimizer_state:
+            run.optimizer.state[key] = _placed(state)
         if run.scaler and self.scaler is not None:
             run.scaler.load_state_dict(copy.deepcopy(self.scaler))
             # what the scaler noted of the last step (found_inf, stage) belongs to that step
@@ -107,7 +109,7 @@ class SnapshotRing:
 def state_bytes(run: TrainingRun) -> int:
     """Return the bytes of one snapshot: weights, buffers and optimizer state (two moments before there is any)."""
     model = sum(t.numel() * t.element_size() for t in _live_tensors(run.model).values())
-    states = [v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    states = [t for state in run.optimizer.state.values() for _, t in tensors_of(state)]
     return model + (sum(t.numel() * t.element_size() for t in states) if states else 2 * model)
 
 
@@ -154,13 +156,13 @@ def _copied(state: Any) -> Any:
     return copy.deepcopy(state)
 
 
-def _placed(state: Any, device: torch.device) -> Any:
+def _placed(state: Any) -> Any:
     if isinstance(state, _Placed):
         return state.tensor.to(state.device, copy=True)
     if isinstance(state, dict):
-        return {k: _placed(v, device) for k, v in state.items()}
+        return {k: _placed(v) for k, v in state.items()}
     if isinstance(state, list):
-        return [_placed(v, device) for v in state]
+        return [_placed(v) for v in state]
     return copy.deepcopy(state)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "same_bits", "tensors_of"]
+__all__ = ["map_tensors", "tensors_of"]
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -50,23 +50,21 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def _rebuilt_mapping(function: Callable[[Tensor], Any], value: Mapping[Any, Any]) -> Any:
-    """Rebuild a mapping of the user's own class (BatchEncoding and the like) without calling its constructor."""
-    import copy
+    """Rebuild a mapping of the user's own class (BatchEncoding and the like) without calling its constructor.
 
-    twin = copy.copy(value)
-    if hasattr(twin, "data") and isinstance(twin.data, dict):
-        twin.data = dict(twin.data)  # a UserDict shares its dict with its shallow copy
-    for key, item in value.items():
-        twin[key] = map_tensors(function, item)  # type: ignore[index]
+    One that cannot be written to comes back as a dict.
+    """
+    items = {key: map_tensors(function, item) for key, item in value.items()}
+    try:
+        twin = copy.copy(value)
+        if hasattr(twin, "data") and isinstance(twin.data, dict):
+            twin.data = dict(twin.data)  # a UserDict shares its dict with its shallow copy
+        for key, item in items.items():
+            twin[key] = item  # type: ignore[index]
+    except TypeError:
+        return items
     return twin
 
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bits; unlike `torch.equal` true of equal NaNs, false of +0 and -0."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))) if a.numel() else True

@@ -17,8 +17,9 @@ The op's inputs are finite and, at every bad element, outside its domain; in fp6
 
 Fix
 ---
-Clamp to the domain before the op: `x.clamp(min=1e-6).log()`, `torch.acos(x.clamp(-1, 1))`. `torch.special.entr` or
-`torch.xlogy` for p·log(p); `where` on the logits, not on the result. Two-pass variance.
+Clamp to the domain before the op: `x.clamp(min=1e-6).log()`, `torch.acos(x.clamp(-1, 1))`. For p·log(p) under a mask:
+fill the logits with a large finite number (-1e4), take `log_p = log_softmax(…)` and `p = log_p.exp()`. `torch.xlogy`
+mends the value and not its gradient, which is NaN at 0. Two-pass variance.
 
 How it is confirmed
 -------------------
@@ -52,6 +53,8 @@ __all__ = ["CAUSE"]
 _POSITIVE: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "x > 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "x >= 0")
 _UNIT: tuple[Callable[[float], bool], str] = (lambda x: abs(x) <= 1, "|x| <= 1")
+_LOGS = ("log", "log2", "log10")
+_MASKED = "mask the logits with a large finite number and take `log_p = log_softmax` and `p = log_p.exp()` from it"
 #: Where an op is finite.
 _DOMAINS: dict[str, tuple[Callable[[float], bool], str]] = {
     "log": _POSITIVE,
@@ -92,14 +95,19 @@ def _outside(birth: Birth, evidence: Evidence) -> Suspect | None:
     worst, domain = min(at), _DOMAINS[name][1]
     if name in ("acos", "asin", "atanh"):
         worst = max(at, key=abs)
+    source = probability_of(birth, evidence, given) if name in _LOGS else None
+    by_mask = source is not None and source[1]
     # a number that stands in the batch itself is a target's or a sample's fault
     is_from_batch = given.origin.startswith("batch")
     return _suspect(
         birth,
         evidence,
-        f"{name} of {number(worst)}, outside its domain {domain}",
+        f"{name} of 0: a mask has set that probability to zero"
+        if by_mask
+        else f"{name} of {number(worst)}, outside {domain}",
         Exhibit(claim=f"argument of {name} at a bad element; it needs {domain}", value=worst, threshold=_edge(name)),
         Grade.CONSISTENT if is_from_batch else Grade.PROVED,
+        fix=_MASKED if by_mask else f"clamp the argument of {name} to its domain",
     )
 
 
@@ -124,22 +132,18 @@ def _zero_times_infinity(birth: Birth, evidence: Evidence) -> Suspect | None:
         return None
     claim = f"elements at which 0 meets an infinity, of {birth.of}"
     exhibit = Exhibit(claim=claim, value=float(output.nan), threshold=0.0)
-    return _suspect(birth, evidence, "0 times infinity", exhibit, Grade.PROVED)
+    return _suspect(birth, evidence, "0 times infinity", exhibit, Grade.PROVED, fix=_MASKED)
 
 
-def _suspect(birth: Birth, evidence: Evidence, summary: str, exhibit: Exhibit, grade: Grade) -> Suspect:
+def _suspect(birth: Birth, evidence: Evidence, summary: str, exhibit: Exhibit, grade: Grade, *, fix: str) -> Suspect:
     code = birth.code.strip() or birth.op
-    name = base(birth.op)
-    fix = f"clamp the argument of {name} to its domain in `{code}`"
-    if name == "mul":
-        fix = f"use `torch.special.entr`, `torch.xlogy`, or a large finite mask instead of -inf, in `{code}`"
     return Suspect(
         cause=CAUSE.slug,
         grade=grade,
         summary=summary,
         location=place(evidence, birth),
         exhibits=(exhibit, Exhibit(claim=f"bad elements, of {birth.of}; fp64: {birth.fp64}", value=float(birth.bad))),
-        fixes=(fix,),
+        fixes=(f"{fix}, in `{code}`",),
     )
 
 

@@ -44,6 +44,7 @@ from nanhunt.diagnosis.births import bad_output, constant_of, masked_softmax, no
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import base, number
+from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
@@ -92,7 +93,14 @@ def _suspect(birth: Birth, evidence: Evidence, rows: int, of: int | None) -> Sus
             "leave out samples without a key to attend to, or give such rows one dummy key",
             "use `F.scaled_dot_product_attention` with a boolean mask: it gives 0 for such a row",
         ),
+        predictions=_predictions(evidence),
     )
+
+
+def _predictions(evidence: Evidence) -> tuple[Prediction, ...]:
+    if evidence.onset is None or not evidence.onset.samples:
+        return ()
+    return Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists")
 
 
 CAUSE = Cause(slug="fully-masked-softmax", doc=__doc__ or "", examine=examine)

@@ -26,6 +26,8 @@ from nanhunt.diagnosis.evidence import Evidence
 from tests.diagnosis.conftest import HOT, Hunted
 from tests.diagnosis.mini_losses import CASES, Case
 
+pytestmark = pytest.mark.filterwarnings("ignore:std")
+
 CAUSES = [
     module.CAUSE
     for module in (

@@ -1,0 +1,230 @@
+"""The kernel against numpy in float64, on tensors that are made to trip it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nanhunt.stats import torch_kernel
+from nanhunt.stats.summarize import StatsQueue, summarize
+from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.stats.torch_kernel import is_measurable, plain_values
+from tests.stats.oracles import exact_values, exponent_counts, smallest_normal, stats_of
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+EIGHT_BIT = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+def all_bits(dtype: torch.dtype) -> Tensor:
+    """Every value of an 8-bit format, or of a 16-bit one, once."""
+    width = torch.empty((), dtype=dtype).element_size() * 8
+    codes = torch.arange(2**width, dtype=torch.int64)
+    return codes.to(torch.uint8).view(dtype) if width == 8 else (codes - 2**15).to(torch.int16).view(dtype)
+
+
+def hostile(dtype: torch.dtype) -> Tensor:
+    """Zeros of both signs, infinities, NaNs, subnormals, powers of two and their neighbours, extremes."""
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps
+    powers = [2.0**e for e in range(-12, 13)]
+    neighbours = [p * (1 + s * info.eps) for p in powers for s in (-0.5, 1)]
+    values = [
+        *(0.0, -0.0, math.nan, math.inf, -math.inf, -math.nan),
+        *(info.max, info.min, info.smallest_normal, smallest, -smallest, 3 * smallest, info.smallest_normal - smallest),
+        *powers,
+        *neighbours,
+    ]
+    return torch.tensor(values, dtype=torch.float64).to(dtype)
+
+
+def check(tensor: Tensor, *, device: str = "cpu") -> TensorStats:
+    """Hold the kernel's statistics against the oracle's and return them."""
+    stats, values = summarize(tensor.to(device)), exact_values(tensor)
+    terms = float(np.abs(values[np.isfinite(values)] / 4).sum()) * 4
+    for field, expected in stats_of(values, smallest_normal(tensor.dtype)).items():
+        got = getattr(stats, field)
+        if field == "sum":  # the largest and the smallest cancel: what is left has their rounding
+            assert got == pytest.approx(expected, rel=1e-12, abs=1e-14 * terms), field
+        elif field == "sum_of_squares":
+            assert got == pytest.approx(expected, rel=1e-12), field
+        else:
+            assert got == expected, field
+    if tensor.is_floating_point() or tensor.is_complex():
+        assert stats.exponents is not None
+        counts = {stats.exponents.lowest + i: c for i, c in enumerate(stats.exponents.counts) if c}
+        assert counts == exponent_counts(values)
+    else:
+        assert stats.exponents is None
+    return stats
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_hostile_values_are_counted_exactly(dtype: torch.dtype, device: str) -> None:
+    tensor = hostile(dtype)
+    if dtype in (torch.float32, torch.float64):
+        check(tensor, device=device)
+    # 16-bit formats are small enough to be tried whole
+    else:
+        check(torch.cat([tensor, all_bits(dtype)]), device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
+def test_every_value_of_an_eight_bit_format_is_counted_exactly(dtype: torch.dtype, device: str) -> None:
+    stats = check(all_bits(dtype), device=device)
+    assert stats.numel == 256
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
+def test_integers_and_booleans_are_read_as_numbers_without_exponents(dtype: torch.dtype, device: str) -> None:
+    check(torch.tensor([0, 1, 1, 0, 1]).to(dtype), device=device)
+    if dtype is not torch.bool:
+        info = torch.iinfo(dtype)
+        check(torch.tensor([info.min, info.max, 0], dtype=dtype), device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_numbers_count_as_pairs(dtype: torch.dtype, device: str) -> None:
+    parts = hostile(torch.float32).double()
+    tensor = torch.complex(parts, parts.flip(0)).to(dtype)
+    assert check(tensor, device=device).numel == 2 * len(parts)
+    check(tensor.conj(), device=device)
+    check(tensor.conj().imag, device=device)
+
+
+LAYOUTS: list[Callable[[Tensor], Tensor]] = [
+    lambda t: t.reshape(0) if t.numel() == 0 else t[:0],
+    lambda t: t[:1],
+    lambda t: t[3],
+    lambda t: t[:7],
+    lambda t: t[::3],
+    lambda t: t.flip(0),
+    lambda t: t[:60].reshape(4, 15).t(),
+    lambda t: t[:60].reshape(3, 4, 5)[:, 1:, ::2],
+    lambda t: t[1].expand(2, 3),
+    lambda t: t[:0].reshape(2, 0, 5),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_any_shape_and_stride_is_measured_element_by_element(
+    dtype: torch.dtype, layout: Callable[[Tensor], Tensor]
+) -> None:
+    check(layout(hostile(dtype)))
+
+
+def test_an_empty_tensor_has_no_elements_and_no_extremes() -> None:
+    for histogram in (True, False):
+        stats = summarize(torch.empty(0), histogram=histogram)
+        assert (stats.numel, stats.amax, stats.amin, stats.mean, stats.std) == (0, 0.0, 0.0, None, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.5])
+def test_a_tensor_of_one_value_is_that_value(value: float) -> None:
+    for count in (1, 5):
+        check(torch.full((count,), value))
+
+
+def test_only_the_finite_elements_have_a_mean() -> None:
+    stats = summarize(torch.tensor([math.nan, math.inf, 2.0, 4.0]))
+    assert (stats.mean, stats.std, stats.rms) == pytest.approx((3.0, 1.0, math.sqrt(10)))
+
+
+def test_a_sum_of_fp16_does_not_overflow() -> None:
+    stats = check(torch.full((1000,), 60_000.0, dtype=torch.float16))
+    assert stats.sum == 1000 * 59_968 + 1000 * 32  # 60 000 is itself an fp16 number
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_a_tensor_measured_in_chunks_is_measured_the_same(
+    dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = hostile(dtype)
+    whole = summarize(tensor)
+    monkeypatch.setattr(torch_kernel, "CHUNK", chunk)
+    parts = check(tensor)
+    assert parts.exponents == whole.exponents
+    assert check(tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)).numel >= len(tensor)
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_a_size_at_the_chunks_edge_loses_no_element(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_kernel, "CHUNK", 32)
+    check(torch.linspace(-1, 1, 64 + offset))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_of_a_sparse_tensor_the_stored_values_are_measured_those_of_one_place_added_up() -> None:
+    twice = torch.sparse_coo_tensor(torch.tensor([[0, 2, 2]]), torch.tensor([1.0, 2.0, 3.0]), (4,))
+    stats = summarize(twice)
+    assert (stats.numel, stats.amax, stats.sum) == (2, 5.0, 6.0)
+    assert check(torch.eye(3).to_sparse()).numel == 3
+    assert summarize(torch.eye(3).to_sparse_csr()).numel == 3
+
+
+def test_measuring_leaves_the_tensor_the_graph_and_the_generators_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    leaf = torch.randn(5, requires_grad=True)
+    torch.set_rng_state(before)
+    tensor = leaf * 2
+    version, node = tensor._version, tensor.grad_fn
+    summarize(tensor)
+    assert (tensor._version, tensor.grad_fn) == (version, node)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_autocast_does_not_change_what_is_measured() -> None:
+    tensor = hostile(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert summarize(tensor) == summarize(tensor)
+        check(tensor)
+
+
+def test_what_cannot_be_measured_is_known_beforehand() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged)
+    for tensor in (torch.ones(2, device="meta"), torch.ones(2).to_mkldnn(), nested):
+        assert not is_measurable(tensor)
+        with pytest.raises(TypeError, match="cannot measure"):
+            summarize(tensor)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch before 2.8")
+def test_packed_four_bit_numbers_are_not_measured() -> None:
+    assert not is_measurable(torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
+
+
+def test_plain_values_are_strided_and_real() -> None:
+    assert plain_values(torch.ones(2, dtype=torch.complex64)).shape == (2, 2)
+    assert plain_values(torch.eye(3).to_sparse()).layout is torch.strided
+
+
+def test_a_queue_returns_each_tensor_under_its_own_ticket_and_is_empty_after_it() -> None:
+    queue = StatsQueue()
+    tensors = [torch.ones(3), torch.zeros(2, dtype=torch.float64), torch.ones(2, device="meta"), torch.tensor([7])]
+    tickets = [queue.add(t, histogram=i != 0) for i, t in enumerate(tensors)]
+    assert len(queue) == 4
+    stats = queue.collect()
+    assert [None if (s := stats[t]) is None else s.sum for t in tickets] == [3.0, 0.0, None, 7.0]
+    assert (len(queue), queue.collect()) == (0, [])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_queue_takes_tensors_of_several_devices() -> None:
+    queue = StatsQueue()
+    for device in ("cpu", "cuda"):
+        queue.add(hostile(torch.float16).to(device))
+    first, second = queue.collect()
+    assert first == second

@@ -1,0 +1,283 @@
+"""A restored snapshot is the run at its moment, bit for bit; the ring reaches as far back as a rewind needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanhunt.precision import in_precision
+from nanhunt.rewind import Digest, kept, rewind
+from nanhunt.training import state
+from nanhunt.training.rng import RngState, seed_everything
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import REACH, Snapshot, SnapshotRing, state_bytes
+from nanhunt.training.step import StepWatch, train_step
+from nanhunt.training.tree import tensors_of
+from tests.conftest import tiny_run
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scratch += x.mean()
+        return self.drop(self.norm(self.layer(x))) + self.frozen(x)
+
+
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    return F.mse_loss(model(batch) * (1 + random.random() + float(np.random.rand())), batch)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
+    rest = [p for p in model.parameters() if p.dim() == 1 and p.requires_grad]
+    return torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=0.01)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "amsgrad-capturable-lr": lambda m: torch.optim.Adam(m.parameters(), lr=torch.tensor(0.01), amsgrad=True),
+    "sgd-momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9),
+    "adagrad": lambda m: torch.optim.Adagrad(m.parameters()),
+    "rprop": lambda m: torch.optim.Rprop(m.parameters()),
+}
+
+
+def run_of(optimizer: str = "adamw", *, steps: int = 12, dtype: torch.dtype = torch.float32, **settings: Any) -> TrainingRun:
+    seed_everything(0)
+    model = Net().to(dtype)
+    data = [torch.randn(6, 4, dtype=dtype) for _ in range(steps)]
+    return tiny_run(model, loss_of, data, optimizer=OPTIMIZERS[optimizer](model), **settings)
+
+
+def advance(run: TrainingRun, first: int, last: int) -> list[float]:
+    return [train_step(run, step, StepWatch()).loss for step in range(first, last)]
+
+
+def bits(tensor: Tensor) -> tuple[str, bytes]:
+    return str(tensor.dtype), tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def everything(run: TrainingRun) -> dict[str, Any]:
+    """Return all that a snapshot must bring back."""
+    model, optimizer = run.model, run.optimizer
+    names = {p: n for n, p in model.named_parameters()}
+    return {
+        "tensors": {n: bits(t) for n, t in (*model.named_parameters(), *model.named_buffers())},
+        "grads": {n: None if p.grad is None else bits(p.grad) for p, n in names.items()},
+        "state": {names[p]: {k: bits(t) for k, t in tensors_of(s)} for p, s in optimizer.state.items()},
+        "groups": [{k: str(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
+        "scaler": run.scaler.state_dict() if run.scaler else None,
+        "scheduler": str(run.scheduler.state_dict()) if run.scheduler else None,
+        "training": {n: m.training for n, m in model.named_modules()},
+        "generators": (random.getstate(), np.random.get_state()[1].tobytes(), bits(torch.get_rng_state())),  # type: ignore[union-attr]
+    }
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("taken_at", [0, 3])
+def test_restoring_brings_back_every_bit_and_the_same_future(optimizer: str, taken_at: int) -> None:
+    run = run_of(optimizer)
+    advance(run, 0, taken_at)
+    snapshot, before = Snapshot.take(run, taken_at), everything(run)
+    future = advance(run, taken_at, 8)
+    for _ in range(2):
+        snapshot.restore(run)
+        assert everything(run) == before
+        assert advance(run, taken_at, 8) == future
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_scaler_and_scheduler_come_back_after_a_skipped_step() -> None:
+    run = run_of(autocast="fp16", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=2))
+    run.scheduler = torch.optim.lr_scheduler.OneCycleLR(run.optimizer, max_lr=0.1, total_steps=40)
+    advance(run, 0, 3)
+    snapshot, before = Snapshot.take(run, 3), everything(run)
+    future = advance(run, 3, 9)
+    assert run.scaler is not None
+    assert run.scaler.state_dict() != before["scaler"]
+    snapshot.restore(run)
+    assert everything(run) == before
+    assert advance(run, 3, 9) == future
+
+
+def test_a_step_that_broke_off_after_unscaling_can_be_run_again() -> None:
+    run = run_of(autocast="fp16", scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    snapshot = Snapshot.take(run, 0)
+    first = advance(run, 0, 1)
+    snapshot.restore(run)
+
+    class Breaks(StepWatch):
+        def gradients_ready(self) -> None:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        train_step(run, 0, Breaks())
+    snapshot.restore(run)
+    assert advance(run, 0, 1) == first
+
+
+def test_moments_keep_a_dtype_that_is_not_the_weights() -> None:
+    run = run_of(dtype=torch.bfloat16)
+    advance(run, 0, 2)
+    for moments in run.optimizer.state.values():
+        moments["exp_avg"] = moments["exp_avg"].float() + 1e-8  # load_state_dict would round this to bf16
+    snapshot, before = Snapshot.take(run, 2), everything(run)
+    for moments in run.optimizer.state.values():
+        moments["exp_avg"].zero_()
+    snapshot.restore(run)
+    assert everything(run) == before
+
+
+def test_restoring_writes_into_the_tensors_that_the_users_code_holds() -> None:
+    run = run_of()
+    held, buffer = run.model.layer.weight, run.model.norm.running_mean  # type: ignore[union-attr]
+    snapshot = Snapshot.take(run, 0)
+    original = held.detach().clone()
+    advance(run, 0, 2)
+    snapshot.restore(run)
+    assert run.model.layer.weight is held  # type: ignore[union-attr]
+    assert run.model.norm.running_mean is buffer  # type: ignore[union-attr]
+    assert torch.equal(held, original)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_trial_in_another_precision_leaves_no_trace(precision: str, dtype: torch.dtype) -> None:
+    run = run_of(dtype=dtype, autocast=None)
+    advance(run, 0, 2)
+    before = everything(run)
+    expected = {"fp64": torch.float64, "fp32": torch.float32}.get(precision, dtype)
+    if dtype is torch.bfloat16 and precision == "fp16":
+        expected = torch.float16
+    with kept(run, 2), in_precision(run, precision):
+        assert {p.dtype for p in run.model.parameters()} == {expected}
+        train_step(run, 2, StepWatch())
+    assert everything(run) == before
+    assert run.autocast is None
+    assert run.batches.transform is None
+
+
+def test_a_body_that_raises_leaves_the_run_as_it_was() -> None:
+    run = run_of()
+    before = everything(run)
+    with pytest.raises(ZeroDivisionError), kept(run, 0):
+        advance(run, 0, 1)
+        run.batches.transform = lambda step, micro, batch: batch
+        raise ZeroDivisionError
+    assert everything(run) == before
+    assert run.batches.transform is None
+
+
+def test_sparse_gradients_are_kept() -> None:
+    model = nn.Embedding(5, 2, sparse=True)
+    run = tiny_run(model, lambda m, ids: m(ids).square().sum(), [torch.tensor([1, 1, 3])])
+    advance(run, 0, 1)
+    snapshot = Snapshot.take(run, 1)
+    assert model.weight.grad is not None
+    grad = model.weight.grad.to_dense().clone()
+    model.weight.grad = None
+    snapshot.restore(run)
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad.to_dense(), grad)
+
+
+def test_an_optimizer_that_keys_its_state_by_name_is_kept() -> None:
+    run = run_of("sgd-momentum")
+    run.optimizer.state["global"] = {"count": 3, "norm": torch.tensor(2.0)}  # type: ignore[index]
+    snapshot = Snapshot.take(run, 0)
+    run.optimizer.state["global"]["norm"].zero_()  # type: ignore[index]
+    snapshot.restore(run)
+    assert run.optimizer.state["global"]["norm"].item() == 2.0  # type: ignore[index]
+
+
+def test_the_generators_state_is_captured_and_restored_without_drawing() -> None:
+    seed_everything(7)
+    captured = RngState.capture()
+    drawn = [(random.random(), float(np.random.rand()), float(torch.rand(()))) for _ in range(2)]
+    captured.restore()
+    assert [(random.random(), float(np.random.rand()), float(torch.rand(()))) for _ in range(2)] == drawn
+
+
+# --- the ring ---------------------------------------------------------------------------------------------------------
+
+
+class Offered(SnapshotRing):
+    """A ring that notes the steps at which it took a snapshot."""
+
+    def taken(self) -> list[int]:
+        return [s.step for s in self._kept]
+
+
+def test_a_small_model_has_a_snapshot_before_every_step() -> None:
+    run = run_of(steps=40)
+    ring = Offered(run)
+    for step in range(30):
+        ring.offer(run, step)
+    assert ring.spacing == 1
+    assert ring.taken() == list(range(30 - REACH, 30))
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 8, 19, 20, 50])
+def test_whatever_the_budget_the_ring_reaches_back_far_enough(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of()
+    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
+    ring = Offered(run)
+    for step in range(100, 170):
+        ring.offer(run, step)
+        reach = min(REACH - 1, step - 100)
+        assert ring.oldest_step <= step - reach
+        assert ring.nearest(step).step <= step
+    assert len(ring.taken()) <= max(2, room)
+
+
+@pytest.mark.parametrize("room", [2, 4, 50])
+def test_a_rewind_stands_before_the_step_exactly_as_the_replay_did(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(steps=24)
+    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
+    ring, seen = SnapshotRing(run), []
+    for step in range(24):
+        ring.offer(run, step)
+        run.batches.forget_before(ring.oldest_step)
+        seen.append((everything(run), advance(run, step, step + 1)))
+    for step in (23, 12, 17):
+        rewind(run, ring, step)
+        assert everything(run)["tensors"] == seen[step][0]["tensors"]
+        assert everything(run)["state"] == seen[step][0]["state"]
+        assert advance(run, step, step + 1) == seen[step][1]
+
+
+def test_the_bytes_of_a_snapshot_are_weights_buffers_and_moments() -> None:
+    run = run_of()
+    weights = sum(t.numel() * t.element_size() for t in (*run.model.parameters(), *run.model.buffers()))
+    assert state_bytes(run) == 3 * weights  # two moments are to come
+    advance(run, 0, 1)
+    moments = sum(t.numel() * t.element_size() for s in run.optimizer.state.values() for t in s.values())
+    assert state_bytes(run) == weights + moments
+
+
+def test_a_digest_tells_bits_and_not_values() -> None:
+    model = nn.Linear(2, 1, bias=False)
+
+    def digest(grad: Tensor) -> Digest:
+        model.weight.grad = grad
+        taken = Digest(tiny_run(model, loss_of, []))
+        taken.gradients_ready()
+        return taken
+
+    nan, zero = torch.tensor([[float("nan"), 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert digest(nan).compare(digest(nan.clone()))["same_gradients"]
+    told = digest(zero).compare(digest(-zero))
+    assert (told["same_gradients"], told["differing"]) == (False, ["weight"])
