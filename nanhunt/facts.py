@@ -27,7 +27,7 @@ def batch_facts(run: TrainingRun, step: int) -> dict[str, Any]:
     micros = []
     for micro in range(run.accumulate):
         try:
-            batch = run.batches.get(step, micro)
+            batch = run.batches.peek(step, micro)
         except KeyError:  # not kept any more
             break
         size = batch_size(batch)

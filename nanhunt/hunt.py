@@ -20,7 +20,7 @@ from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.interventions import Intervention, library
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.replay import Replayed, replay_step
+from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import loss_outliers, sample_losses
 from nanhunt.stall import (
@@ -41,7 +41,7 @@ from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepResult
 from nanhunt.verdicts import Known, StepFault, fault_of, unscaled_gradients
-from nanhunt.zoom import zoom_in
+from nanhunt.zoom import Zoomed, locate_exception, zoom_in
 
 __all__ = ["HuntSettings", "Progress", "hunt"]
 
@@ -106,6 +106,7 @@ class _Hunt:
     #: zero share of the gradients at a gradient-underflow onset
     zeros: float | None = None
     seconds: float = 0.0
+    lost_device: bool = False
 
     def __post_init__(self) -> None:
         self.ring = SnapshotRing(self.run)
@@ -135,7 +136,7 @@ def hunt(
     writer.note(NoteKind.ONSET, state.onset.to_json())
     writer.note(NoteKind.BATCH, batch_facts(run, state.onset.step))
     writer.flush()
-    if settings.trials:
+    if settings.trials and not state.lost_device:
         _try(state)
     return state.onset
 
@@ -163,6 +164,7 @@ def _replay(state: _Hunt) -> Onset | None:
         state.progress.step(seen.result, step)
         onset = _judged(state, seen, rows)
         if onset is not None:
+            state.lost_device = device_is_lost(seen.error)
             return onset
     event = state.watch.finish()
     return _spiked(state, event) if event is not None else None
@@ -224,15 +226,24 @@ def _zoomed(state: _Hunt, seen: Replayed, rows: list[Observation], fault: StepFa
     onset = Onset(kind="nan" if fault.nan else "inf", step=seen.step, phase="forward", detail=fault.detail)
     if fault.kind == "exception":
         onset = replace(onset, kind="exception")
+    if device_is_lost(seen.error):
+        text = "the CUDA context is lost after an assert: no op-level look, no trials. `--device cpu` gives both"
+        state.writer.note(NoteKind.ASSUMPTION, {"text": text})
+        return _written(state, locate_exception(state.run, seen, fault))
     if not state.settings.zoom:
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
+    return replace(_written(state, zoomed), lead_step=lead)
+
+
+def _written(state: _Hunt, zoomed: Zoomed) -> Onset:
+    """Write what the zoom found and return the onset."""
     state.writer.write(zoomed.rows)
     for kind, body in zoomed.notes:
         state.writer.note(kind, body)
     state.writer.flush()
-    return replace(zoomed.onset, lead_step=lead)
+    return zoomed.onset
 
 
 def _without_zoom(rows: list[Observation], fault: StepFault, onset: Onset) -> Onset:

@@ -22,7 +22,7 @@ from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["Finiteness", "Replayed", "WatchList", "nonfinite_names", "replay_step"]
+__all__ = ["Finiteness", "Replayed", "WatchList", "device_is_lost", "nonfinite_names", "replay_step"]
 
 
 class WatchList(StepWatch):
@@ -208,12 +208,20 @@ def replay_step(
             raise
         except Exception as error:
             replayed.error = error
+    if device_is_lost(replayed.error):
+        rows.drop()  # they are on a device that answers nothing any more
+        return replayed
     finite.resolve()
     replayed.batch_sizes = narrator.sizes
     rows.micro = 0
     if replayed.result is not None:
         _record_scalars(replayed.result, rows)
     return replayed
+
+
+def device_is_lost(error: BaseException | None) -> bool:
+    """Whether an exception left the CUDA context unusable: after a device-side assert every later call fails too."""
+    return error is not None and ("device-side assert" in str(error) or "CUDA error" in str(error))
 
 
 @contextlib.contextmanager

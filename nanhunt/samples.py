@@ -29,11 +29,9 @@ def attribute_samples(
     samples, left out instead, leaves the fault in place.
     """
     everyone = list(range(size))
-    method = "coordinates"
-    culprits = candidates
+    method, culprits = "coordinates", candidates
     if not culprits or len(culprits) == size or faulty(_without(everyone, culprits)) is not False:
-        method = "left out one by one" if size <= 16 else "bisection"
-        culprits = _search(everyone, faulty)
+        method, culprits = "bisection", _search(everyone, faulty)
     if not culprits or len(culprits) == size:
         return None
     if faulty(_without(everyone, culprits)) is not False:

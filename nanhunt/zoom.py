@@ -22,7 +22,7 @@ from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known, StepFault, fault_of
 
-__all__ = ["Zoomed", "zoom_in"]
+__all__ = ["Zoomed", "locate_exception", "zoom_in"]
 
 #: Other births on the way that are told besides the root.
 _OTHERS = 6
@@ -49,7 +49,7 @@ def zoom_in(
             kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
             return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, repeat)], reproduced=False)
         if fault.kind == "exception":
-            zoomed = _exception(run, step, fault, plain)
+            zoomed = locate_exception(run, plain, fault, module=_raising_module(run, step))
         else:
             zoomed = _look(run, ring, rows, step, fault, known)
         zoomed.notes.insert(0, (NoteKind.REPEAT, repeat))
@@ -203,12 +203,11 @@ def _source_note(line: SourceLine, base: Path) -> dict[str, Any]:
 # --- a model that raises -----------------------------------------------------------------------------------------------
 
 
-def _exception(run: TrainingRun, step: int, fault: StepFault, replayed: Replayed) -> Zoomed:
-    """Locate an exception of the user's code: the innermost frame that is theirs, and the module that was running."""
-    error = replayed.error
+def locate_exception(run: TrainingRun, replayed: Replayed, fault: StepFault, *, module: str = "") -> Zoomed:
+    """Locate an exception of the user's code: the innermost frame that is theirs; `module` was running."""
+    error, step = replayed.error, replayed.step
     assert error is not None
     line = _user_frame(error)
-    module = _raising_module(run, step)
     source = place(line, run.root) if line else None
     body: dict[str, Any] = {
         "step": step,

@@ -48,11 +48,13 @@ def test_coordinates_that_mislead_are_dropped_for_a_search() -> None:
     found = attribute_samples(8, [1, 2], any_of(5))
     assert found is not None
     assert found["samples"] == [5]
-    assert found["method"] != "coordinates"
+    assert found["method"] == "bisection"
 
 
 @settings(deadline=None)
-@given(st.integers(4, 64).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=2))))
+@given(
+    st.integers(4, 64).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=2)))
+)
 def test_a_few_culprits_are_found_in_any_batch(batch: tuple[int, set[int]]) -> None:
     size, culprits = batch
     trial = any_of(*culprits)
@@ -137,7 +139,6 @@ def test_losses_of_single_samples_leave_no_gradient() -> None:
         ([2.0, 2.1, 1.9, 2.05, 2.0], []),
         ([2.0, 2.0, 2.0, 2.0, 2.1], []),
         ([2.0, 2.1, 1.9, 2.05, 5.0], []),
-        ([0.0, 0.0, 0.0, 0.0, 1e-3], [4]),
         ([math.nan, math.nan, 1.0, 1.0, 1.0], [0, 1]),
         ([math.nan] * 5, []),
         ([1.0, 1.0], []),

@@ -112,6 +112,11 @@ class RowBuffer:
         self._pending.clear()
         return rows
 
+    def drop(self) -> None:
+        """Forget the rows so far, without a word to the device."""
+        self._pending.clear()
+        self._queue = StatsQueue()
+
     def _row(self, phase: Phase, role: Role, module: str, name: str) -> Observation:
         return Observation(
             step=self.step,

@@ -57,6 +57,13 @@ class BatchSource:
         placed = map_tensors(lambda t: t.to(self._device, copy=True), batch)
         return placed if self.transform is None else self.transform(step, micro, placed)
 
+    def peek(self, step: int, micro: int) -> Any:
+        """Return a batch that was read before, as the user's data gave it; nothing else changes.
+
+        Raises KeyError where it is not kept.
+        """
+        return self._kept[step * self._accumulate + micro][0]
+
     def forget_before(self, step: int) -> None:
         """Drop batches that no rewind reaches any more."""
         for index in [i for i in self._kept if i < step * self._accumulate]:

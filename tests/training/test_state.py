@@ -55,7 +55,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 }
 
 
-def run_of(optimizer: str = "adamw", *, steps: int = 12, dtype: torch.dtype = torch.float32, **settings: Any) -> TrainingRun:
+def run_of(
+    optimizer: str = "adamw", *, steps: int = 12, dtype: torch.dtype = torch.float32, **settings: Any
+) -> TrainingRun:
     seed_everything(0)
     model = Net().to(dtype)
     data = [torch.randn(6, 4, dtype=dtype) for _ in range(steps)]

@@ -103,7 +103,9 @@ def test_the_rate_that_is_told_is_the_one_of_this_step_and_the_schedule_comes_af
     assert rates == pytest.approx([0.01, 0.001])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str
+)
 def test_the_norm_of_gradients_of_any_dtype_is_taken_in_fp32_or_wider(dtype: torch.dtype) -> None:
     grads = [torch.full((4,), 60_000, dtype=dtype), torch.zeros(0, dtype=dtype)]
     exact = math.sqrt(sum(abs(complex(x)) ** 2 for x in grads[0].tolist()))
