@@ -24,12 +24,13 @@ from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import loss_outliers, sample_losses
 from nanhunt.stall import (
+    ENERGY,
     FLUSHED,
     SUSPICIOUS_ZEROS,
     UpdateLoss,
+    can_flush,
     compare_twin,
     frozen_share,
-    is_low_precision,
     zero_share,
 )
 from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
@@ -309,7 +310,7 @@ def _stalled(state: _Hunt, seen: Replayed, rows: list[Observation]) -> Onset | N
     if not any(r.role == Role.GRAD.value for r in rows) or (seen.result is not None and seen.result.skipped):
         return None
     zeros = zero_share(rows)
-    if zeros is not None and zeros > state.innocent_zeros + SUSPICIOUS_ZEROS and is_low_precision(state.run):
+    if zeros is not None and zeros > state.innocent_zeros + SUSPICIOUS_ZEROS and can_flush(state.run):
         onset = _underflowed(state, seen.step, zeros)
         if onset is not None:
             return onset
@@ -337,7 +338,7 @@ def _underflowed(state: _Hunt, step: int, zeros: float) -> Onset | None:
     if twin is None:
         return None
     state.writer.note(NoteKind.TWIN, {**twin, "zero_share": zeros})
-    if twin["flushed"] < FLUSHED:
+    if twin["flushed"] < FLUSHED or twin["energy_lost"] < ENERGY:
         state.innocent_zeros = zeros
         return None
     state.zeros = zeros

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,10 @@ from nanhunt.training.step import StepResult, StepWatch, train_step
 from nanhunt.training.tree import tensors_of
 
 __all__ = ["Finiteness", "Replayed", "WatchList", "device_is_lost", "nonfinite_names", "replay_step"]
+
+
+#: Folders whose code runs inside a step without being the user's.
+_PROBES = (Path(__file__).parent / "probes", Path(__file__).parent / "stats")
 
 
 class WatchList(StepWatch):
@@ -207,6 +214,8 @@ def replay_step(
         except (NanhuntError, DataEndedError):
             raise
         except Exception as error:
+            if _is_ours(error):
+                raise
             replayed.error = error
     if device_is_lost(replayed.error):
         rows.drop()  # they are on a device that answers nothing any more
@@ -217,6 +226,13 @@ def replay_step(
     if replayed.result is not None:
         _record_scalars(replayed.result, rows)
     return replayed
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a probe failed rather than the user's model: that is a defect to be told, not a finding."""
+    frames = traceback.extract_tb(error.__traceback__)
+    innermost = next((f.filename for f in reversed(frames) if f"{os.sep}torch{os.sep}" not in f.filename), "")
+    return Path(innermost).parent in _PROBES
 
 
 def device_is_lost(error: BaseException | None) -> bool:

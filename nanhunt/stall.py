@@ -24,6 +24,9 @@ __all__ = ["UpdateLoss", "compare_twin", "frozen_share", "zero_share"]
 SUSPICIOUS_ZEROS = 0.2
 #: Share of the twin's non-zero gradients that were flushed, from which it is a fault.
 FLUSHED = 0.5
+#: Their share of the twin's energy, from which it is: a saturated softmax in half precision rounds the gradients of
+#: most scores to zero, which are next to nothing in fp32 as well.
+ENERGY = 1e-3
 #: Share of weights with a gradient that an update left unchanged, from which steps count as lost.
 FROZEN = 0.75
 
@@ -54,10 +57,9 @@ def zero_share(rows: Sequence[Observation]) -> float | None:
     return sum(s.zero for s in grads) / numel if numel else None
 
 
-def is_low_precision(run: TrainingRun) -> bool:
-    """Whether the forward and backward pass run in a format that can flush gradients."""
-    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in run.model.parameters())
-    return run.autocast is not None or narrow
+def can_flush(run: TrainingRun) -> bool:
+    """Whether the backward pass runs in a format that flushes ordinary gradients: fp16 ends at 6e-8, bf16 at 1e-40."""
+    return run.autocast == "fp16" or any(p.dtype == torch.float16 for p in run.model.parameters())
 
 
 def compare_twin(run: TrainingRun, step: int, rewind: Any) -> dict[str, Any] | None:

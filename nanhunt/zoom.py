@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from nanhunt.probes.birth import describe_birth
 from nanhunt.probes.lineage import Root, find_root, hops_from
 from nanhunt.probes.op import OpProbe
-from nanhunt.probes.probe import RowBuffer, split_name
+from nanhunt.probes.probe import RowBuffer, is_hookable, split_name
 from nanhunt.probes.source import SourceLine, excerpt, is_user_file, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import Digest, kept, rewind
@@ -238,25 +239,32 @@ def _user_frame(error: BaseException) -> SourceLine | None:
 
 
 def _raising_module(run: TrainingRun, step: int) -> str:
-    """Run the step once more and return the innermost module whose forward did not come back."""
-    running: list[str] = []
-    deepest: list[str] = [""]
+    """Run the step once more and return the innermost module whose forward the exception came out of.
 
-    def entering(name: str) -> Any:
-        return lambda module, args: running.append(name)
+    By the exception itself: one that the model catches inside leads nowhere.
+    """
+    raised: dict[BaseException, str] = {}
 
-    def leaving(module: Any, args: Any, output: Any) -> None:
-        running.pop()
+    def leaving(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            error = sys.exc_info()[1]
+            if error is not None:
+                raised.setdefault(error, name)
 
-    handles = []
-    for name, module in run.model.named_modules():
-        handles.append(module.register_forward_pre_hook(entering(name)))
-        handles.append(module.register_forward_hook(leaving))
+        return hook
+
+    modules = [(name, module) for name, module in run.model.named_modules() if is_hookable(module)]
+    handles = [module.register_forward_hook(leaving(name), always_call=True) for name, module in modules]
+    error: BaseException | None = None
     try:
         train_step(run, step, StepWatch())
-    except Exception:  # the very exception that is being located
-        deepest.append(running[-1] if running else "")
+    except Exception as caught:  # the very exception that is being located
+        error = caught
     finally:
         for handle in handles:
             handle.remove()
-    return deepest[-1]
+    module = ""
+    while error is not None:  # an exception that was raised anew in the place of another leads to that one's module
+        module = raised.get(error, module)
+        error = error.__cause__ or error.__context__
+    return module

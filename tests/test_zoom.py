@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
@@ -43,13 +43,11 @@ def line_of(mark: str) -> str:
 
 
 class Tokens(nn.Module):
-    def __init__(self, *, checkpointed: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.embed, self.checkpointed = nn.Embedding(5, 4), checkpointed
+        self.embed = nn.Embedding(5, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.checkpointed:
-            return checkpoint(self.embed, ids, use_reentrant=False)  # type: ignore[no-any-return]
         return self.embed(ids)  # the lookup
 
 
@@ -65,7 +63,11 @@ class Net(nn.Module):
 def test_an_index_out_of_range_is_located_in_its_module_and_line() -> None:
     run = tiny_run(Net(Tokens()), lambda m, ids: m(ids).mean(), [torch.tensor([1, 9, 2])])
     zoom, fault = zoomed(run)
-    assert (zoom.onset.kind, zoom.onset.module, zoom.onset.source) == ("exception", "tokens.embed", line_of("the lookup"))
+    assert (zoom.onset.kind, zoom.onset.module, zoom.onset.source) == (
+        "exception",
+        "tokens.embed",
+        line_of("the lookup"),
+    )
     body = note(zoom, NoteKind.EXCEPTION)
     assert body["type"] == "IndexError"
     assert "self.embed(ids)" in body["traceback"]
@@ -81,21 +83,28 @@ def test_an_exception_in_the_loss_belongs_to_no_module() -> None:
     assert (zoom.onset.module, zoom.onset.source) == ("", line_of("the target"))
 
 
-def test_an_exception_after_one_that_the_model_caught_itself_is_still_placed() -> None:
-    class Careful(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.risky, self.last = Tokens(), nn.Linear(4, 2)
+class Careful(nn.Module):
+    """Catches an error of its own part, then fails in another part or in itself."""
 
-        def forward(self, ids: Tensor) -> Tensor:
-            try:
-                self.risky(ids + 100)
-            except IndexError:
-                pass
+    def __init__(self, *, itself: bool) -> None:
+        super().__init__()
+        self.risky, self.last, self.itself = Tokens(), nn.Linear(4, 2), itself
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with contextlib.suppress(IndexError):
+            self.risky(ids + 100)
+        if self.itself:
+            raise RuntimeError("no way")  # itself
+        try:
             return self.last(torch.ones(2, 5))  # the shapes
+        except RuntimeError as error:
+            raise ValueError("bad shapes") from error  # told anew
 
-    zoom, _ = zoomed(tiny_run(Careful(), lambda m, ids: m(ids).mean(), [torch.tensor([1])]))
-    assert (zoom.onset.module, zoom.onset.source) == ("last", line_of("the shapes"))
+
+@pytest.mark.parametrize(("itself", "module", "mark"), [(True, "", "itself"), (False, "last", "told anew")])
+def test_an_exception_is_placed_past_those_that_the_model_caught_itself(itself: bool, module: str, mark: str) -> None:
+    zoom, _ = zoomed(tiny_run(Careful(itself=itself), lambda m, ids: m(ids).mean(), [torch.tensor([1])]))
+    assert (zoom.onset.module, zoom.onset.source) == (module, line_of(mark))
 
 
 def test_a_fault_that_does_not_come_again_is_a_mismatch_with_both_runs_compared() -> None:

@@ -149,6 +149,8 @@ def births_by_lane(inputs: list[Seen], outputs: list[Seen]) -> dict[str, str]:
 def nonfinite_flags(tensor: Tensor) -> tuple[bool, bool, bool]:
     """Return whether the tensor holds NaN, +inf, -inf. One pass where it is finite (`aminmax` carries NaN along)."""
     nothing = (False, False, False)
+    if tensor.is_nested:
+        tensor = tensor.values()
     if not (tensor.is_floating_point() or tensor.is_complex()) or not is_measurable(tensor):
         return nothing
     values = plain_values(tensor.detach())

@@ -68,7 +68,7 @@ class Memory:
 
 
 def _with_storage(tensor: Tensor) -> Tensor:
-    """Return the tensor, or the values of a sparse one."""
-    if tensor.layout is torch.strided:
+    """Return the tensor, or the values of a sparse or nested one."""
+    if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()

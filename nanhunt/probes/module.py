@@ -56,7 +56,9 @@ def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableH
 
 
 def _gradient_hook(module_name: str, path: str, rows: RowBuffer) -> Any:
-    def hook(grad: Tensor) -> None:
+    def hook(grad: Tensor | None) -> None:
+        if grad is None:  # cuDNN's recurrent backward has none for an output that nobody used
+            return
         rows.tensor(grad, phase=Phase.BACKWARD, role=Role.GRAD_OUTPUT, module=module_name, name=path)
 
     return hook

@@ -32,6 +32,7 @@ from nanhunt.probes.event import Capture, OpEvent, Seen, Terminal, births_by_lan
 from nanhunt.probes.memory import Memory
 from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.source import caller_line, is_checkpointing, place
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.step import StepWatch
 from nanhunt.training.tree import map_tensors, tensors_of
@@ -153,6 +154,8 @@ class OpProbe(TorchDispatchMode, StepWatch):
         if origin is not None:
             module = (module or origin.module) if again else origin.module
             source = source if again else source or origin.source
+        if source is None and self.phase is Phase.FORWARD:
+            source = caller_line()  # a gradient taken inside the forward pass: the line that takes it
         phase = self._phase_of(node is not None)
         event = OpEvent(
             index=len(self.events),
@@ -240,6 +243,8 @@ class OpProbe(TorchDispatchMode, StepWatch):
         kwargs = {k: _of_lane(v, lane) for k, v in before[1].items()}
         size = sum(t.numel() * t.element_size() for _, t in tensors_of([args, kwargs]))
         if self._kept[sort] >= room or self._kept["bytes"] + size > _KEEP_BYTES:
+            return
+        if not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
             return
         self._kept[sort] += 1
         self._kept["bytes"] += size

@@ -844,3 +844,69 @@ def test_a_later_step_is_zoomed_into_from_its_own_state() -> None:
     batches = [ordinary(), ordinary(), with_sample(1, 0.0)]
     found = found_in(tiny_run(Net(Of(log_of_zero)), mean_loss, batches), 2)
     assert (found.onset.step, found.onset.samples) == (2, [1])
+
+
+# --- less ordinary tensors and transforms -----------------------------------------------------------------------------
+
+
+def jagged(x: Tensor) -> Tensor:
+    rows = torch.nested.nested_tensor_from_jagged(x, torch.tensor([0, 1, 3, 4]))
+    return rows.log().values()  # born: jagged
+
+
+def mapped(x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row.log())(x)  # born: mapped
+
+
+def inner_gradient(x: Tensor) -> Tensor:
+    return torch.vmap(torch.func.grad(lambda row: row.sqrt().sum()))(x)  # born: inner-gradient
+
+
+def forward_mode(x: Tensor) -> Tensor:
+    return torch.func.jvp(torch.sqrt, (x,), (torch.ones_like(x),))[1]  # born: forward-mode
+
+
+def sparse_product(x: Tensor) -> Tensor:
+    return torch.sparse.mm(torch.eye(4).to_sparse(), x).log()  # born: sparse-product
+
+
+def out_variant(x: Tensor) -> Tensor:
+    return x + torch.log(x.detach(), out=torch.empty(4, 4))  # born: out-variant
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.log()  # born: without-grad
+    return x * scale
+
+
+def degenerate_svd(x: Tensor) -> Tensor:
+    u, _, v = torch.linalg.svd(torch.eye(4) + x * 0)  # born: degenerate-svd
+    return u + v
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "function",
+    [jagged, mapped, inner_gradient, forward_mode, sparse_product, out_variant, without_grad, degenerate_svd],
+    ids=lambda f: f.__name__,
+)
+def test_less_ordinary_tensors_and_transforms_are_followed_too(function: Callable[[Tensor], Tensor]) -> None:
+    found = found_in(of_function(function, with_sample(2, 0.0)))
+    assert found.onset.module == "block"
+    assert found.onset.source == born_at(function.__name__.replace("_", "-"))
+    assert found.root.kind in ("inf-from-finite", "nan-from-finite")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_followed_by_its_ops() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.script(nn.LogSigmoid())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x - x).sub(self.inner(x - x)).log()  # born: scripted
+
+    found = found_in(tiny_run(Net(Outer()), mean_loss, [ordinary()]))
+    assert (found.onset.op, found.onset.module, found.onset.source) == ("aten.log", "block", born_at("scripted"))

@@ -105,9 +105,14 @@ def test_every_hook_is_gone_after_an_error_also_from_tensors_that_live_on() -> N
             return self.weight
 
     model = Own()
-    with pytest.raises(ZeroDivisionError), watch_modules(model, RowBuffer()):
-        model()
-        assert model.weight._backward_hooks
-        raise ZeroDivisionError
+
+    def breaks_off() -> None:
+        with watch_modules(model, RowBuffer()):
+            model()
+            assert model.weight._backward_hooks
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks_off()
     assert not model._forward_hooks
     assert not model.weight._backward_hooks

@@ -62,7 +62,7 @@ def test_a_shuffling_loader_is_read_once() -> None:
     loader = DataLoader(TensorDataset(torch.arange(12.0)), batch_size=4, shuffle=True)
     batches = source(loader)
     first = [batches.get(step, 0)[0].tolist() for step in range(3)]
-    assert sorted(sum(first, [])) == list(range(12))
+    assert sorted(x for batch in first for x in batch) == list(range(12))
     assert [batches.get(step, 0)[0].tolist() for step in range(3)] == first
 
 

@@ -175,10 +175,15 @@ def test_a_trial_in_another_precision_leaves_no_trace(precision: str, dtype: tor
 def test_a_body_that_raises_leaves_the_run_as_it_was() -> None:
     run = run_of()
     before = everything(run)
-    with pytest.raises(ZeroDivisionError), kept(run, 0):
-        advance(run, 0, 1)
-        run.batches.transform = lambda step, micro, batch: batch
-        raise ZeroDivisionError
+
+    def breaks_off() -> None:
+        with kept(run, 0):
+            advance(run, 0, 1)
+            run.batches.transform = lambda step, micro, batch: batch
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks_off()
     assert everything(run) == before
     assert run.batches.transform is None
 

@@ -77,7 +77,32 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if birth.fp64 == "beyond-range":
         return _overflowed(birth, evidence)
-    return _inside_a_kernel(birth, evidence)
+    return _operand_beyond(birth, evidence) or _inside_a_kernel(birth, evidence)
+
+
+def _operand_beyond(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A wide operand that the kernel takes in its output's narrow format: CUDA does so with a 0-dim fp32 factor."""
+    output = bad_output(birth)
+    if output is None or birth.fp64 != "in-range":
+        return None
+    end = limit(output.dtype)
+    wide = next((o for o in birth.inputs if o.dtype != output.dtype and o.amax > end), None)
+    if wide is None:
+        return None
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"an operand of {number(wide.amax)} is taken in {output.dtype}, which ends at {number(end)}",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(
+                claim=f"{wide.name} in {wide.dtype}; the op computes in {output.dtype}", value=wide.amax, threshold=end
+            ),
+            Exhibit(claim="in fp64 the result itself would fit", value=birth.fp64_amax, threshold=end),
+        ),
+        fixes=_fixes(birth, output.dtype, wide.amax),
+        predictions=_predictions(evidence, output.dtype, wide.amax),
+    )
 
 
 def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:

@@ -1,0 +1,212 @@
+"""The optimizer probe: what was really applied, and Adam's health by the definitions, in numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanhunt.probes.optimizer import OptimizerProbe, adam_health, record_state
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.trace.schema import Observation, Phase
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import train_step
+from tests.conftest import tiny_run
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x))
+
+
+def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).exp().mean()
+
+
+def data(count: int = 4) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(5, 3, generator=draw) for _ in range(count)]
+
+
+def rows_of(run: TrainingRun, steps: int = 1) -> list[Observation]:
+    """Return the rows of the last of `steps` steps."""
+    rows = RowBuffer()
+    for step in range(steps):
+        rows.take()
+        train_step(run, step, OptimizerProbe(run, rows))
+    return rows.take()
+
+
+def tensors(rows: list[Observation], role: str) -> dict[str, Observation]:
+    return {f"{r.module}.{r.name}": r for r in rows if r.role == role}
+
+
+def scalars(rows: list[Observation]) -> dict[str, float | None]:
+    return {f"{r.module}.{r.name}": r.value for r in rows if r.role == "scalar"}
+
+
+@pytest.mark.parametrize("kind", ["loop", "foreach", "fused"])
+def test_the_update_is_the_difference_of_the_weights(kind: str) -> None:
+    model = Net()
+    more: dict[str, Any] = {} if kind == "loop" else {kind: True}
+    run = tiny_run(model, loss_of, data(), optimizer=torch.optim.AdamW(model.parameters(), lr=0.1, **more))
+    rows_of(run, 1)
+    before = model.layer.weight.detach().clone()
+    run.batches = tiny_run(model, loss_of, data()).batches
+    rows = rows_of(run, 1)
+    update = tensors(rows, "update")["layer.weight"].stats
+    assert update is not None
+    assert update.l2 == pytest.approx(float((model.layer.weight - before).detach().double().norm()), rel=1e-6)
+    expected = float((model.layer.weight - before).detach().square().mean().sqrt()) / 0.1
+    assert scalars(rows)["layer.weight.update_lr"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_recorded_before_the_clip() -> None:
+    rows = rows_of(tiny_run(Net(), loss_of, data(), clip_grad_norm=1e-3))
+    norms = [r.stats.l2 for r in tensors(rows, "grad").values() if r.stats]
+    assert math.hypot(*norms) > 0.01
+
+
+def test_weights_buffers_and_moments_are_recorded_under_their_names() -> None:
+    model = Net()
+    run = tiny_run(model, loss_of, data(), optimizer=torch.optim.AdamW(model.parameters()))
+    rows = rows_of(run)
+    names = {n for n, _ in model.named_parameters()}
+    for role in ("weight", "exp_avg", "exp_avg_sq", "grad", "update"):
+        assert set(tensors(rows, role)) == names
+    assert set(tensors(rows, "buffer")) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    loaded = RowBuffer()
+    record_state(run, loaded, Phase.LOAD)
+    assert {r.phase for r in loaded.take()} == {"load"}
+
+
+def test_a_weight_that_rounding_holds_still_is_frozen() -> None:
+    model = nn.Linear(4, 1, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    for rate, share in ((1e-3, 1.0), (1e-1, 0.0)):  # half an ulp of bf16 below 1 is 2^-9
+        run = tiny_run(model, lambda m, x: m(x).mean(), [torch.ones(2, 4).bfloat16()],
+                       optimizer=torch.optim.SGD(model.parameters(), lr=rate))  # fmt: skip
+        assert scalars(rows_of(run))[".weight.frozen"] == share
+
+
+def test_a_weight_without_a_gradient_counts_as_neither() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    x = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    rows = rows_of(tiny_run(model, lambda m, b: m(b).mean(), [x]))
+    assert scalars(rows)[".weight.frozen"] == 0.0
+
+
+def test_a_rate_of_zero_has_no_update_in_its_units() -> None:
+    model = Net()
+    rows = rows_of(tiny_run(model, loss_of, data(), optimizer=torch.optim.SGD(model.parameters(), lr=0.0)))
+    assert "layer.weight.update_lr" not in scalars(rows)
+
+
+@pytest.mark.parametrize("step", [1, 2, 1000])
+def test_adams_health_follows_its_definitions(step: int) -> None:
+    draw = np.random.default_rng(step)
+    g, m = draw.normal(size=(2, 20)) * 1e-3
+    before, eps, beta2 = draw.random(20) * 1e-6, 1e-8, 0.95
+    v = beta2 * before + (1 - beta2) * g**2
+    v[3] = 0.0
+    state = {"step": torch.tensor(float(step)), "exp_avg": torch.tensor(m), "exp_avg_sq": torch.tensor(v)}
+    group = {"betas": (0.9, beta2), "eps": eps}
+    health = adam_health(torch.tensor(g), state, group, torch.tensor(before))
+    v_hat = v / (1 - beta2**step)
+    v_old = before / (1 - beta2 ** (step - 1)) if step > 1 else before
+    expected = {
+        "rms_t": np.sqrt(np.mean(g**2 / np.maximum(v_hat, eps**2))),
+        "kappa_eps": np.sqrt(v_hat.mean()) / eps,
+        "v_zero": 1 / 20,
+        "v_below_eps2": 1 / 20,
+        "v_stale": np.sqrt(np.mean(g**2) / v_old.mean()),
+    }
+    assert {k: float(x) for k, x in health.items() if x is not None} == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_steady_state_has_an_rms_near_one_and_a_jump_more() -> None:
+    model = nn.Linear(64, 1, bias=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randn(1, 64, generator=draw) for _ in range(60)]
+    run = tiny_run(model, lambda m, x: m(x).mean(), [*batches, batches[0] * 100], optimizer=optimizer)
+    rows = RowBuffer()
+    values = []
+    for step in range(61):
+        rows.take()
+        train_step(run, step, OptimizerProbe(run, rows))
+        values.append(scalars(rows.take()))
+    assert 0.7 < (values[59][".weight.rms_t"] or 0) < 1.5
+    ceiling = 1 / math.sqrt(1 - 0.95)
+    assert 0.95 * ceiling < (values[60][".weight.rms_t"] or 0) <= ceiling
+    assert (values[60][".weight.v_stale"] or 0) > 50
+
+
+def test_an_optimizer_without_moments_has_no_adams_health() -> None:
+    assert adam_health(torch.ones(2), {}, {}, None) == {}
+    factored = {"exp_avg_sq": torch.ones(1), "exp_avg": torch.ones(2)}
+    assert adam_health(torch.ones(2), factored, {"betas": (0.9, 0.99), "eps": 1e-8}, None) == {}
+
+
+def test_an_epsilon_of_zero_has_no_kappa() -> None:
+    state = {"step": torch.tensor(1.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    assert adam_health(torch.ones(2), state, {"betas": (0.9, 0.99), "eps": 0.0}, None)["kappa_eps"] is None
+
+
+def test_complex_and_sparse_parameters_are_recorded_without_health() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(4, 2, sparse=True)
+            self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return (self.embed(ids) * self.phase).real
+
+    model = Mixed()
+    probe_rows = RowBuffer()
+    run = tiny_run(model, lambda m, ids: m(ids).mean(), [])
+    run.optimizer.zero_grad()
+    model(torch.tensor([1, 1])).mean().backward()
+    probe = OptimizerProbe(run, probe_rows)
+    probe.gradients_ready()
+    probe.clipped()
+    run.optimizer.step()
+    probe.updated()
+    rows = probe_rows.take()
+    assert set(tensors(rows, "update")) == {"embed.weight", ".phase"}
+    assert scalars(rows) == {}
+
+
+def test_nothing_is_kept_or_recorded_on_an_unrecorded_step() -> None:
+    model = Net()
+    run, rows = tiny_run(model, loss_of, data()), RowBuffer()
+    rows.recording = False
+    train_step(run, 0, OptimizerProbe(run, rows))
+    assert rows.take() == []
+
+
+def test_a_users_own_step_shows_its_update() -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    model = Net()
+    before = model.layer.weight.detach().clone()
+    rows = rows_of(tiny_run(model, loss_of, data(), train_step=step))
+    update = tensors(rows, "update")["layer.weight"].stats
+    assert update is not None
+    assert update.l2 == pytest.approx(float((model.layer.weight - before).detach().norm()), rel=1e-6)
+    assert "layer.weight" in tensors(rows, "grad")
