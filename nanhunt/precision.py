@@ -50,8 +50,8 @@ def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None
                 tensor.data = tensor.data.to(moved[tensor.dtype])
         for parameter in run.model.parameters():
             parameter.grad = None
-        for parameter, state in list(run.optimizer.state.items()):
-            run.optimizer.state[parameter] = {
+        for owner, state in list(run.optimizer.state.items()):
+            run.optimizer.state[owner] = {
                 key: value if key == "step" else map_tensors(lambda t: t.to(moved.get(t.dtype, t.dtype)), value)
                 for key, value in state.items()
             }

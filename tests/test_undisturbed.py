@@ -141,7 +141,7 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def generators() -> tuple[object, ...]:
-    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # type: ignore[union-attr]
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def reference(scenario: Scenario, steps: int = STEPS) -> list[dict[str, Any]]:
                 loss = loss_of(model, (ids.clone(), labels.clone()))
             losses.append(bits(loss))
             loss = loss / scenario.accumulate
-            (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
+            (scaler.scale(loss) if scaler else loss).backward()
         if scaler:
             scaler.unscale_(optimizer)
         if scenario.clip:

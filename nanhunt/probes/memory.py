@@ -53,7 +53,7 @@ class Memory:
             return self._cells.setdefault(id(tensor), Cell(None))
         cell = self._cells.get(storage._cdata)
         if cell is None:
-            handle = StorageWeakRef(storage)
+            handle = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             cell = self._cells[handle.cdata] = Cell(handle)
         return cell
 

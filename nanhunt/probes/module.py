@@ -50,7 +50,8 @@ def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableH
         for path, tensor in tensors_of(output):
             rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
             if tensor.requires_grad:
-                on_tensors.append(tensor.register_hook(_gradient_hook(module_name, path, rows)))
+                handle = tensor.register_hook(_gradient_hook(module_name, path, rows))  # type: ignore[no-untyped-call]
+                on_tensors.append(handle)
 
     return hook
 

@@ -49,14 +49,14 @@ _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
 _OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
 
 
-class OpProbe(TorchDispatchMode, StepWatch):
+class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     """Looks at every op of one step. Enter it around the step and give it to the step as its watch."""
 
     #: without it a higher-order op (flex_attention and its kin) would raise under the mode
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowBuffer, root: Path) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
         self.phase = Phase.FORWARD

@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_nodes_themselves() -> None:
     x = torch.ones(3, requires_grad=True)
     with Recorder() as seen:
         y = x.exp()
-    number = y.grad_fn._sequence_nr()  # type: ignore[union-attr]
+    number = y.grad_fn._sequence_nr()
     assert seen.claimed[number] == "aten.exp.default"
 
 

@@ -495,7 +495,7 @@ class Wrong(torch.autograd.Function):
 
 
 def test_a_fault_in_a_users_backward_is_placed_in_their_backward() -> None:
-    found = found_in(of_function(lambda x: Wrong.apply(x), ordinary()))  # type: ignore[no-any-return, no-untyped-call]
+    found = found_in(of_function(lambda x: Wrong.apply(x), ordinary()))
     assert (found.onset.op, found.onset.phase, found.onset.module) == ("aten.log", "backward", "block")
     assert found.onset.source == born_at("custom-backward")
     assert found.root.node == "WrongBackward"
@@ -508,7 +508,7 @@ class Checkpointed(nn.Module):
         self.reentrant = reentrant
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner, x, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -527,7 +527,7 @@ def test_a_recomputed_fault_is_told_at_its_first_run(name: str, reentrant: bool)
 def test_a_recomputed_function_that_is_no_module_keeps_the_module_around_it(reentrant: bool) -> None:
     class Around(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(guarded_exp, x, use_reentrant=reentrant)  # type: ignore[no-any-return]
+            return checkpoint(guarded_exp, x, use_reentrant=reentrant)
 
     found = found_in(tiny_run(Net(Around()), mean_loss, [with_sample(2, 100.0)]))
     assert (found.onset.op, found.onset.module, found.onset.phase) == ("aten.exp", "block", "forward")

@@ -39,7 +39,7 @@ class Root(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.reentrant is None:
             return self.b(self.a(x))
-        return checkpoint(self.b, self.a(x), use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+        return checkpoint(self.b, self.a(x), use_reentrant=self.reentrant)
 
 
 def followed(model: Root) -> ModuleStack:
@@ -93,7 +93,7 @@ def test_a_scripted_module_is_passed_by() -> None:
             self.inner = torch.jit.script(nn.Linear(2, 2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
 
     with ModuleStack().following(Outer()) as stack:
         assert stack.current == ""

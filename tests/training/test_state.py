@@ -84,7 +84,7 @@ def everything(run: TrainingRun) -> dict[str, Any]:
         "scaler": run.scaler.state_dict() if run.scaler else None,
         "scheduler": str(run.scheduler.state_dict()) if run.scheduler else None,
         "training": {n: m.training for n, m in model.named_modules()},
-        "generators": (random.getstate(), np.random.get_state()[1].tobytes(), bits(torch.get_rng_state())),  # type: ignore[union-attr]
+        "generators": (random.getstate(), np.random.get_state()[1].tobytes(), bits(torch.get_rng_state())),
     }
 
 
@@ -145,13 +145,13 @@ def test_moments_keep_a_dtype_that_is_not_the_weights() -> None:
 
 def test_restoring_writes_into_the_tensors_that_the_users_code_holds() -> None:
     run = run_of()
-    held, buffer = run.model.layer.weight, run.model.norm.running_mean  # type: ignore[union-attr]
+    held, buffer = run.model.layer.weight, run.model.norm.running_mean
     snapshot = Snapshot.take(run, 0)
     original = held.detach().clone()
     advance(run, 0, 2)
     snapshot.restore(run)
-    assert run.model.layer.weight is held  # type: ignore[union-attr]
-    assert run.model.norm.running_mean is buffer  # type: ignore[union-attr]
+    assert run.model.layer.weight is held
+    assert run.model.norm.running_mean is buffer
     assert torch.equal(held, original)
 
 
@@ -203,11 +203,11 @@ def test_sparse_gradients_are_kept() -> None:
 
 def test_an_optimizer_that_keys_its_state_by_name_is_kept() -> None:
     run = run_of("sgd-momentum")
-    run.optimizer.state["global"] = {"count": 3, "norm": torch.tensor(2.0)}  # type: ignore[index]
+    run.optimizer.state["global"] = {"count": 3, "norm": torch.tensor(2.0)}
     snapshot = Snapshot.take(run, 0)
-    run.optimizer.state["global"]["norm"].zero_()  # type: ignore[index]
+    run.optimizer.state["global"]["norm"].zero_()
     snapshot.restore(run)
-    assert run.optimizer.state["global"]["norm"].item() == 2.0  # type: ignore[index]
+    assert run.optimizer.state["global"]["norm"].item() == 2.0
 
 
 def test_the_generators_state_is_captured_and_restored_without_drawing() -> None:
