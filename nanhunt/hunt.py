@@ -33,7 +33,7 @@ from nanhunt.stall import (
     frozen_share,
     zero_share,
 )
-from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
+from nanhunt.trace.onset import BASELINE, Event, SpikeWatch, StepScalars
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase, Role
 from nanhunt.trace.writer import TraceWriter
@@ -48,6 +48,8 @@ __all__ = ["HuntSettings", "Progress", "hunt"]
 
 #: Twin runs that a replay may spend on suspicious zeros.
 _TWINS = 4
+#: Loss of a step over its baseline from which one outlying sample counts although the run recovers.
+CORRUPT = 10.0
 #: Skipped steps in a row from which the scaler is no longer finding its scale.
 _SKIPS = 25
 
@@ -168,7 +170,11 @@ def _replay(state: _Hunt) -> Onset | None:
             state.lost_device = device_is_lost(seen.error)
             return onset
     event = state.watch.finish()
-    return _spiked(state, event) if event is not None else None
+    onset = _spiked(state, event) if event is not None else None
+    if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
+        text = f"the first {BASELINE} steps define what is normal: a finite spike among them is not seen"
+        state.writer.note(NoteKind.ASSUMPTION, {"text": text})
+    return onset
 
 
 def _write(state: _Hunt) -> list[Observation]:
@@ -273,7 +279,9 @@ def _spiked(state: _Hunt, event: Event) -> Onset | None:
     if losses is not None:
         body = {"step": event.alarm_step, "losses": losses, "outliers": outliers}
         state.writer.note(NoteKind.SAMPLE_LOSSES, body)
-    if event.verdict != "fault":
+    # a hard batch is hard in all its samples; one sample that makes ten times the loss is a fault of its own
+    corrupt = bool(outliers) and event.peak_loss > CORRUPT * event.baseline_loss
+    if event.verdict != "fault" and not corrupt:
         body = {
             "step": event.alarm_step,
             "loss": event.peak_loss,
@@ -291,7 +299,7 @@ def _spiked(state: _Hunt, event: Event) -> Onset | None:
         phase=phase.value,
         samples=outliers if event.lead_step == event.alarm_step else [],
         lead_step=event.lead_step,
-        detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g}",
+        detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
 
 

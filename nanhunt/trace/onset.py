@@ -99,6 +99,7 @@ class Event:
     alarm_step: int
     severity: float
     peak_loss: float
+    peak_step: int
     baseline_loss: float
     #: "pending", "fault" or "benign"
     verdict: str = "pending"
@@ -147,6 +148,7 @@ class SpikeWatch:
             alarm_step=scalars.step,
             severity=severity,
             peak_loss=scalars.loss,
+            peak_step=scalars.step,
             baseline_loss=self.loss.baseline or scalars.loss,
             losses=[scalars.loss],
         )
@@ -172,7 +174,8 @@ class SpikeWatch:
         above = (z_loss or 0.0) > LEAD
         event.after.append(above)
         event.losses.append(scalars.loss)
-        event.peak_loss = max(event.peak_loss, scalars.loss)
+        if scalars.loss > event.peak_loss:
+            event.peak_loss, event.peak_step = scalars.loss, scalars.step
         event.severity = max(event.severity, z_loss or 0.0)
         if not above and not any(event.after[-3:]):
             recovered = len(event.after) <= 3

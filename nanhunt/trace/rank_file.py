@@ -121,7 +121,7 @@ def _not_a_trace(path: Path, head: bytes) -> TraceError:
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")) or head[8:9] == b"{":
         return TraceError(
             f"{path} is not a trace; it looks like a checkpoint",
-            hint=f"`nanhunt replay {path}` makes a trace of it, `nanhunt inspect {path}` looks into it",
+            hint=f"`nanhunt replay {path}` makes a trace of it",
         )
     return TraceError(f"{path} is not a trace: neither Parquet nor an Arrow stream", hint=MAKE_ONE)
 

@@ -268,12 +268,17 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Call `model(**batch)` or `model(*batch)` and take the loss out of what it returns."""
     from collections.abc import Mapping
 
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, (list, tuple)):
-        output = model(*batch)
-    else:
-        output = model(batch)
+    arguments: tuple[Any, ...] = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+    named = dict(batch) if isinstance(batch, Mapping) else {}
+    arguments = () if named else arguments
+    try:
+        inspect.signature(model.forward).bind(*arguments, **named)
+    except TypeError as error:
+        raise ConfigError(
+            f"loss: is not given, and the model cannot be called with the batch alone: {error}",
+            hint="name a callable (model, batch) -> scalar loss under loss:",
+        ) from error
+    output = model(*arguments, **named)
     loss = getattr(output, "loss", None)
     if loss is None and isinstance(output, Mapping):
         loss = output.get("loss")

@@ -198,9 +198,15 @@ def _checked(loss: Any, *, needs_grad: bool = True) -> Tensor:
     if isinstance(loss, (int, float)) and not needs_grad:
         return torch.tensor(float(loss))
     if not isinstance(loss, Tensor):
-        raise ConfigError(f"{key}: returned {type(loss).__name__}, expected a scalar tensor")
+        raise ConfigError(
+            f"{key}: the callable returned {type(loss).__name__}, expected a scalar tensor",
+            hint=f"return the loss alone from the function that {key}: names in nanhunt.yaml",
+        )
     if loss.numel() != 1:
-        raise ConfigError(f"{key}: returned a tensor of shape {tuple(loss.shape)}, expected a scalar")
+        raise ConfigError(
+            f"{key}: the callable returned a tensor of shape {tuple(loss.shape)}, expected a scalar",
+            hint="reduce it: loss.mean() or loss.sum()",
+        )
     if needs_grad and not loss.requires_grad:
         raise ConfigError(f"{key}: the loss does not depend on any trainable parameter (requires_grad is False)")
     return loss if loss.dim() == 0 else loss.reshape(())

@@ -486,6 +486,30 @@ def compute_loss(model, ids):
 """,
         truth=Truth(causes=("bad-target", "bad-sample"), step=14, kind=("exception",), module="embed"),
     ),
+    Program(
+        name="one-giant-sample",
+        source="""
+def build_model():
+    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+
+@stream
+def batches(step):
+    x = torch.randn(12, 8, generator=draw(step))
+    weight = torch.ones(12)
+    if FAULTY and step == 60:
+        weight[6] = 3.0e4
+    return x, weight
+
+
+def compute_loss(model, batch):
+    x, weight = batch
+    return (weight * F.mse_loss(model(x), x, reduction="none").mean(1)).mean()
+""",
+        config={"train": {"clip_grad_norm": 0.5}},
+        before=50,
+        truth=Truth(causes=("bad-sample",), step=60, kind=("loss-spike",), samples=(6,)),
+    ),
 )
 
 HEALTHY = (
