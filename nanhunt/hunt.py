@@ -22,7 +22,7 @@ from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.samples import loss_outliers, sample_losses
+from nanhunt.samples import add_up, loss_outliers, sample_losses
 from nanhunt.stall import (
     ENERGY,
     FLUSHED,
@@ -275,7 +275,7 @@ def _spiked(state: _Hunt, event: Event) -> Onset | None:
     run = state.run
     with kept(run, event.alarm_step):
         losses = _losses_at(state, event.alarm_step)
-    outliers = loss_outliers(losses) if losses else []
+    outliers = loss_outliers(losses) if losses and add_up(losses, event.losses[0]) else []
     if losses is not None:
         body = {"step": event.alarm_step, "losses": losses, "outliers": outliers}
         state.writer.note(NoteKind.SAMPLE_LOSSES, body)

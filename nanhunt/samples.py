@@ -13,7 +13,7 @@ import torch
 from nanhunt.training.batches import batch_size, take_samples
 from nanhunt.training.run import TrainingRun
 
-__all__ = ["attribute_samples", "loss_outliers", "sample_losses"]
+__all__ = ["add_up", "attribute_samples", "loss_outliers", "sample_losses"]
 
 #: Runs of the step that a search may take.
 _BUDGET = 40
@@ -93,6 +93,17 @@ def sample_losses(run: TrainingRun, step: int, micro: int) -> list[float] | None
         except Exception:  # a loss that needs the whole batch: say so by None
             return None
     return losses
+
+
+def add_up(losses: list[float], batch_loss: float) -> bool:
+    """Whether the samples' losses alone explain the batch's, by their mean or their sum, within a factor of 2.
+
+    A loss that draws random numbers (a diffusion step) or compares samples (a contrast) gives other values alone.
+    """
+    total = sum(losses)
+    if not math.isfinite(total) or not math.isfinite(batch_loss) or batch_loss <= 0:
+        return not math.isfinite(batch_loss)
+    return any(0.5 * batch_loss <= whole <= 2.0 * batch_loss for whole in (total, total / len(losses)))
 
 
 def loss_outliers(losses: list[float], *, z: float = 10.0, ratio: float = 3.0) -> list[int]:

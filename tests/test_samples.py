@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nanhunt.samples import attribute_samples, loss_outliers, sample_losses
+from nanhunt.samples import add_up, attribute_samples, loss_outliers, sample_losses
 from tests.conftest import tiny_run
 
 
@@ -147,3 +147,13 @@ def test_losses_of_single_samples_leave_no_gradient() -> None:
 )
 def test_an_outlier_is_non_finite_or_far_from_the_others(losses: list[float], outliers: list[int]) -> None:
     assert loss_outliers(losses) == outliers
+
+
+def test_losses_alone_explain_a_batch_by_their_mean_or_their_sum() -> None:
+    assert add_up([1.0, 1.0, 28.0], 10.0)
+    assert add_up([1.0, 1.0, 28.0], 30.0)
+
+
+def test_losses_that_draw_their_own_numbers_explain_nothing() -> None:
+    assert not add_up([0.04, 0.05, 0.04], 18.0)
+    assert not add_up([1.0, math.nan, 1.0], 3.0)
