@@ -159,13 +159,22 @@ def _may_be_nonfinite(x: Tensor) -> bool:
 
 def _exponents(x: Tensor) -> Tensor:
     """Count the elements of a finite tensor by floor(log2 |x|), from the dtype's lowest subnormal up."""
+    return _exponents_by_bits(x) if x.device.type == "cpu" else _exponents_by_frexp(x)
+
+
+def _exponents_by_frexp(x: Tensor) -> Tensor:
+    """Count without waiting for the device."""
+    lowest, bins, _, _ = _BINS[x.dtype]
+    _, exponent = torch.frexp(x)
+    # a zero goes to a spare bin in front, which is then cut off
+    index = torch.where(x == 0, 0, exponent.to(torch.int64) - lowest)
+    counts = torch.zeros(bins + 1, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[1:]
+
+
+def _exponents_by_bits(x: Tensor) -> Tensor:
+    """Count by the exponent field; `frexp` splits what shares the subnormals' field 0."""
     lowest, bins, mantissa, integer = _BINS[x.dtype]
-    if x.device.type != "cpu":
-        _, exponent = torch.frexp(x)
-        # a zero goes to a spare bin in front, which is then cut off
-        index = torch.where(x == 0, 0, exponent.to(torch.int64) - lowest)
-        counts = torch.zeros(bins + 1, dtype=torch.int64, device=x.device)
-        return counts.scatter_add_(0, index, torch.ones_like(index))[1:]
     field = (x.view(integer) >> mantissa) & (0xFF if mantissa == 23 else 0x7FF)
     by_field = torch.bincount(field, minlength=bins - mantissa + 2)
     counts = torch.zeros(bins, dtype=torch.int64)

@@ -169,11 +169,13 @@ def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
 
 
 def gradient_norm(grads: list[Tensor], device: torch.device) -> Tensor:
-    """Return the Euclidean norm of all gradients in fp32, on the device."""
+    """Return the Euclidean norm of all gradients in fp32 (fp64 where any is fp64), on the device."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
+    dense = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in dense]
+    wide = torch.float64 if any(g.dtype == torch.float64 for g in dense) else torch.float32
     if not dense:
         return torch.zeros((), device=device)
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in dense]
+    norms = [torch.linalg.vector_norm(g, dtype=wide) for g in dense]
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
     return total
 

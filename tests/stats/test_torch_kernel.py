@@ -76,6 +76,16 @@ def test_hostile_values_are_counted_exactly(dtype: torch.dtype, device: str) -> 
         check(torch.cat([tensor, all_bits(dtype)]), device=device)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_way_that_never_waits_for_a_device_counts_the_same(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_kernel, "_may_be_nonfinite", lambda x: True)
+    monkeypatch.setattr(torch_kernel, "_exponents", torch_kernel._exponents_by_frexp)
+    check(hostile(dtype))
+    check(torch.linspace(-3, 3, 257).to(dtype))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
 def test_every_value_of_an_eight_bit_format_is_counted_exactly(dtype: torch.dtype, device: str) -> None:

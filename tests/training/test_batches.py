@@ -117,6 +117,17 @@ def test_a_forgotten_batch_is_not_to_be_had_and_the_next_ones_are() -> None:
     assert batches.get(2, 0).item() == 4
 
 
+def test_to_peek_at_a_batch_moves_no_generator_and_reads_nothing() -> None:
+    batches = source(drawing())
+    first = batches.get(0, 0)
+    draws()
+    before = torch.get_rng_state()
+    assert torch.equal(batches.peek(0, 0), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(KeyError):
+        batches.peek(1, 0)
+
+
 def test_a_transform_sees_a_copy_of_the_batch_and_its_place() -> None:
     batches = source([torch.ones(2), torch.ones(2)])
     batches.transform = lambda step, micro, batch: batch.mul_(10 * (step + 1) + micro)
