@@ -25,7 +25,7 @@ from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import Onset
-from nanhunt.training.batches import batch_size, take_samples
+from nanhunt.training.batches import DataEndedError, batch_size, take_samples
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch
@@ -100,7 +100,10 @@ def _run_window(bench: Bench, intervention: Intervention) -> list[Replayed]:
     also = [_SecondMomentFloor(bench.run)] if intervention.floor_second_moment else []
     also_watch: list[StepWatch] = [*also, *([_ZeroShare(bench.run)] if bench.window.zero_share is not None else [])]
     for step in range(bench.window.first, bench.window.last + 1):
-        seen = replay_step(bench.run, step, rows, recorded=False, also=also_watch)
+        try:
+            seen = replay_step(bench.run, step, rows, recorded=False, also=also_watch)
+        except DataEndedError:  # the spike was on the data's last batch
+            break
         rows.take()
         replayed.append(seen)
         for watch in also_watch:
@@ -206,6 +209,8 @@ def _hold_scale(bench: Bench, intervention: Intervention, stack: contextlib.Exit
     if run.train_step is not None:
         raise _NotApplicableError("the user's train_step scales its own loss")
     was = run.scaler.get_scale() if run.scaler else 1.0
+    if was == intervention.loss_scale:
+        raise _NotApplicableError(f"the loss scale is {was:g} already")
     stack.enter_context(scale_held_at(run, intervention.loss_scale))
     return f"loss scale {was:g} → {intervention.loss_scale:g}"
 
@@ -256,6 +261,12 @@ def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
         fault = fault_of(seen, bench.known)
         if fault is not None:
             return "persists", f"step {seen.step}: {fault.detail}"
+        if seen.finite.grads and bench.onset.kind in ("nan", "inf"):
+            # a scaler that skips the step hides the fault; it does not cure it
+            return (
+                "persists",
+                f"step {seen.step}: gradient of {seen.finite.grads[0]} is not finite, the step was skipped",
+            )
     if window.zero_share is not None:
         share = replayed[0].zero_share or 0.0
         said = f"{share:.1%} of the gradient is zero, {window.zero_share:.1%} as it was"

@@ -224,7 +224,12 @@ def _skipped(state: _Hunt, seen: Replayed) -> StepFault | None:
     names = look.names or tuple(seen.finite.grads)
     reason = "at a loss scale of 1 too" if not look.finite else f"for {state.skips} steps in a row, each skipped"
     return StepFault(
-        kind="gradient", detail=f"gradient of {names[0]} is not finite {reason}", name=names[0], others=names[1:]
+        kind="gradient",
+        detail=f"gradient of {names[0]} is not finite {reason}",
+        name=names[0],
+        others=names[1:],
+        skipped=True,
+        unscaled=not look.finite,
     )
 
 
@@ -405,12 +410,13 @@ def _window(state: _Hunt) -> Window:
         return Window(first=onset.step, last=onset.step, zero_share=state.zeros)
     if event is None:
         return Window(first=onset.step, last=onset.step)
-    last = event.alarm_step + min(4, max(1, len(event.after)))
+    last = event.alarm_step + min(4, len(event.after))
+    first = max(onset.step, state.ring.oldest_step)  # a lead longer than the ring is met where the ring begins
     centre = event.baseline_loss
     accepted = state.watch.loss.accepted
     spread = sorted(abs(a - centre) for a in accepted)[len(accepted) // 2] if accepted else 0.0
     limit = centre + max(6 * 1.4826 * spread, 0.1 * abs(centre))
-    return Window(first=onset.step, last=last, limit=limit, alarm=event.alarm_step)
+    return Window(first=first, last=last, limit=limit, alarm=event.alarm_step)
 
 
 def _placebo(state: _Hunt) -> list[int]:

@@ -97,7 +97,7 @@ class Finiteness(StepWatch):
         """Look at weights, buffers and optimizer state."""
         run = self._run
         self._look("weights", dict(run.model.named_parameters()))
-        self._look("buffers", dict(run.model.named_buffers()))
+        self._look("buffers", dict(run.model.named_buffers()), masks=True)
         self._look("state", state_tensors(run))
 
     def resolve(self) -> Finiteness:
@@ -110,8 +110,8 @@ class Finiteness(StepWatch):
         self._flags.clear()
         return self
 
-    def _look(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        names, flags = finite_flags(tensors)
+    def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
+        names, flags = finite_flags(tensors, masks=masks)
         if flags:
             self._flags.append((kind, names, torch.stack([f.to(flags[0].device) for f in flags])))
 
@@ -141,8 +141,11 @@ def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name, good in zip(names, finite, strict=True) if not good]
 
 
-def finite_flags(tensors: dict[str, Tensor]) -> tuple[list[str], list[Tensor]]:
-    """Return the names of the floating tensors, and for each a flag on its device: whether all of it is finite."""
+def finite_flags(tensors: dict[str, Tensor], *, masks: bool = False) -> tuple[list[str], list[Tensor]]:
+    """Return the names of the floating tensors, and for each a flag on its device: whether all of it is finite.
+
+    With `masks`, -inf alone is allowed: a buffer may be an attention mask that its first forward builds.
+    """
     names, flags = [], []
     for name, tensor in tensors.items():
         values = tensor.detach()
@@ -156,7 +159,7 @@ def finite_flags(tensors: dict[str, Tensor]) -> tuple[list[str], list[Tensor]]:
             values = values.float()
         low, high = torch.aminmax(values)  # carries NaN along, one pass
         names.append(name)
-        flags.append(torch.isfinite(low) & torch.isfinite(high))
+        flags.append(~torch.isnan(low) & (high != math.inf) if masks else torch.isfinite(low) & torch.isfinite(high))
     return names, flags
 
 

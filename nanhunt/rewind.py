@@ -20,6 +20,8 @@ __all__ = ["Digest", "kept", "rewind"]
 def rewind(run: TrainingRun, ring: SnapshotRing, step: int) -> None:
     """Put the run before `step`: restore the nearest snapshot and run the steps in between again, unwatched."""
     snapshot = ring.nearest(step)
+    if snapshot.step > step:
+        raise LookupError(f"step {step} lies before step {snapshot.step}, the first that is kept")
     snapshot.restore(run)
     for earlier in range(snapshot.step, step):
         train_step(run, earlier, StepWatch())

@@ -118,9 +118,6 @@ def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
     Weighted by elements with a gradient; None where the step made no update (or a learning rate of zero).
     """
     grads = {(r.module, r.name): r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None}
-    lr = next((r.value for r in rows if r.name == "lr" and r.role == Role.SCALAR.value), None)
-    if not lr:
-        return None
     frozen = total = 0.0
     worst = (0.0, "")
     for row in rows:

@@ -19,7 +19,7 @@ from nanhunt.replay import Finiteness, Replayed, nonfinite_names, state_tensors
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 
-__all__ = ["Known", "StepFault", "fault_of", "unscaled_gradients"]
+__all__ = ["Known", "StepFault", "fault_of", "shows", "unscaled_gradients"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,10 @@ class StepFault:
     micro: int = 0
     #: NaN rather than an infinity, where that is known
     nan: bool = True
+    #: seen on a step that the gradient scaler skipped
+    skipped: bool = False
+    #: not finite at a loss scale of 1 either
+    unscaled: bool = False
     others: tuple[str, ...] = field(default=())
 
 
@@ -75,6 +79,11 @@ def fault_of(replayed: Replayed, known: Known) -> StepFault | None:
         if new:
             return _named(kind, new, kind + " {} is not finite after the step")
     return None
+
+
+def shows(replayed: Replayed, fault: StepFault, known: Known) -> bool:
+    """Whether a repetition shows a fault; one that was seen on a skipped step shows in gradients that are skipped again."""
+    return fault_of(replayed, known) is not None or (fault.skipped and bool(replayed.finite.grads))
 
 
 def _named(kind: str, names: list[str], sentence: str) -> StepFault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from nanhunt.training.batches import batch_size, take_samples
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
-from nanhunt.verdicts import Known, StepFault, fault_of
+from nanhunt.verdicts import Known, StepFault, scale_held_at, shows
 
 __all__ = ["Zoomed", "locate_exception", "zoom_in"]
 
@@ -45,7 +46,7 @@ def zoom_in(
     """Run the bad step again, twice: once plain, to see that it repeats, and once with every op looked at."""
     step = seen.step
     with kept(run, step + 1):
-        repeat, plain = _repeat(run, ring, seen, known)
+        repeat, plain = _repeat(run, ring, seen, fault, known)
         if not repeat["reproduced"]:
             kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
             return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, repeat)], reproduced=False)
@@ -57,7 +58,9 @@ def zoom_in(
         return zoomed
 
 
-def _repeat(run: TrainingRun, ring: SnapshotRing, seen: Replayed, known: Known) -> tuple[dict[str, Any], Replayed]:
+def _repeat(
+    run: TrainingRun, ring: SnapshotRing, seen: Replayed, fault: StepFault, known: Known
+) -> tuple[dict[str, Any], Replayed]:
     """Run the step twice, unchanged, and hold the two against each other and against what was seen first."""
     digests, plain = [], seen
     quiet = RowBuffer()
@@ -68,7 +71,7 @@ def _repeat(run: TrainingRun, ring: SnapshotRing, seen: Replayed, known: Known) 
         quiet.take()
         digests.append(digest)
     body = {"step": seen.step, **digests[0].compare(digests[1])}
-    body["reproduced"] = fault_of(plain, known) is not None
+    body["reproduced"] = shows(plain, fault, known)
     body["same_as_seen"] = _same_losses(plain.finite.losses, seen.finite.losses)
     return body, plain
 
@@ -81,7 +84,9 @@ def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, faul
     rewind(run, ring, step)
     rows.pass_ = "zoom"
     probe = OpProbe(run.model, run.optimizer, rows, run.root)
-    replayed = replay_step(run, step, rows, recorded=True, zoom=probe)
+    # a gradient that no loss scale mends is looked at without one: what the scale overflows is not the fault
+    with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
+        replayed = replay_step(run, step, rows, recorded=True, zoom=probe)
     rows.pass_ = "replay"
     zoomed = Zoomed(onset=_coarse_onset(step, fault), rows=rows.take())
     probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, known)]
@@ -97,7 +102,7 @@ def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, faul
         zoomed.notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
     if root.event is not None and root.event.source is not None:
         zoomed.notes.append((NoteKind.SOURCE, _source_note(root.event.source, run.root)))
-    attributed = _attribute(run, ring, step, zoomed.onset.micro, births, known)
+    attributed = _attribute(run, ring, step, zoomed.onset.micro, births, fault, known)
     if attributed is not None:
         zoomed.notes.append((NoteKind.SAMPLES, attributed))
         zoomed.onset = replace(zoomed.onset, samples=attributed["samples"])
@@ -166,7 +171,13 @@ def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], ba
 
 
 def _attribute(
-    run: TrainingRun, ring: SnapshotRing, step: int, micro: int, births: list[Birth], known: Known
+    run: TrainingRun,
+    ring: SnapshotRing,
+    step: int,
+    micro: int,
+    births: list[Birth],
+    fault: StepFault,
+    known: Known,
 ) -> dict[str, Any] | None:
     """Find the samples that carry the fault by running the step with some of them only."""
     rewind(run, ring, step)
@@ -179,13 +190,14 @@ def _attribute(
         rewind(run, ring, step)
         run.batches.transform = lambda s, m, batch: take_samples(batch, samples) if (s, m) == (step, micro) else batch
         try:
-            fault = fault_of(replay_step(run, step, quiet, recorded=False), known)
+            with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
+                replayed = replay_step(run, step, quiet, recorded=False)
         finally:
             run.batches.transform = None
             quiet.take()
-        if fault is not None and fault.kind == "exception":
+        if replayed.error is not None:
             return None
-        return fault is not None
+        return shows(replayed, fault, known)
 
     return attribute_samples(size, births[0].samples if births else [], faulty)
 

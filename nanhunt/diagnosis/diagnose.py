@@ -100,6 +100,8 @@ def _regraded(suspect: Suspect, pairs: list[tuple[Trial, Prediction]], evidence:
 
 def _placebo_cures(cured: list[Trial], evidence: Evidence) -> bool:
     names = {t.name for t in cured}
+    if "drop-samples" in names and evidence.outcome("drop-placebo") != "persists":
+        return True  # a cure that has a placebo counts only beside it
     placebos = [t for t in evidence.trials.values() if t.intervention.get("placebo_of") in names]
     return any(t.outcome == "cured" for t in placebos)
 

@@ -58,11 +58,11 @@ class Root:
 
 def find_root(probe: OpProbe) -> Root | None:
     """Return the root of the step's fault, None where everything that must be finite is."""
-    for kind in _SEVERITY:
-        terminals = [t for t in probe.terminals if t.kind == kind]
-        if terminals:
-            return _root_of(terminals, probe.events)
-    return None
+    groups = [[t for t in probe.terminals if t.kind == kind] for kind in _SEVERITY]
+    # a loss that was handed over as a plain number was made by no op that was seen: what comes after it tells
+    written = [g for g in groups if any(t.writer is not None for t in g)]
+    chosen = next(iter([*written, *(g for g in groups if g)]), None)
+    return _root_of(chosen, probe.events) if chosen else None
 
 
 def _root_of(terminals: list[Terminal], events: list[OpEvent]) -> Root:

@@ -90,7 +90,7 @@ class OptimizerProbe(StepWatch):
         if grad is None or grad.is_sparse or parameter.is_complex():
             return
         state = self._run.optimizer.state.get(parameter) or {}
-        health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad)}
+        health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad) if lr > 0 else None}
         health["update_lr"] = _rms(update) / lr if lr > 0 else None
         health |= adam_health(grad, state, group, self._v_before.get(name))
         for key, value in health.items():

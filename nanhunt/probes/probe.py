@@ -100,7 +100,7 @@ class RowBuffer:
         """Return the rows so far, with their statistics, and start afresh: the step's one wait for the device."""
         stats = self._queue.collect()
         waiting = [p.value for p in self._pending if p.value is not None]
-        values = iter(torch.stack(waiting).tolist() if waiting else [])
+        values = iter(torch.stack([v.to(waiting[0].device) for v in waiting]).tolist() if waiting else [])
         rows = []
         for pending in self._pending:
             if pending.ticket is not None:

@@ -10,7 +10,7 @@ material: a twentieth of the loss, a doubling of a norm. An alarm accuses nobody
 away from its baseline on the steps after it. A hard batch that recovers at once is noted as benign.
 
 The synthetic operating characteristics behind these numbers: no false alarm in 10 000 steps of a drifting Gaussian
-loss, 2.4 of a log-normal norm; a loss step of +0.2 at noise 0.03 is seen with probability 1.
+loss, 2.4 of a log-normal norm; a loss with a heavy upper tail (batches of one sample) does alarm by itself; a loss step of +0.2 at noise 0.03 is seen with probability 1.
 """
 
 from __future__ import annotations

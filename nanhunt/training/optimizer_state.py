@@ -21,6 +21,10 @@ __all__ = ["load_optimizer"]
 _TELLING = frozenset({"betas", "momentum", "alpha", "rho", "lambd"})
 
 
+#: State that has its parameter's shape; Adafactor and its kin keep factors that have not.
+_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum", "prev")
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], assumptions: list[str]
 ) -> None:
@@ -104,7 +108,8 @@ def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
     """Whether each saved moment has the shape of the parameter that its index names in this order."""
     indices = [i for group in saved["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, order, strict=True):
-        for value in (saved["state"].get(index) or {}).values():
+        state = saved["state"].get(index) or {}
+        for value in (state.get(key) for key in _SHAPED):
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                 return False
     return True

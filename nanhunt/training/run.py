@@ -138,7 +138,8 @@ def _built_model(config: RunConfig, root: Path, device: torch.device) -> nn.Modu
     if config.precision.params is not None:
         model = model.to(DTYPES[config.precision.params])
     placed: nn.Module = model.to(device)
-    placed.train()
+    if not placed.training:
+        placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
     return placed
 
 
@@ -198,6 +199,9 @@ def _built_scheduler(
     rates = [group["lr"] for group in optimizer.param_groups]
     with call_user("scheduler"):
         scheduler = build(optimizer, **config.scheduler.kwargs)
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        assumptions.append("scheduler: ReduceLROnPlateau steps on a metric outside of the replay: the rate stays fixed")
+        return None
     if checkpoint.scheduler is None:
         assumptions.append("the checkpoint holds no scheduler state: the schedule starts anew")
         return scheduler
@@ -218,7 +222,13 @@ def _built_scaler(
         return None
     scaler = torch.amp.GradScaler(device.type, **arguments)
     if checkpoint.scaler:
-        scaler.load_state_dict(checkpoint.scaler)
+        try:
+            scaler.load_state_dict(checkpoint.scaler)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: its gradient scaler state cannot be loaded: {error}",
+                hint="name the right entry under checkpoint.scaler in nanhunt.yaml",
+            ) from error
     else:
         assumptions.append(f"the checkpoint holds no scaler state: the loss scale starts at {scaler.get_scale():g}")
     return scaler

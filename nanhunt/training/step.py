@@ -131,7 +131,7 @@ def _custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
             watch.batch_read(micro, batch)
             with run.autocasting():
                 loss = run.train_step(run.model, batch, run.optimizer)
-            losses.append(_checked(loss, needs_grad=False).detach().float())
+            losses.append(_checked(loss, needs_grad=False).detach().float().to(run.device))
             watch.loss_made(micro, losses[-1])
     finally:
         handle.remove()
@@ -198,7 +198,7 @@ def _checked(loss: Any, *, needs_grad: bool = True) -> Tensor:
     """Return the loss if it is one scalar that backward can start from; say what is wrong with it if not."""
     key = "loss" if needs_grad else "train_step"
     if isinstance(loss, (int, float)) and not needs_grad:
-        return torch.tensor(float(loss))
+        return torch.tensor(float(loss))  # the caller puts it on the run's device
     if not isinstance(loss, Tensor):
         raise ConfigError(
             f"{key}: the callable returned {type(loss).__name__}, expected a scalar tensor",
