@@ -510,6 +510,32 @@ def compute_loss(model, batch):
         before=50,
         truth=Truth(causes=("bad-sample",), step=60, kind=("loss-spike",), samples=(6,)),
     ),
+    Program(
+        name="root-behind-a-scaler",
+        source="""
+def build_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+@stream
+def batches(step):
+    return torch.randn(8, 8, generator=draw(step)), step
+
+
+def compute_loss(model, batch):
+    x, step = batch
+    prediction = model(x).float()
+    target = prediction.detach() if FAULTY and step == 18 else x[:, :4]
+    return torch.sqrt(F.mse_loss(prediction, target))
+""",
+        config={"precision": {"autocast": "fp16", "grad_scaler": True}},
+        truth=Truth(
+            causes=("singular-gradient",),
+            step=18,
+            phase="backward",
+            line="return torch.sqrt(F.mse_loss(prediction, target))",
+        ),
+    ),
 )
 
 HEALTHY = (
