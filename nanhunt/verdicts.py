@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -153,8 +152,3 @@ def scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
         yield
     finally:
         run.scaler = own
-
-
-def describe(value: Any) -> str:
-    """Return a number as short text for a readback."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

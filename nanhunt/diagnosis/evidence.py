@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from nanhunt.interventions import Trial
@@ -16,7 +15,7 @@ from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evidence", "Health", "robust_z"]
+__all__ = ["Evidence", "Health"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,15 +193,3 @@ class Evidence:
             module, name, step = cast("tuple[str, str, int]", key)
             series.setdefault((str(module), str(name)), {})[int(step)] = float(value)
         return series
-
-
-def robust_z(value: float, baseline: list[float], *, floor: float = 0.01) -> float | None:
-    """Return (value - median) / (1.4826 MAD) against a baseline; None of fewer than three values.
-
-    `floor` bounds the MAD from below, as a share of the median.
-    """
-    if len(baseline) < 3 or not math.isfinite(value):
-        return None
-    centre = median(baseline)
-    spread = max(median(abs(b - centre) for b in baseline), floor * abs(centre), 1e-12)
-    return (value - centre) / (1.4826 * spread)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nanhunt.diagnosis.cause import Location
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.trace.schema import Birth, Operand
+from nanhunt.trace.schema import Birth
 
-__all__ = ["bare", "bad_output", "in_words", "operand", "place_of", "place_of_onset"]
+__all__ = ["bare", "in_words", "place_of", "place_of_onset"]
 
 
 def bare(op: str | None) -> str:
@@ -47,20 +47,6 @@ def place_of_onset(evidence: Evidence, *, phase: str | None = None, parameter: s
         source=onset.source,
         samples=tuple(onset.samples),
     )
-
-
-def operand(birth: Birth, *names: str) -> Operand | None:
-    """Return the first input of one of these argument names, else None."""
-    for name in names:
-        for given in birth.inputs:
-            if given.name == name:
-                return given
-    return None
-
-
-def bad_output(birth: Birth) -> Operand | None:
-    """Return the first output that holds a non-finite element."""
-    return next((o for o in birth.outputs if o.nan or o.posinf or o.neginf), None)
 
 
 def in_words(value: float) -> str:

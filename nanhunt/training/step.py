@@ -7,7 +7,6 @@ Nothing here measures. A `StepWatch` is told what has just happened; it looks, a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,8 +211,3 @@ def _checked(loss: Any, *, needs_grad: bool = True) -> Tensor:
     if needs_grad and not loss.requires_grad:
         raise ConfigError(f"{key}: the loss does not depend on any trainable parameter (requires_grad is False)")
     return loss if loss.dim() == 0 else loss.reshape(())
-
-
-def is_finite(value: float | None) -> bool:
-    """Whether a scalar of a step is a finite number; true of one that was not measured."""
-    return value is None or math.isfinite(value)
