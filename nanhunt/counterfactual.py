@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -128,7 +128,7 @@ def _applied(bench: Bench, intervention: Intervention) -> Iterator[list[str]]:
             if said:
                 readback = [*[r for r in readback if r != "nothing was changed"], said]
         if intervention.floor_second_moment:
-            if not any("exp_avg_sq" in s for s in run.optimizer.state.values() if isinstance(s, dict)):
+            if not any("exp_avg_sq" in run.state_of(p) for p in run.trainable()):
                 raise _NotApplicableError("the optimizer keeps no second moment")
             readback = ["exp_avg_sq raised to at least the present squared gradient before each update"]
         yield readback
@@ -181,34 +181,36 @@ def _swap_batch(bench: Bench, intervention: Intervention, stack: contextlib.Exit
 def _scale_rate(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
     if intervention.lr_factor is None:
         return None
-    optimizer, factor = bench.run.optimizer, intervention.lr_factor
+    for optimizer in bench.run.optimizers:
+        _scale_updates(optimizer, intervention.lr_factor, stack)
+    return f"learning rate of each update × {intervention.lr_factor:g}"
+
+
+def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: contextlib.ExitStack) -> None:
+    """Scale what each update sees of the rate; the scheduler keeps its own."""
     step_function = optimizer.step
-    used: list[float] = []
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         rates = [group["lr"] for group in optimizer.param_groups]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        used.append(float(optimizer.param_groups[0]["lr"]))
         try:
             return step_function(*args, **kwargs)
         finally:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    # the scheduler keeps its own rates; only what the update sees is scaled
     optimizer.step = scaled  # type: ignore[method-assign]
     stack.callback(lambda: setattr(optimizer, "step", step_function))
-    return f"learning rate of each update × {factor:g}"
 
 
 def _hold_scale(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
     if intervention.loss_scale is None:
         return None
     run = bench.run
-    if run.train_step is not None:
-        raise _NotApplicableError("the user's train_step scales its own loss")
-    was = run.scaler.get_scale() if run.scaler else 1.0
+    if run.train_step is not None and not run.owned.scalers:
+        raise _NotApplicableError("the user's train_step scales its own loss, by no GradScaler that can be found")
+    was = run.scalers[0].get_scale() if run.scalers else 1.0
     if was == intervention.loss_scale:
         raise _NotApplicableError(f"the loss scale is {was:g} already")
     stack.enter_context(scale_held_at(run, intervention.loss_scale))
@@ -230,13 +232,12 @@ class _SecondMomentFloor(StepWatch):
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
 
-    def clipped(self) -> None:
+    def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         with torch.no_grad():
-            for group in self._run.optimizer.param_groups:
-                for parameter in group["params"]:
-                    v = (self._run.optimizer.state.get(parameter) or {}).get("exp_avg_sq")
-                    if isinstance(v, Tensor) and parameter.grad is not None:
-                        torch.maximum(v, parameter.grad.square().to(v.dtype), out=v)
+            for parameter in self._run.trainable() if parameters is None else parameters:
+                v = self._run.state_of(parameter).get("exp_avg_sq")
+                if isinstance(v, Tensor) and parameter.grad is not None:
+                    torch.maximum(v, parameter.grad.square().to(v.dtype), out=v)
 
 
 class _ZeroShare(StepWatch):
@@ -244,12 +245,16 @@ class _ZeroShare(StepWatch):
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
-        self.share = 0.0
+        self._zero = self._numel = 0
 
-    def gradients_ready(self) -> None:
-        grads = [p.grad for p in self._run.trainable() if p.grad is not None and not p.grad.is_sparse]
-        numel = sum(g.numel() for g in grads)
-        self.share = sum(int((g == 0).sum()) for g in grads) / max(1, numel)
+    @property
+    def share(self) -> float:
+        return self._zero / max(1, self._numel)
+
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        grads = [g for g in self._run.gradients(parameters).values() if not g.is_sparse]
+        self._numel += sum(g.numel() for g in grads)
+        self._zero += sum(int((g == 0).sum()) for g in grads)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------

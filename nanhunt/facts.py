@@ -77,14 +77,16 @@ def _top_share(tokens: list[int]) -> float:
 def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
     """Return the optimizer's class, each group's plain hyper-parameters, and what its state is kept in."""
     groups = []
-    for group in run.optimizer.param_groups:
-        plain = {k: _plain(v) for k, v in group.items() if k != "params"}
-        groups.append({"parameters": len(group["params"]), **{k: v for k, v in plain.items() if v is not None}})
-    states = [s for s in run.optimizer.state.values() if isinstance(s, dict)]
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            plain = {k: _plain(v) for k, v in group.items() if k != "params"}
+            groups.append({"parameters": len(group["params"]), **{k: v for k, v in plain.items() if v is not None}})
+    states = [s for optimizer in run.optimizers for s in optimizer.state.values() if isinstance(s, dict)]
     steps = sorted({float(s["step"]) for s in states if "step" in s})
     moments = {dtype_name(v) for s in states for k, v in s.items() if isinstance(v, Tensor) and k != "step"}
     return {
         "class": type(run.optimizer).__name__,
+        "optimizers": [type(o).__name__ for o in run.optimizers],
         "groups": groups,
         "state_dtypes": sorted(moments),
         "weight_dtypes": sorted({dtype_name(p) for p in run.trainable()}),
@@ -92,7 +94,7 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "with_state": len(states),
         "trainable": len(run.trainable()),
         "autocast": run.autocast,
-        "scaler": run.scaler is not None,
+        "scaler": bool(run.scalers),
         "clip_grad_norm": run.clip_grad_norm,
         "clip_grad_value": run.clip_grad_value,
         "agc": run.agc,
@@ -113,12 +115,12 @@ def _plain(value: Any) -> Any:
 def poison_facts(run: TrainingRun) -> list[dict[str, Any]]:
     """Return what is non-finite in weights, buffers and optimizer state as they were loaded."""
     found = []
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.parameters().items():
         found += _poison("parameter", name, parameter.detach())
-        for key, value in (run.optimizer.state.get(parameter) or {}).items():
+        for key, value in run.state_of(parameter).items():
             if isinstance(value, Tensor) and key != "step":
                 found += _poison("state", f"{name}.{key}", value)
-    for name, buffer in run.model.named_buffers():
+    for name, buffer in run.buffers().items():
         found += _poison("buffer", name, buffer)
     return found
 

@@ -45,16 +45,17 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
 
 def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None:
     with torch.no_grad():
-        for tensor in [*run.model.parameters(), *run.model.buffers()]:
+        for tensor in [*run.parameters().values(), *run.buffers().values()]:
             if tensor.dtype in moved:
                 tensor.data = tensor.data.to(moved[tensor.dtype])
-        for parameter in run.model.parameters():
+        for parameter in run.parameters().values():
             parameter.grad = None
-        for owner, state in list(run.optimizer.state.items()):
-            run.optimizer.state[owner] = {
-                key: value if key == "step" else map_tensors(lambda t: t.to(moved.get(t.dtype, t.dtype)), value)
-                for key, value in state.items()
-            }
+        for optimizer in run.optimizers:
+            for owner, state in list(optimizer.state.items()):
+                optimizer.state[owner] = {
+                    key: value if key == "step" else map_tensors(lambda t: t.to(moved.get(t.dtype, t.dtype)), value)
+                    for key, value in state.items()
+                }
 
 
 def _casting(moved: dict[torch.dtype, torch.dtype], before: Any) -> Any:

@@ -56,13 +56,17 @@ class WatchList(StepWatch):
         """Pass on."""
         self._tell("backward_begins", micro)
 
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Pass on."""
-        self._tell("gradients_ready")
+        self._tell("gradients_ready", parameters)
 
-    def clipped(self) -> None:
+    def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Pass on."""
-        self._tell("clipped")
+        self._tell("clipped", parameters)
+
+    def update_made(self) -> None:
+        """Pass on."""
+        self._tell("update_made")
 
     def updated(self) -> None:
         """Pass on."""
@@ -89,15 +93,15 @@ class Finiteness(StepWatch):
         """Keep the micro-step's loss."""
         self._losses.append(loss.detach().reshape(()).double())
 
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
-        self._look("grads", {n: p.grad for n, p in self._run.model.named_parameters() if p.grad is not None})
+        self._look("grads", self._run.gradients(parameters))
 
     def updated(self) -> None:
         """Look at weights, buffers and optimizer state."""
         run = self._run
-        self._look("weights", dict(run.model.named_parameters()))
-        self._look("buffers", dict(run.model.named_buffers()), masks=True)
+        self._look("weights", run.parameters())
+        self._look("buffers", run.buffers(), masks=True)
         self._look("state", state_tensors(run))
 
     def resolve(self) -> Finiteness:
@@ -124,9 +128,8 @@ class Finiteness(StepWatch):
 def state_tensors(run: TrainingRun) -> dict[str, Tensor]:
     """Return the optimizer's floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
     found: dict[str, Tensor] = {}
-    for name, parameter in run.model.named_parameters():
-        state = run.optimizer.state.get(parameter)
-        for key, value in (state or {}).items():
+    for name, parameter in run.parameters().items():
+        for key, value in run.state_of(parameter).items():
             if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
                 found[f"{name}.{key}"] = value
     return found
@@ -247,9 +250,9 @@ def device_is_lost(error: BaseException | None) -> bool:
 def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if rows.recording:
-            stack.enter_context(watch_modules(run.model, rows))
+            stack.enter_context(watch_modules(run.roots(), rows))
         if zoom is not None:
-            stack.enter_context(zoom.stack.following(run.model))
+            stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)
         yield
 

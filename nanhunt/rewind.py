@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +53,9 @@ class Digest(StepWatch):
         """Take the loss's bits."""
         self.losses.append(_bits(loss.detach()))
 
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Take the gradients' bits, before the clip."""
-        self.grads = {n: _bits(p.grad) for n, p in self._run.model.named_parameters() if p.grad is not None}
+        self.grads |= {n: _bits(g) for n, g in self._run.gradients(parameters).items()}
 
     def compare(self, other: Digest) -> dict[str, Any]:
         """Return what is equal and which gradients differ."""

@@ -38,11 +38,11 @@ class _Grads(StepWatch):
         self._run = run
         self.grads: dict[str, Tensor] = {}
 
-    def gradients_ready(self) -> None:
-        self.grads = {
-            n: p.grad.detach().to("cpu", torch.float64, copy=True)
-            for n, p in self._run.model.named_parameters()
-            if p.grad is not None and not p.grad.is_sparse
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        self.grads |= {
+            n: g.detach().to("cpu", torch.float64, copy=True)
+            for n, g in self._run.gradients(parameters).items()
+            if not g.is_sparse
         }
 
 

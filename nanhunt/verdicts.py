@@ -7,12 +7,14 @@ step's doing.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from nanhunt.replay import Finiteness, Replayed, nonfinite_names, state_tensors
 from nanhunt.training.run import TrainingRun
@@ -33,8 +35,8 @@ class Known:
     def of(cls, run: TrainingRun) -> Known:
         """Look at the run as it stands."""
         return cls(
-            weights=frozenset(nonfinite_names(dict(run.model.named_parameters()))),
-            buffers=frozenset(nonfinite_names(dict(run.model.named_buffers()))),
+            weights=frozenset(nonfinite_names(run.parameters())),
+            buffers=frozenset(nonfinite_names(run.buffers())),
             state=frozenset(nonfinite_names(state_tensors(run))),
         )
 
@@ -110,10 +112,10 @@ class _Amax(StepWatch):
         self._run = run
         self.amax = 0.0
 
-    def gradients_ready(self) -> None:
-        grads = [p.grad for p in self._run.trainable() if p.grad is not None and p.grad.numel()]
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        grads = [g for g in self._run.gradients(parameters).values() if g.numel()]
         peaks = [g.detach().abs().max().float() for g in grads]
-        self.amax = float(torch.stack(peaks).max()) if peaks else 0.0
+        self.amax = max(self.amax, float(torch.stack(peaks).max())) if peaks else self.amax
 
 
 def unscaled_gradients(run: TrainingRun, step: int) -> UnscaledLook:
@@ -135,20 +137,27 @@ class _Both(StepWatch):
     def __init__(self, finite: Finiteness, amax: _Amax) -> None:
         self._finite, self._amax = finite, amax
 
-    def gradients_ready(self) -> None:
-        self._finite.gradients_ready()
-        self._amax.gradients_ready()
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        self._finite.gradients_ready(parameters)
+        self._amax.gradients_ready(parameters)
 
 
 @contextmanager
 def scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
-    """Run the body with a gradient scaler whose scale is fixed; the run's own comes back after it."""
-    own = run.scaler
+    """Run the body with gradient scalers whose scale is fixed; the run's own, and the loop's, come back after it."""
+    own, theirs = run.scaler, run.owned.scalers
+    states = [copy.copy(vars(scaler)) for scaler in theirs]
     # growth that never comes and a backoff of 1 - 2^-10 per skip: as good as fixed for one step
-    run.scaler = torch.amp.GradScaler(
-        run.device.type, init_scale=scale, growth_interval=1 << 30, backoff_factor=1 - 2**-10
-    )
+    fixed = {"_growth_interval": 1 << 30, "_backoff_factor": 1 - 2**-10, "_init_scale": scale}
+    if run.train_step is None:
+        run.scaler = torch.amp.GradScaler(
+            run.device.type, init_scale=scale, growth_interval=1 << 30, backoff_factor=1 - 2**-10
+        )
+    for scaler in theirs:
+        vars(scaler).update(fixed, _scale=None if scaler._scale is None else torch.full_like(scaler._scale, scale))
     try:
         yield
     finally:
         run.scaler = own
+        for scaler, state in zip(theirs, states, strict=True):
+            vars(scaler).update(state)

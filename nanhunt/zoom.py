@@ -83,7 +83,7 @@ def _same_losses(a: list[float], b: list[float]) -> bool:
 def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known) -> Zoomed:
     rewind(run, ring, step)
     rows.pass_ = "zoom"
-    probe = OpProbe(run.model, run.optimizer, rows, run.root)
+    probe = OpProbe(run, rows)
     # a gradient that no loss scale mends is looked at without one: what the scale overflows is not the fault
     with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
         replayed = replay_step(run, step, rows, recorded=True, zoom=probe)

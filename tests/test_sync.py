@@ -40,7 +40,7 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with watch_modules(run.model, rows):
+            with watch_modules(run.roots(), rows):
                 loss = run.loss(run.model, batch)
                 finite.loss_made(0, loss)
                 loss.backward()
@@ -64,7 +64,7 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
 def test_the_probes_rows_are_read_in_one_go_at_the_end() -> None:
     run = run_on(torch.device("cpu"))
     rows = RowBuffer()
-    with watch_modules(run.model, rows):
+    with watch_modules(run.roots(), rows):
         run.loss(run.model, run.batches.get(0, 0)).backward()
     taken = rows.take()
     assert {r.role for r in taken} == {"output", "grad_output"}

@@ -240,11 +240,11 @@ class Both(StepWatch):
         for watch in self.watches:
             watch.backward_begins(micro)
 
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Any = None) -> None:
         for watch in self.watches:
             watch.gradients_ready()
 
-    def clipped(self) -> None:
+    def clipped(self, parameters: Any = None) -> None:
         for watch in self.watches:
             watch.clipped()
 
@@ -255,7 +255,7 @@ class Both(StepWatch):
 
 @contextlib.contextmanager
 def module_probe(run: TrainingRun, rows: RowBuffer) -> Iterator[StepWatch]:
-    with watch_modules(run.model, rows):
+    with watch_modules(run.roots(), rows):
         yield StepWatch()
 
 
@@ -266,8 +266,8 @@ def optimizer_probe(run: TrainingRun, rows: RowBuffer) -> Iterator[StepWatch]:
 
 @contextlib.contextmanager
 def op_probe(run: TrainingRun, rows: RowBuffer) -> Iterator[StepWatch]:
-    probe = OpProbe(run.model, run.optimizer, rows, run.root)
-    with probe.stack.following(run.model), probe:
+    probe = OpProbe(run, rows)
+    with probe.stack.following(run.roots()), probe:
         yield probe
     assert len(probe.events) > 20
 
@@ -294,7 +294,7 @@ def watched(scenario: Scenario, probe: Callable[..., Any] | None) -> list[dict[s
     for step in range(STEPS):
         losses = Losses()
         if probe is None:
-            zoom = OpProbe(run.model, run.optimizer, rows, run.root)
+            zoom = OpProbe(run, rows)
             replay_step(run, step, rows, recorded=True, zoom=zoom, also=[losses])
         else:
             with probe(run, rows) as watch:

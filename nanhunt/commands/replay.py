@@ -22,9 +22,10 @@ from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.interventions import library
 from nanhunt.trace.schema import Manifest, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
+from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
-from nanhunt.training.run import TrainingRun, assemble
+from nanhunt.training.run import TrainingRun
 
 __all__ = ["ReplayOptions", "replay"]
 
@@ -205,7 +206,7 @@ def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOption
         "config": config_path,
         "checkpoint": f"{options.checkpoint} ({run.match})",
         "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
-        "optimizer": type(run.optimizer).__name__,
+        "optimizer": ", ".join(type(o).__name__ for o in run.optimizers),
         "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",
         "device": run.device,
         "steps": f"{run.start_step} to {run.start_step + steps - 1}, recorded every {options.every}",

@@ -12,14 +12,14 @@ and recomputed forwards under activation checkpointing, which would be seen twic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nanhunt.probes.probe import RowBuffer, in_backward, is_hookable
+from nanhunt.probes.probe import RowBuffer, in_backward, is_hookable, modules_below
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.tree import tensors_of
 
@@ -27,13 +27,13 @@ __all__ = ["watch_modules"]
 
 
 @contextmanager
-def watch_modules(model: nn.Module, rows: RowBuffer) -> Iterator[None]:
-    """Record outputs and their gradients of every module of `model` into `rows` inside the body."""
+def watch_modules(roots: Mapping[str, nn.Module], rows: RowBuffer) -> Iterator[None]:
+    """Record outputs and their gradients of every module below `roots` into `rows` inside the body."""
     # an output may outlive the step: a module that returns its own parameter would keep the hook
     on_tensors: list[RemovableHandle] = []
     on_modules = [
         module.register_forward_hook(_forward_hook(name, rows, on_tensors))
-        for name, module in model.named_modules()
+        for name, module in modules_below(roots)
         if is_hookable(module)
     ]
     try:

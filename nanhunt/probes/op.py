@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
@@ -34,6 +33,7 @@ from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.source import caller_line, is_checkpointing, place
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
+from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
 from nanhunt.training.tree import map_tensors, tensors_of
 
@@ -55,17 +55,16 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     #: without it a higher-order op (flex_attention and its kin) would raise under the mode
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: RowBuffer, root: Path) -> None:
+    def __init__(self, run: TrainingRun, rows: RowBuffer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
         self.phase = Phase.FORWARD
         self._nodes_ran = False
         self.stack = ModuleStack()
-        self._model = model
-        self._optimizer = optimizer
+        self._run = run
         self._rows = rows
-        self._root = root
+        self._root = run.root
         self._memory = Memory()
         self._by_sequence: dict[int, int] = {}
         self._first_runs: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -90,26 +89,29 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Turn to backward."""
         self.phase, self._nodes_ran = Phase.BACKWARD, False
 
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Note non-finite gradients, before the clip spreads or hides them."""
         self.phase = Phase.CLIP
-        for name, parameter in self._model.named_parameters():
-            if parameter.grad is not None:
-                self._look_at("gradient", name, parameter.grad)
+        for name, grad in self._run.gradients(parameters).items():
+            self._look_at("gradient", name, grad)
 
-    def clipped(self) -> None:
+    def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Turn to the update; the moments may have been made since the step began."""
         self.phase = Phase.UPDATE
         self._name_state()
 
+    def update_made(self) -> None:
+        """Turn to the forward pass that may follow in the same step."""
+        self.phase = Phase.FORWARD
+
     def updated(self) -> None:
         """Note weights, buffers and optimizer state that are non-finite after the update."""
         self._name_state()
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._run.parameters().items():
             self._look_at("weight", name, parameter.detach())
-            for key, value in _tensors_in(self._optimizer.state.get(parameter)):
+            for key, value in _tensors_in(self._run.state_of(parameter)):
                 self._look_at("state", f"{name}.{key}", value)
-        for name, buffer in self._model.named_buffers():
+        for name, buffer in self._run.buffers().items():
             self._look_at("buffer", name, buffer)
 
     # --- the mode ------------------------------------------------------------------------------------------------
@@ -181,11 +183,18 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         return event
 
     def _phase_of(self, in_node: bool) -> Phase:
-        """Return the phase of an op: what follows the last node of a backward pass is the scaler's unscaling."""
+        """Return the phase of an op: what follows the last node of a backward pass is the scaler's unscaling.
+
+        Unless a module runs again: a custom loop goes on with the next forward pass, and says so to nobody.
+        """
         if in_node:
             self._nodes_ran = True
             return Phase.BACKWARD
-        return Phase.UNSCALE if self.phase is Phase.BACKWARD and self._nodes_ran else self.phase
+        if self.phase is Phase.BACKWARD and self._nodes_ran:
+            if not self.stack.is_running:
+                return Phase.UNSCALE
+            self.phase = Phase.FORWARD
+        return self.phase
 
     def _first_run(self, event: OpEvent) -> int | None:
         """Return the forward event that a recomputed one repeats: as bad as this one, by preference in its place."""
@@ -254,13 +263,13 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
 
     def _name_state(self) -> None:
         """Give weights, gradients, buffers and optimizer state their names."""
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._run.parameters().items():
             self._memory.name(parameter, f"parameter {name}")
             if parameter.grad is not None:
                 self._memory.name(parameter.grad, f"gradient {name}")
-            for key, value in _tensors_in(self._optimizer.state.get(parameter)):
+            for key, value in _tensors_in(self._run.state_of(parameter)):
                 self._memory.name(value, f"state {name}.{key}")
-        for name, buffer in self._model.named_buffers():
+        for name, buffer in self._run.buffers().items():
             self._memory.name(buffer, f"buffer {name}")
 
 
@@ -334,8 +343,6 @@ def _of_lane(value: Any, lane: str) -> Any:
     return value
 
 
-def _tensors_in(state: Any) -> list[tuple[str, Tensor]]:
+def _tensors_in(state: dict[str, Any]) -> list[tuple[str, Tensor]]:
     """Return an optimizer's floating tensors of one parameter, without the step counter."""
-    if not isinstance(state, dict):
-        return []
     return [(k, v) for k, v in state.items() if isinstance(v, Tensor) and k != "step" and v.is_floating_point()]

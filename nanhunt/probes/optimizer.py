@@ -16,6 +16,7 @@ The update is w_after - w_before, so a copy of the weights lives from the clip t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,24 +38,27 @@ class OptimizerProbe(StepWatch):
         self._rows = rows
         self._before: dict[str, Tensor] = {}
         self._v_before: dict[str, Tensor] = {}
-        self._names: dict[Tensor, str] = {p: n for n, p in run.model.named_parameters()}
+        self._names: dict[Tensor, str] = {}
 
-    def batch_read(self, micro: int, batch: Any) -> None:
-        """Keep the weights of a custom loop, which does not say when its update comes."""
-        if self._run.train_step is not None and micro == 0:
-            self._keep_before()
-
-    def gradients_ready(self) -> None:
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Record every gradient: accumulated, unscaled, not yet clipped."""
-        for name, parameter in self._run.model.named_parameters():
-            if parameter.grad is not None:
-                module, leaf = split_name(name)
-                self._rows.tensor(parameter.grad, phase=Phase.UNSCALE, role=Role.GRAD, module=module, name=leaf)
+        for name, grad in self._run.gradients(parameters).items():
+            module, leaf = split_name(name)
+            self._rows.tensor(grad, phase=Phase.UNSCALE, role=Role.GRAD, module=module, name=leaf)
 
-    def clipped(self) -> None:
-        """Keep the weights and second moments that the update starts from."""
-        if self._run.train_step is None:
-            self._keep_before()
+    def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
+        """Keep the weights and second moments that the update starts from, at the first update of each."""
+        if not self._rows.recording:
+            return
+        self._names = {p: n for n, p in self._run.parameters().items()}
+        for parameter in self._run.trainable() if parameters is None else parameters:
+            name = self._names.get(parameter)
+            if name is None or name in self._before:
+                continue
+            self._before[name] = parameter.detach().clone()
+            v = self._run.state_of(parameter).get("exp_avg_sq")
+            if isinstance(v, Tensor):
+                self._v_before[name] = v.detach().clone()
 
     def updated(self) -> None:
         """Record weights, moments, the applied update and Adam's health."""
@@ -62,20 +66,12 @@ class OptimizerProbe(StepWatch):
             return
         record_state(self._run, self._rows, Phase.UPDATE)
         with torch.no_grad():
-            for group in self._run.optimizer.param_groups:
-                for parameter in group["params"]:
-                    self._record_update(parameter, group)
+            for optimizer in self._run.optimizers:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        self._record_update(parameter, group)
         self._before.clear()
         self._v_before.clear()
-
-    def _keep_before(self) -> None:
-        if not self._rows.recording:
-            return
-        self._before = {n: p.detach().clone() for n, p in self._run.model.named_parameters() if p.requires_grad}
-        for parameter, state in self._run.optimizer.state.items():
-            v = state.get("exp_avg_sq") if isinstance(state, dict) else None
-            if isinstance(v, Tensor) and parameter in self._names:
-                self._v_before[self._names[parameter]] = v.detach().clone()
 
     def _record_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         name = self._names.get(parameter)
@@ -89,7 +85,7 @@ class OptimizerProbe(StepWatch):
         lr = float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
             return
-        state = self._run.optimizer.state.get(parameter) or {}
+        state = self._run.state_of(parameter)
         health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad) if lr > 0 else None}
         health["update_lr"] = _rms(update) / lr if lr > 0 else None
         health |= adam_health(grad, state, group, self._v_before.get(name))
@@ -135,15 +131,15 @@ def _correction(beta2: float, step: Tensor) -> Tensor:
 
 def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
     """Record every parameter, buffer and Adam moment as it stands."""
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.parameters().items():
         module, leaf = split_name(name)
         rows.tensor(parameter, phase=phase, role=Role.WEIGHT, module=module, name=leaf)
-        state = run.optimizer.state.get(parameter)
+        state = run.state_of(parameter)
         for role in (Role.EXP_AVG, Role.EXP_AVG_SQ):
-            moment = state.get(role.value) if isinstance(state, dict) else None
+            moment = state.get(role.value)
             if isinstance(moment, Tensor):
                 rows.tensor(moment, phase=phase, role=role, module=module, name=leaf)
-    for name, buffer in run.model.named_buffers():
+    for name, buffer in run.buffers().items():
         module, leaf = split_name(name)
         rows.tensor(buffer, phase=phase, role=Role.BUFFER, module=module, name=leaf)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from nanhunt.stats.summarize import StatsQueue
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Observation, Phase, Role
 
-__all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "split_name"]
+__all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "modules_below", "split_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +148,20 @@ class ModuleStack:
         return self._entered[-1][0] if self._entered else ""
 
     @property
+    def is_running(self) -> bool:
+        """Whether any module's forward is running."""
+        return bool(self._entered)
+
+    @property
     def is_recomputing(self) -> bool:
         """Whether the innermost module runs inside of a backward pass: activation checkpointing of whatever make."""
         return bool(self._entered) and self._entered[-1][1]
 
     @contextmanager
-    def following(self, model: nn.Module) -> Iterator[ModuleStack]:
-        """Follow `model`'s forward passes inside the body."""
+    def following(self, roots: Mapping[str, nn.Module]) -> Iterator[ModuleStack]:
+        """Follow the forward passes of the modules below `roots` inside the body."""
         handles = []
-        for name, module in model.named_modules():
+        for name, module in modules_below(roots):
             if not is_hookable(module):
                 continue
             handles.append(module.register_forward_pre_hook(self._entering(name)))
@@ -183,6 +188,13 @@ class ModuleStack:
                 pass
 
         return hook
+
+
+def modules_below(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module below the roots by its name, a root's own name in front."""
+    for root, module in roots.items():
+        for name, inner in module.named_modules():
+            yield (f"{root}.{name}".rstrip(".") if root else name), inner
 
 
 def is_hookable(module: nn.Module) -> bool:

@@ -37,10 +37,14 @@ class Checkpoint:
     #: the model's state dict, without the names of wrappers
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
+    #: the states of further optimizers, in the checkpoint's order
+    more_optimizers: tuple[dict[str, Any], ...] = ()
     scheduler: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     #: random states by generator: "torch", "cuda", "numpy", "python"
     rng: dict[str, Any] | None = None
+    #: further modules' states by their key: a discriminator, a target network, an average
+    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     #: what else was saved and is small: config, model_args, best_val_loss …
     extra: dict[str, Any] = field(default_factory=dict)
     #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
@@ -79,6 +83,8 @@ def load_checkpoint(path: Path, *, keys: CheckpointKeys | None, trust_pickle: bo
                 step=parts.step,
                 model=parts.model,
                 optimizer=parts.optimizer,
+                more_optimizers=parts.more_optimizers,
+                more_models=parts.more_models,
                 scheduler=parts.scheduler,
                 scaler=parts.scaler,
                 rng=parts.rng,

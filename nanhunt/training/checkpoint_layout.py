@@ -52,10 +52,14 @@ class Parts:
     container: str
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
+    #: the states of further optimizers, in the checkpoint's order
+    more_optimizers: tuple[dict[str, Any], ...] = ()
     scheduler: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     step: int | None = None
     rng: dict[str, Any] | None = None
+    #: further modules' states by their key: a discriminator, a target network, an average
+    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     #: what was taken for granted
     notes: tuple[str, ...] = ()
@@ -77,6 +81,9 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         return Parts(container="state-dict", model=_cleaned(_tensors(content)))
     search = _Search(content=content, path=path, keys=keys)
     optimizer = search.part("optimizer", OPTIMIZER_KEYS, _optimizer_state)
+    more_optimizers = search.more_optimizers()
+    if optimizer is None and more_optimizers:
+        optimizer, more_optimizers = more_optimizers[0], more_optimizers[1:]
     scheduler = search.part("scheduler", SCHEDULER_KEYS, _plain_state)
     scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), _plain_state)
     step = search.part("step", STEP_KEYS, as_step)
@@ -86,6 +93,8 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         container="lightning" if "pytorch-lightning_version" in content else "torch",
         model=_cleaned(model),
         optimizer=optimizer,
+        more_optimizers=tuple(more_optimizers),
+        more_models=search.more_models(),
         scheduler=scheduler,
         scaler=scaler,
         step=step if step is not None else _nested_step(content),
@@ -146,6 +155,8 @@ class _Search:
     path: Path
     keys: CheckpointKeys | None
     used: set[str] = field(default_factory=set)
+    #: ids of the values that a part was made of
+    taken: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def part(self, name: str, known: Iterable[str], accept: Callable[[Any], Any]) -> Any:
@@ -154,6 +165,7 @@ class _Search:
         if configured:
             value = self.configured(name, configured)
             accepted = accept(_first_of(value))
+            self.taken.add(id(_first_of(value)))
             if accepted is None and value not in (None, {}):
                 raise CheckpointError(
                     f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, not the {name}'s"
@@ -163,14 +175,36 @@ class _Search:
             accepted = accept(_first_of(self.content.get(key)))
             if accepted is not None:
                 self.used.add(key)
+                self.taken.add(id(_first_of(self.content.get(key))))
                 self.say_if_several(name, key)
                 return accepted
         return None
 
+    def more_optimizers(self) -> list[dict[str, Any]]:
+        """Return every optimizer state that is not the one already taken, wherever at the top it stands."""
+        found = []
+        for key, value in self.content.items():
+            inside = value if isinstance(value, (list, tuple)) else [value]
+            if isinstance(value, Mapping) and "param_groups" not in value:
+                inside = list(value.values())
+            states = [(item, _optimizer_state(item)) for item in inside if id(item) not in self.taken]
+            found += [state for _, state in states if state is not None]
+            self.used.update([key] if any(state is not None for _, state in states) else [])
+        return found
+
+    def more_models(self) -> dict[str, dict[str, Tensor]]:
+        """Return the states of modules that are not the model's, by their key at the top."""
+        found = {}
+        for key, value in self.content.items():
+            state = _model_state(value) if key not in self.used and isinstance(key, str) else None
+            if state and id(value) not in self.taken:
+                found[key] = _cleaned(state)
+        return found
+
     def say_if_several(self, name: str, key: str) -> None:
-        """Note that a list of optimizers or schedulers was cut to its first."""
+        """Note that a list of schedulers was cut to its first."""
         value = self.content[key]
-        if isinstance(value, list) and len(value) > 1:
+        if name != "optimizer" and isinstance(value, list) and len(value) > 1:
             self.notes.append(f"the checkpoint holds {len(value)} states under {key!r}: the first is the {name}'s")
 
     def configured(self, name: str, dotted: str) -> Any:

@@ -8,14 +8,17 @@ stranger's moments. Shapes tell the orders apart.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
 
-__all__ = ["load_optimizer"]
+if TYPE_CHECKING:
+    from nanhunt.training.checkpoint import Checkpoint
+
+__all__ = ["load_optimizer", "load_optimizers", "take_fitting"]
 
 #: Hyper-parameters that tell one family of optimizers from another.
 _TELLING = frozenset({"betas", "momentum", "alpha", "rho", "lambd"})
@@ -23,6 +26,45 @@ _TELLING = frozenset({"betas", "momentum", "alpha", "rho", "lambd"})
 
 #: State that has its parameter's shape; Adafactor and its kin keep factors that have not.
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum", "prev")
+
+
+def load_optimizers(
+    optimizers: list[torch.optim.Optimizer], model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]
+) -> list[dict[str, Any]]:
+    """Load the checkpoint's states into the optimizers that the config made; return the states that none took.
+
+    One optimizer takes the checkpoint's own or none; of several each takes the first state that fits it.
+    """
+    states = [*([checkpoint.optimizer] if checkpoint.optimizer else []), *checkpoint.more_optimizers]
+    if not states:
+        assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
+        return []
+    if len(optimizers) == 1:
+        fitting = take_fitting(optimizers[0], states) if len(states) > 1 else None
+        load_optimizer(optimizers[0], model, states.pop(0) if fitting is None else fitting, assumptions)
+        return states
+    for index, optimizer in enumerate(optimizers):
+        fitting = take_fitting(optimizer, states)
+        if fitting is None:
+            name = f"optimizer {index} ({type(optimizer).__name__})"
+            assumptions.append(f"the checkpoint holds no state that fits {name}: its moments start from zero")
+        else:
+            load_optimizer(optimizer, model, fitting, assumptions)
+    return states
+
+
+def take_fitting(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Remove and return the first state with this optimizer's groups, shapes and hyper-parameters; None without one."""
+    ours = _parameters(optimizer)
+    telling = set(optimizer.param_groups[0]) & _TELLING
+    for index, saved in enumerate(states):
+        groups = saved["param_groups"]
+        sizes = [len(group["params"]) for group in groups]
+        if sizes != [len(group["params"]) for group in optimizer.param_groups] or not _fits(ours, saved):
+            continue
+        if set().union(*(g.keys() for g in groups)) & _TELLING <= telling:
+            return states.pop(index)
+    return None
 
 
 def load_optimizer(

@@ -37,43 +37,35 @@ class Snapshot:
     tensors: dict[str, Tensor]
     grads: dict[str, Tensor]
     training: dict[str, bool]
-    optimizer_groups: list[dict[str, Any]]
-    #: by parameter, or by whatever else an optimizer keys its state with
-    optimizer_state: list[tuple[Any, Any]] = field(repr=False)
-    scaler: dict[str, Any] | None
-    scheduler: dict[str, Any] | None
+    optimizers: list[_OptimizerCopy] = field(repr=False)
+    #: (scaler or scheduler, its state)
+    others: list[tuple[Any, dict[str, Any]]] = field(repr=False)
     rng: RngState
 
     @classmethod
     def take(cls, run: TrainingRun, step: int) -> Snapshot:
         """Copy the run's state as it stands before `step`."""
-        optimizer = run.optimizer
+        run.look_around()
         return cls(
             step=step,
-            tensors={name: _to_host(t) for name, t in _live_tensors(run.model).items()},
-            grads={n: _to_host(p.grad) for n, p in run.model.named_parameters() if p.grad is not None},
-            training={name: module.training for name, module in run.model.named_modules()},
-            optimizer_groups=[_hyper(group) for group in optimizer.param_groups],
-            optimizer_state=[(p, _copied(state)) for p, state in optimizer.state.items()],
-            scaler=copy.deepcopy(run.scaler.state_dict()) if run.scaler else None,
-            scheduler=copy.deepcopy(run.scheduler.state_dict()) if run.scheduler else None,
+            tensors={name: _to_host(t) for name, t in _live_tensors(run).items()},
+            grads={name: _to_host(grad) for name, grad in run.gradients().items()},
+            training={name: module.training for name, module in _modules(run).items()},
+            optimizers=[_OptimizerCopy.of(optimizer) for optimizer in run.optimizers],
+            others=[(o, copy.deepcopy(o.state_dict())) for o in (*run.scalers, *run.schedulers)],
             rng=RngState.capture(),
         )
 
     def restore(self, run: TrainingRun) -> None:
         """Put the run back to the moment of `take`, bit for bit."""
-        _restore_model(self, run.model)
-        for group, saved in zip(run.optimizer.param_groups, self.optimizer_groups, strict=True):
-            group.update(copy.deepcopy(saved))
-        run.optimizer.state.clear()
-        for key, state in self.optimizer_state:
-            run.optimizer.state[key] = _placed(state)
-        if run.scaler and self.scaler is not None:
-            run.scaler.load_state_dict(copy.deepcopy(self.scaler))
-            # what the scaler noted of the last step (found_inf, stage) belongs to that step
-            run.scaler._per_optimizer_states.clear()
-        if run.scheduler and self.scheduler is not None:
-            run.scheduler.load_state_dict(copy.deepcopy(self.scheduler))
+        _restore_tensors(self, run)
+        for optimizer in self.optimizers:
+            optimizer.restore()
+        for other, state in self.others:
+            other.load_state_dict(copy.deepcopy(state))
+            if isinstance(other, torch.amp.GradScaler):
+                # what the scaler noted of the last step (found_inf, stage) belongs to that step
+                other._per_optimizer_states.clear()
         self.rng.restore()
 
 
@@ -108,20 +100,48 @@ class SnapshotRing:
 
 def state_bytes(run: TrainingRun) -> int:
     """Return the bytes of one snapshot: weights, buffers and optimizer state (two moments before there is any)."""
-    model = sum(t.numel() * t.element_size() for t in _live_tensors(run.model).values())
-    states = [t for state in run.optimizer.state.values() for _, t in tensors_of(state)]
+    model = sum(t.numel() * t.element_size() for t in _live_tensors(run).values())
+    states = [t for optimizer in run.optimizers for s in optimizer.state.values() for _, t in tensors_of(s)]
     return model + (sum(t.numel() * t.element_size() for t in states) if states else 2 * model)
 
 
-def _live_tensors(model: nn.Module) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OptimizerCopy:
+    """An optimizer's hyper-parameters and state, by parameter or by whatever else it keys its state with."""
+
+    optimizer: torch.optim.Optimizer
+    groups: list[dict[str, Any]]
+    state: list[tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> _OptimizerCopy:
+        return cls(
+            optimizer=optimizer,
+            groups=[_hyper(group) for group in optimizer.param_groups],
+            state=[(key, _copied(state)) for key, state in optimizer.state.items()],
+        )
+
+    def restore(self) -> None:
+        for group, saved in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group.update(copy.deepcopy(saved))
+        self.optimizer.state.clear()
+        for key, state in self.state:
+            self.optimizer.state[key] = _placed(state)
+
+
+def _live_tensors(run: TrainingRun) -> dict[str, Tensor]:
     """Return parameters and all buffers by name, the non-persistent ones too; tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {**run.parameters(), **run.buffers()}
 
 
-def _restore_model(snapshot: Snapshot, model: nn.Module) -> None:
-    modules = dict(model.named_modules())
+def _modules(run: TrainingRun) -> dict[str, nn.Module]:
+    return {f"{root}.{name}": m for root, module in run.roots().items() for name, m in module.named_modules()}
+
+
+def _restore_tensors(snapshot: Snapshot, run: TrainingRun) -> None:
+    modules = _modules(run)
     with torch.no_grad():
-        for name, live in _live_tensors(model).items():
+        for name, live in _live_tensors(run).items():
             saved = snapshot.tensors.get(name)
             if saved is None:
                 continue
@@ -129,7 +149,7 @@ def _restore_model(snapshot: Snapshot, model: nn.Module) -> None:
                 live.copy_(saved)
             else:  # a trial in another precision replaced the storage
                 live.data = saved.to(live.device, copy=True)
-        for name, parameter in model.named_parameters():
+        for name, parameter in run.parameters().items():
             grad = snapshot.grads.get(name)
             parameter.grad = None if grad is None else grad.to(parameter.device, copy=True)
     for name, training in snapshot.training.items():

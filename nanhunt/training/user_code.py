@@ -10,13 +10,14 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 from nanhunt.errors import ConfigError, UserCodeError
 
-__all__ = ["call_user", "fill_parameters", "resolve", "user_traceback"]
+__all__ = ["call_user", "fill_parameters", "is_installed_module", "resolve", "user_traceback"]
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -159,6 +160,19 @@ def _is_below(path: Path, folder: Path) -> bool:
 def _is_installed(path: Path) -> bool:
     paths = sysconfig.get_paths()
     return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def is_installed_module(module: ModuleType) -> bool:
+    """Whether a module is a library's rather than the user's own: installed, part of Python, or ours."""
+    return _is_installed_name(module.__name__)
+
+
+@lru_cache(maxsize=4096)
+def _is_installed_name(name: str) -> bool:
+    if name.partition(".")[0] in ("nanhunt", *sys.stdlib_module_names):
+        return name != "__main__"
+    file = _file_of(sys.modules[name]) if name in sys.modules else None
+    return file is None or _is_installed(file)
 
 
 def _module_by_name(name: str, key: str, root: Path) -> ModuleType:

@@ -507,7 +507,7 @@ def test_verbose_adds_the_frames_of_nanhunt_to_the_users(project, nanhunt):
     project.configure(model="train:broken")
     outcome = nanhunt("replay", "ckpt.pt", "-v")
     assert outcome.code == 3
-    assert "nanhunt/training/run.py" in outcome.err
+    assert "nanhunt/training/assemble.py" in outcome.err
     assert outcome.err.splitlines()[-1] == "error: model: KeyError: 'width'"
 
 

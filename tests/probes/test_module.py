@@ -17,7 +17,7 @@ from nanhunt.trace.schema import Observation
 
 def watched(model: nn.Module, *inputs: Tensor, scale: float = 1.0) -> list[Observation]:
     rows = RowBuffer()
-    with watch_modules(model, rows):
+    with watch_modules({"": model}, rows):
         output = model(*inputs)
         total = output if isinstance(output, Tensor) else output.first
         (total.sum() * scale).backward()
@@ -88,7 +88,7 @@ def test_a_recomputed_forward_is_not_recorded_again(reentrant: bool) -> None:
 def test_nothing_is_recorded_or_hooked_on_an_unrecorded_step() -> None:
     model, rows = nn.Linear(2, 1), RowBuffer()
     rows.recording = False
-    with watch_modules(model, rows):
+    with watch_modules({"": model}, rows):
         output = model(torch.ones(1, 2))
         output.sum().backward()
     assert not output._backward_hooks
@@ -107,7 +107,7 @@ def test_every_hook_is_gone_after_an_error_also_from_tensors_that_live_on() -> N
     model = Own()
 
     def breaks_off() -> None:
-        with watch_modules(model, RowBuffer()):
+        with watch_modules({"": model}, RowBuffer()):
             model()
             assert model.weight._backward_hooks
             raise ZeroDivisionError

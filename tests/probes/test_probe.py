@@ -50,7 +50,7 @@ def followed(model: Root) -> ModuleStack:
 
 def test_the_innermost_running_module_is_known_by_its_state_dict_name() -> None:
     model = Root()
-    with followed(model).following(model) as stack:
+    with followed(model).following({"": model}) as stack:
         model(torch.zeros(1, 2))
         assert stack.current == ""
     assert model.a.seen + model.b.seen == ["a", "b"]
@@ -58,7 +58,7 @@ def test_the_innermost_running_module_is_known_by_its_state_dict_name() -> None:
 
 def test_a_forward_that_raises_leaves_the_stack_as_it_was() -> None:
     model = Root()
-    with followed(model).following(model) as stack:
+    with followed(model).following({"": model}) as stack:
         model.b.fails = True
         with pytest.raises(ValueError, match="broken off"):
             model(torch.zeros(1, 2))
@@ -70,7 +70,7 @@ def test_a_recomputed_module_is_known_as_recomputing_and_leaves_nothing_behind(r
     model = Root()
     model.reentrant = reentrant
     states: list[tuple[str, bool]] = []
-    with followed(model).following(model) as stack:
+    with followed(model).following({"": model}) as stack:
         model.b.leaf.register_forward_pre_hook(lambda m, a: states.append((stack.current, stack.is_recomputing)))
         model(torch.zeros(1, 2, requires_grad=True)).sum().backward()
         assert stack.current == ""
@@ -80,7 +80,7 @@ def test_a_recomputed_module_is_known_as_recomputing_and_leaves_nothing_behind(r
 
 def test_following_leaves_no_hook_behind_even_after_an_error() -> None:
     model = Root()
-    with pytest.raises(ZeroDivisionError), ModuleStack().following(model):
+    with pytest.raises(ZeroDivisionError), ModuleStack().following({"": model}):
         raise ZeroDivisionError
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
@@ -95,7 +95,7 @@ def test_a_scripted_module_is_passed_by() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x)
 
-    with ModuleStack().following(Outer()) as stack:
+    with ModuleStack().following({"": Outer()}) as stack:
         assert stack.current == ""
 
 

@@ -203,8 +203,25 @@ def test_a_lightning_checkpoint_is_read_whole(tmp_path, trained):
     assert found.optimizer is not None
     assert found.scheduler["last_epoch"] == 1
     assert found.scaler["scale"] == 1024.0
-    assert found.notes == ("the checkpoint holds 2 states under 'optimizer_states': the first is the optimizer's",)
+    assert len(found.more_optimizers) == 1
     assert load_into(model(), found).renaming == "the leading 'model.' was dropped"
+
+
+@pytest.mark.parametrize(
+    "where", [("optimizer_g", "optimizer_d"), ("optimizers.g", "optimizers.d"), ("opt_g", "critic_optim")]
+)
+def test_states_of_several_optimizers_are_found_wherever_they_stand(tmp_path, trained, where):
+    net, optimizer, _, _ = trained
+    other = torch.optim.SGD(net.parameters(), lr=0.5)
+    content = {"model": net.state_dict(), "step": 3, "critic": {"w": torch.ones(2)}}
+    for key, state in zip(where, (optimizer.state_dict(), other.state_dict()), strict=True):
+        first, _, second = key.partition(".")
+        content.update({first: {**content.get(first, {}), second: state} if second else state})
+    torch.save(content, tmp_path / "c.pt")
+    found = load(tmp_path / "c.pt")
+    assert "betas" in found.optimizer["param_groups"][0]
+    assert [state["param_groups"][0]["lr"] for state in found.more_optimizers] == [0.5]
+    assert list(found.more_models) == ["critic"]
 
 
 def test_safetensors_hold_the_model_alone(tmp_path):

@@ -122,7 +122,7 @@ def test_a_step_that_broke_off_after_unscaling_can_be_run_again() -> None:
     snapshot.restore(run)
 
     class Breaks(StepWatch):
-        def gradients_ready(self) -> None:
+        def gradients_ready(self, parameters: Any = None) -> None:
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):

@@ -1,0 +1,286 @@
+"""Assemble a run: build the user's objects by their import strings and load the checkpoint into them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.errors import CheckpointError, ConfigError
+from nanhunt.training.batches import BatchSource
+from nanhunt.training.checkpoint import Checkpoint, load_into
+from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.custom_step import closure_step, needs_closure
+from nanhunt.training.loss import default_loss
+from nanhunt.training.optimizer_state import load_optimizers
+from nanhunt.training.owned_state import load_owned
+from nanhunt.training.rng import restore_saved, seed_everything
+from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
+from nanhunt.training.user_code import call_user, fill_parameters, resolve
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    *,
+    root: Path,
+    device: torch.device,
+    precision: str | None = None,
+    start_step: int | None = None,
+    seed: int | None = None,
+) -> TrainingRun:
+    """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
+
+    Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
+    stands in `assumptions`.
+    """
+    assumptions: list[str] = []
+    seed = config.train.seed if seed is None else seed
+    if seed is not None:
+        seed_everything(seed)
+    model = _built_model(config, root, device)
+    match = load_into(model, checkpoint)
+    if match.unexpected or match.missing or match.renaming or match.cast:
+        assumptions.append(f"checkpoint: {match.sentence}")
+    assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
+    step = _first_step(checkpoint, start_step, assumptions)
+    handed = _built_optimizer(config, root, model, checkpoint, assumptions)
+    optimizers = optimizers_in(handed)
+    unused = load_optimizers(optimizers, model, checkpoint, assumptions)
+    # a scheduler of one optimizer; a loop with several makes its own
+    scheduler = _built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
+    autocast = _autocast(config, precision)
+    run = TrainingRun(
+        model=model,
+        optimizer=optimizers[0],
+        handed=handed,
+        scheduler=scheduler,
+        scaler=_built_scaler(config, checkpoint, device, autocast, assumptions),
+        loss=_loss_function(config, root),
+        train_step=_callable(config.train_step, "train_step", root) if config.train_step else None,
+        batches=_batch_source(config, root, step, device, assumptions),
+        device=device,
+        autocast=autocast,
+        cuda_lists=_wants_cuda_lists(autocast, device, checkpoint, assumptions),
+        accumulate=config.train.accumulate,
+        clip_grad_norm=config.train.clip_grad_norm,
+        clip_grad_value=config.train.clip_grad_value,
+        agc=config.train.agc,
+        start_step=step,
+        root=root,
+        assumptions=assumptions,
+        match=match.sentence,
+    )
+    run.look_around()
+    load_owned(run, checkpoint, unused)
+    if run.train_step is None and needs_closure(run.optimizer):
+        run.train_step = closure_step(run)
+        assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
+    _seed_for_replay(checkpoint, seed, assumptions)
+    return run
+
+
+def _built_model(config: RunConfig, root: Path, device: torch.device) -> nn.Module:
+    build = _callable(config.model, "model", root)
+    if isinstance(build, nn.Module):
+        model: Any = build
+    else:
+        with call_user("model"):
+            model = build(**config.model.kwargs)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
+    if config.precision.params is not None:
+        model = model.to(DTYPES[config.precision.params])
+    placed: nn.Module = model.to(device)
+    if not placed.training:
+        placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
+    return placed
+
+
+def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
+    if start_step is not None:
+        return start_step
+    if checkpoint.step is None:
+        assumptions.append("the checkpoint does not tell its step: steps are counted from 0")
+    return checkpoint.step or 0
+
+
+def _built_optimizer(
+    config: RunConfig, root: Path, model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]
+) -> Any:
+    """Return the optimizer, or the several that a custom loop is handed."""
+    if config.optimizer is None:
+        return _inferred_optimizer(model, checkpoint, assumptions)
+    target = resolve(config.optimizer.call, key="optimizer", root=root)
+    if not callable(target):
+        raise ConfigError(f"optimizer: {config.optimizer.call} is not callable")
+    is_class = inspect.isclass(target) and issubclass(target, torch.optim.Optimizer)
+    with call_user("optimizer"):
+        optimizer = target(model.parameters() if is_class else model, **config.optimizer.kwargs)
+    found = optimizers_in(optimizer)
+    if not found:
+        raise ConfigError(f"optimizer: {config.optimizer.call} returned {type(optimizer).__name__}, not an Optimizer")
+    if len(found) > 1 and config.train_step is None:
+        raise ConfigError(
+            f"optimizer: {config.optimizer.call} returned {len(found)} optimizers, and the built-in step uses one",
+            hint="name your own step under train_step: a callable (model, batch, optimizers) -> loss",
+        )
+    return optimizer
+
+
+def _inferred_optimizer(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> torch.optim.Optimizer:
+    """Build the optimizer whose hyper-parameters the checkpoint shows: AdamW, Adam or SGD."""
+    groups = (checkpoint.optimizer or {}).get("param_groups") or []
+    keys = set(groups[0]) if groups else set()
+    optimizer: torch.optim.Optimizer
+    if "betas" in keys and groups[0].get("decoupled_weight_decay", True):
+        optimizer = torch.optim.AdamW(model.parameters())
+    elif "betas" in keys:
+        optimizer = torch.optim.Adam(model.parameters())
+    elif "momentum" in keys and "nesterov" in keys:
+        optimizer = torch.optim.SGD(model.parameters())
+    else:
+        raise ConfigError(
+            "optimizer: is missing, and the checkpoint does not show which one it was",
+            hint="add for example  optimizer: {call: torch.optim:AdamW, kwargs: {lr: 3.0e-4}}",
+        )
+    assumptions.append(f"optimizer: not in the config; {type(optimizer).__name__} was inferred from the checkpoint")
+    return optimizer
+
+
+def _built_scheduler(
+    config: RunConfig, root: Path, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, assumptions: list[str]
+) -> Any:
+    if config.scheduler is None:
+        if checkpoint.scheduler is not None:
+            assumptions.append("the checkpoint holds a scheduler, the config names none: the learning rate stays fixed")
+        return None
+    build = _callable(config.scheduler, "scheduler", root)
+    # a scheduler's constructor sets initial_lr and the first rate; the checkpoint's rates are put back after it
+    rates = [group["lr"] for group in optimizer.param_groups]
+    with call_user("scheduler"):
+        scheduler = build(optimizer, **config.scheduler.kwargs)
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        assumptions.append("scheduler: ReduceLROnPlateau steps on a metric outside of the replay: the rate stays fixed")
+        return None
+    if checkpoint.scheduler is None:
+        assumptions.append("the checkpoint holds no scheduler state: the schedule starts anew")
+        return scheduler
+    with call_user("scheduler"):
+        scheduler.load_state_dict(checkpoint.scheduler)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return scheduler
+
+
+def _built_scaler(
+    config: RunConfig, checkpoint: Checkpoint, device: torch.device, autocast: str | None, assumptions: list[str]
+) -> torch.amp.GradScaler | None:
+    arguments = config.precision.scaler_arguments()
+    if arguments is None:
+        if checkpoint.scaler is not None and autocast == "fp16":
+            assumptions.append("the checkpoint holds a gradient scaler, the config turns it off: it is not used")
+        return None
+    scaler = torch.amp.GradScaler(device.type, **arguments)
+    if checkpoint.scaler:
+        try:
+            scaler.load_state_dict(checkpoint.scaler)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: its gradient scaler state cannot be loaded: {error}",
+                hint="name the right entry under checkpoint.scaler in nanhunt.yaml",
+            ) from error
+    else:
+        assumptions.append(f"the checkpoint holds no scaler state: the loss scale starts at {scaler.get_scale():g}")
+    return scaler
+
+
+def _autocast(config: RunConfig, precision: str | None) -> str | None:
+    choice = precision or config.precision.autocast
+    if precision is not None and precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"--precision {precision}: expected fp32, fp16 or bf16")
+    if config.precision.recipe is not None:
+        raise ConfigError(
+            f"precision.recipe: {config.precision.recipe} cannot be simulated by this version",
+            hint="remove the key; `nanhunt report` shows what FP8 would do to each tensor from the trace alone",
+        )
+    return None if choice in ("none", "fp32") else choice
+
+
+def _wants_cuda_lists(
+    autocast: str | None, device: torch.device, checkpoint: Checkpoint, assumptions: list[str]
+) -> bool:
+    """Whether a CUDA run is replayed on a CPU under autocast: then CUDA's lists of promoted ops apply."""
+    if autocast is None or device.type != "cpu":
+        return False
+    from_cuda = any(tag.startswith("cuda") for tag in checkpoint.locations)
+    if from_cuda:
+        assumptions.append(
+            "the checkpoint was saved from CUDA and is replayed on the CPU: CUDA's autocast lists are applied "
+            "(softmax, norms, exp, pow, losses in fp32); kernels and their rounding differ"
+        )
+    elif autocast == "fp16":
+        assumptions.append(
+            "autocast follows the CPU's lists, as the checkpoint was saved from the CPU: "
+            "softmax, norms, exp and pow run in fp16, which CUDA's lists keep in fp32"
+        )
+    return from_cuda
+
+
+def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], Tensor]:
+    if config.loss is None:
+        return default_loss
+    function = _callable(config.loss, "loss", root)
+    kwargs = config.loss.kwargs
+    return lambda model, batch: function(model, batch, **kwargs)
+
+
+def _batch_source(
+    config: RunConfig, root: Path, step: int, device: torch.device, assumptions: list[str]
+) -> BatchSource:
+    target = resolve(config.data.call, key="data", root=root)
+    available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
+    filled: dict[str, object] = {}
+    data: object = target
+    if callable(target) and not _is_loader(target):
+        filled = fill_parameters(target, available)
+        with call_user("data"):
+            data = target(**{**filled, **config.data.kwargs})
+    if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
+        assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
+    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device)
+
+
+def _is_loader(target: object) -> bool:
+    """Whether the object yields batches itself rather than being a function that makes them."""
+    return hasattr(target, "__iter__") and not inspect.isclass(target)
+
+
+def _callable(spec: ImportSpec, key: str, root: Path) -> Any:
+    target = resolve(spec.call, key=key, root=root)
+    if not callable(target):
+        raise ConfigError(f"{key}: {spec.call} is a {type(target).__name__}, not a callable")
+    return target
+
+
+def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:
+    """Put the generators where the first step begins: the checkpoint's own states, the seed for the others."""
+    if seed is not None:
+        seed_everything(seed)
+    try:
+        restored = restore_saved(checkpoint.rng or {})
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: its random state cannot be restored: {str(error).splitlines()[0]}",
+            hint="name other keys under checkpoint: in nanhunt.yaml, or save the state as torch.get_rng_state() gives it",
+        ) from error
+    if restored:
+        assumptions.append(f"random state: {', '.join(restored)} restored from the checkpoint")
+    elif seed is not None:
+        assumptions.append(f"random state: not in the checkpoint; generators were seeded with {seed}")

@@ -1,0 +1,55 @@
+"""The gradients' norm, and the three clips that a run can be configured with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanhunt.training.run import TrainingRun
+
+__all__ = ["clip_gradients", "gradient_norm"]
+
+
+def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
+    """Clip as the run is configured; return the gradients' norm before it, and the factor of a norm clip.
+
+    The clip is torch's own, with torch's own dtype and its default of going on when the norm is not finite: an inf
+    norm makes the factor 0 and the inf elements NaN, a NaN norm makes everything NaN. The norm that is returned is
+    taken in fp32, where an fp16 norm would overflow by itself.
+    """
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = gradient_norm([p.grad for p in parameters if p.grad is not None], run.device)
+    if run.clip_grad_norm is not None and parameters:
+        seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)
+        return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
+    if run.clip_grad_value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, run.clip_grad_value)
+    if run.agc is not None:
+        _clip_adaptively(parameters, run.agc)
+    return norm, None
+
+
+def gradient_norm(grads: list[Tensor], device: torch.device) -> Tensor:
+    """Return the Euclidean norm of all gradients in fp32 (fp64 where any is fp64), on the device."""
+    dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
+    dense = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in dense]
+    wide = torch.float64 if any(g.dtype == torch.float64 for g in dense) else torch.float32
+    if not dense:
+        return torch.zeros((), device=device)
+    norms = [torch.linalg.vector_norm(g, dtype=wide) for g in dense]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    return total
+
+
+def _clip_adaptively(parameters: list[Tensor], factor: float, floor: float = 1e-3) -> None:
+    """Clip each unit's gradient to `factor` × its weight's norm (AGC; Brock et al., 2021, arXiv 2102.06171)."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            continue
+        dims = tuple(range(1, parameter.dim())) or None
+        keep = parameter.dim() > 1
+        weight_norm = torch.linalg.vector_norm(parameter.detach(), dim=dims, keepdim=keep).clamp(min=floor)
+        grad_norm = torch.linalg.vector_norm(grad, dim=dims, keepdim=keep)
+        limit = factor * weight_norm
+        grad.copy_(torch.where(grad_norm > limit, grad * (limit / grad_norm.clamp(min=1e-6)), grad))

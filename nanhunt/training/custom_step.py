@@ -1,0 +1,226 @@
+"""A step by the user's own function: what it does, and in which order, heard from the outside.
+
+How it works. torch calls optimizers' hooks around each update, whoever makes it. What has no hook is heard by wrapping
+torch's own functions for as long as the step runs: `backward`, a scaler's `unscale_` and `step`, the two clips,
+`zero_grad`. Each wrapper notes that it was called and calls through; nothing that the loop computes changes.
+
+What was chosen. Gradients are told as early as they are whole: at the scaler's unscaling, else at the clip, else before
+the update, each parameter once after each backward. So they are seen unscaled and not yet clipped, as in the built-in
+step. Gradients that a clip meets with the loss scale still in them are told before the update, with what that clip made
+of them: the order is the fault then, and it stands in `order`.
+
+Not covered: a clip that is written by hand, and an update that no `torch.optim.Optimizer` makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from nanhunt.training.clip import clip_gradients, gradient_norm
+from nanhunt.training.loss import checked_loss
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step_watch import StepResult, StepWatch
+
+__all__ = ["closure_step", "custom_step", "needs_closure"]
+
+
+def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
+    """Run one step by the user's `train_step` and return its scalars. Raises whatever the user's code raises."""
+    assert run.train_step is not None
+    lr = tuple(float(group["lr"]) for optimizer in run.optimizers for group in optimizer.param_groups)
+    loop, losses = _Loop(run, watch), []
+    with loop.heard():
+        for micro in range(run.accumulate):
+            batch = run.batches.get(step, micro)
+            watch.batch_read(micro, batch)
+            with run.autocasting():
+                loss = run.train_step(run.model, batch, run.optimizer if run.handed is None else run.handed)
+            losses.append(checked_loss(loss, "train_step").detach().float().to(run.device))
+            watch.loss_made(micro, losses[-1])
+    watch.updated()
+    if run.scheduler is not None:
+        run.scheduler.step()
+    return StepResult(
+        step=step,
+        loss=float(torch.stack(losses).mean()),  # the host waits here
+        grad_norm=float(torch.linalg.vector_norm(torch.stack(loop.norms))) if loop.norms else None,
+        clip_coefficient=None if loop.coefficient is None else float(loop.coefficient),
+        loss_scale=None if loop.scale is None else float(loop.scale),
+        lr=lr,
+        skipped=loop.skipped > 0 and loop.updates == 0,
+        order=tuple(loop.order),
+    )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step cannot be called without a closure, as LBFGS's cannot."""
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def closure_step(run: TrainingRun) -> Callable[..., Any]:
+    """Return a step for an optimizer that evaluates the loss as often as it likes."""
+
+    def step(model: torch.nn.Module, batch: Any, optimizer: Any) -> Any:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = checked_loss(run.loss(model, batch), "loss")
+            torch.autograd.backward(loss)
+            clip_gradients(run)
+            return loss
+
+        return optimizer.step(closure)
+
+    return step
+
+
+class _Loop:
+    """What is heard of one step."""
+
+    def __init__(self, run: TrainingRun, watch: StepWatch) -> None:
+        self._run = run
+        self._watch = watch
+        #: parameters whose gradients were told since the last backward
+        self._told: set[int] = set()
+        #: optimizers whose gradients are without a loss scale
+        self._unscaled: set[int] = set()
+        #: what was done, in its order: "backward", "unscale", "clip", "update", "skip", "zero_grad"; "kept" where a
+        #: backward found gradients from before the step
+        self.order: list[str] = []
+        self.norms: list[Tensor] = []
+        self.coefficient: Tensor | None = None
+        self.scale: Tensor | None = None
+        self.updates = 0
+        self.skipped = 0
+        #: reentrant checkpointing calls backward inside of backward
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen while the body runs."""
+        clips = torch.nn.utils.clip_grad
+        scaler = torch.amp.GradScaler
+        replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+            (torch.autograd, "backward", self._backward),
+            (clips, "_clip_grads_with_norm_", self._clip_by_norm),
+            (scaler, "unscale_", self._unscale),
+            (scaler, "step", self._scaler_step),
+            (torch.optim.Optimizer, "zero_grad", self._zero_grad),
+            (torch.nn.Module, "zero_grad", self._zero_grad),
+        ]
+        with contextlib.ExitStack() as stack:
+            for handle in (
+                register_optimizer_step_pre_hook(self._before_update),
+                register_optimizer_step_post_hook(self._after_update),
+            ):
+                stack.callback(handle.remove)
+            for owner, name, listener in replaced:
+                stack.enter_context(_replaced(owner, name, listener))
+            yield
+
+    # --- what is heard -------------------------------------------------------------------------------------------
+
+    def _backward(self, call: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        if self._depth:
+            return call()
+        if not self.order and any(p.grad is not None for p in self._run.trainable()):
+            self.order.append("kept")
+        self._watch.backward_begins(0)
+        self._depth += 1
+        try:
+            result = call()
+        finally:
+            self._depth -= 1
+        self.order.append("backward")
+        self._told.clear()
+        self._unscaled.clear()
+        return result
+
+    def _unscale(self, call: Callable[[], Any], scaler: Any, optimizer: Any) -> Any:
+        self.scale = scaler._scale.detach().clone() if scaler._scale is not None else self.scale
+        result = call()
+        self.order.append("unscale")
+        self._unscaled.add(id(optimizer))
+        self._tell(_parameters_of(optimizer))
+        return result
+
+    def _scaler_step(self, call: Callable[[], Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = self.updates
+        result = call()
+        if self.updates == before:
+            self.order.append("skip")
+            self.skipped += 1
+        return result
+
+    def _clip_by_norm(
+        self, call: Callable[[], Any], parameters: Any, max_norm: float, total_norm: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        self.order.append("clip")
+        if not self._is_scaled(given):
+            self._tell(given)
+        self.coefficient = torch.clamp(max_norm / (total_norm.detach().float() + 1e-6), max=1.0)
+        return call()
+
+    def _zero_grad(self, call: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        self.order.append("zero_grad")
+        return call()
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if all(optimizer is not known for known in self._run.optimizers):
+            self._run.owned.optimizers.append(optimizer)
+        if "backward" in self.order:  # an optimizer with a closure has no gradients yet
+            self._tell(_parameters_of(optimizer))
+        self._watch.clipped(_parameters_of(optimizer))
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._tell(_parameters_of(optimizer))
+        self.updates += 1
+        self.order.append("update")
+        self._watch.update_made()
+
+    # --- what is told --------------------------------------------------------------------------------------------
+
+    def _tell(self, parameters: Iterable[Tensor]) -> None:
+        fresh = [p for p in parameters if p.grad is not None and id(p) not in self._told]
+        if not fresh:
+            return
+        self._told.update(map(id, fresh))
+        self.norms.append(gradient_norm([p.grad for p in fresh if p.grad is not None], self._run.device))
+        self._watch.gradients_ready(fresh)
+
+    def _is_scaled(self, parameters: list[Tensor]) -> bool:
+        """Whether a loss scale is still in these gradients."""
+        if not any(s.is_enabled() and s._scale is not None for s in self._run.owned.scalers):
+            return False
+        given = set(map(id, parameters))
+        owners = [o for o in self._run.optimizers if given & set(map(id, _parameters_of(o)))]
+        return not any(id(o) in self._unscaled for o in owners)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, listener: Callable[..., Any]) -> Iterator[None]:
+    """Put a function of torch's in whose place the listener is called, with the call to go through with."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return listener(lambda: original(*args, **kwargs), *args, **kwargs)
+
+    setattr(owner, name, wrapper)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,50 @@
+"""Load what else a checkpoint holds into what else the user's code keeps: a critic, its optimizer, a scaler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from nanhunt.training.checkpoint import Checkpoint, load_into
+from nanhunt.training.optimizer_state import load_optimizer, take_fitting
+from nanhunt.training.run import TrainingRun, optimizers_in
+
+__all__ = ["load_owned"]
+
+
+def load_owned(run: TrainingRun, checkpoint: Checkpoint, unused: list[dict[str, Any]]) -> None:
+    """Load leftover states into owned modules, optimizers and scalers where they fit; say what was found in any case.
+
+    `unused` are the optimizer states that no optimizer of the config took.
+    """
+    for name, module in run.owned.modules.items():
+        key = _key_of(name, module, checkpoint.more_models)
+        if key is not None:
+            load_into(module, replace(checkpoint, model=checkpoint.more_models[key]))
+        loaded = f"loaded from the checkpoint's {key!r}" if key is not None else "as your code made it"
+        run.assumptions.append(f"your code keeps a module {name} besides the model: watched too, {loaded}")
+    handed = {id(o) for o in (run.optimizer, *optimizers_in(run.handed))}
+    for optimizer in run.owned.optimizers:
+        if id(optimizer) in handed:
+            continue
+        state = take_fitting(optimizer, unused)
+        if state is not None:
+            load_optimizer(optimizer, run.model, state, run.assumptions)
+        loaded = "its state loaded from the checkpoint" if state is not None else "as your code made it"
+        run.assumptions.append(f"your code keeps an optimizer of its own ({type(optimizer).__name__}): {loaded}")
+    if unused:
+        run.assumptions.append(f"the checkpoint holds {len(unused)} more optimizer states, which nothing here takes")
+    if run.scaler is None and checkpoint.scaler and run.owned.scalers:
+        run.owned.scalers[0].load_state_dict(checkpoint.scaler)
+        run.assumptions.append("your code keeps a gradient scaler of its own: its state loaded from the checkpoint")
+
+
+def _key_of(name: str, module: nn.Module, models: dict[str, dict[str, Tensor]]) -> str | None:
+    """Return the key of the state with this module's very names and shapes: the one of its name, else the only one."""
+    own = {k: tuple(v.shape) for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    fitting = [key for key, state in models.items() if {k: tuple(v.shape) for k, v in state.items()} == own]
+    last = name.rpartition(".")[2].lower()
+    named = [key for key in fitting if last and (last in key.lower() or key.lower() in last)]
+    return named[0] if named else (fitting[0] if len(fitting) == 1 else None)
