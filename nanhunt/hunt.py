@@ -20,6 +20,7 @@ from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.interventions import Intervention, library
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.repeat import repeat_spike
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import add_up, loss_outliers, sample_losses
@@ -109,6 +110,8 @@ class _Hunt:
     #: zero share of the gradients at a gradient-underflow onset
     zeros: float | None = None
     seconds: float = 0.0
+    #: the loss of each step so far
+    losses: dict[int, float] = field(default_factory=dict)
     lost_device: bool = False
 
     def __post_init__(self) -> None:
@@ -190,6 +193,7 @@ def _judged(state: _Hunt, seen: Replayed, rows: list[Observation]) -> Onset | No
     if fault is not None:
         return _zoomed(state, seen, rows, fault)
     assert seen.result is not None
+    state.losses[seen.step] = seen.result.loss
     if not seen.result.skipped:
         scalars = StepScalars(
             step=seen.step, loss=seen.result.loss, grad_norm=seen.result.grad_norm, update_norm=_update_norm(rows)
@@ -278,6 +282,9 @@ def _update_norm(rows: Sequence[Observation]) -> float | None:
 def _spiked(state: _Hunt, event: Event) -> Onset | None:
     """Turn a decided event into an onset, or into a note where it did no damage and no sample stands out."""
     run = state.run
+    gone = _gone_again(state, event)
+    if gone is not None:
+        return gone
     with kept(run, event.alarm_step):
         losses = _losses_at(state, event.alarm_step)
     outliers = loss_outliers(losses) if losses and add_up(losses, event.losses[0]) else []
@@ -305,6 +312,23 @@ def _spiked(state: _Hunt, event: Event) -> Onset | None:
         samples=outliers if event.lead_step == event.alarm_step else [],
         lead_step=event.lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
+    )
+
+
+def _gone_again(state: _Hunt, event: Event) -> Onset | None:
+    """Return a mismatch where the very same steps, run again, do not rise."""
+    rise = event.peak_loss - event.baseline_loss
+    if rise <= 0.05 * abs(event.baseline_loss):  # it was the gradient norm that rose
+        return None
+    body = repeat_spike(state.run, state.ring, state.losses, event.peak_step, event.baseline_loss)
+    if body is None:
+        return None
+    state.writer.note(NoteKind.REPEAT, body)
+    if body["reproduced"]:
+        return None
+    detail = f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}, once"
+    return Onset(
+        kind="mismatch", step=body["step"], phase=Phase.FORWARD.value, lead_step=event.lead_step, detail=detail
     )
 
 

@@ -28,11 +28,11 @@ def rewind(run: TrainingRun, ring: SnapshotRing, step: int) -> None:
 
 
 @contextlib.contextmanager
-def kept(run: TrainingRun, step: int) -> Iterator[None]:
-    """Leave the run after the body as it was before it, whatever the body does."""
+def kept(run: TrainingRun, step: int) -> Iterator[Snapshot]:
+    """Leave the run after the body as it was before it, whatever the body does; yield that state."""
     snapshot = Snapshot.take(run, step)
     try:
-        yield
+        yield snapshot
     finally:
         run.batches.transform = None
         snapshot.restore(run)

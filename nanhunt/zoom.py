@@ -14,8 +14,9 @@ from nanhunt.probes.lineage import Root, find_root, hops_from
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer, is_hookable, split_name
 from nanhunt.probes.source import SourceLine, excerpt, is_user_file, place
+from nanhunt.repeat import repeat_step
 from nanhunt.replay import Replayed, replay_step
-from nanhunt.rewind import Digest, kept, rewind
+from nanhunt.rewind import kept, rewind
 from nanhunt.samples import attribute_samples
 from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase
 from nanhunt.training.batches import batch_size, take_samples
@@ -37,47 +38,27 @@ class Zoomed:
     onset: Onset
     rows: list[Observation] = field(default_factory=list)
     notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
-    reproduced: bool = True
 
 
 def zoom_in(
     run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, seen: Replayed, fault: StepFault, known: Known
 ) -> Zoomed:
-    """Run the bad step again, twice: once plain, to see that it repeats, and once with every op looked at."""
+    """Run the bad step again: plain, to see that it repeats, and with every op looked at."""
     step = seen.step
-    with kept(run, step + 1):
-        repeat, plain = _repeat(run, ring, seen, fault, known)
-        if not repeat["reproduced"]:
+    with kept(run, step + 1) as after:
+        again = repeat_step(run, ring, seen, after, fault, known)
+        if not again.shown:
             kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
-            return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, repeat)], reproduced=False)
+            return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, again.body)])
         if fault.kind == "exception":
-            zoomed = locate_exception(run, plain, fault, module=_raising_module(run, step))
+            rewind(run, ring, step)
+            zoomed = locate_exception(run, again.last, fault, module=_raising_module(run, step))
         else:
             zoomed = _look(run, ring, rows, step, fault, known)
-        zoomed.notes.insert(0, (NoteKind.REPEAT, repeat))
+        if again.shown < again.runs:  # it comes and goes: where it is born says less than that
+            zoomed.onset = replace(zoomed.onset, kind="mismatch")
+        zoomed.notes.insert(0, (NoteKind.REPEAT, again.body))
         return zoomed
-
-
-def _repeat(
-    run: TrainingRun, ring: SnapshotRing, seen: Replayed, fault: StepFault, known: Known
-) -> tuple[dict[str, Any], Replayed]:
-    """Run the step twice, unchanged, and hold the two against each other and against what was seen first."""
-    digests, plain = [], seen
-    quiet = RowBuffer()
-    for _ in range(2):
-        rewind(run, ring, seen.step)
-        digest = Digest(run)
-        plain = replay_step(run, seen.step, quiet, recorded=False, also=[digest])
-        quiet.take()
-        digests.append(digest)
-    body = {"step": seen.step, **digests[0].compare(digests[1])}
-    body["reproduced"] = shows(plain, fault, known)
-    body["same_as_seen"] = _same_losses(plain.finite.losses, seen.finite.losses)
-    return body, plain
-
-
-def _same_losses(a: list[float], b: list[float]) -> bool:
-    return len(a) == len(b) and all(x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
 
 
 def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known) -> Zoomed:

@@ -39,6 +39,8 @@ FLOOR_OF = {
     "nanhunt.probes": "T1",
     "nanhunt.replay": "T2",
     "nanhunt.rewind": "T2",
+    "nanhunt.bits": "T2",
+    "nanhunt.repeat": "T2",
     "nanhunt.precision": "T2",
     "nanhunt.samples": "T2",
     "nanhunt.stall": "T2",

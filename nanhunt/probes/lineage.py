@@ -23,8 +23,6 @@ __all__ = ["Root", "find_root", "hops_from"]
 
 #: The order in which terminals speak: a NaN loss explains its gradients, not the other way round.
 _SEVERITY = ("loss", "gradient", "weight", "state", "buffer")
-#: Hops kept of a long lineage, from each end.
-_ENDS = 12
 #: What a -inf is meant for: the one kind of op that it may enter on purpose.
 _SOFTMAX_LIKE = (
     "aten._softmax",
@@ -135,11 +133,11 @@ def _descendants(index: int, events: list[OpEvent], closure: _Closure) -> set[in
 
 
 def hops_from(root: Root, events: list[OpEvent], base: Path) -> list[Hop]:
-    """Return the shortest way from the root to what it spoiled, an entry an op; a long middle is left out."""
+    """Return the shortest way from the root to what it spoiled, an entry an op, none left out."""
     if root.event is None or root.terminal.writer is None:
         return []
     path = _path(root.event.index, root.terminal.writer, events, set(root.closure))
-    hops = [
+    return [
         Hop(
             seq=events[i].seq,
             phase=events[i].phase.value,
@@ -150,7 +148,6 @@ def hops_from(root: Root, events: list[OpEvent], base: Path) -> list[Hop]:
         )
         for i in path
     ]
-    return hops if len(hops) <= 2 * _ENDS else [*hops[:_ENDS], *hops[-_ENDS:]]
 
 
 def _path(start: int, end: int, events: list[OpEvent], closure: set[int]) -> list[int]:

@@ -12,9 +12,10 @@ has many: 1.4 % of the unexpected interruptions of Llama 3 were silent corruptio
 
 Evidence
 --------
-The bad step twice more, from the same weights, batch and random state. The fault does not appear, and the repetitions
-agree with each other in every bit of the loss and of every gradient: then the first run stands alone. Where they differ
-in less than half of the gradients, both this and nondeterminism are open.
+The bad step five times more, from the same weights, batch and random state. The fault appears in none, and the
+repetitions agree with each other in every bit of the loss and of every gradient, or but for rounding: as a healthy
+step's repetitions do, or as deterministic kernels show. Then the first run stands alone. What it left in the weights is
+compared with what a repetition leaves: few elements, by one bit or an exact power of two, are a flip.
 
 Fix
 ---
@@ -28,7 +29,7 @@ a device: bad ones were wrong in 100 % down to 1e-6 % of replays; 95 % sure at 1
 
 When it is mistaken
 -------------------
-For nondeterminism, where repetitions differ from each other in most tensors; and for state that no snapshot holds, such
+For nondeterminism, where repetitions differ from each other by more than rounding; and for state that no snapshot holds, such
 as a counter or an average in user code, which looks exactly the same.
 
 References
@@ -42,43 +43,52 @@ from __future__ import annotations
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of_onset
-from nanhunt.trace.schema import NoteKind
+from nanhunt.diagnosis.repetition import Repetitions, repetitions
 
 __all__ = ["CAUSE"]
 
-#: Share of gradients that differ between repetitions from which it is rounding everywhere, and no single flip.
-_MOST = 0.5
-
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
-    """Look for a fault that an exact repetition does not show, while repetitions agree with each other."""
-    onset, repeat = evidence.onset, evidence.note(NoteKind.REPEAT)
+    """Look for a fault that no exact repetition shows, while the repetitions agree with each other."""
+    onset, again = evidence.onset, repetitions(evidence)
     if onset is None:
         return None
-    if repeat is None:
+    if again is None:
         shown = evidence.is_stall or evidence.outcome("exact") == "persists"
         return None if shown else NotApplicable(reason="the bad step was not run again by itself")
-    if repeat.get("reproduced", True):
+    if again.shown or not again.agree:
         return None
-    differing, gradients = int(repeat.get("differing_count", 0)), int(repeat.get("gradients", 0))
-    agree = bool(repeat.get("same_loss")) and bool(repeat.get("same_gradients"))
-    if not agree and differing >= _MOST * max(1, gradients):
-        return None
+    alike = " and bit for bit the same" if again.same else " and the same but for rounding"
     return Suspect(
         cause="hardware-fault",
-        grade=Grade.SUPPORTED if agree else Grade.CONSISTENT,
-        summary="the very same step, run twice again, is healthy both times"
-        + (" and bit for bit the same" if agree else f", with {differing} of {gradients} gradients apart"),
+        grade=Grade.SUPPORTED,
+        summary=f"the very same step, run {again.runs} times again, is healthy each time{alike}",
         location=place_of_onset(evidence),
-        exhibits=(
-            Exhibit(claim=f"gradients whose bits differ between the repetitions, of {gradients}", value=float(differing), threshold=_MOST * gradients),
-            Exhibit(claim=f"what was seen once: {onset.detail}"),
-        ),
+        exhibits=(Exhibit(claim=f"what was seen once: {onset.detail}"), *_exhibits(again)),
         fixes=(
             "replay the same checkpoint and batch on another device; drain this one if the fault returns only here",
             "make sure that no state lives outside of model, optimizer, scaler, scheduler and random generators",
         ),
-    )  # fmt: skip
+    )
+
+
+def _exhibits(again: Repetitions) -> list[Exhibit]:
+    claim = f"gradients whose bits differ between the repetitions, of {again.gradients}; judged by {again.judged_by}"
+    found = [Exhibit(claim=claim, value=float(again.differing))] if again.gradients else []
+    left = again.left
+    if not left:
+        return found
+    if left.get("kind") == "flip":
+        place = f"{left['worst']}{left['coordinate']}"
+        found.append(
+            Exhibit(claim=f"the first run left {place} apart by one bit or a power of two, and all else the same")
+        )
+        return found
+    claim = f"elements of weights, buffers and gradients that the first run left otherwise, of {left['of_elements']}"
+    found.append(Exhibit(claim=claim, value=float(left["elements"])))
+    if left.get("one_bit"):
+        found.append(Exhibit(claim="of them apart by a single bit", value=float(left["one_bit"])))
+    return found
 
 
 CAUSE = Cause(slug="hardware-fault", doc=__doc__ or "", examine=examine)

@@ -283,45 +283,54 @@ def test_a_loop_of_the_users_own_cannot_be_seen() -> None:
 # --- repetitions -----------------------------------------------------------------------------------------------------------------
 
 
-def repeat(reproduced: bool, differing: int, gradients: int = 40) -> tuple[NoteKind, dict[str, Any]]:
-    same = differing == 0
-    body = {
+def repeat(shown: int, runs: int, apart: float | None, healthy: float | None = None) -> tuple[NoteKind, dict[str, Any]]:
+    """Repetitions whose gradients are `apart` by this share of their norm, and a healthy step's by another; None: the same."""
+    body: dict[str, Any] = {
         "step": 36,
-        "same_loss": same,
-        "same_gradients": same,
-        "differing": [f"h.{i}.weight" for i in range(min(16, differing))],
+        "same_loss": apart is None,
+        "same_gradients": apart is None,
+        "differing": [] if apart is None else ["h.0.weight"],
+        "differing_count": 0 if apart is None else 40,
+        "gradients": 40,
+        "reproduced": shown == runs,
+        "shown": shown,
+        "runs": runs,
     }
-    return NoteKind.REPEAT, {
-        **body,
-        "differing_count": differing,
-        "gradients": gradients,
-        "reproduced": reproduced,
-        "same_as_seen": reproduced,
-    }
+    if apart is not None:
+        body["difference"] = {"kind": "many", "relative": apart}
+    if healthy is not None:
+        body["healthy"] = {"kind": "many", "relative": healthy}
+    return NoteKind.REPEAT, body
 
 
 @pytest.mark.parametrize(
-    ("reproduced", "differing", "hardware", "rounding"),
+    ("repetition", "hardware", "rounding"),
     [
-        (True, 0, None, None),
-        (True, 40, None, None),
-        (False, 0, Grade.SUPPORTED, None),
-        (False, 2, Grade.CONSISTENT, Grade.CONSISTENT),
-        (False, 38, None, Grade.SUPPORTED),
+        (repeat(2, 2, None), None, None),
+        (repeat(2, 2, 1e-6), None, None),
+        (repeat(0, 5, None), Grade.SUPPORTED, None),
+        (repeat(0, 5, 1e-6), Grade.SUPPORTED, None),
+        (repeat(0, 5, 0.02, healthy=0.01), Grade.SUPPORTED, None),
+        (repeat(0, 5, 0.02, healthy=1e-6), None, Grade.SUPPORTED),
+        (repeat(0, 5, 0.5), None, Grade.SUPPORTED),
+        (repeat(3, 5, None), None, Grade.SUPPORTED),
     ],
     ids=[
-        "the same",
+        "fails again, the same",
         "fails again, not bit for bit",
         "gone, repetitions agree",
-        "gone, few differ",
-        "gone, most differ",
+        "gone, repetitions agree but for rounding",
+        "gone, repetitions differ as healthy ones do",
+        "gone, repetitions differ more than healthy ones",
+        "gone, repetitions differ",
+        "comes and goes",
     ],
 )
-def test_repetitions_tell_a_flipped_bit_from_rounding(
-    reproduced: bool, differing: int, hardware: Grade | None, rounding: Grade | None
+def test_repetitions_tell_a_machine_that_failed_once_from_arithmetic_that_is_never_the_same(
+    repetition: tuple[NoteKind, dict[str, Any]], hardware: Grade | None, rounding: Grade | None
 ) -> None:
-    onset = Onset(kind="nan" if reproduced else "mismatch", step=36, phase="forward", detail="loss is NaN")
-    told = evidence(onset, notes=[repeat(reproduced, differing)])
+    kind = "nan" if repetition[1]["reproduced"] else "mismatch"
+    told = evidence(Onset(kind=kind, step=36, phase="forward", detail="loss is NaN"), notes=[repetition])
     for cause, grade in ((hardware_fault, hardware), (nondeterminism, rounding)):
         answer = cause.examine(told)
         assert (answer.grade if isinstance(answer, Suspect) else answer) == grade
