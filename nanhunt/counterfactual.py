@@ -24,8 +24,9 @@ from nanhunt.precision import in_precision
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
+from nanhunt.samples import Cutter
 from nanhunt.trace.schema import Onset
-from nanhunt.training.batches import DataEndedError, batch_size, take_samples
+from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch
@@ -156,12 +157,14 @@ def _drop_samples(bench: Bench, intervention: Intervention, stack: contextlib.Ex
     if not intervention.drop_samples:
         return None
     run, step, micro = bench.run, bench.onset.step, bench.onset.micro
-    size = batch_size(run.batches.get(step, micro))
-    if size is None or size <= len(intervention.drop_samples):
+    cutter = Cutter.of(run, step, micro)
+    if cutter is None or cutter.size <= len(intervention.drop_samples):
         raise _NotApplicableError("the batch has no other samples")
-    rest = [i for i in range(size) if i not in intervention.drop_samples]
-    _transform(run, stack, lambda s, m, batch: take_samples(batch, rest) if (s, m) == (step, micro) else batch)
-    return f"batch of {size} → {len(rest)} samples, without {', '.join(map(str, intervention.drop_samples[:8]))}"
+    _transform(run, stack, cutter.without(intervention.drop_samples))
+    names = ", ".join(map(str, intervention.drop_samples[:8]))
+    if cutter.by == "replacement":
+        return f"samples {names} of {cutter.size} replaced by those of step {step - 1}"
+    return f"batch of {cutter.size} → {cutter.size - len(intervention.drop_samples)} samples, without {names}"
 
 
 def _swap_batch(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:

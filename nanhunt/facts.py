@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanhunt.probes.probe import dtype_name, split_name
 from nanhunt.stats.summarize import summarize
-from nanhunt.training.batches import batch_size
+from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.tree import tensors_of
 

@@ -11,9 +11,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from nanhunt.counterfactual import Bench, Window, run_trial
+from nanhunt.damage import damage_of
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
@@ -23,7 +24,7 @@ from nanhunt.probes.probe import RowBuffer
 from nanhunt.repeat import repeat_spike
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.samples import add_up, loss_outliers, sample_losses
+from nanhunt.samples import add_up, loss_outliers, sample_losses, sample_norms
 from nanhunt.stall import (
     ENERGY,
     FLUSHED,
@@ -38,6 +39,7 @@ from nanhunt.trace.onset import BASELINE, Event, SpikeWatch, StepScalars
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase, Role
 from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.batch_layout import why_no_samples
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
@@ -250,6 +252,7 @@ def _zoomed(state: _Hunt, seen: Replayed, rows: list[Observation], fault: StepFa
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
+    state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
     return replace(_written(state, zoomed), lead_step=lead)
 
 
@@ -286,11 +289,9 @@ def _spiked(state: _Hunt, event: Event) -> Onset | None:
     if gone is not None:
         return gone
     with kept(run, event.alarm_step):
-        losses = _losses_at(state, event.alarm_step)
-    outliers = loss_outliers(losses) if losses and add_up(losses, event.losses[0]) else []
-    if losses is not None:
-        body = {"step": event.alarm_step, "losses": losses, "outliers": outliers}
-        state.writer.note(NoteKind.SAMPLE_LOSSES, body)
+        told = _samples_at(state, event)
+    outliers = told["outliers"]
+    state.writer.note(NoteKind.SAMPLE_LOSSES if told["losses"] else NoteKind.SAMPLES, told)
     # a hard batch is hard in all its samples; one sample that makes ten times the loss is a fault of its own
     corrupt = bool(outliers) and event.peak_loss > CORRUPT * event.baseline_loss
     if event.verdict != "fault" and not corrupt:
@@ -332,12 +333,35 @@ def _gone_again(state: _Hunt, event: Event) -> Onset | None:
     )
 
 
-def _losses_at(state: _Hunt, step: int) -> list[float] | None:
-    try:
-        rewind(state.run, state.ring, step)
-        return sample_losses(state.run, step, 0)
-    except KeyError:  # the batch is not kept any more
-        return None
+def _samples_at(state: _Hunt, event: Event) -> dict[str, Any]:
+    """Return each sample's own loss and gradient norm at the alarm, and who stands out in either.
+
+    `losses` is empty, and `reason` says why, where samples cannot be looked at one by one.
+    """
+    run, step = state.run, event.alarm_step
+    body: dict[str, Any] = {"step": step, "losses": [], "norms": {}, "outliers": [], "samples": [], "reason": ""}
+    if step < state.ring.oldest_step:
+        return body | {"reason": "the batch of the alarm is not kept any more"}
+    rewind(run, state.ring, step)
+    body["reason"] = why_no_samples(run.batches.get(step, 0), run.model)
+    losses = None if body["reason"] else sample_losses(run, step, 0)
+    if losses is None:
+        own = (
+            "train_step computes the loss of a batch only" if run.train_step else "the loss of one sample cannot be had"
+        )
+        return body | {"reason": body["reason"] or own}
+    if not add_up(losses, event.losses[0]):
+        return body | {
+            "losses": losses,
+            "reason": "the samples' own losses do not add up to the batch's: it takes them together",
+        }
+    by_loss = sorted(range(len(losses)), key=lambda i: -losses[i] if math.isfinite(losses[i]) else -math.inf)
+    rewind(run, state.ring, step)
+    norms = sample_norms(run, step, 0, by_loss)
+    far = loss_outliers(losses)
+    if not far and len(norms) >= 3:
+        far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), ratio=10.0))]
+    return body | {"losses": losses, "norms": {str(i): n for i, n in norms.items()}, "outliers": sorted(far)}
 
 
 # --- stalls ----------------------------------------------------------------------------------------------------------
@@ -446,7 +470,7 @@ def _window(state: _Hunt) -> Window:
 def _placebo(state: _Hunt) -> list[int]:
     trace = Trace.open(state.writer.partial)
     note = trace.note_of(NoteKind.SAMPLES)
-    return list(note["placebo"] or []) if note else []
+    return list(note.get("placebo") or []) if note else []
 
 
 def _healthy_step(state: _Hunt) -> int | None:

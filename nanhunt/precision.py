@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nanhunt.training.batches import cast_batch
+from nanhunt.training.batch_layout import cast_batch
 from nanhunt.training.run import DTYPES, TrainingRun
 from nanhunt.training.tree import map_tensors
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError
+from nanhunt.probes.elements import Layout, layout_of
 from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.trace.schema import Phase, Role
-from nanhunt.training.batches import DataEndedError, batch_size
+from nanhunt.training.batch_layout import batch_size
+from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
 from nanhunt.training.tree import tensors_of
@@ -172,11 +174,11 @@ class _Narrator(StepWatch):
     def __init__(self, run: TrainingRun, rows: RowBuffer) -> None:
         self._run = run
         self._rows = rows
-        self.sizes: list[int | None] = []
+        self.layouts: list[Layout] = []
 
     def batch_read(self, micro: int, batch: Any) -> None:
         self._rows.micro = micro
-        self.sizes.append(batch_size(batch))
+        self.layouts.append(layout_of(batch_size(batch), [tuple(t.shape) for _, t in tensors_of(batch)]))
         for path, tensor in tensors_of(batch):
             self._rows.tensor(tensor, phase=Phase.BATCH, role=Role.BATCH, name=path)
 
@@ -192,7 +194,8 @@ class Replayed:
     result: StepResult | None
     finite: Finiteness
     error: Exception | None = None
-    batch_sizes: list[int | None] = field(default_factory=list)
+    #: of each micro-batch
+    layouts: list[Layout] = field(default_factory=list)
     #: share of exactly zero gradient elements, where a trial asked for it
     zero_share: float | None = None
 
@@ -227,7 +230,7 @@ def replay_step(
         rows.drop()  # they are on a device that answers nothing any more
         return replayed
     finite.resolve()
-    replayed.batch_sizes = narrator.sizes
+    replayed.layouts = narrator.layouts
     rows.micro = 0
     if replayed.result is not None:
         _record_scalars(replayed.result, rows)

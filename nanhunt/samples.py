@@ -1,55 +1,124 @@
-"""Which samples of the batch carry the fault: by coordinates where the op tells, else by running without them."""
+"""Which samples of the batch carry the fault: by coordinates where the op tells, else by running without them.
+
+How it works. A sample is taken away by putting the sample of the step before, which was healthy, in its place: the
+batch keeps its size, so that a loss that draws random numbers draws the same ones, and a batch norm or a contrast still
+has its company. Where the step before has no batch of this form, samples are left out instead. Any set that is accepted
+leaves the rest of the batch healthy, and a placebo of as many other samples, taken away instead, leaves the fault.
+
+What cannot be told is said, with the reason: layouts in which no number names a sample, faults of the whole batch.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nanhunt.training.batches import batch_size, take_samples
+from nanhunt.training.batch_layout import batch_size, replace_samples, take_samples, why_no_samples
+from nanhunt.training.clip import gradient_norm
 from nanhunt.training.run import TrainingRun
 
-__all__ = ["add_up", "attribute_samples", "loss_outliers", "sample_losses"]
+__all__ = ["Cutter", "add_up", "attribute_samples", "loss_outliers", "sample_losses", "sample_norms"]
 
 #: Runs of the step that a search may take.
 _BUDGET = 40
+#: Samples whose gradients are taken one by one.
+_NORMS = 32
+
+Transform = Callable[[int, int, Any], Any]
 
 
-def attribute_samples(
-    size: int, candidates: list[int], faulty: Callable[[list[int]], bool | None]
-) -> dict[str, Any] | None:
-    """Return the samples that carry a fault, how that was found, and the placebo; None where it is no sample's doing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutter:
+    """Takes samples out of one micro-batch of a step."""
+
+    step: int
+    micro: int
+    size: int
+    #: batch of the step before, of the same form; None where samples can only be left out
+    donor: Any
+
+    @classmethod
+    def of(cls, run: TrainingRun, step: int, micro: int) -> Cutter | None:
+        """Return the cutter of a batch that is still kept; None where it has no samples."""
+        batch = run.batches.peek(step, micro)
+        size = batch_size(batch)
+        if size is None:
+            return None
+        try:
+            donor = run.batches.peek(step - 1, micro)
+        except KeyError:
+            donor = None
+        fits = donor is not None and replace_samples(batch, donor, [0]) is not None
+        return cls(step=step, micro=micro, size=size, donor=donor if fits else None)
+
+    @property
+    def by(self) -> str:
+        """How samples are taken away: "replacement" or "removal"."""
+        return "removal" if self.donor is None else "replacement"
+
+    def without(self, samples: Sequence[int]) -> Transform:
+        """Return what makes the batch one without these samples."""
+        rest = [i for i in range(self.size) if i not in samples]
+
+        def transform(step: int, micro: int, batch: Any) -> Any:
+            if (step, micro) != (self.step, self.micro):
+                return batch
+            if self.donor is None:
+                return take_samples(batch, rest)
+            return replace_samples(batch, self.donor, list(samples))
+
+        return transform
+
+    def only(self, samples: Sequence[int]) -> Transform:
+        """Return what makes the batch one with these samples alone."""
+        return self.without([i for i in range(self.size) if i not in samples])
+
+
+def attribute_samples(size: int, candidates: list[int], faulty: Callable[[list[int]], bool | None]) -> dict[str, Any]:
+    """Return the samples that carry a fault, how that was found, and the placebo; `reason` where there are none.
 
     `faulty(samples)` runs the bad step with these samples only: True where the fault is there, None where the step
-    cannot run so. A set is accepted when the rest of the batch is healthy without it, and a placebo of as many other
-    samples, left out instead, leaves the fault in place.
+    cannot run so.
     """
     everyone = list(range(size))
-    method, culprits = "coordinates", candidates
+    method, culprits, reason = "coordinates", candidates, ""
     if not culprits or len(culprits) == size or faulty(_without(everyone, culprits)) is not False:
-        method, culprits = "bisection", _search(everyone, faulty)
-    if not culprits or len(culprits) == size:
-        return None
-    if faulty(_without(everyone, culprits)) is not False:
-        return None
-    placebo = _placebo(everyone, culprits, faulty)
-    return {"samples": culprits, "method": method, "size": size, **placebo}
+        method = "bisection"
+        culprits, reason = _search(everyone, faulty)
+    if len(culprits) == size:
+        culprits, reason = [], _EVERY_ONE
+    if culprits and faulty(_without(everyone, culprits)) is not False:
+        culprits, reason = [], "the batch fails without the samples that fail by themselves, too"
+    body: dict[str, Any] = {"samples": culprits, "method": method, "size": size, "reason": reason}
+    return body | (_placebo(everyone, culprits, faulty) if culprits else {})
 
 
-def _search(everyone: list[int], faulty: Callable[[list[int]], bool | None]) -> list[int]:
-    """Find the samples that fail by themselves, by halving sets that fail.
+_EVERY_ONE = "every sample fails by itself: the fault is the step's, and no sample's"
+_TOGETHER = "no sample fails by itself, only the batch as a whole does: its loss or a norm takes samples together"
+_NOT_RUN = "the step cannot run with a part of its batch"
+
+
+def _search(everyone: list[int], faulty: Callable[[list[int]], bool | None]) -> tuple[list[int], str]:
+    """Find the samples that fail by themselves, by halving sets that fail; return them, or none and why.
 
     Where the first, a middle and the last sample all fail alone, the fault is the step's and no sample's.
     """
     spread = {everyone[0], everyone[len(everyone) // 2], everyone[-1]}
-    if len(everyone) > len(spread) and all(faulty([i]) is not False for i in spread):
-        return []
+    if len(everyone) > len(spread):
+        alone = [faulty([i]) for i in sorted(spread)]
+        if all(answer is None for answer in alone):
+            return [], _NOT_RUN
+        if all(answer is not False for answer in alone):
+            return [], _EVERY_ONE
     found: list[int] = []
-    runs = 0
+    runs, answered = 0, False
     stack = [everyone]
     while stack and runs < _BUDGET:
         group = stack.pop()
@@ -58,9 +127,11 @@ def _search(everyone: list[int], faulty: Callable[[list[int]], bool | None]) -> 
             continue
         for half in (group[: len(group) // 2], group[len(group) // 2 :]):
             runs += 1
-            if faulty(half):
+            answer = faulty(half)
+            answered |= answer is not None
+            if answer:
                 stack.append(half)
-    return sorted(found)
+    return sorted(found), "" if found else (_TOGETHER if answered else _NOT_RUN)
 
 
 def _placebo(everyone: list[int], culprits: list[int], faulty: Callable[[list[int]], bool | None]) -> dict[str, Any]:
@@ -83,7 +154,7 @@ def sample_losses(run: TrainingRun, step: int, micro: int) -> list[float] | None
     """
     batch = run.batches.get(step, micro)
     size = batch_size(batch)
-    if size is None or size < 2 or run.train_step is not None:
+    if size is None or size < 2 or run.train_step is not None or why_no_samples(batch, run.model):
         return None
     losses = []
     for index in range(size):
@@ -93,6 +164,29 @@ def sample_losses(run: TrainingRun, step: int, micro: int) -> list[float] | None
         except Exception:  # a loss that needs the whole batch: say so by None
             return None
     return losses
+
+
+def sample_norms(run: TrainingRun, step: int, micro: int, samples: Sequence[int]) -> dict[int, float]:
+    """Return the gradient's norm of each of these samples alone, up to 32 of them, by its number.
+
+    {} where it cannot be had. The gradients are left clear; the run's state is the caller's to put back.
+    """
+    batch = run.batches.get(step, micro)
+    parameters = [p for p in run.trainable() if p.requires_grad]
+    norms: dict[int, float] = {}
+    for index in list(samples)[:_NORMS]:
+        try:
+            with run.autocasting():
+                loss = run.loss(run.model, take_samples(batch, [index]))
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        except Exception:  # a loss that needs the whole batch: there is no such norm
+            return {}
+        norms[index] = float(gradient_norm([_dense(g) for g in grads if g is not None], run.device))
+    return norms
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def add_up(losses: list[float], batch_loss: float) -> bool:

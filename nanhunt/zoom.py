@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanhunt.probes.birth import describe_birth
+from nanhunt.probes.birth import consumers, describe_birth, with_slope
+from nanhunt.probes.closer import Closer
+from nanhunt.probes.elements import Layout
 from nanhunt.probes.lineage import Root, find_root, hops_from
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer, is_hookable, split_name
@@ -17,9 +19,9 @@ from nanhunt.probes.source import SourceLine, excerpt, is_user_file, place
 from nanhunt.repeat import repeat_step
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.samples import attribute_samples
-from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase
-from nanhunt.training.batches import batch_size, take_samples
+from nanhunt.samples import Cutter, attribute_samples
+from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase, Role
+from nanhunt.training.batch_layout import why_no_samples
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
@@ -74,8 +76,9 @@ def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, faul
     root = find_root(probe)
     if root is None:
         return zoomed
-    size = replayed.batch_sizes[fault.micro] if fault.micro < len(replayed.batch_sizes) else None
-    births = _births(root, probe, run.root, size)
+    layout = replayed.layouts[fault.micro] if fault.micro < len(replayed.layouts) else Layout()
+    births = _births(root, probe, run.root, layout)
+    births = _with_slope(run, ring, step, fault, births, root, probe, layout)
     zoomed.onset = _fine_onset(step, fault, root, births, run.root)
     zoomed.notes += [(NoteKind.BIRTH, b.to_json()) for b in births]
     hops = hops_from(root, probe.events, run.root)
@@ -83,10 +86,12 @@ def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, faul
         zoomed.notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
     if root.event is not None and root.event.source is not None:
         zoomed.notes.append((NoteKind.SOURCE, _source_note(root.event.source, run.root)))
-    attributed = _attribute(run, ring, step, zoomed.onset.micro, births, fault, known)
-    if attributed is not None:
-        zoomed.notes.append((NoteKind.SAMPLES, attributed))
-        zoomed.onset = replace(zoomed.onset, samples=attributed["samples"])
+    # of a tuple the first: what comes after it is a recurrent module's last state
+    made = (r for r in zoomed.rows if r.role == Role.OUTPUT.value and r.name in ("", "0"))
+    outputs = {r.module: r.shape for r in made if r.shape is not None}
+    attributed = _attribute(run, ring, zoomed.onset, births, fault, known, outputs)
+    zoomed.notes.append((NoteKind.SAMPLES, attributed))
+    zoomed.onset = replace(zoomed.onset, samples=attributed["samples"])
     return zoomed
 
 
@@ -94,11 +99,34 @@ def _was_known(kind: str, name: str, known: Known) -> bool:
     return name in {"weight": known.weights, "buffer": known.buffers, "state": known.state}.get(kind, frozenset())
 
 
-def _births(root: Root, probe: OpProbe, base: Path, size: int | None) -> list[Birth]:
+def _with_slope(
+    run: TrainingRun,
+    ring: SnapshotRing,
+    step: int,
+    fault: StepFault,
+    births: list[Birth],
+    root: Root,
+    probe: OpProbe,
+    layout: Layout,
+) -> list[Birth]:
+    """Run the step once more for a root of the backward pass, and judge the slope of its forward op in fp64."""
+    event = root.event
+    if not births or event is None or event.forward is None or event.phase is not Phase.BACKWARD:
+        return births
+    closer = Closer([event.forward, *consumers(event.forward, probe.events)])
+    quiet = RowBuffer()
+    rewind(run, ring, step)
+    with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
+        replay_step(run, step, quiet, recorded=False, zoom=OpProbe(run, quiet, closer))
+    quiet.drop()
+    return [with_slope(births[0], event, probe.events, closer, layout), *births[1:]]
+
+
+def _births(root: Root, probe: OpProbe, base: Path, layout: Layout) -> list[Birth]:
     """Describe the root's birth first, then others that lie between it and what was spoiled."""
     if root.event is None:
         return []
-    first = describe_birth(root.event, probe.events, base, size)
+    first = describe_birth(root.event, probe.events, base, layout)
     if root.inherited:
         first = replace(first, kind="carried", facts={**first.facts, "inherited": root.inherited})
     others = [
@@ -106,7 +134,7 @@ def _births(root: Root, probe: OpProbe, base: Path, size: int | None) -> list[Bi
         for i in root.births
         if i != root.event.index and probe.events[i].birth and probe.events[i].capture and not probe.events[i].constant
     ]
-    return [first, *(describe_birth(e, probe.events, base, size) for e in others[:_OTHERS])]
+    return [first, *(describe_birth(e, probe.events, base, layout) for e in others[:_OTHERS])]
 
 
 def _coarse_onset(step: int, fault: StepFault) -> Onset:
@@ -154,33 +182,40 @@ def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], ba
 def _attribute(
     run: TrainingRun,
     ring: SnapshotRing,
-    step: int,
-    micro: int,
+    onset: Onset,
     births: list[Birth],
     fault: StepFault,
     known: Known,
-) -> dict[str, Any] | None:
-    """Find the samples that carry the fault by running the step with some of them only."""
-    rewind(run, ring, step)
-    size = batch_size(run.batches.get(step, micro))
-    if size is None or size < 2:
-        return None
+    outputs: dict[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """Find the samples that carry the fault by running the step with some of them only; say why where none can be."""
+    step, micro = onset.step, onset.micro
+    reason = why_no_samples(run.batches.peek(step, micro), run.model, outputs)
+    cutter = Cutter.of(run, step, micro)
+    if reason or cutter is None:
+        return {"samples": [], "reason": reason or "the batch has no samples that can be told apart"}
     quiet = RowBuffer()
 
     def faulty(samples: list[int]) -> bool | None:
         rewind(run, ring, step)
-        run.batches.transform = lambda s, m, batch: take_samples(batch, samples) if (s, m) == (step, micro) else batch
+        run.batches.transform = cutter.only(samples)
         try:
             with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
                 replayed = replay_step(run, step, quiet, recorded=False)
         finally:
             run.batches.transform = None
             quiet.take()
-        if replayed.error is not None:
-            return None
-        return shows(replayed, fault, known)
+        return None if replayed.error is not None else shows(replayed, fault, known)
 
-    return attribute_samples(size, births[0].samples if births else [], faulty)
+    candidates = births[0].samples if births else []
+    body = {**attribute_samples(cutter.size, candidates, faulty), "by": cutter.by}
+    return body | {"positions": _positions(births[0], body["samples"])} if births and body["samples"] else body
+
+
+def _positions(birth: Birth, samples: list[int]) -> dict[str, list[int]]:
+    """Return the positions in their sequence at which the samples' shown elements are bad."""
+    places = {(e.sample, e.position) for e in (*birth.elements, *birth.slope_elements) if e.position is not None}
+    return {str(s): sorted(p for owner, p in places if owner == s and p is not None) for s in samples}
 
 
 def _phase(fault: StepFault) -> str:

@@ -16,6 +16,7 @@ from nanhunt.interventions import Prediction, Trial
 from nanhunt.trace.schema import Onset
 
 if TYPE_CHECKING:
+    from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
     from nanhunt.formats.headroom import Headroom
 
@@ -135,3 +136,10 @@ class Diagnosis:
     #: source lines around the onset: (line number, text, whether it is the line)
     code: tuple[tuple[int, str, bool], ...] = ()
     code_file: str = ""
+    #: what the fault spoiled, as a clause
+    damage: str = ""
+    certificate: Certificate | None = None
+    #: sample → positions in its sequence that are bad
+    positions: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    #: why no sample is named, where that was looked into
+    no_samples: str = ""

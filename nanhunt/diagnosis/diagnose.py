@@ -16,6 +16,8 @@ from typing import Any
 
 from nanhunt.diagnosis.cause import Cause, Diagnosis, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.causes import CAUSES
+from nanhunt.diagnosis.certificate import certificate
+from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.interventions import Prediction, Trial
@@ -47,6 +49,9 @@ def diagnose(trace: Trace) -> Diagnosis:
         assumptions=tuple(_assumptions(evidence)),
         run=_run_facts(trace),
         series={name: _series(trace, name) for name in _SERIES if trace.scalars(name)},
+        damage=damage(evidence),
+        certificate=certificate(evidence),
+        **_samples(evidence),
         lineage=tuple((h.op, h.module, h.source or "", h.does) for h in evidence.lineage),
         **_code(evidence),
     )
@@ -190,6 +195,15 @@ def _run_facts(trace: Trace) -> dict[str, Any]:
 def _series(trace: Trace, name: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
     values = sorted(trace.scalars(name).items())
     return tuple(s for s, _ in values), tuple(float(v) if v is not None else math.nan for _, v in values)
+
+
+def _samples(evidence: Evidence) -> dict[str, Any]:
+    body = evidence.note(NoteKind.SAMPLES) or evidence.note(NoteKind.SAMPLE_LOSSES) or {}
+    positions = body.get("positions") or {}
+    return {
+        "positions": tuple((int(sample), tuple(places)) for sample, places in positions.items()),
+        "no_samples": str(body.get("reason", "")),
+    }
 
 
 def _code(evidence: Evidence) -> dict[str, Any]:

@@ -1,38 +1,40 @@
-"""The certificate of a birth: the op again in fp64 from its recorded inputs, and the elements it went wrong at.
-
-Finite in fp64 and larger than the output's format holds: range. Finite and within the format: rounding, an overflow
-inside a fused kernel, or a wrong kernel. Non-finite in fp64 too: the operation itself is undefined there. The re-run
-needs no trust in the tool: inputs, output and the fp64 value of up to eight elements stand in the trace.
-"""
+"""What is known of a birth: its place, its operands, its certificate, the elements it went wrong at."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanhunt.probes.certificate import (
+    bad_mask,
+    in_fp64,
+    slope_in_fp64,
+    tensor_arguments,
+    verdict_of,
+    worst_output,
+)
+from nanhunt.probes.closer import Closer
+from nanhunt.probes.elements import Layout, offending, samples_of
 from nanhunt.probes.event import Capture, OpEvent, Seen, lane_of
 from nanhunt.probes.probe import dtype_name
 from nanhunt.probes.source import line_text, place
 from nanhunt.stats.torch_kernel import plain_values
-from nanhunt.trace.schema import Birth, Element, Operand
-from nanhunt.training.tree import map_tensors, tensors_of
+from nanhunt.trace.schema import Birth, Operand
 
-__all__ = ["describe_birth"]
+__all__ = ["consumers", "describe_birth", "with_slope"]
 
-#: Elements shown.
-_SHOWN = 8
 _SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp")
 _SELECTS = ("aten.where", "aten.masked_fill", "aten.index", "aten.masked_select", "aten.nan_to_num", "aten.clamp",
             "aten.maximum", "aten.minimum", "aten.gather", "aten.masked_scatter")  # fmt: skip
-_WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
 
-def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int | None) -> Birth:
-    """Return what is known of a birth; `size` is the batch's number of samples."""
+def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: Layout) -> Birth:
+    """Return what is known of a birth; `layout` is the batch's."""
     capture = event.capture
     facts = _facts(event, events)
     birth: dict[str, Any] = {
@@ -50,112 +52,30 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, size: int 
     }
     if capture is None:
         return Birth(**birth, inputs=[_bare(s) for s in event.inputs], fp64_detail="operands not kept", facts=facts)
-    wide, trouble = _in_fp64(capture)
-    bad_name, output = _worst_output(capture)
-    twin = wide.get(bad_name) if wide else None
-    verdict, amax = _verdict(output, twin)
+    wide = in_fp64(capture)
+    bad_name, output = worst_output(capture)
+    twin = wide.outputs.get(bad_name)
+    verdict, amax = verdict_of(output, twin)
     named = {_kept_name(event, s): s for s in event.inputs_of(capture.lane)}
-    mask = _bad_mask(output)
+    mask = bad_mask(output)
     facts |= _tensor_facts(event, capture, output, mask)
     return Birth(
         **birth,
-        inputs=[_operand(n, t, named.get(n)) for n, t in _tensor_arguments(capture)][:12],
+        inputs=[_operand(n, t, named.get(n)) for n, t in tensor_arguments(capture)][:12],
         outputs=[_operand(n, t, None) for n, t in capture.outputs][:4],
         arguments=_plain_arguments(capture),
         fp64=verdict,
         fp64_amax=amax,
-        fp64_detail=trouble,
-        elements=_elements(capture, output, mask, twin),
+        fp64_detail=wide.trouble,
+        elements=offending(capture, output, mask, twin, layout),
         bad=int(mask.sum()),
         of=output.numel(),
-        samples=_samples(mask, size),
+        samples=samples_of(mask, layout),
         facts=facts,
     )
 
 
-# --- the op again in fp64 --------------------------------------------------------------------------------------------
-
-
-def _in_fp64(capture: Capture) -> tuple[dict[str, Tensor], str]:
-    """Run the op on its recorded inputs in fp64; return outputs by name, or {} and why not."""
-    if _draws(capture):
-        return {}, "the op draws random numbers: another run is not this run"
-    args, kwargs = tuple(_widened(v) for v in capture.args), {k: _widened(v) for k, v in capture.kwargs.items()}
-    if capture.func._schema.name.endswith("softmax") and len(args) == 3 and isinstance(args[2], bool):
-        args = (*args[:2], False)  # half_to_float is for half inputs only
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            result = capture.func(*args, **kwargs)
-    except Exception as error:  # a kernel without fp64: the certificate is not to be had, the birth stands
-        return {}, f"no fp64 kernel: {str(error).splitlines()[0][:120]}"
-    outputs = dict(tensors_of(result, "output"))
-    names = [a.name for a in capture.func._schema.arguments]
-    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        for path, tensor in tensors_of(value, name):
-            outputs.setdefault(path, tensor)
-    return outputs, ""
-
-
-def _draws(capture: Capture) -> bool:
-    """Whether the op draws random numbers; attention with a dropout of zero is of that sort by name only."""
-    names = [a.name for a in capture.func._schema.arguments]
-    given = {**dict(zip(names, capture.args, strict=False)), **capture.kwargs}
-    seeded = torch.Tag.nondeterministic_seeded in capture.func.tags
-    return seeded and not ("scaled_dot_product" in capture.func._schema.name and given.get("dropout_p", 0.0) == 0.0)
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else _WIDE.get(value, value)
-    return map_tensors(_wide, value)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point():
-        return tensor.double()
-    return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor.clone()
-
-
-def _worst_output(capture: Capture) -> tuple[str, Tensor]:
-    """Return the first output that has non-finite elements."""
-    for name, tensor in capture.outputs:
-        if tensor.numel() and bool(_bad_mask(tensor).any()):
-            return name, tensor
-    return capture.outputs[0]
-
-
-def _bad_mask(tensor: Tensor) -> Tensor:
-    """Return where the tensor is not finite, in its own shape (of a sparse one, of its values)."""
-    values = plain_values(tensor)
-    if not values.is_floating_point():
-        return torch.zeros_like(values, dtype=torch.bool)
-    bad = ~torch.isfinite(values.float() if values.element_size() == 1 else values)
-    return bad.any(dim=-1) if tensor.is_complex() else bad
-
-
-def _verdict(output: Tensor, twin: Tensor | None) -> tuple[str, float | None]:
-    """Hold the fp64 values at the bad elements against the output's format."""
-    if twin is None or twin.shape != output.shape or not (output.is_floating_point() or output.is_complex()):
-        return "unavailable", None
-    mask = _bad_mask(output)
-    if plain_values(twin).shape[: mask.dim()] != mask.shape or not bool(mask.any()):
-        return "unavailable", None
-    values = plain_values(twin)[mask].double()
-    if not bool(torch.isfinite(values).all()):
-        return "non-finite", None
-    amax = float(values.abs().max())
-    # half an ulp above max still rounds to max; beyond the format is what rounds to inf
-    limit = torch.finfo(output.dtype).max
-    return ("beyond-range" if amax > limit else "in-range"), amax
-
-
 # --- what the operands show ------------------------------------------------------------------------------------------
-
-
-def _tensor_arguments(capture: Capture) -> list[tuple[str, Tensor]]:
-    names = [a.name for a in capture.func._schema.arguments]
-    pairs = [*zip(names, capture.args, strict=False), *capture.kwargs.items()]
-    return [pair for name, value in pairs for pair in tensors_of(value, name)]
 
 
 def _plain_arguments(capture: Capture) -> dict[str, Any]:
@@ -236,54 +156,64 @@ def _parameter(event: OpEvent, events: list[OpEvent], reach: int = 6) -> str | N
     return None
 
 
-def _elements(capture: Capture, output: Tensor, mask: Tensor, twin: Tensor | None) -> list[Element]:
-    """Return up to eight bad elements, with the inputs that stand at the same place where the op works by place."""
-    if output.layout is not torch.strided:
-        return []
-    by_place = torch.Tag.pointwise in capture.func.tags or capture.lane or _name(capture).startswith(_SOFTMAX_LIKE)
-    inputs = [t for _, t in _tensor_arguments(capture) if by_place and _broadcasts(t, output)]
-    elements = []
-    for coordinate in mask.nonzero()[:_SHOWN].tolist():
-        at = tuple(coordinate)
-        values = [
-            float(t.expand(output.shape)[at].real if t.is_complex() else t.expand(output.shape)[at]) for t in inputs
-        ]
-        fp64 = float(twin[at]) if twin is not None and twin.shape == output.shape and not twin.is_complex() else None
-        value = output[at]
-        elements.append(
-            Element(
-                coordinate=coordinate,
-                inputs=values,
-                output=float(value.real if value.is_complex() else value),
-                fp64=fp64,
-            )
-        )
-    return elements
+# --- the slope ------------------------------------------------------------------------------------------------------
 
 
-def _name(capture: Capture) -> str:
-    return str(capture.func)
+def consumers(index: int, events: list[OpEvent], most: int = 4) -> list[int]:
+    """Return the products that take a forward op's output, the first few: a factor of zero there throws it away."""
+    found = [
+        e.index
+        for e in events[index + 1 :]
+        if e.phase.value == "forward"
+        and e.op.startswith("aten.mul.Tensor")
+        and any(s.writer == index for s in e.inputs)
+    ]
+    return found[:most]
 
 
-def _broadcasts(tensor: Tensor, output: Tensor) -> bool:
-    if tensor.layout is not torch.strided:
-        return False
-    try:
-        return bool(torch.broadcast_shapes(tensor.shape, output.shape) == output.shape)  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        return False
+def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Closer, layout: Layout) -> Birth:
+    """Add to a backward birth what the closer look at its forward op shows: the slope in fp64, and a factor of zero."""
+    forward = event.forward
+    capture = closer.captures.get(forward) if forward is not None else None
+    slope = closer.slopes.get(forward) if forward is not None else None
+    if forward is None or capture is None or slope is None:
+        return replace(birth, slope_detail="the forward op was not met again, or has no autograd node")
+    bad = next((i for i, g in enumerate(slope.outgoing) if g is not None and bool(bad_mask(g).any())), None)
+    if bad is None:
+        return replace(birth, slope_detail="the forward op's gradient is finite in the repetition")
+    wide = slope_in_fp64(capture, slope)
+    output, twin = slope.outgoing[bad], wide.outputs.get(f"grad.{bad}")
+    assert output is not None
+    verdict, amax = verdict_of(output, twin)
+    mask = bad_mask(output)
+    incoming = tuple(g for g in slope.incoming if g is not None)
+    by = _zero_factor(forward, events, closer, mask)
+    return replace(
+        birth,
+        slope=verdict,
+        slope_amax=amax,
+        slope_detail=wide.trouble,
+        slope_elements=offending(capture, output, mask, twin, layout, extra=incoming[:1]),
+        samples=birth.samples or samples_of(mask, layout),
+        facts={**birth.facts, **({"discarded_by": by} if by and "discarded_by" not in birth.facts else {})},
+    )
 
 
-def _samples(mask: Tensor, size: int | None) -> list[int]:
-    """Return the samples that the bad elements lie in: by a leading dimension of B, or of B × something.
-
-    Empty where there is no such dimension, or where every sample is bad: then it is no sample's doing.
-    """
-    if not size or mask.dim() == 0 or mask.shape[0] % size or mask.shape[0] == 0:
-        return []
-    per_sample = mask.reshape(size, -1).any(dim=1)
-    samples: list[int] = per_sample.nonzero().flatten().tolist()
-    return samples if len(samples) < size else []
+def _zero_factor(index: int, events: list[OpEvent], closer: Closer, mask: Tensor) -> str | None:
+    """Return the product that multiplies every bad element of a forward op's output by zero."""
+    for later in consumers(index, events):
+        capture = closer.captures.get(later)
+        ours = [s.writer == index for s in events[later].inputs]
+        if capture is None or len(capture.args) != 2 or sum(ours) != 1 or len(ours) != 2:
+            continue
+        factor = capture.args[ours.index(False)]
+        try:
+            values = factor.expand(mask.shape)[mask]
+        except RuntimeError:
+            continue
+        if bool((values == 0).all()):
+            return events[later].op
+    return None
 
 
 # --- facts that tell one cause from another --------------------------------------------------------------------------
@@ -316,7 +246,7 @@ def _discarded_by(index: int, events: list[OpEvent], reach: int = 3) -> str | No
 
 def _tensor_facts(event: OpEvent, capture: Capture, output: Tensor, mask: Tensor) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    arguments = dict(_tensor_arguments(capture))
+    arguments = dict(tensor_arguments(capture))
     if event.op.startswith(_SOFTMAX_LIKE) and "self" in arguments:
         facts |= _masked_rows(arguments["self"], capture)
     if "scaled_dot_product" in event.op and {"query", "key"} <= arguments.keys():

@@ -18,7 +18,7 @@ from nanhunt.probes.source import SourceLine
 from nanhunt.stats.torch_kernel import is_measurable, plain_values
 from nanhunt.trace.schema import Phase
 
-__all__ = ["Capture", "OpEvent", "Seen", "Terminal", "births_by_lane", "lane_of", "nonfinite_flags"]
+__all__ = ["Capture", "OpEvent", "Seen", "Slope", "Terminal", "births_by_lane", "lane_of", "nonfinite_flags"]
 
 #: Ops whose list arguments run side by side.
 _LISTS = ("aten._foreach_", "aten._fused_", "aten._amp_foreach_")
@@ -62,6 +62,14 @@ class Capture:
     kwargs: dict[str, Any]
     outputs: list[tuple[str, Tensor]]
     lane: str = ""
+
+
+@dataclass(slots=True)
+class Slope:
+    """The gradients that an autograd node got and gave, each None where it needs none."""
+
+    incoming: tuple[Tensor | None, ...]
+    outgoing: tuple[Tensor | None, ...]
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
+from nanhunt.probes.closer import Closer, bytes_of, copied
 from nanhunt.probes.event import Capture, OpEvent, Seen, Terminal, births_by_lane, lane_of, nonfinite_flags
 from nanhunt.probes.memory import Memory
 from nanhunt.probes.probe import ModuleStack, RowBuffer
@@ -35,7 +36,7 @@ from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
-from nanhunt.training.tree import map_tensors, tensors_of
+from nanhunt.training.tree import tensors_of
 
 __all__ = ["OpProbe"]
 
@@ -55,7 +56,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     #: without it a higher-order op (flex_attention and its kin) would raise under the mode
     supports_higher_order_operators = True
 
-    def __init__(self, run: TrainingRun, rows: RowBuffer) -> None:
+    def __init__(self, run: TrainingRun, rows: RowBuffer, closer: Closer | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
@@ -69,6 +70,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._by_sequence: dict[int, int] = {}
         self._first_runs: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._kept = {"finite": 0, "inf": 0, "bytes": 0}
+        self._closer = closer or Closer()
         self._name_state()
 
     # --- what the step tells -------------------------------------------------------------------------------------
@@ -88,6 +90,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def backward_begins(self, micro: int) -> None:
         """Turn to backward."""
         self.phase, self._nodes_ran = Phase.BACKWARD, False
+        self._closer.settle()
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Note non-finite gradients, before the clip spreads or hides them."""
@@ -127,6 +130,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._rows.is_aside or not isinstance(func, torch._ops.OpOverload) or _is_view(func):
             return func(*args, **kwargs)
+        self._closer.settle()
         name = str(func).removesuffix(".default")
         written = _written_arguments(func)
         unread = _unread_arguments(name, func)
@@ -145,6 +149,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             self._record(event, seen.name, tensor)
         if event.births and not event.constant:
             self._keep(event, func, before, [*fresh, *mutated])
+        self._closer.took(event.index, func, before, [*fresh, *mutated])
         return result
 
     def _event(self, name: str, inputs: list[Seen], outputs: list[tuple[str, Tensor]]) -> OpEvent:
@@ -250,7 +255,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         lane = event.birth_lane or ""
         args = tuple(_of_lane(a, lane) for a in before[0])
         kwargs = {k: _of_lane(v, lane) for k, v in before[1].items()}
-        size = sum(t.numel() * t.element_size() for _, t in tensors_of([args, kwargs]))
+        size = bytes_of([args, kwargs])
         if self._kept[sort] >= room or self._kept["bytes"] + size > _KEEP_BYTES:
             return
         if not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
@@ -259,7 +264,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._kept["bytes"] += size
         made = [(n, t) for n, t in outputs if lane_of(event.op, n) in ("", lane)]
         made = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
-        event.capture = Capture(func, _copied_all(args), _copied_all(kwargs), made, lane)
+        event.capture = Capture(func, copied(args), copied(kwargs), made, lane)
 
     def _name_state(self) -> None:
         """Give weights, gradients, buffers and optimizer state their names."""
@@ -328,12 +333,8 @@ def _copied(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Copy the arguments that the op will write into; the others stay as they are."""
     names = [a.name for a in func._schema.arguments]
-    new = tuple(_copied_all(v) if n in written else v for n, v in zip(names, args, strict=False))
-    return new, {n: _copied_all(v) if n in written else v for n, v in kwargs.items()}
-
-
-def _copied_all(value: Any) -> Any:
-    return map_tensors(lambda t: t.detach().clone(), value)
+    new = tuple(copied(v) if n in written else v for n, v in zip(names, args, strict=False))
+    return new, {n: copied(v) if n in written else v for n, v in kwargs.items()}
 
 
 def _of_lane(value: Any, lane: str) -> Any:

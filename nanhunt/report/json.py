@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, HeadroomRow, Location, Suspect
+from nanhunt.diagnosis.certificate import Certificate
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.report.options import Options
 from nanhunt.trace.schema import Onset
@@ -53,6 +54,10 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
                 {"op": op, "module": module, "source": source, "does": does}
                 for op, module, source, does in diagnosis.lineage
             ],
+            "damage": diagnosis.damage,
+            "certificate": _certificate(diagnosis.certificate),
+            "positions": {str(sample): places for sample, places in diagnosis.positions},
+            "no_samples": diagnosis.no_samples,
             "code": {
                 "file": diagnosis.code_file,
                 "lines": [{"line": line, "text": text, "onset": here} for line, text, here in diagnosis.code],
@@ -61,6 +66,19 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
         }
     )
     return plain
+
+
+def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
+    if certificate is None:
+        return None
+    return {
+        "of": certificate.of,
+        "verdict": certificate.verdict,
+        "bad": certificate.bad,
+        "numel": certificate.numel,
+        "inputs": certificate.names,
+        "elements": [element.to_json() for element in certificate.elements],
+    }
 
 
 def _onset(onset: Onset | None) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ class MarkdownRenderer(Options):
             *_folded("Headroom", _headroom(diagnosis, self.top)),
             *_folded("Trials", _trials(diagnosis)),
             *_folded("Lineage", _lineage(diagnosis)),
+            *_folded("Offending elements", _elements(diagnosis)),
             *_folded("Could not tell", [_bullets(f"{_span(slug)}: {_escape(why)}" for slug, why in diagnosis.untold)]),
             *_folded("Cleared", [", ".join(_span(slug) for slug in diagnosis.cleared)]),
             *_folded("Assumptions", [_bullets(_escape(text) for text in diagnosis.assumptions)]),
@@ -72,7 +73,8 @@ def _where(diagnosis: Diagnosis) -> Iterable[str]:
         ("name", _span(onset.name)),
         ("op", _span(onset.op)),
         ("source", _span(onset.source)),
-        ("samples", _escape(words.listed(onset.samples))),
+        ("samples", _escape(reading.sampled(diagnosis))),
+        ("damage", _escape(diagnosis.damage)),
     ]
     yield "### Where"
     yield _table(("", ""), [(name, value) for name, value in facts if value])
@@ -164,6 +166,15 @@ def _lineage(diagnosis: Diagnosis) -> list[str]:
         for op, module, source, does in diagnosis.lineage
     ]
     return [_table(("does", "op", "module", "source"), rows)] if rows else []
+
+
+def _elements(diagnosis: Diagnosis) -> list[str]:
+    found = diagnosis.certificate
+    if found is None:
+        return []
+    rows = [tuple(map(_escape, reading.element_cells(found, element))) for element in found.elements]
+    said = f"{words.counted(found.bad, 'bad element')} of {found.numel}, {_escape(found.of)}: {_escape(found.verdict)}"
+    return [said, _table(("element", "sample", "went in", "came out", "in fp64"), rows)]
 
 
 def _run(diagnosis: Diagnosis) -> Iterable[str]:

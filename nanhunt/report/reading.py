@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
+from nanhunt.diagnosis.certificate import Certificate
 from nanhunt.interventions import Prediction, Trial
-from nanhunt.report.words import binades, counted, number, percent, printable, prose, scale
+from nanhunt.report.words import binades, counted, listed, number, percent, printable, prose, scale
+from nanhunt.trace.schema import Element
 
 __all__ = [
     "FLUSHED",
@@ -20,6 +22,7 @@ __all__ = [
     "FormatHeadroom",
     "by_format",
     "cure",
+    "element_cells",
     "evidence",
     "headline",
     "is_incomplete",
@@ -30,6 +33,7 @@ __all__ = [
     "next_commands",
     "replayed",
     "room",
+    "sampled",
     "tried",
     "why_incomplete",
 ]
@@ -87,6 +91,27 @@ def _placebo(trial: Trial, trials: Iterable[Trial]) -> str:
         if other.intervention.get("placebo_of") == trial.name and other.outcome == "persists":
             return f"; its placebo, {printable(other.name)}, did not"
     return ""
+
+
+def element_cells(certificate: Certificate, element: Element) -> tuple[str, ...]:
+    """Return an element as cells: where, sample and position, what went in, what came out, what fp64 gives."""
+    at = f"[{', '.join(map(str, element.coordinate))}]"
+    sample = "" if element.sample is None else f"sample {element.sample}"
+    position = "" if element.position is None else f", position {element.position}"
+    given = [f"{printable(n)} {number(v)}" for n, v in zip(certificate.names, element.inputs, strict=False)]
+    given += [f"largest in its {printable(n)} {number(v)}" for n, v in element.reach.items()]
+    fp64 = "" if element.fp64 is None else number(element.fp64)
+    return at, sample + position, ", ".join(given), number(element.output), fp64
+
+
+def sampled(diagnosis: Diagnosis) -> str:
+    """Return which samples carry the fault, with the positions in their sequence; or why none is named."""
+    onset = diagnosis.onset
+    if onset is None or not onset.samples:
+        return prose(diagnosis.no_samples)
+    where = dict(diagnosis.positions)
+    told = [f"{s} (position {listed(where[s], limit=4)})" if where.get(s) else str(s) for s in onset.samples]
+    return f"number {listed(told)} of the batch, counted from 0"
 
 
 def evidence(value: float | None, threshold: float | None) -> str:

@@ -96,10 +96,14 @@ def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     for label, value in (("name", onset.name), ("op", onset.op), ("source", onset.source)):
         if value:
             _field(page, label, words.printable(value))
-    if onset.samples:
-        _field(page, "samples", f"number {words.listed(onset.samples)} of the batch, counted from 0")
+    samples = reading.sampled(diagnosis)
+    if samples:
+        _field(page, "samples", samples, style="" if onset.samples else "dim")
+    if diagnosis.damage:
+        _field(page, "damage", words.prose(diagnosis.damage))
     _code(page, diagnosis)
     _lineage(page, diagnosis, options)
+    _elements(page, diagnosis, options)
 
 
 def _field(page: Page, label: str, value: str, *, style: str = "") -> None:
@@ -146,6 +150,24 @@ def _lineage(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         line.append(f"  {middle(words.printable(op), op_width)}")
         line.append(f"  {middle(words.place(module), module_width)}", "cyan")
         page.row(line.append(f"  {middle(words.printable(source), source_width)}", "dim"))
+
+
+def _elements(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    """Print the certificate: the first offending elements, and what fp64 makes of them."""
+    found = diagnosis.certificate
+    if found is None:
+        return
+    page.put(Text())
+    head = f"the first of {words.counted(found.bad, 'bad element')} of {found.numel}, {words.prose(found.of)}"
+    page.put(Text(head, "dim"))
+    rows = [reading.element_cells(found, e) for e in found.elements[: None if options.verbose else 3]]
+    at = column((row[0] for row in rows), 24)
+    sample = column((row[1] for row in rows), 26)
+    for place, owner, given, output, fp64 in rows:
+        line = Text(middle(place, at)).append(f"  {middle(owner, sample)}" if sample else "", "cyan")
+        line.append(f"  {given}" if given else "", "dim").append(f"  → {output}", "bold red")
+        page.put(line.append(f", in fp64 {fp64}" if fp64 else "", "yellow"))
+    page.put(Text(found.verdict))
 
 
 def _curves(page: Page, diagnosis: Diagnosis, options: Options) -> None:

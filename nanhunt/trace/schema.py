@@ -88,9 +88,11 @@ class NoteKind(StrEnum):
     OPTIMIZER = "optimizer"
     #: what is stored non-finite before the first step: `{"where", "module", "name", "nan", "posinf", "neginf"}`
     POISON = "poison"
-    #: `{"samples": […], "method": …, "placebo": …, "detail": …}`: which samples carry the fault
+    #: what the bad step spoiled, counted: `{"loss", "gradients", "weights", "buffers", "moments", "skipped"}`
+    DAMAGE = "damage"
+    #: `{"samples": […], "method", "by", "positions", "placebo", "reason"}`: which samples carry the fault, or why none
     SAMPLES = "samples"
-    #: `{"losses": […], …}`: the loss of each sample of the bad step alone
+    #: `{"losses": […], "norms": {…}, "outliers": […]}`: loss and gradient norm of each sample of the bad step alone
     SAMPLE_LOSSES = "sample-losses"
     #: `{"step", "same_loss", "same_gradients", "differing", "detail"}`: the bad step once more, unchanged
     REPEAT = "repeat"
@@ -178,9 +180,15 @@ class Element(_Body):
     """One offending element: where it is, what went in, what came out, what fp64 gives."""
 
     coordinate: list[int]
+    #: the operands' values at the same place, in the order of the op's tensor arguments; [] where it has no such place
     inputs: list[float]
     output: float
     fp64: float | None = None
+    #: of a matrix product: the largest magnitude in the row and in the column that meet here
+    reach: dict[str, float] = field(default_factory=dict)
+    #: the sample it belongs to and the position in its sequence, where the shape tells
+    sample: int | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +197,8 @@ class Birth(_Body):
 
     `kind` is "inf-from-finite", "nan-from-finite" or "nan-from-inf". `fp64` is the certificate: "beyond-range" (finite,
     but larger than the output's format holds), "in-range" (finite, and the format could hold it), "non-finite" (the
-    operation itself), or "unavailable".
+    operation itself), or "unavailable". `slope` says the same of the whole vector-Jacobian product of the forward op
+    that a backward birth belongs to; `slope_elements` are elements of the gradient that it gives.
     """
 
     kind: str
@@ -213,6 +222,10 @@ class Birth(_Body):
     fp64: str = "unavailable"
     fp64_amax: float | None = None
     fp64_detail: str = ""
+    slope: str = "unavailable"
+    slope_amax: float | None = None
+    slope_detail: str = ""
+    slope_elements: list[Element] = field(default_factory=list)
     elements: list[Element] = field(default_factory=list)
     #: rows of a reduction, or elements, that are bad, of how many
     bad: int = 0
@@ -227,7 +240,8 @@ class Birth(_Body):
         body = dict(body)
         for key in ("inputs", "outputs"):
             body[key] = [Operand.from_json(o) for o in body.get(key, [])]
-        body["elements"] = [Element.from_json(e) for e in body.get("elements", [])]
+        for key in ("elements", "slope_elements"):
+            body[key] = [Element.from_json(e) for e in body.get(key, [])]
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in body.items() if k in known})
 

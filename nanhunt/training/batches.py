@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.rng import RngState
-from nanhunt.training.tree import map_tensors, tensors_of
+from nanhunt.training.tree import map_tensors
 from nanhunt.training.user_code import call_user
 
-__all__ = ["BatchSource", "DataEndedError", "batch_size", "cast_batch", "take_samples"]
+__all__ = ["BatchSource", "DataEndedError"]
 
 
 class DataEndedError(Exception):
@@ -77,32 +75,3 @@ class BatchSource:
                 raise DataEndedError from None
         kept = map_tensors(lambda t: t.detach().clone(), batch)
         return kept, RngState.capture()
-
-
-def batch_size(batch: Any) -> int | None:
-    """Return the number of samples: the leading dimension that most tensors of the batch share, None if there is none.
-
-    A batch of one tensor has that tensor's leading dimension.
-    """
-    sizes = Counter(t.shape[0] for _, t in tensors_of(batch) if t.dim() >= 1)
-    if not sizes:
-        return None
-    size, votes = sizes.most_common(1)[0]
-    return size if votes * 2 > sum(sizes.values()) or len(sizes) == 1 else None
-
-
-def take_samples(batch: Any, samples: list[int]) -> Any:
-    """Return the batch with only these samples, in this order; leaves that are not per sample stay whole."""
-    size = batch_size(batch)
-
-    def pick(t: Tensor) -> Tensor:
-        if t.dim() == 0 or t.shape[0] != size:
-            return t
-        return t[torch.tensor(samples, dtype=torch.int64, device=t.device)]
-
-    return map_tensors(pick, batch)
-
-
-def cast_batch(batch: Any, old: torch.dtype, new: torch.dtype) -> Any:
-    """Return the batch with floating tensors of dtype `old` turned into `new`."""
-    return map_tensors(lambda t: t.to(new) if t.dtype == old else t, batch)

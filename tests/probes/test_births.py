@@ -819,7 +819,8 @@ def test_a_loss_that_needs_the_whole_batch_is_attributed_to_no_sample() -> None:
         return (out - out.mean(0)).square().sum().log() * 0 + (out.sum() - out.sum()).log()  # born: whole-batch
 
     found = found_in(tiny_run(Net(nn.Identity()), loss, [ordinary()]))
-    assert found.samples is None
+    assert found.samples is not None
+    assert "every sample fails by itself" in found.samples["reason"]
     assert found.onset.samples == []
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from nanhunt.errors import ConfigError, UserCodeError
-from nanhunt.training.batches import BatchSource, DataEndedError, batch_size, cast_batch, take_samples
+from nanhunt.training.batches import BatchSource, DataEndedError
 
 CPU = torch.device("cpu")
 
@@ -154,74 +152,3 @@ def test_an_error_in_the_users_data_is_theirs() -> None:
         batches.get(1, 0)
     assert caught.value.key == "data"
     assert isinstance(caught.value.__cause__, OSError)
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-@dataclass
-class Box:
-    x: Tensor
-    weights: Tensor
-    name: str
-
-
-X = torch.arange(12.0).reshape(4, 3)
-Y = torch.arange(4)
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (X, 4),
-        ((X, Y), 4),
-        ({"x": X, "y": Y, "step": torch.tensor(3)}, 4),
-        ({"ids": X, "mask": X, "positions": torch.arange(3)}, 4),
-        (Pair(X, Y), 4),
-        (torch.tensor(1.0), None),
-        ("text", None),
-        ((X, torch.arange(3)), None),
-    ],
-)
-def test_the_number_of_samples_is_what_most_tensors_lead_with(batch: Any, size: int | None) -> None:
-    assert batch_size(batch) == size
-
-
-def test_samples_are_taken_in_the_order_asked_for_with_their_labels() -> None:
-    x, y = take_samples((X, Y), [3, 1])
-    assert x.tolist() == [X[3].tolist(), X[1].tolist()]
-    assert y.tolist() == [3, 1]
-
-
-def test_what_is_not_per_sample_stays_whole() -> None:
-    batch = {"x": X, "y": Y, "positions": torch.arange(3), "scale": torch.tensor(2.0), "names": ["a", "b"], "n": 4}
-    taken = take_samples(batch, [0])
-    assert taken["x"].shape == (1, 3)
-    assert taken["positions"].tolist() == [0, 1, 2]
-    assert (taken["scale"].item(), taken["names"], taken["n"]) == (2.0, ["a", "b"], 4)
-
-
-@pytest.mark.parametrize("batch", [Pair(X, Y), Box(X, torch.ones(4), "kept"), [X, {"y": Y}], {"a": {"b": X}, "y": Y}])
-def test_any_nesting_keeps_its_type_and_other_leaves(batch: Any) -> None:
-    taken = take_samples(batch, [2])
-    assert type(taken) is type(batch)
-    assert batch_size(taken) == 1
-    if isinstance(taken, Box):
-        assert taken.name == "kept"
-
-
-def test_taking_samples_copies_them() -> None:
-    taken = take_samples(X, [0, 1, 2, 3])
-    taken.zero_()
-    assert X.sum() > 0
-
-
-def test_a_cast_touches_one_dtype_only() -> None:
-    batch = {"x": X, "h": X.half(), "y": Y}
-    cast = cast_batch(batch, torch.float32, torch.float64)
-    assert [t.dtype for t in cast.values()] == [torch.float64, torch.float16, torch.int64]

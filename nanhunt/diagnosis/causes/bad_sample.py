@@ -186,6 +186,10 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
     if note is None or not note["outliers"]:
         return None
     losses, outliers = note["losses"], list(note["outliers"])
+    what = "loss"
+    if not any(_stands_out(losses, i, outliers) for i in outliers) and note.get("norms"):
+        what = "gradient norm"
+        losses = [float(note["norms"].get(str(i), 0.0)) for i in range(len(losses))]
     usual = median(v for i, v in enumerate(losses) if i not in outliers)
     size = {i: losses[i] if math.isfinite(losses[i]) else math.inf for i in outliers}
     worst = max(size.values())
@@ -194,12 +198,17 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED,
-        summary=f"the loss of {_named(bad)} is {in_words(worst)} on the state before the step, {in_words(usual)} of its peers",
+        summary=f"the {what} of {_named(bad)} is {in_words(worst)} on the state before the step, {in_words(usual)} of its peers",
         location=_place(evidence, bad),
-        exhibits=(Exhibit(claim=f"largest loss among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
+        exhibits=(Exhibit(claim=f"largest {what} among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
         fixes=(f"look at {_named(bad)} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
         predictions=_DROP,
     )  # fmt: skip
+
+
+def _stands_out(losses: list[float], index: int, outliers: list[int]) -> bool:
+    others = [v for i, v in enumerate(losses) if i not in outliers and math.isfinite(v)]
+    return not math.isfinite(losses[index]) or not others or losses[index] > 3.0 * abs(median(others))
 
 
 def _pocket(evidence: Evidence) -> Suspect | None:
