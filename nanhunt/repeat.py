@@ -26,7 +26,7 @@ from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import Digest, kept, rewind
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import Snapshot, SnapshotRing
+from nanhunt.training.state import REACH, Snapshot, SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known, StepFault, shows
 
@@ -169,7 +169,7 @@ def repeat_spike(
     `seen` holds the losses of the replay by step. The spike has come again where at least half of its rise has; where
     it has not, `step` is the first whose loss is another one. The run is put back.
     """
-    first = max(ring.oldest_step, run.start_step)
+    first = max(ring.oldest_step, run.start_step, peak - REACH)
     if first > peak:
         return None
     runs = []

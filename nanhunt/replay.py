@@ -66,6 +66,10 @@ class WatchList(StepWatch):
         """Pass on."""
         self._tell("clipped", parameters)
 
+    def turned_to(self, phase: str) -> None:
+        """Pass on."""
+        self._tell("turned_to", phase)
+
     def update_made(self) -> None:
         """Pass on."""
         self._tell("update_made")
@@ -86,6 +90,8 @@ class Finiteness(StepWatch):
         self._losses: list[Tensor] = []
         self._flags: list[tuple[str, list[str], Tensor]] = []
         self.losses: list[float] = []
+        #: a loss in half precision repeats itself by its few digits
+        self.loss_is_half = False
         self.grads: list[str] = []
         self.weights: list[str] = []
         self.buffers: list[str] = []
@@ -93,6 +99,7 @@ class Finiteness(StepWatch):
 
     def loss_made(self, micro: int, loss: Tensor) -> None:
         """Keep the micro-step's loss."""
+        self.loss_is_half |= loss.dtype in (torch.float16, torch.bfloat16)
         self._losses.append(loss.detach().reshape(()).double())
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:

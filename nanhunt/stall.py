@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from nanhunt.precision import in_precision
-from nanhunt.trace.schema import Observation, Role
+from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.step import StepWatch, train_step
+from nanhunt.training.step import StepResult, StepWatch, train_step
 
-__all__ = ["UpdateLoss", "compare_twin", "frozen_share", "zero_share"]
+__all__ = ["Motion", "UpdateLoss", "can_flush", "compare_twin", "frozen_share", "is_flat", "zero_share"]
 
 #: Share of zero gradients from which the twin is worth its step.
 SUSPICIOUS_ZEROS = 0.2
@@ -27,6 +27,8 @@ FLUSHED = 0.5
 #: Their share of the twin's energy, from which it is: a saturated softmax in half precision rounds the gradients of
 #: most scores to zero, which are next to nothing in fp32 as well.
 ENERGY = 1e-3
+#: A gradient that no half-precision format flushes by itself, without a loss scale: fp16's smallest normal number.
+_LARGE = 2.0**-14
 #: Share of weights with a gradient that an update left unchanged, from which steps count as lost.
 FROZEN = 0.75
 
@@ -86,6 +88,7 @@ def compare_twin(run: TrainingRun, step: int, rewind: Any) -> dict[str, Any] | N
 def _difference(own: dict[str, Tensor], twin: dict[str, Tensor]) -> dict[str, Any]:
     flushed = nonzero = zero_twin = numel = 0
     energy_lost = energy = 0.0
+    large = 0
     worst: list[tuple[float, str]] = []
     for name, wide in twin.items():
         narrow = own.get(name)
@@ -95,6 +98,7 @@ def _difference(own: dict[str, Tensor], twin: dict[str, Tensor]) -> dict[str, An
         gone = alive & (narrow == 0)
         squares = torch.where(torch.isfinite(wide), wide, 0.0).square()
         count, total = int(gone.sum()), int(alive.sum())
+        large += int((gone & (wide.abs() >= _LARGE)).sum())
         flushed, nonzero, numel = flushed + count, nonzero + total, numel + wide.numel()
         zero_twin += int((wide == 0).sum())
         energy += float(squares.sum())
@@ -105,11 +109,68 @@ def _difference(own: dict[str, Tensor], twin: dict[str, Tensor]) -> dict[str, An
     return {
         "flushed": flushed / nonzero if nonzero else 0.0,
         "energy_lost": energy_lost / energy if energy else 0.0,
+        "flushed_large": large / flushed if flushed else 0.0,
         "zero_twin": zero_twin / numel if numel else 0.0,
         "nonzero_twin": nonzero,
         "amax_twin": amax,
         "worst": [{"parameter": n, "flushed": share} for share, n in sorted(worst, reverse=True)[:5]],
     }
+
+
+#: Steps in a row without any motion from which it is a stall, and the same where a loop made no update: it may add up
+#: gradients over calls.
+_MOTIONLESS, _NO_UPDATE = 3, 24
+
+
+@dataclass(slots=True)
+class Motion:
+    """Counts the steps in a row in which no weight moves by a bit."""
+
+    steps: int = 0
+    first: int | None = None
+    phase: str = Phase.UPDATE.value
+    sentence: str = ""
+
+    def observe(self, result: StepResult, rows: Sequence[Observation]) -> bool:
+        """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero."""
+        updates = [r.stats for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
+        moved = any(s.amax > 0.0 or not s.is_finite for s in updates)
+        idle = result.loss == 0.0 or not any(rate > 0.0 for rate in result.lr)
+        if moved or idle or result.skipped:
+            self.steps, self.first = 0, None
+            return False
+        self.steps += 1
+        self.first = result.step if self.first is None else self.first
+        grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
+        self.phase, self.sentence = self._reading(result, updates, grads)
+        return self.steps >= (_MOTIONLESS if updates or not result.order else _NO_UPDATE)
+
+    def _reading(self, result: StepResult, updates: Sequence[Any], grads: Sequence[Any]) -> tuple[str, str]:
+        """Return the phase in which the motion is lost, and a sentence."""
+        lasting = f"for {self.steps} steps"
+        if not grads:
+            return Phase.BACKWARD.value, f"no weight has a gradient {lasting}: the loss does not reach them"
+        if all(s.zero == s.numel for s in grads):
+            return Phase.BACKWARD.value, f"every gradient is exactly zero {lasting}"
+        if result.clip_coefficient == 0.0:
+            return Phase.CLIP.value, f"the clip makes every gradient zero {lasting}"
+        made = "updates change no weight" if updates else "no update is made, and no weight moves,"
+        return Phase.UPDATE.value, f"{made} {lasting}"
+
+
+#: Steps whose losses must agree, and how far they may be apart: a part of the loss.
+_FLAT, _SAME = 6, 1e-6
+
+
+def is_flat(losses: Sequence[float], rates: Sequence[float]) -> int:
+    """Return for how many steps the loss has stayed the same, 0 where it has not, or nothing was to be learnt."""
+    last, tail = losses[-1], losses[-_FLAT:]
+    if len(tail) < _FLAT or last == 0.0 or not all(rate > 0.0 for rate in rates[-_FLAT:]):
+        return 0
+    if max(tail) - min(tail) > _SAME * abs(last):
+        return 0
+    apart = (i for i, x in enumerate(reversed(losses)) if abs(x - last) > _SAME * abs(last))
+    return next(apart, len(losses))
 
 
 def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:

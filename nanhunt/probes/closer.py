@@ -8,15 +8,31 @@ output's `grad_fn` before the next op can write into that output and give it ano
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from nanhunt.probes.event import Capture, Slope
+from nanhunt.probes.event import Capture, OpEvent, Slope
 from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["Closer", "bytes_of", "copied"]
+__all__ = ["Closer", "OpWatch", "bytes_of", "copied"]
+
+
+class OpWatch(Protocol):
+    """Who is shown every op of a step, beside the op probe's own look."""
+
+    def settle(self) -> None:
+        """Hear that the next op is about to run: autograd has done its part for the last one."""
+
+    def took(
+        self,
+        event: OpEvent,
+        func: Any,
+        before: tuple[tuple[Any, ...], dict[str, Any]],
+        outputs: list[tuple[str, Tensor]],
+    ) -> None:
+        """See an op: its arguments as they were before it, its outputs as they are."""
 
 
 class Closer:
@@ -30,16 +46,16 @@ class Closer:
 
     def took(
         self,
-        index: int,
+        event: OpEvent,
         func: Any,
         before: tuple[tuple[Any, ...], dict[str, Any]],
         outputs: list[tuple[str, Tensor]],
     ) -> None:
         """Keep a wanted op's call: its arguments as they were before it, its outputs as they are now."""
-        if index in self.wanted:
+        if event.index in self.wanted:
             made = [(name, tensor.detach().clone()) for name, tensor in outputs]
-            self.captures[index] = Capture(func, copied(before[0]), copied(before[1]), made)
-            self._made = index, [tensor for _, tensor in outputs]
+            self.captures[event.index] = Capture(func, copied(before[0]), copied(before[1]), made)
+            self._made = event.index, [tensor for _, tensor in outputs]
 
     def settle(self) -> None:
         """Ask the last wanted op's output for its node, now that autograd has made one."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
-from nanhunt.probes.closer import Closer, bytes_of, copied
+from nanhunt.probes.closer import Closer, OpWatch, bytes_of, copied
 from nanhunt.probes.event import Capture, OpEvent, Seen, Terminal, births_by_lane, lane_of, nonfinite_flags
 from nanhunt.probes.memory import Memory
 from nanhunt.probes.probe import ModuleStack, RowBuffer
@@ -50,13 +50,17 @@ _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
 _OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
 
 
+#: Phases that a module's forward ends.
+_BEHIND = (Phase.BACKWARD, Phase.UNSCALE, Phase.CLIP, Phase.UPDATE)
+
+
 class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     """Looks at every op of one step. Enter it around the step and give it to the step as its watch."""
 
     #: without it a higher-order op (flex_attention and its kin) would raise under the mode
     supports_higher_order_operators = True
 
-    def __init__(self, run: TrainingRun, rows: RowBuffer, closer: Closer | None = None) -> None:
+    def __init__(self, run: TrainingRun, rows: RowBuffer, closer: OpWatch | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
@@ -70,7 +74,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._by_sequence: dict[int, int] = {}
         self._first_runs: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._kept = {"finite": 0, "inf": 0, "bytes": 0}
-        self._closer = closer or Closer()
+        self._closer: OpWatch = closer or Closer()
         self._name_state()
 
     # --- what the step tells -------------------------------------------------------------------------------------
@@ -94,7 +98,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Note non-finite gradients, before the clip spreads or hides them."""
-        self.phase = Phase.CLIP
+        if parameters is None:  # a custom loop says itself where it is
+            self.phase = Phase.CLIP
         for name, grad in self._run.gradients(parameters).items():
             self._look_at("gradient", name, grad)
 
@@ -102,6 +107,10 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Turn to the update; the moments may have been made since the step began."""
         self.phase = Phase.UPDATE
         self._name_state()
+
+    def turned_to(self, phase: str) -> None:
+        """Turn to the phase that a custom loop has come to."""
+        self.phase = Phase(phase)
 
     def update_made(self) -> None:
         """Turn to the forward pass that may follow in the same step."""
@@ -149,7 +158,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             self._record(event, seen.name, tensor)
         if event.births and not event.constant:
             self._keep(event, func, before, [*fresh, *mutated])
-        self._closer.took(event.index, func, before, [*fresh, *mutated])
+        self._closer.took(event, func, before, [*fresh, *mutated])
         return result
 
     def _event(self, name: str, inputs: list[Seen], outputs: list[tuple[str, Tensor]]) -> OpEvent:
@@ -195,9 +204,9 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         if in_node:
             self._nodes_ran = True
             return Phase.BACKWARD
-        if self.phase is Phase.BACKWARD and self._nodes_ran:
-            if not self.stack.is_running:
-                return Phase.UNSCALE
+        if self.phase is Phase.BACKWARD and self._nodes_ran and not self.stack.is_running:
+            return Phase.UNSCALE
+        if self.phase in _BEHIND and self.stack.is_running:
             self.phase = Phase.FORWARD
         return self.phase
 

@@ -149,8 +149,8 @@ class ModuleStack:
 
     @property
     def is_running(self) -> bool:
-        """Whether any module's forward is running."""
-        return bool(self._entered)
+        """Whether any module's forward is running, one that is run again inside of backward left out."""
+        return any(not again for _, again in self._entered)
 
     @property
     def is_recomputing(self) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 __all__ = ["ALARM", "LEAD", "Event", "Series", "SpikeWatch", "StepScalars"]
@@ -28,8 +29,12 @@ WINDOW = 129
 BASELINE = 5
 #: Steps watched after an alarm before it is decided.
 PATIENCE = 8
-#: Steps between two signs of one event.
-GAP = 8
+#: Steps without a sign that a lead may bridge.
+GAP = 2
+#: Before there is a baseline: rise over all losses so far from which a step counts, and the loss that is still away.
+EARLY, AWAY = 3.0, 2.0
+#: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
+SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
 
 
 @dataclass(slots=True)
@@ -108,6 +113,8 @@ class Event:
     #: steps after the alarm, by whether the loss stood above the lead threshold
     after: list[bool] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    #: raised before there was a baseline
+    early: bool = False
 
 
 class SpikeWatch:
@@ -119,6 +126,8 @@ class SpikeWatch:
         self.update_norm = Series("update_norm", log=True, material=math.log(2.0), floor=0.1)
         self.event: Event | None = None
         self.past: list[Event] = []
+        self.losses: dict[int, float] = {}
+        self._updates: dict[int, float] = {}
 
     def observe(self, scalars: StepScalars) -> Event | None:
         """Take a step's scalars; return an event when it is decided ("fault" or "benign")."""
@@ -126,19 +135,78 @@ class SpikeWatch:
         z_loss = self.loss.observe(scalars.step, scalars.loss, accept=accept)
         z_norm = self.grad_norm.observe(scalars.step, scalars.grad_norm, accept=accept)
         self.update_norm.observe(scalars.step, scalars.update_norm, accept=accept)
+        early = self._early(scalars)
+        self.losses[scalars.step] = scalars.loss
+        self._updates[scalars.step] = scalars.update_norm or 0.0
         if self.event is None:
-            if max(z_loss or 0.0, z_norm or 0.0) > ALARM:
+            if early is not None:
+                self.event = early
+            elif max(z_loss or 0.0, z_norm or 0.0) > ALARM:
                 self.event = self._opened(scalars, max(z_loss or 0.0, z_norm or 0.0))
             return None
         return self._followed(scalars, z_loss)
+
+    def _early(self, scalars: StepScalars) -> Event | None:
+        """Return the event of a loss that multiplies within the first steps, where no baseline can be had.
+
+        The state that was loaded gave the losses before it: what comes after an update is held against those. The update
+        before it leads, where it is the longest so far.
+        """
+        before = [x for x in self.losses.values() if math.isfinite(x)]
+        if not before or len(self.losses) >= BASELINE or not scalars.loss > EARLY * max(before) > 0.0:
+            return None
+        last = max(self.losses)
+        moved = self._updates.get(last, 0.0) > 0.0 and self._updates[last] >= max(self._updates.values())
+        return Event(
+            lead_step=last if moved else scalars.step,
+            lead="update_norm" if moved else "loss",
+            alarm_step=scalars.step,
+            severity=2 * ALARM,
+            peak_loss=scalars.loss,
+            peak_step=scalars.step,
+            baseline_loss=median(before),
+            losses=[scalars.loss],
+            early=True,
+        )
 
     def finish(self) -> Event | None:
         """Decide a pending event when no more steps come: a fault where the loss was still away from its baseline."""
         event = self.event
         if event is None:
-            return None
+            return self._slow()
         above = [*event.after] or [event.peak_loss > event.baseline_loss * 1.5]
         return self._closed("fault" if above[-1] and event.severity > ALARM else "benign")
+
+    def _slow(self) -> Event | None:
+        """Return the event of a loss that crept up over the whole replay, widening its own baseline as it went."""
+        steps = [s for s, x in sorted(self.losses.items()) if math.isfinite(x)]
+        losses = [self.losses[s] for s in steps]
+        if len(steps) < SLOW_STEPS:
+            return None
+        third = len(steps) // 3
+        begins, ends = median(losses[:third]), median(losses[-third:])
+        noise = 1.4826 * median(abs(b - a) for a, b in pairwise(losses)) / math.sqrt(2.0)
+        if not (begins > 0.0 and ends > SLOW_RISE * begins and ends - begins > SLOW_NOISE * noise):
+            return None
+        middles = [median(losses[max(0, i - 2) : i + 3]) for i in range(len(losses))]
+        last_low = max(i for i, x in enumerate(middles) if x <= begins + 0.1 * (ends - begins))
+        if min(middles[-third:]) <= begins + 0.5 * (ends - begins):
+            return None
+        peak = max(steps, key=lambda s: self.losses[s])
+        event = Event(
+            lead_step=steps[min(last_low + 1, len(steps) - 1)],
+            lead="loss",
+            alarm_step=steps[min(last_low + 1, len(steps) - 1)],
+            severity=(ends - begins) / max(noise, 1e-12),
+            peak_loss=self.losses[peak],
+            peak_step=peak,
+            baseline_loss=begins,
+            verdict="fault",
+            kind="divergence",
+            losses=losses[last_low + 1 :] or losses[-1:],
+        )
+        self.past.append(event)
+        return event
 
     def _opened(self, scalars: StepScalars, severity: float) -> Event:
         lead_step, lead = self._lead(scalars.step)
@@ -163,7 +231,7 @@ class SpikeWatch:
         )
         chain = [signs[-1]] if signs else [(alarm, 0, "loss")]
         for sign in reversed(signs[:-1]):
-            if chain[-1][0] - sign[0] > 1:
+            if chain[-1][0] - sign[0] > GAP:
                 break
             chain.append(sign)
         return chain[-1][0], chain[-1][2]
@@ -171,7 +239,7 @@ class SpikeWatch:
     def _followed(self, scalars: StepScalars, z_loss: float | None) -> Event | None:
         event = self.event
         assert event is not None
-        above = (z_loss or 0.0) > LEAD
+        above = scalars.loss > AWAY * event.baseline_loss if event.early else (z_loss or 0.0) > LEAD
         event.after.append(above)
         event.losses.append(scalars.loss)
         if scalars.loss > event.peak_loss:

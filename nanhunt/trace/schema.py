@@ -100,6 +100,8 @@ class NoteKind(StrEnum):
     SKIPPED = "skipped"
     #: `{"step", "flushed", "energy_lost", …}`: low-precision gradients against their fp32 twin
     TWIN = "twin"
+    #: values that a step loses without a NaN, see `survey`: `{"kind", "step", "module", "op", "source", "elements", …}`
+    SILENT = "silent"
     #: `{"step", "loss", "z", "recovered_after"}`: a spike that left no damage
     BENIGN = "benign"
     #: `{"step", "type", "message", "module", "source", "traceback"}`: the model raised inside a step

@@ -9,7 +9,7 @@ import torch
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.rng import RngState
-from nanhunt.training.tree import map_tensors
+from nanhunt.training.tree import map_tensors, tensors_of
 from nanhunt.training.user_code import call_user
 
 __all__ = ["BatchSource", "DataEndedError"]
@@ -38,6 +38,8 @@ class BatchSource:
         self._accumulate = accumulate
         self._device = device
         self._kept: dict[int, tuple[Any, RngState]] = {}
+        #: bytes of the tensors of all batches that are kept
+        self.kept_bytes = 0
         #: what a trial makes of a batch before the step sees it: (step, micro, batch) -> batch
         self.transform: Callable[[int, int, Any], Any] | None = None
 
@@ -49,6 +51,7 @@ class BatchSource:
         index = step * self._accumulate + micro
         while index >= self._next:
             self._kept[self._next] = self._read()
+            self.kept_bytes += _bytes_of(self._kept[self._next][0])
             self._next += 1
         batch, rng = self._kept[index]
         rng.restore()
@@ -65,7 +68,7 @@ class BatchSource:
     def forget_before(self, step: int) -> None:
         """Drop batches that no rewind reaches any more."""
         for index in [i for i in self._kept if i < step * self._accumulate]:
-            del self._kept[index]
+            self.kept_bytes -= _bytes_of(self._kept.pop(index)[0])
 
     def _read(self) -> tuple[Any, RngState]:
         with call_user("data"):
@@ -75,3 +78,7 @@ class BatchSource:
                 raise DataEndedError from None
         kept = map_tensors(lambda t: t.detach().clone(), batch)
         return kept, RngState.capture()
+
+
+def _bytes_of(batch: Any) -> int:
+    return sum(t.numel() * t.element_size() for _, t in tensors_of(batch))

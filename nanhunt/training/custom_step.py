@@ -35,7 +35,6 @@ __all__ = ["closure_step", "custom_step", "needs_closure"]
 def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
     """Run one step by the user's `train_step` and return its scalars. Raises whatever the user's code raises."""
     assert run.train_step is not None
-    lr = tuple(float(group["lr"]) for optimizer in run.optimizers for group in optimizer.param_groups)
     loop, losses = _Loop(run, watch), []
     with loop.heard():
         for micro in range(run.accumulate):
@@ -54,7 +53,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         grad_norm=float(torch.linalg.vector_norm(torch.stack(loop.norms))) if loop.norms else None,
         clip_coefficient=None if loop.coefficient is None else float(loop.coefficient),
         loss_scale=None if loop.scale is None else float(loop.scale),
-        lr=lr,
+        lr=loop.rates(),
         skipped=loop.skipped > 0 and loop.updates == 0,
         order=tuple(loop.order),
     )
@@ -100,6 +99,8 @@ class _Loop:
         self.scale: Tensor | None = None
         self.updates = 0
         self.skipped = 0
+        #: each optimizer's learning rates as its update used them
+        self._rates: dict[int, tuple[float, ...]] = {}
         #: reentrant checkpointing calls backward inside of backward
         self._depth = 0
 
@@ -110,6 +111,7 @@ class _Loop:
         scaler = torch.amp.GradScaler
         replaced: list[tuple[Any, str, Callable[..., Any]]] = [
             (torch.autograd, "backward", self._backward),
+            (clips, "_get_total_norm", self._norm),
             (clips, "_clip_grads_with_norm_", self._clip_by_norm),
             (scaler, "unscale_", self._unscale),
             (scaler, "step", self._scaler_step),
@@ -125,6 +127,12 @@ class _Loop:
             for owner, name, listener in replaced:
                 stack.enter_context(_replaced(owner, name, listener))
             yield
+
+    def rates(self) -> tuple[float, ...]:
+        """Return the learning rate of each group of each optimizer: that of its update, else the present one."""
+        return tuple(
+            rate for optimizer in self._run.optimizers for rate in self._rates.get(id(optimizer), _rates_of(optimizer))
+        )
 
     # --- what is heard -------------------------------------------------------------------------------------------
 
@@ -142,11 +150,14 @@ class _Loop:
         self.order.append("backward")
         self._told.clear()
         self._unscaled.clear()
+        self._watch.turned_to("update")
         return result
 
     def _unscale(self, call: Callable[[], Any], scaler: Any, optimizer: Any) -> Any:
         self.scale = scaler._scale.detach().clone() if scaler._scale is not None else self.scale
+        self._watch.turned_to("unscale")
         result = call()
+        self._watch.turned_to("update")
         self.order.append("unscale")
         self._unscaled.add(id(optimizer))
         self._tell(_parameters_of(optimizer))
@@ -168,7 +179,16 @@ class _Loop:
         if not self._is_scaled(given):
             self._tell(given)
         self.coefficient = torch.clamp(max_norm / (total_norm.detach().float() + 1e-6), max=1.0)
-        return call()
+        self._watch.turned_to("clip")
+        result = call()
+        self._watch.turned_to("update")
+        return result
+
+    def _norm(self, call: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        self._watch.turned_to("clip")
+        result = call()
+        self._watch.turned_to("update")
+        return result
 
     def _zero_grad(self, call: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         self.order.append("zero_grad")
@@ -177,6 +197,7 @@ class _Loop:
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if all(optimizer is not known for known in self._run.optimizers):
             self._run.owned.optimizers.append(optimizer)
+        self._rates[id(optimizer)] = _rates_of(optimizer)
         if "backward" in self.order:  # an optimizer with a closure has no gradients yet
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))
@@ -220,6 +241,10 @@ def _replaced(owner: Any, name: str, listener: Callable[..., Any]) -> Iterator[N
         yield
     finally:
         setattr(owner, name, original)
+
+
+def _rates_of(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
+    return tuple(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

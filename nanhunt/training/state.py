@@ -22,6 +22,10 @@ __all__ = ["Snapshot", "SnapshotRing", "state_bytes"]
 RING_BUDGET = 2 << 30
 #: Steps that a rewind must reach back: a spike's lead (10) and the steps watched after its alarm (8), and two more.
 REACH = 20
+#: Steps that it reaches back where there is room for all of them: a whole replay of the usual length.
+FAR = 64
+#: Host memory that batches may take before the reach is cut to `REACH`, in bytes.
+BATCH_BUDGET = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +76,13 @@ class Snapshot:
 class SnapshotRing:
     """The last snapshots, bounded in bytes; the nearest one before a step is where a rewind starts.
 
-    With room for `REACH` snapshots every step has one; a larger model has them further apart, and a rewind runs the
-    steps in between again.
+    With room for `REACH` snapshots every step has one, and with more room up to `FAR` of them are kept; a larger model
+    has them further apart, and a rewind runs the steps in between again.
     """
 
     def __init__(self, run: TrainingRun) -> None:
         room = max(2, RING_BUDGET // max(1, state_bytes(run)))
-        self.capacity = int(min(REACH, room))
+        self.capacity = int(min(FAR, room))
         self.spacing = -(-REACH // (self.capacity - 1)) if self.capacity < REACH else 1
         self._kept: deque[Snapshot] = deque(maxlen=self.capacity)
 
@@ -86,6 +90,9 @@ class SnapshotRing:
         """Take a snapshot before `step` where one is due."""
         if not self._kept or step - self._kept[-1].step >= self.spacing:
             self._kept.append(Snapshot.take(run, step))
+        while len(self._kept) > REACH and run.batches.kept_bytes > BATCH_BUDGET:
+            self._kept.popleft()
+            run.batches.forget_before(self._kept[0].step)
 
     def nearest(self, step: int) -> Snapshot:
         """Return the latest snapshot at or before `step`, the oldest where the ring has moved past it."""

@@ -32,6 +32,9 @@ class StepWatch:
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Call after clipping, before the optimizer."""
 
+    def turned_to(self, phase: str) -> None:
+        """Call when a custom loop turns to another phase: "unscale", "clip" or "update"."""
+
     def update_made(self) -> None:
         """Call when an optimizer's update is done, and the loop may go on with another forward pass."""
 

@@ -17,7 +17,7 @@ from nanhunt.rewind import Digest, kept, rewind
 from nanhunt.training import state
 from nanhunt.training.rng import RngState, seed_everything
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import REACH, Snapshot, SnapshotRing, state_bytes
+from nanhunt.training.state import FAR, REACH, Snapshot, SnapshotRing, state_bytes
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.training.tree import tensors_of
 from tests.conftest import tiny_run
@@ -231,10 +231,25 @@ class Offered(SnapshotRing):
 def test_a_small_model_has_a_snapshot_before_every_step() -> None:
     run = run_of(steps=40)
     ring = Offered(run)
-    for step in range(30):
+    for step in range(FAR + 10):
         ring.offer(run, step)
     assert ring.spacing == 1
-    assert ring.taken() == list(range(30 - REACH, 30))
+    assert ring.taken() == list(range(10, FAR + 10))
+
+
+def test_large_batches_cut_the_reach_to_what_a_spike_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(steps=60)
+    advance(run, 0, 1)
+    monkeypatch.setattr(state, "BATCH_BUDGET", 30 * run.batches.kept_bytes)
+    ring = Offered(run)
+    for step in range(1, 50):
+        ring.offer(run, step)
+        run.batches.forget_before(ring.oldest_step)
+        advance(run, step, step + 1)
+    assert REACH <= len(ring.taken()) <= 31
+    assert run.batches.kept_bytes <= 31 * run.batches.kept_bytes / len(ring.taken())
+    with pytest.raises(KeyError):
+        run.batches.peek(ring.oldest_step - 1, 0)
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 5, 8, 19, 20, 50])

@@ -1,0 +1,157 @@
+"""The plan of a hunt: replay until something breaks, zoom into it, try what would explain it, finish the trace.
+
+    replay → onset → rewind and zoom → diagnose → trials → close
+
+Everything found is written as it is found, so that a hunt that is killed leaves what it had.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nanhunt.damage import damage_of
+from nanhunt.errors import ConfigError
+from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
+from nanhunt.hunt.silence import look_for_silence, silent_onset
+from nanhunt.hunt.skips import skipped_fault
+from nanhunt.hunt.spikes import spiked
+from nanhunt.hunt.stalls import stalled
+from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
+from nanhunt.hunt.trials import try_causes
+from nanhunt.probes.optimizer import record_state
+from nanhunt.replay import Replayed, device_is_lost, replay_step
+from nanhunt.trace.onset import BASELINE, StepScalars
+from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase, Role
+from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.batches import DataEndedError
+from nanhunt.training.run import TrainingRun
+from nanhunt.verdicts import Known, StepFault, fault_of
+from nanhunt.zoom import Zoomed, locate_exception, zoom_in
+
+__all__ = ["hunt"]
+
+
+def hunt(
+    run: TrainingRun, writer: TraceWriter, settings: HuntSettings, progress: Progress | None = None
+) -> Onset | None:
+    """Replay up to `settings.steps` steps of `run` into `writer`, find the first fault and try its causes.
+
+    Returns the onset, None where the run stayed healthy. The writer is left open, for the caller to close.
+    """
+    state = HuntState(run, writer, settings, progress or Silent(), Known.of(run))
+    for text in run.assumptions:
+        state.assume(text)
+    writer.note(NoteKind.OPTIMIZER, optimizer_facts(run))
+    for body in poison_facts(run):
+        writer.note(NoteKind.POISON, body)
+    state.rows.step = run.start_step
+    record_state(run, state.rows, Phase.LOAD)
+    state.write()
+    began = time.perf_counter()
+    state.onset = _replay(state)
+    state.seconds = time.perf_counter() - began
+    if state.onset is None:
+        return None
+    writer.note(NoteKind.ONSET, state.onset.to_json())
+    writer.note(NoteKind.BATCH, batch_facts(run, state.onset.step))
+    writer.flush()
+    if settings.trials and not state.lost_device:
+        try_causes(state)
+    return state.onset
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+def _replay(state: HuntState) -> Onset | None:
+    run, settings = state.run, state.settings
+    for step in range(run.start_step, run.start_step + settings.steps):
+        state.ring.offer(run, step)
+        run.batches.forget_before(state.ring.oldest_step)
+        recorded = (step - run.start_step) % settings.every == 0
+        try:
+            seen = replay_step(run, step, state.rows, recorded=recorded)
+        except DataEndedError:
+            if step == run.start_step:
+                raise ConfigError(
+                    "data: yielded no batch at all", hint="the iterable must have a batch for the checkpoint's step"
+                ) from None
+            text = f"data ended before step {step}: {step - run.start_step} of {settings.steps} steps were replayed"
+            state.assume(text)
+            break
+        rows = state.write()
+        state.progress.step(seen.result, step)
+        onset = _judged(state, seen, rows)
+        if onset is not None:
+            state.lost_device = device_is_lost(seen.error)
+            return onset
+    event = state.watch.finish()
+    onset = spiked(state, event) if event is not None else None
+    if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
+        state.assume(f"the first {BASELINE} steps define what is normal: a small finite spike among them is not seen")
+    return onset or silent_onset(state)
+
+
+def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Return the onset where this step shows a fault."""
+    fault = fault_of(seen, state.known) or skipped_fault(state, seen)
+    if fault is not None:
+        return _zoomed(state, seen, rows, fault)
+    assert seen.result is not None
+    state.results[seen.step] = seen.result
+    if not seen.result.skipped:
+        scalars = StepScalars(
+            step=seen.step, loss=seen.result.loss, grad_norm=seen.result.grad_norm, update_norm=_update_norm(rows)
+        )
+        event = state.watch.observe(scalars)
+        if event is not None:
+            onset = spiked(state, event)
+            if onset is not None:
+                return onset
+    onset = stalled(state, seen, rows)
+    if onset is None:
+        look_for_silence(state, seen, rows)
+    return onset
+
+
+def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault) -> Onset:
+    lead = state.watch.event.lead_step if state.watch.event else None
+    onset = Onset(kind="nan" if fault.nan else "inf", step=seen.step, phase="forward", detail=fault.detail)
+    if fault.kind == "exception":
+        onset = replace(onset, kind="exception")
+    if device_is_lost(seen.error):
+        text = "the CUDA context is lost after an assert: no op-level look, no trials. `--device cpu` gives both"
+        state.assume(text)
+        return _written(state, locate_exception(state.run, seen, fault))
+    if not state.settings.zoom:
+        return replace(_without_zoom(rows, fault, onset), lead_step=lead)
+    state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
+    zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
+    state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
+    return replace(_written(state, zoomed), lead_step=lead)
+
+
+def _written(state: HuntState, zoomed: Zoomed) -> Onset:
+    """Write what the zoom found and return the onset."""
+    state.writer.write(zoomed.rows)
+    for kind, body in zoomed.notes:
+        state.writer.note(kind, body)
+    state.writer.flush()
+    return zoomed.onset
+
+
+def _without_zoom(rows: list[Observation], fault: StepFault, onset: Onset) -> Onset:
+    """Name the module whose output or gradient was the first to be non-finite, from the rows alone."""
+    bad = [o for o in rows if o.stats is not None and not o.stats.is_finite and o.phase != Phase.LOAD.value]
+    first = min(bad, key=lambda o: o.seq, default=None)
+    if first is None:
+        return replace(onset, micro=fault.micro, name=fault.name)
+    return replace(onset, phase=first.phase, module=first.module, name=first.name, micro=first.micro)
+
+
+def _update_norm(rows: Sequence[Observation]) -> float | None:
+    squares = [r.stats.sum_of_squares for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
+    return math.sqrt(sum(squares)) if squares else None

@@ -1,0 +1,108 @@
+"""When a healthy step is looked at op by op, and what becomes of what that look finds.
+
+When a replay ends without a fault: its first step, every sixteenth, its last, and those whose module outputs have zeros
+that they never had. And the step of a spike. What is found is told at the first step that shows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nanhunt.hunt.state import HuntState
+from nanhunt.replay import Replayed
+from nanhunt.survey import SilentFault, survey
+from nanhunt.trace.schema import NoteKind, Observation, Onset
+
+__all__ = ["look_at", "look_for_silence", "silent_at", "silent_onset"]
+
+#: Steps between two looks.
+_SPACING = 16
+#: Looks that surprising zeros may ask for.
+_SURPRISES = 4
+
+
+def look_for_silence(state: HuntState, seen: Replayed, rows: list[Observation]) -> None:
+    """Note a step whose module outputs have surprising zeros, to be looked at when the replay is over."""
+    if state.zeros_seen.observe(rows) and len(state.surprises) < _SURPRISES:
+        state.surprises.append(seen.step)
+
+
+def look_at(state: HuntState, step: int) -> None:
+    """Look at a step op by op, and write what it loses silently; a step is looked at once."""
+    if step in state.surveyed or step < state.ring.oldest_step or not state.settings.zoom:
+        return
+    state.surveyed.append(step)
+    for fault in survey(state.run, state.ring, step):
+        if fault.place not in state.silent:
+            _write(state, fault, _first_step(state, fault, step))
+
+
+def _first_step(state: HuntState, fault: SilentFault, step: int) -> SilentFault:
+    """Return the fault as the first step within reach shows it, back to the look before."""
+    earlier = [s for s in state.surveyed if s < step]
+    start = max([state.ring.oldest_step, *(s + 1 for s in earlier)])
+    low, high, best = start, step, fault
+    while low < high and fault.serious:  # by halves: a loss of values that began stays
+        middle = (low + high) // 2
+        found = next((f for f in survey(state.run, state.ring, middle) if f.place == fault.place), None)
+        if found is None:
+            low = middle + 1
+        else:
+            high, best = middle, found
+    return best
+
+
+def _write(state: HuntState, asked: SilentFault, found: SilentFault) -> None:
+    state.silent[asked.place] = int(found.body["step"])
+    state.findings.append(found)
+    state.writer.note(NoteKind.SILENT, found.body | {"serious": found.serious})
+    state.writer.flush()
+
+
+def silent_at(state: HuntState, step: int, kind: str) -> Onset | None:
+    """Return the onset of a serious finding of this kind at this step or before it."""
+    found = [f for f in state.findings if f.serious and f.kind == kind and f.body["step"] <= step]
+    return _onset(min(found, key=lambda f: f.body["step"])) if found else None
+
+
+def silent_onset(state: HuntState) -> Onset | None:
+    """Look at some steps op by op, and return the onset of the first serious finding.
+
+    Asked of a replay that has no other fault: a step that is run again while the replay goes on would be one run too
+    many for code that counts its calls.
+    """
+    if not state.results or not state.settings.zoom:
+        return None
+    first, last = max(min(state.results), state.ring.oldest_step), max(state.results)
+    state.progress.stage("no fault so far; looking at some steps op by op")
+    for step in sorted({first, last, *range(first, last, _SPACING), *(s for s in state.surprises if s >= first)}):
+        look_at(state, step)
+    serious = [f for f in state.findings if f.serious]
+    return _onset(min(serious, key=lambda f: (f.body["step"], -f.body["weight"]))) if serious else None
+
+
+def _onset(fault: SilentFault) -> Onset:
+    body = fault.body
+    return Onset(
+        kind="stall",
+        step=body["step"],
+        phase=body["phase"],
+        micro=body["micro"],
+        module=body["module"],
+        op=body["op"],
+        source=body["source"],
+        samples=list(body["samples"]),
+        detail=_said(body),
+    )
+
+
+def _said(body: dict[str, Any]) -> str:
+    if body["kind"] == "erased":
+        what = f"{body['elements']} of {body['of']} values are exactly zero"
+        return f"{what}, where fp64 has up to {body['amax']:.4g}: an infinity before them was divided by"
+    if body["kind"] == "flushed":
+        return f"{body['rows_lost']} of {body['rows']} rows become zero in a cast to {body['dtype']}"
+    return (
+        f"{body['elements']} of {body['of']} values are cut off at {body['end']:g}, the end of {body['dtype']}: "
+        f"{body['energy']:.0%} of the tensor's energy is lost"
+    )

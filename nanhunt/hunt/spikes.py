@@ -1,0 +1,103 @@
+"""A finite loss that left its range: a fault, a machine's slip, or a hard batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nanhunt.hunt.silence import look_at
+from nanhunt.hunt.state import HuntState
+from nanhunt.repeat import repeat_spike
+from nanhunt.rewind import kept, rewind
+from nanhunt.samples import add_up, loss_outliers, sample_losses, sample_norms
+from nanhunt.trace.onset import Event
+from nanhunt.trace.schema import NoteKind, Onset, Phase
+from nanhunt.training.batch_layout import why_no_samples
+
+__all__ = ["spiked"]
+
+#: Loss of a step over its baseline from which one outlying sample counts although the run recovers.
+CORRUPT = 10.0
+
+
+def spiked(state: HuntState, event: Event) -> Onset | None:
+    """Turn a decided event into an onset, or into a note where it did no damage and no sample stands out."""
+    run = state.run
+    gone = _gone_again(state, event)
+    if gone is not None:
+        return gone
+    with kept(run, event.alarm_step):
+        told = _samples_at(state, event)
+    outliers = told["outliers"]
+    state.writer.note(NoteKind.SAMPLE_LOSSES if told["losses"] else NoteKind.SAMPLES, told)
+    # a hard batch is hard in all its samples; one sample that makes ten times the loss is a fault of its own
+    corrupt = bool(outliers) and event.peak_loss > CORRUPT * event.baseline_loss
+    if event.verdict != "fault" and not corrupt:
+        body = {
+            "step": event.alarm_step,
+            "loss": event.peak_loss,
+            "baseline": event.baseline_loss,
+            "z": event.severity,
+            "recovered_after": len(event.after),
+        }
+        state.writer.note(NoteKind.BENIGN, body)
+        return None
+    state.event = event
+    look_at(state, event.alarm_step)
+    phase = {"update_norm": Phase.UPDATE, "grad_norm": Phase.BACKWARD}.get(event.lead, Phase.FORWARD)
+    return Onset(
+        kind="divergence" if event.kind == "divergence" else "loss-spike",
+        step=event.lead_step,
+        phase=phase.value,
+        samples=outliers if event.lead_step == event.alarm_step else [],
+        lead_step=event.lead_step,
+        detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
+    )
+
+
+def _gone_again(state: HuntState, event: Event) -> Onset | None:
+    """Return a mismatch where the very same steps, run again, do not rise."""
+    rise = event.peak_loss - event.baseline_loss
+    if rise <= 0.05 * abs(event.baseline_loss):  # it was the gradient norm that rose
+        return None
+    body = repeat_spike(state.run, state.ring, state.losses, event.peak_step, event.baseline_loss)
+    if body is None:
+        return None
+    state.writer.note(NoteKind.REPEAT, body)
+    if body["reproduced"]:
+        return None
+    detail = f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}, once"
+    return Onset(
+        kind="mismatch", step=body["step"], phase=Phase.FORWARD.value, lead_step=event.lead_step, detail=detail
+    )
+
+
+def _samples_at(state: HuntState, event: Event) -> dict[str, Any]:
+    """Return each sample's own loss and gradient norm at the alarm, and who stands out in either.
+
+    `losses` is empty, and `reason` says why, where samples cannot be looked at one by one.
+    """
+    run, step = state.run, event.alarm_step
+    body: dict[str, Any] = {"step": step, "losses": [], "norms": {}, "outliers": [], "samples": [], "reason": ""}
+    if step < state.ring.oldest_step:
+        return body | {"reason": "the batch of the alarm is not kept any more"}
+    rewind(run, state.ring, step)
+    body["reason"] = why_no_samples(run.batches.get(step, 0), run.model)
+    losses = None if body["reason"] else sample_losses(run, step, 0)
+    if losses is None:
+        own = (
+            "train_step computes the loss of a batch only" if run.train_step else "the loss of one sample cannot be had"
+        )
+        return body | {"reason": body["reason"] or own}
+    if not add_up(losses, event.losses[0]):
+        return body | {
+            "losses": losses,
+            "reason": "the samples' own losses do not add up to the batch's: it takes them together",
+        }
+    by_loss = sorted(range(len(losses)), key=lambda i: -losses[i] if math.isfinite(losses[i]) else -math.inf)
+    rewind(run, state.ring, step)
+    norms = sample_norms(run, step, 0, by_loss)
+    far = loss_outliers(losses)
+    if not far and len(norms) >= 3:
+        far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), ratio=10.0))]
+    return body | {"losses": losses, "norms": {str(i): n for i, n in norms.items()}, "outliers": sorted(far)}

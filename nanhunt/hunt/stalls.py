@@ -1,0 +1,143 @@
+"""Faults that leave neither NaN nor spike: zeros where a gradient should be, updates that change nothing, a flat loss."""
+
+from __future__ import annotations
+
+import math
+
+from nanhunt.hunt.silence import look_at, silent_at
+from nanhunt.hunt.state import HuntState
+from nanhunt.replay import Replayed
+from nanhunt.rewind import kept, rewind
+from nanhunt.stall import (
+    ENERGY,
+    FLUSHED,
+    SUSPICIOUS_ZEROS,
+    can_flush,
+    compare_twin,
+    frozen_share,
+    is_flat,
+    zero_share,
+)
+from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
+from nanhunt.training.step import StepResult
+
+__all__ = ["stalled"]
+
+#: Twin runs that a replay may spend on suspicious zeros.
+_TWINS = 4
+
+
+def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Return the onset of a stall that this step shows, the most telling sign first.
+
+    While a spike is being followed, a run that stands still is its aftermath.
+    """
+    result = seen.result
+    if result is None or result.skipped:
+        return None
+    return (
+        _clipped_away(state, result)
+        or _scaled_clip(state, result)
+        or _underflowed(state, seen, rows)
+        or _lost(state, seen, rows)
+        or (_motionless(state, seen, rows) or _flat(state, seen) if state.watch.event is None else None)
+    )
+
+
+def _clipped_away(state: HuntState, result: StepResult) -> Onset | None:
+    """A clip whose norm overflowed by itself multiplies every gradient by zero."""
+    norm = result.grad_norm
+    if result.clip_coefficient != 0.0 or norm is None or not math.isfinite(norm) or norm == 0.0:
+        return None
+    said = f"the clip multiplied every gradient by 0: its norm overflowed, in fp32 it is {norm:.4g}"
+    return Onset(kind="stall", step=result.step, phase=Phase.CLIP.value, detail=said)
+
+
+def _scaled_clip(state: HuntState, result: StepResult) -> Onset | None:
+    """A custom loop that clips gradients with the loss scale still in them, on three steps in a row."""
+    state.scaled_clips = state.scaled_clips + 1 if is_scaled_clip(result) else 0
+    if state.scaled_clips < 3:
+        return None
+    factor = result.clip_coefficient or 0.0
+    said = (
+        f"gradients are clipped before their loss scale of {result.loss_scale:g} is taken out: "
+        f"what is left of them is {factor:.3g}"
+    )
+    return Onset(kind="stall", step=result.step - 2, phase=Phase.CLIP.value, detail=said)
+
+
+def is_scaled_clip(result: StepResult) -> bool:
+    """Whether a clip that acted came before the scaler's unscaling."""
+    order = result.order
+    scale, factor = result.loss_scale or 1.0, result.clip_coefficient
+    if "clip" not in order or "unscale" not in order or factor is None or scale <= 1.0:
+        return False
+    return order.index("clip") < order.index("unscale") and factor < 1.0
+
+
+def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Hold the step's gradient against its fp32 twin, and call it a stall where the format flushed most of it."""
+    zeros = zero_share(rows)
+    if zeros is None or zeros <= state.innocent_zeros + SUSPICIOUS_ZEROS or not can_flush(state.run):
+        return None
+    if state.twins >= _TWINS:
+        return None
+    state.twins += 1
+    run, step = state.run, seen.step
+    with kept(run, step + 1):
+        twin = compare_twin(run, step, lambda: rewind(run, state.ring, step))
+    if twin is None:
+        return None
+    state.writer.note(NoteKind.TWIN, {**twin, "zero_share": zeros})
+    if twin["flushed"] < FLUSHED or twin["energy_lost"] < ENERGY:
+        state.innocent_zeros = zeros
+        return None
+    # a norm that erased its input leaves no gradient either, and no loss scale brings that back
+    look_at(state, step)
+    erased = silent_at(state, step, "erased")
+    if erased is not None:
+        return erased
+    if twin["flushed_large"] > FLUSHED:
+        return None
+    state.zeros = zeros
+    worst = twin["worst"][0]["parameter"] if twin["worst"] else ""
+    module, _, name = worst.rpartition(".")
+    said = f"{twin['flushed']:.0%} of the gradient that fp32 has is zero here"
+    return Onset(kind="stall", step=step, phase=Phase.BACKWARD.value, module=module, name=name, detail=said)
+
+
+def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Three steps in a row whose updates leave most weights as they were."""
+    if not state.lost.observe(seen.step, frozen_share(rows)):
+        return None
+    module, _, name = state.lost.parameter.rpartition(".")
+    return Onset(
+        kind="stall",
+        step=seen.step if state.lost.first is None else state.lost.first,
+        phase=Phase.UPDATE.value,
+        module=module,
+        name=name,
+        detail=f"{state.lost.share:.0%} of the weights with a gradient did not change in {state.lost.steps} steps",
+    )
+
+
+def _motionless(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Steps in a row in which no weight moves at all, though the rate and the loss are not zero."""
+    if not state.rows.recording or seen.result is None:
+        return None
+    if not state.motion.observe(seen.result, rows):
+        return None
+    motion = state.motion
+    first = seen.step if motion.first is None else motion.first
+    return Onset(kind="stall", step=first, phase=motion.phase, detail=motion.sentence)
+
+
+def _flat(state: HuntState, seen: Replayed) -> Onset | None:
+    """A loss that stays the same to the last digits though it is being trained."""
+    losses = [r.loss for _, r in sorted(state.results.items())]
+    rates = [max(r.lr, default=0.0) for _, r in sorted(state.results.items())]
+    length = is_flat(losses, rates)
+    if not length or seen.finite.loss_is_half:
+        return None
+    said = f"the loss stays at {losses[-1]:.6g} for {length} steps, at a rate that is not zero"
+    return Onset(kind="stall", step=seen.step - length + 1, phase=Phase.FORWARD.value, detail=said)

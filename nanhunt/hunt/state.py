@@ -1,0 +1,111 @@
+"""What a hunt carries from step to step: the run, its snapshots, what was seen so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.stall import Motion, UpdateLoss
+from nanhunt.survey import SilentFault, ZeroWatch
+from nanhunt.trace.onset import Event, SpikeWatch
+from nanhunt.trace.schema import NoteKind, Observation, Onset
+from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import SnapshotRing
+from nanhunt.training.step import StepResult
+from nanhunt.verdicts import Known
+
+__all__ = ["HuntSettings", "HuntState", "Progress"]
+
+
+class Progress(Protocol):
+    """Who is told how far the hunt is."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the hunt begins."""
+
+    def step(self, result: StepResult | None, step: int) -> None:
+        """A step was replayed."""
+
+
+class Silent:
+    """A progress that nobody sees."""
+
+    def stage(self, text: str) -> None:
+        """Do nothing."""
+
+    def step(self, result: StepResult | None, step: int) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HuntSettings:
+    """How a hunt is run. Steps are optimizer steps."""
+
+    steps: int = 50
+    every: int = 1
+    zoom: bool = True
+    trials: bool = True
+    #: names of trials asked for besides those that suspects ask for
+    trial_names: tuple[str, ...] = ()
+    #: seconds for trials; None is ten times the replay's own time, at least 20
+    trials_budget: float | None = None
+
+
+@dataclass(slots=True)
+class HuntState:
+    """The run, its snapshots, and what was seen so far."""
+
+    run: TrainingRun
+    writer: TraceWriter
+    settings: HuntSettings
+    progress: Progress
+    known: Known
+    rows: RowBuffer = field(default_factory=RowBuffer)
+    ring: SnapshotRing = field(init=False)
+    watch: SpikeWatch = field(default_factory=SpikeWatch)
+    lost: UpdateLoss = field(default_factory=UpdateLoss)
+    motion: Motion = field(default_factory=Motion)
+    zeros_seen: ZeroWatch = field(default_factory=ZeroWatch)
+    #: twin runs so far, and the share of zeros that they showed to be innocent
+    twins: int = 0
+    innocent_zeros: float = 0.0
+    #: skipped steps in a row, and the loss scale of the first of them
+    skips: int = 0
+    skip_scale: float = 0.0
+    #: what surveys found, by place: the first step that shows it
+    silent: dict[tuple[str, str, str | None], int] = field(default_factory=dict)
+    findings: list[SilentFault] = field(default_factory=list)
+    #: steps that were looked at op by op, and those with surprising zeros
+    surveyed: list[int] = field(default_factory=list)
+    surprises: list[int] = field(default_factory=list)
+    #: steps in a row whose clip met a loss scale
+    scaled_clips: int = 0
+    onset: Onset | None = None
+    event: Event | None = None
+    #: zero share of the gradients at a gradient-underflow onset
+    zeros: float | None = None
+    seconds: float = 0.0
+    #: scalars of each step so far
+    results: dict[int, StepResult] = field(default_factory=dict)
+    lost_device: bool = False
+
+    def __post_init__(self) -> None:
+        self.ring = SnapshotRing(self.run)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss of each step so far."""
+        return {step: result.loss for step, result in self.results.items()}
+
+    def write(self) -> list[Observation]:
+        """Bring the rows so far to the trace and return them."""
+        rows = self.rows.take()
+        self.writer.write(rows)
+        self.writer.flush()
+        return rows
+
+    def assume(self, text: str) -> None:
+        """Note something that was taken for granted."""
+        self.writer.note(NoteKind.ASSUMPTION, {"text": text})

@@ -1,0 +1,285 @@
+"""Ops that lose values without a NaN: what a format's end erased, what a cast pinned or flushed.
+
+Three ways, each with its own measure.
+
+- Erased. A value beyond its format becomes inf, and a division makes an exact zero of it: `x * rsqrt(mean(x²))` puts
+  out nothing for a row whose square overflows. The chain from the overflow to the zero is computed again in fp64; where
+  that gives numbers of the size of their neighbours, the zeros are the format's doing. 1/(1 + exp(100)) is zero in fp64
+  as good as well, and no fault.
+- Pinned. A saturating cast, or a clamp at a format's end, leaves its largest number in the place of larger ones. What
+  counts is the energy that is cut off: the amax itself stands exactly at the end under ordinary scaling.
+- Flushed. A cast whose scale another element set makes zeros of whole rows.
+
+What it costs. Two passes over the operands of casts and clamps, and a second look at the step for erased values only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.probes.certificate import in_fp64
+from nanhunt.probes.closer import Closer
+from nanhunt.probes.event import Capture, OpEvent
+from nanhunt.stats.torch_kernel import plain_values
+from nanhunt.training.tree import map_tensors, tensors_of
+
+__all__ = ["CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
+
+#: Largest numbers of the formats that a clamp may stand for; smaller ends (6, 28) are activations of their own.
+_ENDS = (448.0, 240.0, 57344.0, 65504.0, float(torch.finfo(torch.bfloat16).max))
+#: A clamp that keeps this far below the end means the end: transformers' T5 clamps at 65504 - 1000.
+_NEAR = 0.98
+#: Magnitude, over the largest of its tensor, from which an erased value mattered.
+_MATTERS = 1e-3
+#: Magnitude below which a normed value is the rounding of a row that is constant in itself.
+_NORMED = 1e-3
+#: What makes an exact zero of an infinite operand.
+_DIVISIONS = ("aten.rsqrt", "aten.reciprocal", "aten.div", "aten.true_divide", "aten.pow")
+_NORMS = ("aten.native_layer_norm", "aten._fused_rms_norm", "aten.native_group_norm", "aten.rms_norm")
+_CASTS = ("aten._to_copy", "aten.copy_", "aten.to")
+_CLAMPS = ("aten.clamp", "aten.hardtanh", "aten.clip")
+#: Events of one chain, and chains of one step, that are computed again.
+_LONG, _MANY = 12, 8
+
+
+@dataclass(slots=True, kw_only=True)
+class Lossy:
+    """A cast or clamp that lost values. Shares are of the operand's elements, `energy` of its sum of squares."""
+
+    event: OpEvent
+    dtype: str
+    end: float
+    amax: float
+    numel: int
+    pinned: int
+    energy: float
+    flushed: int
+    #: rows (along the last dimension) with a non-zero element, and those of which nothing is left
+    rows: int
+    rows_lost: int
+
+
+@dataclass(slots=True)
+class CastWatch:
+    """Looks at every cast to a narrower format, and at every clamp at a format's end."""
+
+    found: list[Lossy] = field(default_factory=list)
+    #: outputs of norms with rows of nothing but zeros
+    norms: list[tuple[OpEvent, Capture]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Nothing waits here."""
+
+    def took(
+        self,
+        event: OpEvent,
+        func: Any,
+        before: tuple[tuple[Any, ...], dict[str, Any]],
+        outputs: list[tuple[str, Tensor]],
+    ) -> None:
+        """Measure what the op lost."""
+        if not outputs or not (
+            event.op.startswith(_CASTS) or event.op.startswith(_CLAMPS) or event.op.startswith(_NORMS)
+        ):
+            return
+        given = [t for _, t in tensors_of([*before[0], *before[1].values()]) if t.is_floating_point() and t.numel()]
+        made = outputs[0][1]
+        if not given or not made.is_floating_point() or made.layout is not torch.strided:
+            return
+        if event.op.startswith(_NORMS):
+            if _has_zero_rows(made):
+                args, kwargs = map_tensors(_kept, before)
+                self.norms.append((event, Capture(func, args, kwargs, [(n, _kept(t)) for n, t in outputs])))
+            return
+        operand = given[-1] if event.op.startswith("aten.copy_") else given[0]
+        lossy = _measured(event, operand, made, before)
+        if lossy is not None:
+            self.found.append(lossy)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _measured(event: OpEvent, operand: Tensor, made: Tensor, before: Any) -> Lossy | None:
+    """Return what a cast or clamp lost; None where it is no cast to a narrower format, or no clamp at an end."""
+    if operand.shape != made.shape:
+        return None
+    is_cast = not event.op.startswith(_CLAMPS)
+    end = _end_of_cast(operand, made) if is_cast else _end_of_clamp(before)
+    if end is None:
+        return None
+    x = plain_values(operand.detach()).double()
+    x = torch.where(torch.isfinite(x), x, 0.0)
+    y = plain_values(made.detach()).float()
+    # a cast that gives inf or NaN beyond the end hides nothing
+    over = torch.where(torch.isfinite(y), (x.abs() - end).clamp(min=0.0), 0.0)
+    gone = (x != 0) & (y == 0)
+    energy = float(x.square().sum())
+    alive = (x != 0).reshape(-1, x.shape[-1] if x.dim() else 1).any(dim=1)
+    left = (y != 0).reshape(-1, y.shape[-1] if y.dim() else 1).any(dim=1)
+    return Lossy(
+        event=event,
+        dtype=str(made.dtype).removeprefix("torch."),
+        end=end,
+        amax=float(x.abs().max()),
+        numel=x.numel(),
+        pinned=int((over > 0).sum()),
+        energy=float(over.square().sum()) / energy if energy > 0.0 and math.isfinite(energy) else 0.0,
+        flushed=int(gone.sum()),
+        rows=int(alive.sum()),
+        rows_lost=int((alive & ~left).sum()),
+    )
+
+
+def _end_of_cast(operand: Tensor, made: Tensor) -> float | None:
+    """Return the end of the format that a cast narrows to, None where it does not."""
+    if made.dtype == operand.dtype or made.element_size() >= operand.element_size():
+        return None
+    return float(torch.finfo(made.dtype).max)
+
+
+def _end_of_clamp(before: tuple[tuple[Any, ...], dict[str, Any]]) -> float | None:
+    """Return the bound of a clamp that is symmetric and stands at a format's end."""
+    numbers = [
+        float(v)
+        for v in (*before[0][1:], *before[1].values())
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    ]
+    if len(numbers) != 2 or numbers[0] != -numbers[1]:
+        return None
+    bound = abs(numbers[1])
+    return bound if any(_NEAR * end <= bound <= end for end in _ENDS) else None
+
+
+def _has_zero_rows(made: Tensor) -> bool:
+    return made.dim() > 0 and made.numel() > 0 and bool((made == 0).reshape(-1, made.shape[-1]).all(dim=1).any())
+
+
+# --- erased -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Erased:
+    """Exact zeros in the place of numbers: the overflow that made them, and where they came out."""
+
+    #: the op that went beyond its format, and the op whose output lost values
+    birth: OpEvent
+    at: OpEvent
+    count: int
+    numel: int
+    #: largest value that fp64 has where a zero stands
+    amax: float
+    mask: Tensor
+
+
+def chains_of(events: list[OpEvent]) -> dict[int, list[int]]:
+    """Return, by an overflow of the forward pass, the ops that its infinity went through up to the zero and one beyond.
+
+    An infinity that comes to an end in anything but a division (a mask's exp, a tanh, a clamp) erases nothing.
+    """
+    chains: dict[int, list[int]] = {}
+    for event in events:
+        if (
+            event.birth != "inf-from-finite"
+            or event.constant
+            or event.phase.value != "forward"
+            or event.capture is None
+        ):
+            continue
+        if len(chains) >= _MANY:
+            break
+        chain = _followed(event.index, events)
+        if chain:
+            chains[event.index] = chain
+    return chains
+
+
+def _followed(start: int, events: list[OpEvent]) -> list[int]:
+    bad, ends = {start}, set()
+    for event in events[start + 1 :]:
+        if event.phase.value != "forward" or len(bad) > _LONG:
+            continue
+        takes = any(s.bad and s.writer in bad for s in event.inputs)
+        if takes and event.bad_outputs:
+            bad.add(event.index)
+        elif takes and event.op.startswith(_DIVISIONS):
+            ends.add(event.index)
+    if not ends:
+        return []
+    beyond = {
+        e.index
+        for e in events
+        if e.op.startswith(("aten.mul.", "aten.div.")) and any(s.writer in ends for s in e.inputs)
+    }
+    return sorted(bad | ends | set(sorted(beyond)[:4]))
+
+
+def erased_in(birth: OpEvent, chain: list[int], events: list[OpEvent], closer: Closer) -> Erased | None:
+    """Compute a chain again in fp64 and return the zeros that it does not have; None where it has them too."""
+    wide: dict[int, dict[str, Tensor]] = {}
+    worst: Erased | None = None
+    for index in chain:
+        capture = closer.captures.get(index)
+        if capture is None:
+            return worst
+        twin = in_fp64(_with_wide_operands(capture, events[index], wide))
+        wide[index] = twin.outputs
+        name, made = capture.outputs[0]
+        found = _zeros_of(made, twin.outputs.get(name))
+        if found is not None and (worst is None or int(found[0].sum()) > worst.count):
+            mask, amax = found
+            worst = Erased(
+                birth=birth, at=events[index], count=int(mask.sum()), numel=made.numel(), amax=amax, mask=mask
+            )
+    return worst
+
+
+def _with_wide_operands(capture: Capture, event: OpEvent, wide: dict[int, dict[str, Tensor]]) -> Capture:
+    """Put what fp64 made of earlier ops of the chain in the place of the recorded operands that are not finite or zero.
+
+    A view may lie between: the shape is taken on, where the number of elements is the same.
+    """
+    made = {s.name: wide[s.writer] for s in event.inputs if s.writer in wide}
+    names = [a.name for a in capture.func._schema.arguments]
+
+    def widened(name: str, tensor: Tensor) -> Tensor:
+        outputs = [t for n, t in made.get(name, {}).items() if n.startswith(("output", "self"))]
+        twin = next((t for t in outputs if t.numel() == tensor.numel()), None)
+        return tensor if twin is None else twin.reshape(tensor.shape)
+
+    args = tuple(widened(n, v) if isinstance(v, Tensor) else v for n, v in zip(names, capture.args, strict=False))
+    kwargs = {n: widened(n, v) if isinstance(v, Tensor) else v for n, v in capture.kwargs.items()}
+    return Capture(capture.func, args, kwargs, capture.outputs)
+
+
+def _zeros_of(made: Tensor, twin: Tensor | None) -> tuple[Tensor, float] | None:
+    """Return where a tensor is exactly zero and its fp64 twin is of the size of its largest, and the largest lost."""
+    if twin is None or twin.shape != made.shape or made.layout is not torch.strided or not made.is_floating_point():
+        return None
+    values = twin.double().abs()
+    finite = torch.isfinite(values)
+    if not bool(finite.any()):
+        return None
+    largest = float(values[finite].max())
+    mask = (made == 0) & finite & (values >= _MATTERS * largest) & (values > 0)
+    return (mask, float(values[mask].max())) if bool(mask.any()) else None
+
+
+def norms_in(watch: CastWatch) -> list[Erased]:
+    """Return what fused norms erased: rows of zeros, where fp64 has numbers."""
+    erased = []
+    for event, capture in watch.norms:
+        name, made = capture.outputs[0]
+        found = _zeros_of(made, in_fp64(capture).outputs.get(name))
+        if found is not None and found[1] >= _NORMED:
+            mask, amax = found
+            erased.append(
+                Erased(birth=event, at=event, count=int(mask.sum()), numel=made.numel(), amax=amax, mask=mask)
+            )
+    return erased

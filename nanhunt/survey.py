@@ -1,0 +1,156 @@
+"""A look at every op of a healthy step, for faults that leave no NaN: values erased, pinned at a format's end, flushed.
+
+No statistic of modules shows them for sure: a bias or a residual hides the zeros of one token. So some steps are run
+again op by op: the first, the last, some in between, and those whose module outputs have zeros that they never had.
+What a survey finds is told beside any other fault; where the run has no other, it is the onset, at the first step that
+shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanhunt.probes.birth import describe_birth
+from nanhunt.probes.closer import Closer
+from nanhunt.probes.elements import samples_of
+from nanhunt.probes.event import OpEvent
+from nanhunt.probes.op import OpProbe
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.silent import CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
+from nanhunt.probes.source import line_text, place
+from nanhunt.replay import Replayed, replay_step
+from nanhunt.rewind import kept, rewind
+from nanhunt.trace.schema import Observation, Role
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import SnapshotRing
+
+__all__ = ["SilentFault", "ZeroWatch", "survey"]
+
+#: Share of a tensor's energy that a saturating cast cuts off, from which it is a fault: the amax alone, a tenth over the
+#: end, loses less than a hundredth of that.
+PINNED = 0.01
+#: Share of rows that an 8-bit or narrower cast makes zero, from which it is.
+FLUSHED = 0.1
+#: Formats whose range a scale must fit: what fp16 and bf16 flush of a tensor is next to nothing.
+_SCALED = ("float8", "float4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentFault:
+    """One loss of values: "erased", "pinned" or "flushed", with the body of its note."""
+
+    kind: str
+    #: whether it is a fault by itself, and not only worth telling
+    serious: bool
+    body: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[str, str, str | None]:
+        """What stays the same from step to step: kind, op and line."""
+        return self.kind, str(self.body["op"]), self.body["source"]
+
+
+def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]:
+    """Run `step` again op by op and return what it loses silently, the worst first. The run is put back."""
+    with kept(run, step + 1):
+        watch, quiet = CastWatch(), RowBuffer()
+        probe, replayed = _looked(run, ring, step, quiet, watch)
+        chains = chains_of(probe.events)
+        erased = norms_in(watch)
+        if chains:
+            closer = Closer({index for chain in chains.values() for index in chain})
+            _looked(run, ring, step, quiet, closer)
+            found = (erased_in(probe.events[i], chain, probe.events, closer) for i, chain in chains.items())
+            erased += [e for e in found if e is not None]
+        told = [_erased(run, e, probe, replayed, step) for e in erased]
+        told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
+    unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
+    return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
+
+
+def _looked(run: TrainingRun, ring: SnapshotRing, step: int, quiet: RowBuffer, watch: Any) -> tuple[OpProbe, Replayed]:
+    rewind(run, ring, step)
+    probe = OpProbe(run, quiet, watch)
+    replayed = replay_step(run, step, quiet, recorded=False, zoom=probe)
+    quiet.drop()
+    return probe, replayed
+
+
+def _erased(run: TrainingRun, found: Erased, probe: OpProbe, replayed: Replayed, step: int) -> SilentFault:
+    layout = replayed.layouts[found.birth.micro]
+    birth = describe_birth(found.birth, probe.events, run.root, layout) if found.birth.births else None
+    body = _placed(run, found.birth, step) | {
+        "kind": "erased",
+        "at": {"op": found.at.op, "module": found.at.module, "source": _source(run, found.at)},
+        "dtype": birth.outputs[0].dtype if birth and birth.outputs else "",
+        "elements": found.count,
+        "of": found.numel,
+        "amax": found.amax,
+        "weight": found.count / max(1, found.numel),
+        "samples": samples_of(found.mask, layout),
+        "birth": birth.to_json() if birth else None,
+    }
+    return SilentFault(kind="erased", serious=True, body=body)
+
+
+def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
+    """Return a cast or clamp that lost something worth telling."""
+    share_of_rows = found.rows_lost / max(1, found.rows)
+    scaled = found.dtype.startswith(_SCALED)
+    pinned, flushed = found.energy >= PINNED, scaled and share_of_rows >= FLUSHED
+    if not (pinned or flushed or found.pinned):
+        return None
+    kind = "flushed" if flushed and not pinned else "pinned"
+    body = _placed(run, found.event, step) | {
+        "kind": kind,
+        "dtype": found.dtype,
+        "end": found.end,
+        "amax": found.amax,
+        "elements": found.flushed if kind == "flushed" else found.pinned,
+        "of": found.numel,
+        "energy": found.energy,
+        "rows": found.rows,
+        "rows_lost": found.rows_lost,
+        "weight": share_of_rows if kind == "flushed" else found.energy,
+        "samples": [],
+        "birth": None,
+    }
+    return SilentFault(kind=kind, serious=pinned or flushed, body=body)
+
+
+def _placed(run: TrainingRun, event: OpEvent, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "micro": event.micro,
+        "phase": event.phase.value,
+        "module": event.module,
+        "op": event.op,
+        "source": _source(run, event),
+        "code": line_text(event.source) if event.source else "",
+    }
+
+
+def _source(run: TrainingRun, event: OpEvent) -> str | None:
+    return place(event.source, run.root) if event.source else None
+
+
+@dataclass(slots=True)
+class ZeroWatch:
+    """Notices module outputs with zeros that they never had; a dead unit, a dropout and a ReLU have theirs from the start."""
+
+    most: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def observe(self, rows: Sequence[Observation]) -> bool:
+        """Take a recorded step's rows; True where a step other than the first has an output with far more zeros."""
+        rose, first = False, not self.most
+        for row in rows:
+            if row.role != Role.OUTPUT.value or row.stats is None or row.stats.numel < 2:
+                continue
+            key, zeros = (row.module, row.name), row.stats.zero
+            before = self.most.get(key)
+            if before is not None and zeros > 2 * before + max(4, row.stats.numel // 1000):
+                rose = True
+            self.most[key] = max(zeros, before or 0)
+        return rose and not first
