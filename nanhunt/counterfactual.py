@@ -21,10 +21,13 @@ from torch import Tensor
 
 from nanhunt.interventions import Intervention, Outcome, Trial
 from nanhunt.precision import in_precision
+from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.silent import CastWatch
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import Cutter
+from nanhunt.survey import loses_at
 from nanhunt.trace.schema import Onset
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
@@ -47,6 +50,10 @@ class Window:
     alarm: int | None = None
     #: of a gradient underflow: the share of zero gradients that the baseline showed
     zero_share: float | None = None
+    #: of a stall: whether a step that moves a weight counts as cured
+    motion: bool = False
+    #: of values lost silently: the source line whose ops must lose none; '' of ops without one
+    silent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +107,21 @@ def _run_window(bench: Bench, intervention: Intervention) -> list[Replayed]:
     rows = RowBuffer()
     also = [_SecondMomentFloor(bench.run)] if intervention.floor_second_moment else []
     also_watch: list[StepWatch] = [*also, *([_ZeroShare(bench.run)] if bench.window.zero_share is not None else [])]
-    for step in range(bench.window.first, bench.window.last + 1):
+    window = bench.window
+    for step in range(window.first, window.last + 1):
+        casts = CastWatch()
+        probe = OpProbe(bench.run, rows, casts) if window.silent is not None else None
+        before = _weights(bench.run) if window.motion else {}
         try:
-            seen = replay_step(bench.run, step, rows, recorded=False, also=also_watch)
+            seen = replay_step(bench.run, step, rows, recorded=False, zoom=probe, also=also_watch)
         except DataEndedError:  # the spike was on the data's last batch
             break
         rows.take()
         replayed.append(seen)
+        if window.motion:
+            seen.moved = any(not torch.equal(t, before[n]) for n, t in bench.run.parameters().items())
+        if probe is not None and window.silent is not None:
+            seen.lost = loses_at(window.silent or None, probe, casts)
         for watch in also_watch:
             if isinstance(watch, _ZeroShare):
                 seen.zero_share = watch.share
@@ -229,6 +244,10 @@ def _transform(run: TrainingRun, stack: contextlib.ExitStack, function: Callable
     stack.callback(clear)
 
 
+def _weights(run: TrainingRun) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.parameters().items()}
+
+
 class _SecondMomentFloor(StepWatch):
     """Raises Adam's second moment to the present squared gradient, so that no step is larger than its rate."""
 
@@ -275,6 +294,12 @@ def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
                 "persists",
                 f"step {seen.step}: gradient of {seen.finite.grads[0]} is not finite, the step was skipped",
             )
+    if window.motion:
+        moved = any(seen.moved for seen in replayed)
+        return ("cured", "weights move") if moved else ("persists", "no weight moves")
+    if window.silent is not None:
+        lost = replayed[0].lost
+        return ("persists", "the same op loses values") if lost else ("cured", "that op loses nothing")
     if window.zero_share is not None:
         share = replayed[0].zero_share or 0.0
         said = f"{share:.1%} of the gradient is zero, {window.zero_share:.1%} as it was"

@@ -203,8 +203,10 @@ class Replayed:
     error: Exception | None = None
     #: of each micro-batch
     layouts: list[Layout] = field(default_factory=list)
-    #: share of exactly zero gradient elements, where a trial asked for it
+    #: share of exactly zero gradient elements, whether a weight moved, whether an op lost values: where a trial asks
     zero_share: float | None = None
+    moved: bool | None = None
+    lost: bool | None = None
 
 
 def replay_step(
@@ -230,7 +232,7 @@ def replay_step(
         except (NanhuntError, DataEndedError):
             raise
         except Exception as error:
-            if _is_ours(error):
+            if _is_ours(error) and (zoom is None or zoom.raised is not error):
                 raise
             replayed.error = error
     if device_is_lost(replayed.error):

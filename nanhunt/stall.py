@@ -130,6 +130,7 @@ class Motion:
     first: int | None = None
     phase: str = Phase.UPDATE.value
     sentence: str = ""
+    reason: str = ""
 
     def observe(self, result: StepResult, rows: Sequence[Observation]) -> bool:
         """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero."""
@@ -142,20 +143,25 @@ class Motion:
         self.steps += 1
         self.first = result.step if self.first is None else self.first
         grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
-        self.phase, self.sentence = self._reading(result, updates, grads)
+        self.reason, self.phase, self.sentence = self._reading(result, updates, grads)
         return self.steps >= (_MOTIONLESS if updates or not result.order else _NO_UPDATE)
 
-    def _reading(self, result: StepResult, updates: Sequence[Any], grads: Sequence[Any]) -> tuple[str, str]:
-        """Return the phase in which the motion is lost, and a sentence."""
+    def _reading(self, result: StepResult, updates: Sequence[Any], grads: Sequence[Any]) -> tuple[str, str, str]:
+        """Return the reason, the phase in which the motion is lost, and a sentence."""
         lasting = f"for {self.steps} steps"
         if not grads:
-            return Phase.BACKWARD.value, f"no weight has a gradient {lasting}: the loss does not reach them"
+            return (
+                "no-gradient",
+                Phase.BACKWARD.value,
+                f"no weight has a gradient {lasting}: the loss does not reach them",
+            )
         if all(s.zero == s.numel for s in grads):
-            return Phase.BACKWARD.value, f"every gradient is exactly zero {lasting}"
+            return "zero-gradient", Phase.BACKWARD.value, f"every gradient is exactly zero {lasting}"
         if result.clip_coefficient == 0.0:
-            return Phase.CLIP.value, f"the clip makes every gradient zero {lasting}"
-        made = "updates change no weight" if updates else "no update is made, and no weight moves,"
-        return Phase.UPDATE.value, f"{made} {lasting}"
+            return "clipped", Phase.CLIP.value, f"the clip makes every gradient zero {lasting}"
+        if not updates:
+            return "no-update", Phase.UPDATE.value, f"no update is made, and no weight moves, {lasting}"
+        return "no-motion", Phase.UPDATE.value, f"updates change no weight {lasting}"
 
 
 #: Steps whose losses must agree, and how far they may be apart: a part of the loss.

@@ -18,7 +18,7 @@ from nanhunt.probes.elements import samples_of
 from nanhunt.probes.event import OpEvent
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.probes.silent import CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
+from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
 from nanhunt.probes.source import line_text, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
@@ -26,20 +26,22 @@ from nanhunt.trace.schema import Observation, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 
-__all__ = ["SilentFault", "ZeroWatch", "survey"]
+__all__ = ["SilentFault", "ZeroWatch", "classes_of", "loses_at", "survey"]
 
 #: Share of a tensor's energy that a saturating cast cuts off, from which it is a fault: the amax alone, a tenth over the
 #: end, loses less than a hundredth of that.
 PINNED = 0.01
 #: Share of rows that an 8-bit or narrower cast makes zero, from which it is.
 FLUSHED = 0.1
+#: Additions of one line in one step that change nothing, from which a counter or a sum stands still.
+ABSORBED = 4
 #: Formats whose range a scale must fit: what fp16 and bf16 flush of a tensor is next to nothing.
 _SCALED = ("float8", "float4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilentFault:
-    """One loss of values: "erased", "pinned" or "flushed", with the body of its note."""
+    """One loss of values: "erased", "pinned", "flushed" or "absorbed", with the body of its note."""
 
     kind: str
     #: whether it is a fault by itself, and not only worth telling
@@ -65,9 +67,42 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
             found = (erased_in(probe.events[i], chain, probe.events, closer) for i, chain in chains.items())
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
+        told += [_absorbed(run, a, step) for a in watch.absorbed.values() if a.count >= ABSORBED]
         told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
     return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
+
+
+@dataclass(slots=True)
+class _LossWatch:
+    """Notes the classes of a negative log-likelihood."""
+
+    classes: int | None = None
+
+    def settle(self) -> None:
+        """Nothing waits here."""
+
+    def took(self, event: OpEvent, func: Any, before: tuple[tuple[Any, ...], dict[str, Any]], outputs: Any) -> None:
+        """Read the scores' second dimension, (N, classes) or (N, classes, …)."""
+        if event.op.startswith("aten.nll_loss") and event.phase.value == "forward" and before[0][0].dim() >= 2:
+            self.classes = int(before[0][0].shape[1])
+
+
+def classes_of(run: TrainingRun, ring: SnapshotRing, step: int) -> int | None:
+    """Return over how many classes a step's cross-entropy is taken; None where its loss is none."""
+    with kept(run, step + 1):
+        watch = _LossWatch()
+        _looked(run, ring, step, RowBuffer(), watch)
+    return watch.classes
+
+
+def loses_at(line: str | None, probe: OpProbe, watch: CastWatch) -> bool:
+    """Whether an op of a source line overflows into a zero, or loses values in a cast, as a fault does."""
+    births = [probe.events[i] for i in chains_of(probe.events)]
+    births += [event for event, _ in watch.norms]
+    births += [f.event for f in watch.found if f.energy >= PINNED or f.rows_lost >= FLUSHED * max(1, f.rows)]
+    births += [a.event for a in watch.absorbed.values() if a.count >= ABSORBED]
+    return any((place(e.source, probe.root) if e.source else None) == line for e in births)
 
 
 def _looked(run: TrainingRun, ring: SnapshotRing, step: int, quiet: RowBuffer, watch: Any) -> tuple[OpProbe, Replayed]:
@@ -118,6 +153,21 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
         "birth": None,
     }
     return SilentFault(kind=kind, serious=pinned or flushed, body=body)
+
+
+def _absorbed(run: TrainingRun, found: Absorbed, step: int) -> SilentFault:
+    body = _placed(run, found.event, step) | {
+        "kind": "absorbed",
+        "dtype": found.dtype,
+        "end": 0.0,
+        "amax": found.amax,
+        "elements": found.count,
+        "of": found.count,
+        "weight": 1.0,
+        "samples": [],
+        "birth": None,
+    }
+    return SilentFault(kind="absorbed", serious=True, body=body)
 
 
 def _placed(run: TrainingRun, event: OpEvent, step: int) -> dict[str, Any]:

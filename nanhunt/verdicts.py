@@ -20,7 +20,7 @@ from nanhunt.replay import Finiteness, Replayed, nonfinite_names, state_tensors
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 
-__all__ = ["Known", "StepFault", "fault_of", "shows", "unscaled_gradients"]
+__all__ = ["Known", "StepFault", "UnscaledLook", "fault_of", "shows", "unscaled_gradients"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,8 @@ def fault_of(replayed: Replayed, known: Known) -> StepFault | None:
     finite = replayed.finite
     if replayed.error is not None:
         message = (str(replayed.error).strip().splitlines() or [""])[0]
-        return StepFault(kind="exception", detail=f"{type(replayed.error).__name__}: {message}"[:300])
+        name = type(replayed.error).__name__
+        return StepFault(kind="exception", detail=f"{name}: {message}"[:300], name=name)
     micro = finite.bad_micro
     if micro is not None:
         value = finite.losses[micro]

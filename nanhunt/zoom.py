@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import traceback
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from nanhunt.probes.birth import consumers, describe_birth, with_slope
+from nanhunt.probes.birth import ancestry, consumers, describe_birth, masked_facts, with_slope
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import Layout
 from nanhunt.probes.lineage import Root, find_root, hops_from
 from nanhunt.probes.op import OpProbe
-from nanhunt.probes.probe import RowBuffer, is_hookable, split_name
-from nanhunt.probes.source import SourceLine, excerpt, is_user_file, place
+from nanhunt.probes.probe import RowBuffer, split_name
+from nanhunt.probes.source import SourceLine, excerpt, place
+from nanhunt.raised import complaint, located, raising_module, user_line
 from nanhunt.repeat import repeat_step
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
@@ -24,7 +23,6 @@ from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase, Rol
 from nanhunt.training.batch_layout import why_no_samples
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
-from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known, StepFault, scale_held_at, shows
 
 __all__ = ["Zoomed", "locate_exception", "zoom_in"]
@@ -42,103 +40,194 @@ class Zoomed:
     notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Zoom:
+    """One bad step under the lens."""
+
+    run: TrainingRun
+    ring: SnapshotRing
+    step: int
+    fault: StepFault
+    known: Known
+
+    def look(self, rows: RowBuffer, closer: Closer | None = None) -> tuple[OpProbe, Replayed]:
+        """Run the step with every op looked at, into `rows`."""
+        rewind(self.run, self.ring, self.step)
+        probe = OpProbe(self.run, rows, closer)
+        with self._unscaled():
+            replayed = replay_step(self.run, self.step, rows, recorded=closer is None, zoom=probe)
+        return probe, replayed
+
+    def is_faulty(self, samples: list[int], cutter: Cutter, quiet: RowBuffer) -> bool | None:
+        """Run the step with some of its samples only; None where it cannot run so."""
+        rewind(self.run, self.ring, self.step)
+        self.run.batches.transform = cutter.only(samples)
+        try:
+            with self._unscaled():
+                replayed = replay_step(self.run, self.step, quiet, recorded=False)
+        finally:
+            self.run.batches.transform = None
+            quiet.take()
+        if self.fault.kind == "exception":
+            return replayed.error is not None and type(replayed.error).__name__ == self.fault.name
+        return None if replayed.error is not None else shows(replayed, self.fault, self.known)
+
+    def _unscaled(self) -> AbstractContextManager[None]:
+        """A gradient that no loss scale mends is looked at without one: what the scale overflows is not the fault."""
+        return scale_held_at(self.run, 1.0) if self.fault.unscaled else contextlib.nullcontext()
+
+
 def zoom_in(
     run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, seen: Replayed, fault: StepFault, known: Known
 ) -> Zoomed:
     """Run the bad step again: plain, to see that it repeats, and with every op looked at."""
     step = seen.step
+    zoom = _Zoom(run=run, ring=ring, step=step, fault=fault, known=known)
     with kept(run, step + 1) as after:
         again = repeat_step(run, ring, seen, after, fault, known)
         if not again.shown:
             kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
             return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, again.body)])
-        if fault.kind == "exception":
-            rewind(run, ring, step)
-            zoomed = locate_exception(run, again.last, fault, module=_raising_module(run, step))
-        else:
-            zoomed = _look(run, ring, rows, step, fault, known)
+        zoomed = _exception(zoom, rows, again.last) if fault.kind == "exception" else _look(zoom, rows)
         if again.shown < again.runs:  # it comes and goes: where it is born says less than that
             zoomed.onset = replace(zoomed.onset, kind="mismatch")
         zoomed.notes.insert(0, (NoteKind.REPEAT, again.body))
         return zoomed
 
 
-def _look(run: TrainingRun, ring: SnapshotRing, rows: RowBuffer, step: int, fault: StepFault, known: Known) -> Zoomed:
-    rewind(run, ring, step)
+def locate_exception(run: TrainingRun, replayed: Replayed, fault: StepFault, *, module: str = "") -> Zoomed:
+    """Locate an exception by its traceback alone, without another run."""
+    onset, body = located(run, replayed, fault.detail, module=module)
+    assert replayed.error is not None
+    line = user_line(replayed.error)
+    notes = [(NoteKind.EXCEPTION, body)]
+    return Zoomed(onset=onset, notes=[*notes, *([(NoteKind.SOURCE, _source_note(line, run))] if line else [])])
+
+
+def _exception(zoom: _Zoom, rows: RowBuffer, raised: Replayed) -> Zoomed:
+    """Locate an exception; where it complains of bad numbers, find where those were born."""
+    run = zoom.run
+    rewind(run, zoom.ring, zoom.step)
+    zoomed = locate_exception(run, raised, zoom.fault, module=raising_module(run, zoom.step))
     rows.pass_ = "zoom"
-    probe = OpProbe(run, rows)
-    # a gradient that no loss scale mends is looked at without one: what the scale overflows is not the fault
-    with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
-        replayed = replay_step(run, step, rows, recorded=True, zoom=probe)
+    probe, replayed = zoom.look(rows)
     rows.pass_ = "replay"
-    zoomed = Zoomed(onset=_coarse_onset(step, fault), rows=rows.take())
-    probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, known)]
+    seen = rows.take()
+    layout = _layout(replayed, zoom.fault)
+    micro = max(0, len(replayed.layouts) - 1)  # the one that was running
+    zoomed.onset = replace(zoomed.onset, micro=micro)
+    complained = complaint(replayed.error, probe.events, micro) if replayed.error is not None else None
+    probe.terminals = [complained] if complained is not None else []
+    root, births = find_root(probe), []
+    if root is not None and root.event is not None:
+        zoomed.rows, births = seen, _told_births(zoom, root, probe, seen, layout)
+        placed = _fine_onset(zoom, root, births)
+        zoomed.onset = replace(placed, kind="exception", detail=zoom.fault.detail)
+        zoomed.notes = [n for n in zoomed.notes if n[0] is not NoteKind.SOURCE]
+        zoomed.notes += _root_notes(zoom, root, probe, births, seen)
+    return _with_samples(zoom, zoomed, births, {})
+
+
+def _look(zoom: _Zoom, rows: RowBuffer) -> Zoomed:
+    rows.pass_ = "zoom"
+    probe, replayed = zoom.look(rows)
+    rows.pass_ = "replay"
+    zoomed = Zoomed(onset=_coarse_onset(zoom), rows=rows.take())
+    probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, zoom.known)]
     root = find_root(probe)
     if root is None:
         return zoomed
-    layout = replayed.layouts[fault.micro] if fault.micro < len(replayed.layouts) else Layout()
-    births = _births(root, probe, run.root, layout)
-    births = _with_slope(run, ring, step, fault, births, root, probe, layout)
-    zoomed.onset = _fine_onset(step, fault, root, births, run.root)
-    zoomed.notes += [(NoteKind.BIRTH, b.to_json()) for b in births]
-    hops = hops_from(root, probe.events, run.root)
-    if hops:
-        zoomed.notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
-    if root.event is not None and root.event.source is not None:
-        zoomed.notes.append((NoteKind.SOURCE, _source_note(root.event.source, run.root)))
+    births = _told_births(zoom, root, probe, zoomed.rows, _layout(replayed, zoom.fault))
+    zoomed.onset = _fine_onset(zoom, root, births)
+    zoomed.notes += _root_notes(zoom, root, probe, births, zoomed.rows)
     # of a tuple the first: what comes after it is a recurrent module's last state
     made = (r for r in zoomed.rows if r.role == Role.OUTPUT.value and r.name in ("", "0"))
-    outputs = {r.module: r.shape for r in made if r.shape is not None}
-    attributed = _attribute(run, ring, zoomed.onset, births, fault, known, outputs)
-    zoomed.notes.append((NoteKind.SAMPLES, attributed))
-    zoomed.onset = replace(zoomed.onset, samples=attributed["samples"])
-    return zoomed
+    return _with_samples(zoom, zoomed, births, {r.module: r.shape for r in made if r.shape is not None})
+
+
+def _layout(replayed: Replayed, fault: StepFault) -> Layout:
+    return replayed.layouts[fault.micro] if fault.micro < len(replayed.layouts) else Layout()
+
+
+def _root_notes(
+    zoom: _Zoom, root: Root, probe: OpProbe, births: list[Birth], rows: list[Observation]
+) -> list[tuple[NoteKind, dict[str, Any]]]:
+    notes = [(NoteKind.BIRTH, b.to_json()) for b in births]
+    hops = hops_from(root, probe.events, zoom.run.root)
+    if hops:
+        notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
+    if root.event is not None:
+        # of a backward op the operands of its forward op tell more than its own
+        at = root.event if root.event.forward is None else probe.events[root.event.forward]
+        ops = ancestry(at, probe.events, rows, zoom.run.root)
+        own = ancestry(root.event, probe.events, rows, zoom.run.root) if at is not root.event else []
+        notes.append((NoteKind.ANCESTRY, {"ops": [*own, *(o for o in ops if o not in own)]}))
+    if root.event is not None and root.event.source is not None:
+        notes.append((NoteKind.SOURCE, _source_note(root.event.source, zoom.run)))
+    return notes
 
 
 def _was_known(kind: str, name: str, known: Known) -> bool:
     return name in {"weight": known.weights, "buffer": known.buffers, "state": known.state}.get(kind, frozenset())
 
 
-def _with_slope(
-    run: TrainingRun,
-    ring: SnapshotRing,
-    step: int,
-    fault: StepFault,
-    births: list[Birth],
-    root: Root,
-    probe: OpProbe,
-    layout: Layout,
-) -> list[Birth]:
-    """Run the step once more for a root of the backward pass, and judge the slope of its forward op in fp64."""
-    event = root.event
-    if not births or event is None or event.forward is None or event.phase is not Phase.BACKWARD:
-        return births
-    closer = Closer([event.forward, *consumers(event.forward, probe.events)])
-    quiet = RowBuffer()
-    rewind(run, ring, step)
-    with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
-        replay_step(run, step, quiet, recorded=False, zoom=OpProbe(run, quiet, closer))
-    quiet.drop()
-    return [with_slope(births[0], event, probe.events, closer, layout), *births[1:]]
+# --- births -----------------------------------------------------------------------------------------------------------
 
 
-def _births(root: Root, probe: OpProbe, base: Path, layout: Layout) -> list[Birth]:
+def _told_births(zoom: _Zoom, root: Root, probe: OpProbe, rows: list[Observation], layout: Layout) -> list[Birth]:
     """Describe the root's birth first, then others that lie between it and what was spoiled."""
-    if root.event is None:
+    event, run = root.event, zoom.run
+    if event is None:
         return []
-    first = describe_birth(root.event, probe.events, base, layout)
+    closer = _closer_look(zoom, root, probe)
+    if event.capture is None:
+        event.capture = closer.captures.get(event.index)
+    first = describe_birth(event, probe.events, run.root, layout)
     if root.inherited:
         first = replace(first, kind="carried", facts={**first.facts, "inherited": root.inherited})
+    elif root.mask is not None:
+        first = _escaped(first, root, layout)
+    elif event.forward is not None and event.phase is Phase.BACKWARD:
+        first = with_slope(first, event, probe.events, closer, layout)
     others = [
         probe.events[i]
         for i in root.births
-        if i != root.event.index and probe.events[i].birth and probe.events[i].capture and not probe.events[i].constant
+        if i != event.index and probe.events[i].birth and probe.events[i].capture and not probe.events[i].constant
     ]
-    return [first, *(describe_birth(e, probe.events, base, layout) for e in others[:_OTHERS])]
+    return [first, *(describe_birth(e, probe.events, run.root, layout) for e in others[:_OTHERS])]
 
 
-def _coarse_onset(step: int, fault: StepFault) -> Onset:
-    module, name = split_name(fault.name)
+def _closer_look(zoom: _Zoom, root: Root, probe: OpProbe) -> Closer:
+    """Run the step once more for the operands of a root that the first look did not keep, and for its slope."""
+    event = root.event
+    assert event is not None
+    wanted = [] if event.capture is not None else [event.index]
+    if event.forward is not None and event.phase is Phase.BACKWARD:
+        wanted += [event.forward, *consumers(event.forward, probe.events)]
+    closer = Closer(wanted)
+    if wanted:
+        quiet = RowBuffer()
+        zoom.look(quiet, closer)
+        quiet.drop()
+    return closer
+
+
+def _escaped(birth: Birth, root: Root, layout: Layout) -> Birth:
+    """Describe the op at which a mask's -inf got out."""
+    event, mask = root.event, root.mask
+    assert event is not None
+    assert mask is not None
+    facts, samples = masked_facts(event, event.capture, layout) if event.capture is not None else ({}, [])
+    facts |= {"mask_op": mask.op, "mask_module": mask.module}
+    return replace(birth, kind="mask-escaped", samples=samples, facts={**birth.facts, **facts})
+
+
+# --- the onset --------------------------------------------------------------------------------------------------------
+
+
+def _coarse_onset(zoom: _Zoom) -> Onset:
+    fault, step = zoom.fault, zoom.step
+    module, name = split_name(fault.name) if fault.kind != "exception" else ("", "")
     return Onset(
         kind="nan" if fault.nan else "inf",
         step=step,
@@ -150,10 +239,10 @@ def _coarse_onset(step: int, fault: StepFault) -> Onset:
     )
 
 
-def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], base: Path) -> Onset:
+def _fine_onset(zoom: _Zoom, root: Root, births: list[Birth]) -> Onset:
     """Place the onset at the root: an op, or the weight, buffer or batch field that was bad before it."""
     event = root.event
-    onset = replace(_coarse_onset(step, fault), kind="nan" if root.terminal.nan else "inf")
+    onset = replace(_coarse_onset(zoom), kind="nan" if root.terminal.nan else "inf")
     if root.inherited:
         kind, _, name = root.inherited.partition(" ")
         module, leaf = split_name(name)
@@ -175,41 +264,26 @@ def _fine_onset(step: int, fault: StepFault, root: Root, births: list[Birth], ba
         module=module,
         name=name,
         op=event.op,
-        source=place(event.source, base) if event.source else None,
+        source=place(event.source, zoom.run.root) if event.source else None,
     )
 
 
-def _attribute(
-    run: TrainingRun,
-    ring: SnapshotRing,
-    onset: Onset,
-    births: list[Birth],
-    fault: StepFault,
-    known: Known,
-    outputs: dict[str, tuple[int, ...]],
-) -> dict[str, Any]:
+def _with_samples(zoom: _Zoom, zoomed: Zoomed, births: list[Birth], outputs: dict[str, tuple[int, ...]]) -> Zoomed:
     """Find the samples that carry the fault by running the step with some of them only; say why where none can be."""
-    step, micro = onset.step, onset.micro
-    reason = why_no_samples(run.batches.peek(step, micro), run.model, outputs)
-    cutter = Cutter.of(run, step, micro)
+    run, micro = zoom.run, zoomed.onset.micro
+    reason = why_no_samples(run.batches.peek(zoom.step, micro), run.model, outputs)
+    cutter = Cutter.of(run, zoom.step, micro)
     if reason or cutter is None:
-        return {"samples": [], "reason": reason or "the batch has no samples that can be told apart"}
-    quiet = RowBuffer()
-
-    def faulty(samples: list[int]) -> bool | None:
-        rewind(run, ring, step)
-        run.batches.transform = cutter.only(samples)
-        try:
-            with scale_held_at(run, 1.0) if fault.unscaled else contextlib.nullcontext():
-                replayed = replay_step(run, step, quiet, recorded=False)
-        finally:
-            run.batches.transform = None
-            quiet.take()
-        return None if replayed.error is not None else shows(replayed, fault, known)
-
-    candidates = births[0].samples if births else []
-    body = {**attribute_samples(cutter.size, candidates, faulty), "by": cutter.by}
-    return body | {"positions": _positions(births[0], body["samples"])} if births and body["samples"] else body
+        body: dict[str, Any] = {"samples": [], "reason": reason or "the batch has no samples that can be told apart"}
+    else:
+        quiet, candidates = RowBuffer(), births[0].samples if births else []
+        body = attribute_samples(cutter.size, candidates, lambda some: zoom.is_faulty(some, cutter, quiet))
+        body["by"] = cutter.by
+        if births and body["samples"]:
+            body["positions"] = _positions(births[0], body["samples"])
+    zoomed.notes.append((NoteKind.SAMPLES, body))
+    zoomed.onset = replace(zoomed.onset, samples=body["samples"])
+    return zoomed
 
 
 def _positions(birth: Birth, samples: list[int]) -> dict[str, list[int]]:
@@ -224,75 +298,9 @@ def _phase(fault: StepFault) -> str:
     return Phase.BACKWARD.value if fault.kind == "gradient" else Phase.UPDATE.value
 
 
-def _source_note(line: SourceLine, base: Path) -> dict[str, Any]:
-    file, _, number = place(line, base).rpartition(":")
+def _source_note(line: SourceLine, run: TrainingRun) -> dict[str, Any]:
+    file, _, number = place(line, run.root).rpartition(":")
     return {"file": file, "line": int(number), "text": excerpt(line)}
 
 
 # --- a model that raises -----------------------------------------------------------------------------------------------
-
-
-def locate_exception(run: TrainingRun, replayed: Replayed, fault: StepFault, *, module: str = "") -> Zoomed:
-    """Locate an exception of the user's code: the innermost frame that is theirs; `module` was running."""
-    error, step = replayed.error, replayed.step
-    assert error is not None
-    line = _user_frame(error)
-    source = place(line, run.root) if line else None
-    body: dict[str, Any] = {
-        "step": step,
-        "type": type(error).__name__,
-        "message": str(error)[:500],
-        "module": module,
-        "source": source,
-        "traceback": "".join(traceback.format_exception(error))[-4000:],
-    }
-    onset = Onset(
-        kind="exception",
-        step=step,
-        phase=Phase.FORWARD.value,
-        module=module,
-        source=source,
-        detail=fault.detail,
-    )
-    notes: list[tuple[NoteKind, dict[str, Any]]] = [(NoteKind.EXCEPTION, body)]
-    if line is not None:
-        notes.append((NoteKind.SOURCE, _source_note(line, run.root)))
-    return Zoomed(onset=onset, notes=notes)
-
-
-def _user_frame(error: BaseException) -> SourceLine | None:
-
-    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
-    return next((f for f in reversed(frames) if is_user_file(f[0])), None)
-
-
-def _raising_module(run: TrainingRun, step: int) -> str:
-    """Run the step once more and return the innermost module whose forward the exception came out of.
-
-    By the exception itself: one that the model catches inside leads nowhere.
-    """
-    raised: dict[BaseException, str] = {}
-
-    def leaving(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            error = sys.exc_info()[1]
-            if error is not None:
-                raised.setdefault(error, name)
-
-        return hook
-
-    modules = [(name, module) for name, module in run.model.named_modules() if is_hookable(module)]
-    handles = [module.register_forward_hook(leaving(name), always_call=True) for name, module in modules]
-    error: BaseException | None = None
-    try:
-        train_step(run, step, StepWatch())
-    except Exception as caught:  # the very exception that is being located
-        error = caught
-    finally:
-        for handle in handles:
-            handle.remove()
-    module = ""
-    while error is not None:  # an exception that was raised anew in the place of another leads to that one's module
-        module = raised.get(error, module)
-        error = error.__cause__ or error.__context__
-    return module

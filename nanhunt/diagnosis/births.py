@@ -10,19 +10,16 @@ import re
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Location, NotApplicable
-from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.evidence import Ancestor, Evidence
 from nanhunt.diagnosis.ops import COUNTED_SUMS, DIVISIONS, FILTERS, base, limit
-from nanhunt.trace.schema import Birth, NoteKind, Operand
+from nanhunt.trace.schema import Birth, Operand
 
 __all__ = [
-    "Erased",
     "Made",
     "bad_output",
-    "code_at",
     "constant_of",
     "denominator",
     "divides_by_zero",
-    "erased_modules",
     "is_discarded",
     "is_long_sum",
     "is_range_alone",
@@ -39,7 +36,6 @@ __all__ = [
 _CASTS = frozenset({"_to_copy", "copy", "masked_fill", "add", "sub", "mul", "rsub", "where", "full", "fill"})
 #: A mask constant is at least so large: the smallest one in use is -1e4, made for fp16.
 _MASK = 1e4
-_SMALLEST_NORMAL_FP16 = 2.0**-14
 #: A dtype that the source line itself asks for: no trial in another precision changes it.
 _BY_HAND = re.compile(r"\b(half|float16|bfloat16)\b")
 
@@ -195,75 +191,45 @@ def constant_of(birth: Birth, evidence: Evidence) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """An op of the zoomed step, by its output's row."""
+    """An op above a birth, by its output's counts, and how many edges it is away."""
 
     op: str
     numel: int
     zero: int
     neginf: int
     source: str
+    code: str = ""
+    scalars: tuple[float, ...] = ()
+    origins: tuple[str, ...] = ()
+    depth: int = 0
 
 
 def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: int = 4) -> list[Made]:
-    """Return the op that made an operand, and the `reach` - 1 ops before it, latest first; [] where it is not found.
+    """Return the op that made an operand, and those that made its operands in turn, nearest first, `reach` deep.
 
-    They are neighbours in time, not in the graph: what stands in one expression is dispatched together.
+    By the edges of the graph; [] where the operand was made by no op of the step.
     """
-    if given is None:
-        return []
-    counts, extremes = ["numel", "zero", "nan", "posinf", "neginf"], ["amax", "amin"]
-    frame = evidence.trace.frame(["seq", "micro", "op", "source", *counts, *extremes], roles=["op"], passes=["zoom"])
-    before = frame[(frame["seq"] < birth.seq) & (frame["micro"] == birth.micro)]
-    same = before[(before["numel"] > 0) & (before["numel"] <= max(given.numel, 1))]
-    for column in extremes:
-        same = same[same[column].fillna(0.0) == getattr(given, column)]  # null: no such element
-    for column in counts:  # an expanded operand is its row several times over
-        same = same[same[column] * given.numel == getattr(given, column) * same["numel"]]
-    if same.empty:
-        return []
-    upto = before[before["seq"] <= same["seq"].iloc[-1]].iloc[::-1].iloc[:reach]
-    cells = zip(upto["op"], upto["numel"], upto["zero"], upto["neginf"], upto["source"], strict=True)
-    return [
-        Made(op=base(op), numel=int(numel), zero=int(zero), neginf=int(neginf), source=str(source or ""))
-        for op, numel, zero, neginf, source in cells
-    ]
+    start = _writer_of(given)
+    return _above(evidence.ancestry, start, reach) if start is not None else []
 
 
-def code_at(evidence: Evidence, source: str) -> str:
-    """Return the text of a source line where the trace's excerpt has it, else ''."""
-    note = evidence.note(NoteKind.SOURCE)
-    file, _, line = source.rpartition(":")
-    if not note or file != note.get("file"):
-        return ""
-    return next((str(text) for n, text in note["text"] if str(n) == line), "")
+def _writer_of(given: Operand | None) -> int | None:
+    kind, _, index = (given.origin if given else "").partition(" ")
+    return int(index) if kind == "op" and index.isdigit() else None
 
 
-# --- a norm that swallowed its input ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erased:
-    """A module that puts out nothing but zeros, where the step in fp32 has gradients that no format flushes."""
-
-    module: str
-    dtype: str
-    numel: int
-    #: largest gradient of the fp32 step
-    amax_twin: float
-
-
-def erased_modules(evidence: Evidence) -> list[Erased]:
-    """Return the modules whose output their format erased, in order of execution; [] where there is no fp32 twin.
-
-    `x * rsqrt(mean(x²))` is exactly 0 where the square overflows. A dead unit puts out zeros too, but leaves fp32 with
-    no gradient either; and a gradient that underflows is small in fp32.
-    """
-    step = evidence.onset.step if evidence.onset else -1
-    twin = next((b for b in evidence.notes(NoteKind.TWIN) if b.get("step") == step), None)
-    if twin is None or not float(twin.get("amax_twin", 0.0)) > _SMALLEST_NORMAL_FP16:
-        return []
-    frame = evidence.frame("output", ["step", "seq", "module", "dtype", "numel", "zero"])
-    rows = frame[(frame["step"] == step) & (frame["numel"] > 1) & (frame["zero"] == frame["numel"])].sort_values("seq")
-    rows = rows[rows["dtype"].isin(["float16", "bfloat16"])].drop_duplicates("module")
-    cells = zip(rows["module"], rows["dtype"], rows["numel"], strict=True)
-    return [Erased(module=str(m), dtype=str(d), numel=int(n), amax_twin=float(twin["amax_twin"])) for m, d, n in cells]
+def _above(ancestry: dict[int, Ancestor], start: int, reach: int) -> list[Made]:
+    found: list[Made] = []
+    layer, seen = [start], {start}
+    for depth in range(reach):
+        known = [ancestry[i] for i in layer if i in ancestry]
+        found += [
+            Made(
+                op=base(a.op), numel=a.numel, zero=a.zero, neginf=a.neginf, source=a.source, code=a.code,
+                scalars=a.scalars, origins=a.origins, depth=depth,
+            )
+            for a in known
+        ]  # fmt: skip
+        layer = [w for a in known for w in dict.fromkeys(a.writers) if w not in seen]
+        seen.update(layer)
+    return found

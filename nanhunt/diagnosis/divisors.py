@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.diagnosis.births import Made, code_at, denominator, divides_by_zero, operand, producers
+from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, operand, producers
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import FLOORS, PROBABILITIES, SUMS, flushed_epsilons, format_of
+from nanhunt.diagnosis.ops import EXPS, FLOORS, PROBABILITIES, SUMS, flushed_epsilons, format_of, rounded
 from nanhunt.trace.schema import Birth, Operand
 
 __all__ = ["Zero", "probability_of", "zero_divisor", "zero_floor"]
@@ -21,8 +21,11 @@ __all__ = ["Zero", "probability_of", "zero_divisor", "zero_floor"]
 _NORMALIZE = 1e-12
 #: Between a probability and its logarithm: 1 - p, a picked column, a product with a weight, a sum over classes.
 _BETWEEN = frozenset(
-    {"rsub", "sub", "mul", "add", "neg", "sum", "mean", "gather", "index", "clone", "_to_copy", "clamp", "clamp_min"}
+    "rsub sub mul add neg sum mean gather index clone _to_copy clamp clamp_min div pow mm bmm mv dot addmm cat stack "
+    "select slice where masked_fill square prod".split()
 )
+#: Products that add up what they multiply.
+_PRODUCTS = frozenset({"sum", "mean", "mm", "bmm", "mv", "dot", "addmm"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +49,12 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
         return floor
     made = producers(evidence, birth, under)
     over = operand(birth, "self")
-    if [m.op for m in made[:2]] == ["sum", "exp"]:
-        is_masked = len(made) > 2 and any(m.neginf for m in made[2:])
+    vanished = next((m for m in made if m.op in EXPS and m.zero), None)
+    if made and made[0].op in _PRODUCTS and vanished is not None and vanished.depth <= 2:
+        is_masked = any(m.neginf for m in made if m.depth > vanished.depth)
         return Zero(kind="masked" if is_masked else "exponentials", made=tuple(made))
-    if over is not None and over.numel == under.numel and _is_sum(birth, evidence, over, made):
+    own = denominator(birth) is over  # rsqrt and its kin divide by what they are taken of
+    if over is not None and not own and over.numel == under.numel and _is_sum(birth, evidence, over, made):
         return Zero(kind="count", made=tuple(made))
     return Zero(kind="plain", made=tuple(made))
 
@@ -59,7 +64,7 @@ def _is_sum(birth: Birth, evidence: Evidence, over: Operand, made: list[Made]) -
     above = producers(evidence, birth, over)
     if not made or not above:
         return birth.code.count(".sum(") + birth.code.count("torch.sum(") >= 2
-    return all(any(m.op in SUMS for m in ops[:3]) for ops in (made, above))
+    return all(any(m.op in SUMS and m.depth <= 2 for m in ops) for ops in (made, above))
 
 
 def zero_floor(birth: Birth, evidence: Evidence, given: Operand) -> Zero | None:
@@ -69,10 +74,12 @@ def zero_floor(birth: Birth, evidence: Evidence, given: Operand) -> Zero | None:
     made = producers(evidence, birth, given, reach=2)
     if made and made[0].op not in FLOORS:
         return None
-    code = birth.code + " " + (code_at(evidence, made[0].source) if made else "")
+    code = birth.code + " " + (made[0].code if made else "")
     flushed = flushed_epsilons(code, given.dtype)
     if not flushed and "normalize(" in code:
         flushed = flushed_epsilons(str(_NORMALIZE), given.dtype)
+    if not flushed and made:
+        flushed = [x for x in made[0].scalars if 0.0 < x < 1.0 and rounded(x, given.dtype) == 0.0]
     if flushed:
         return Zero(kind="epsilon", epsilon=max(flushed), made=tuple(made))
     named = "eps" in code.lower() and given.dtype == "float16"
@@ -84,10 +91,20 @@ def probability_of(birth: Birth, evidence: Evidence, given: Operand | None) -> t
 
     None where the operand comes from elsewhere.
     """
-    made = producers(evidence, birth, given, reach=7)
-    for index, op in enumerate(made):
-        if op.op in PROBABILITIES:
-            return op, any(m.neginf for m in made[index + 1 : index + 3])
-        if op.op not in _BETWEEN:
-            return None
+    made = producers(evidence, birth, given, reach=8)
+    reached = 0
+    for op in made:
+        if op.depth > reached:
+            break  # no way down to this depth led through products and sums alone
+        if op.op in PROBABILITIES and op.zero:
+            return op, any(m.neginf for m in made if op.depth < m.depth <= op.depth + 2)
+        if op.op in PROBABILITIES and _saturates(op):
+            return op, False
+        if op.op in _BETWEEN:
+            reached = max(reached, op.depth + 1)
     return None
+
+
+def _saturates(op: Made) -> bool:
+    """Whether 1 - p may be the zero: a sigmoid that reached 1 has none itself."""
+    return op.op == "sigmoid"

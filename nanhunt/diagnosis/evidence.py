@@ -15,7 +15,7 @@ from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evidence", "Health"]
+__all__ = ["Ancestor", "Evidence", "Health"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,35 @@ class Health:
     def qualified(self) -> str:
         """`h.0.attn.weight`."""
         return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """One op of the graph above a birth, by its first output's counts; `writers` are the ops of its own operands."""
+
+    index: int
+    op: str
+    source: str = ""
+    code: str = ""
+    module: str = ""
+    writers: tuple[int, ...] = ()
+    #: weights, buffers and batch fields among its operands
+    origins: tuple[str, ...] = ()
+    #: the plain numbers among its arguments
+    scalars: tuple[float, ...] = ()
+    numel: int = 0
+    zero: int = 0
+    neginf: int = 0
+    posinf: int = 0
+    amax: float = 0.0
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Ancestor:
+        """Rebuild it from the trace's note."""
+        own = set(cls.__dataclass_fields__)
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items() if k in own}
+        known["source"] = str(known.get("source") or "")
+        return cls(**known)
 
 
 class Evidence:
@@ -50,8 +79,10 @@ class Evidence:
 
     @property
     def is_nonfinite(self) -> bool:
-        """Whether the fault is a NaN or an inf."""
-        return self.onset is not None and self.onset.kind in ("nan", "inf")
+        """Whether the fault is a NaN or an inf, one that an exception complains of included."""
+        if self.onset is None:
+            return False
+        return self.onset.kind in ("nan", "inf") or (self.onset.kind == "exception" and bool(self.births))
 
     @property
     def is_spike(self) -> bool:
@@ -72,6 +103,12 @@ class Evidence:
     def birth(self) -> Birth | None:
         """The root birth; None where the fault has none (a spike, a stall) or the zoom was off."""
         return self.births[0] if self.births else None
+
+    @cached_property
+    def ancestry(self) -> dict[int, Ancestor]:
+        """The ops that the root birth's operands come from, by index; {} where the trace does not tell."""
+        body = self.trace.note_of(NoteKind.ANCESTRY)
+        return {int(op["index"]): Ancestor.from_json(op) for op in body["ops"]} if body else {}
 
     @cached_property
     def lineage(self) -> tuple[Hop, ...]:
@@ -104,6 +141,16 @@ class Evidence:
     def notes(self, kind: NoteKind) -> list[dict[str, Any]]:
         """Return all notes of a kind, in order."""
         return self.trace.notes_of(kind)
+
+    def silent(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return what a look at healthy steps found lost ("erased", "pinned", "flushed", "absorbed"), serious ones only."""
+        return [b for b in self.notes(NoteKind.SILENT) if b.get("serious") and b.get("kind") in kinds]
+
+    @property
+    def stall_reason(self) -> str:
+        """What a stall was told by (`hunt.stalls`); '' of other faults."""
+        body = self.note(NoteKind.STALL)
+        return str(body["reason"]) if body and self.is_stall else ""
 
     @property
     def optimizer(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "format_of",
     "limit",
     "number",
+    "rounded",
 ]
 
 DIVISIONS = frozenset({"div", "true_divide", "reciprocal", "rsqrt", "remainder", "fmod", "addcdiv"})
@@ -83,6 +84,12 @@ def limit(dtype: str | None) -> float:
     """Return the largest finite number of a dtype; inf where none is known."""
     fmt = format_of(dtype)
     return float(fmt.max) if fmt else math.inf
+
+
+def rounded(value: float, dtype: str | None) -> float:
+    """Return what a number becomes in a dtype; the number itself where the dtype is not known."""
+    fmt = format_of(dtype)
+    return value if fmt is None else fate(fmt, value).rounded
 
 
 def flushed_epsilons(code: str, dtype: str | None) -> list[float]:

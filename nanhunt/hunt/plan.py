@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nanhunt.damage import damage_of
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.silence import look_for_silence, silent_onset
@@ -23,7 +25,9 @@ from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
 from nanhunt.probes.optimizer import record_state
 from nanhunt.replay import Replayed, device_is_lost, replay_step
+from nanhunt.survey import classes_of
 from nanhunt.trace.onset import BASELINE, StepScalars
+from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase, Role
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batches import DataEndedError
@@ -57,10 +61,29 @@ def hunt(
         return None
     writer.note(NoteKind.ONSET, state.onset.to_json())
     writer.note(NoteKind.BATCH, batch_facts(run, state.onset.step))
+    _note_loop(state, state.onset.step)
     writer.flush()
     if settings.trials and not state.lost_device:
         try_causes(state)
     return state.onset
+
+
+def _note_loop(state: HuntState, step: int) -> None:
+    """Write what a custom loop did around the onset, and in how many steps in a row it did so."""
+    orders = {s: r.order for s, r in state.results.items() if r.order}
+    at = step if step in orders else max(orders, default=None)
+    if at is None:
+        return
+    result = state.results[at]
+    body = {
+        "step": at,
+        "order": list(result.order),
+        "before": list(orders.get(at - 1, ())),
+        "alike": sum(set(order) == set(result.order) for order in orders.values()),
+        "loss_scale": result.loss_scale,
+        "clip_coefficient": result.clip_coefficient,
+    }
+    state.writer.note(NoteKind.LOOP, body)
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
@@ -92,16 +115,32 @@ def _replay(state: HuntState) -> Onset | None:
     onset = spiked(state, event) if event is not None else None
     if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
         state.assume(f"the first {BASELINE} steps define what is normal: a small finite spike among them is not seen")
-    return onset or silent_onset(state)
+    return onset or _begun_badly(state) or silent_onset(state)
+
+
+def _begun_badly(state: HuntState) -> Onset | None:
+    """A first loss far above even odds, from which the replay does not come down: the initial values are to blame."""
+    evidence = Evidence(Trace.open(state.writer.partial))
+    first = first_loss(evidence) if is_untrained(evidence) else None
+    if first is None or not first.is_far or first.expected is None or len(state.results) < BASELINE:
+        return None
+    if first.step < state.ring.oldest_step or classes_of(state.run, state.ring, first.step) != first.classes:
+        return None  # the model's last dimension is no number of classes
+    tail = [r.loss for _, r in sorted(state.results.items())][-3:]
+    if min(tail) <= 1.5 * first.expected:
+        return None
+    said = f"the first loss is {first.loss:.4g}, where even odds on {first.classes} classes give {first.expected:.3g}"
+    return Onset(kind="loss-spike", step=first.step, phase=Phase.LOAD.value, lead_step=first.step, detail=said)
 
 
 def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
     """Return the onset where this step shows a fault."""
+    if seen.result is not None:
+        state.results[seen.step] = seen.result
     fault = fault_of(seen, state.known) or skipped_fault(state, seen)
     if fault is not None:
         return _zoomed(state, seen, rows, fault)
     assert seen.result is not None
-    state.results[seen.step] = seen.result
     if not seen.result.skipped:
         scalars = StepScalars(
             step=seen.step, loss=seen.result.loss, grad_norm=seen.result.grad_norm, update_norm=_update_norm(rows)

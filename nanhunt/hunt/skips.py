@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import NoteKind
-from nanhunt.verdicts import StepFault, unscaled_gradients
+from nanhunt.verdicts import StepFault, UnscaledLook, unscaled_gradients
 
 __all__ = ["skipped_fault"]
 
 #: Skipped steps in a row from which the scaler is no longer finding its scale.
 _SKIPS = 25
+#: The same, of a loop that scales by hand: at which scale its gradients would be finite cannot be asked.
+_BY_HAND = 12
 #: The same, where the scale does not come down: then the next step is skipped as well.
 _STUCK = 3
 
@@ -25,9 +29,14 @@ def skipped_fault(state: HuntState, seen: Replayed) -> StepFault | None:
     state.skip_scale = state.skip_scale if state.skips else scale
     state.skips += 1
     stuck = state.skips >= _STUCK and scale >= state.skip_scale
-    with kept(state.run, seen.step + 1):
-        rewind(state.run, state.ring, seen.step)
-        look = unscaled_gradients(state.run, seen.step)
+    if seen.result.by_hand:
+        look = UnscaledLook(finite=True, amax=math.nan)
+        enough = state.skips >= _BY_HAND
+    else:
+        with kept(state.run, seen.step + 1):
+            rewind(state.run, state.ring, seen.step)
+            look = unscaled_gradients(state.run, seen.step)
+        enough = state.skips >= _SKIPS or stuck
     body = {
         "step": seen.step,
         "scale": seen.result.loss_scale,
@@ -36,10 +45,10 @@ def skipped_fault(state: HuntState, seen: Replayed) -> StepFault | None:
         "in_a_row": state.skips,
     }
     state.writer.note(NoteKind.SKIPPED, body)
-    if look.finite and state.skips < _SKIPS and not stuck:
+    if look.finite and not enough:
         return None
     names = look.names or tuple(seen.finite.grads)
-    held = f", at a loss scale that stays at {scale:g}" if stuck else ""
+    held = f", at a loss scale that stays at {scale:g}" if stuck and not seen.result.by_hand else ""
     reason = f"for {state.skips} steps in a row, each skipped{held}" if look.finite else "at a loss scale of 1 too"
     return StepFault(
         kind="gradient",

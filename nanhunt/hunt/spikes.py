@@ -13,6 +13,8 @@ from nanhunt.samples import add_up, loss_outliers, sample_losses, sample_norms
 from nanhunt.trace.onset import Event
 from nanhunt.trace.schema import NoteKind, Onset, Phase
 from nanhunt.training.batch_layout import why_no_samples
+from nanhunt.training.step import StepWatch, train_step
+from nanhunt.training.tree import map_tensors
 
 __all__ = ["spiked"]
 
@@ -43,6 +45,7 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         state.writer.note(NoteKind.BENIGN, body)
         return None
     state.event = event
+    _exchange(state, event)
     look_at(state, event.alarm_step)
     phase = {"update_norm": Phase.UPDATE, "grad_norm": Phase.BACKWARD}.get(event.lead, Phase.FORWARD)
     return Onset(
@@ -53,6 +56,39 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         lead_step=event.lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
+
+
+def _exchange(state: HuntState, event: Event) -> None:
+    """Write the loss of the spike's batch on a healthy state, and of a healthy batch on the spike's state.
+
+    A batch that is high on either state is to blame itself; one that is high on its own state alone is not.
+    """
+    run, ring, step = state.run, state.ring, event.alarm_step
+    healthy = event.lead_step - 3
+    if healthy < max(ring.oldest_step, run.start_step):
+        return
+    with kept(run, step + 1):
+        losses = {
+            "own": _loss_of(state, step, step),
+            "batch_on_healthy_state": _loss_of(state, healthy, step),
+            "healthy_batch_on_state": _loss_of(state, step, healthy),
+        }
+    body = {"step": step, "healthy_step": healthy, "baseline": event.baseline_loss, "losses": losses}
+    state.writer.note(NoteKind.FACTORIAL, body)
+
+
+def _loss_of(state: HuntState, at: int, batch_of: int) -> float | None:
+    """Return the loss that the batch of one step has on the state before another; None where it cannot be had."""
+    run = state.run
+    try:
+        others = [run.batches.peek(batch_of, micro) for micro in range(run.accumulate)]
+        rewind(run, state.ring, at)
+        run.batches.transform = lambda s, m, batch: map_tensors(lambda t: t.to(run.device, copy=True), others[m])
+        return train_step(run, at, StepWatch()).loss
+    except (KeyError, RuntimeError):
+        return None
+    finally:
+        run.batches.transform = None
 
 
 def _gone_again(state: HuntState, event: Event) -> Onset | None:

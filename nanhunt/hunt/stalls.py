@@ -1,4 +1,8 @@
-"""Faults that leave neither NaN nor spike: zeros where a gradient should be, updates that change nothing, a flat loss."""
+"""Faults that leave neither NaN nor spike: zeros where a gradient should be, updates that change nothing, a flat loss.
+
+Each is told by its reason: "clip-overflow", "scaled-clip", "underflow", "erased", "lost-update", "no-gradient",
+"zero-gradient", "clipped", "no-update", "no-motion", "flat".
+"""
 
 from __future__ import annotations
 
@@ -35,13 +39,16 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     result = seen.result
     if result is None or result.skipped:
         return None
-    return (
+    onset = (
         _clipped_away(state, result)
         or _scaled_clip(state, result)
         or _underflowed(state, seen, rows)
         or _lost(state, seen, rows)
         or (_motionless(state, seen, rows) or _flat(state, seen) if state.watch.event is None else None)
     )
+    if onset is not None:
+        state.writer.note(NoteKind.STALL, {"reason": state.stall, "step": onset.step})
+    return onset
 
 
 def _clipped_away(state: HuntState, result: StepResult) -> Onset | None:
@@ -50,6 +57,7 @@ def _clipped_away(state: HuntState, result: StepResult) -> Onset | None:
     if result.clip_coefficient != 0.0 or norm is None or not math.isfinite(norm) or norm == 0.0:
         return None
     said = f"the clip multiplied every gradient by 0: its norm overflowed, in fp32 it is {norm:.4g}"
+    state.stall = "clip-overflow"
     return Onset(kind="stall", step=result.step, phase=Phase.CLIP.value, detail=said)
 
 
@@ -63,6 +71,7 @@ def _scaled_clip(state: HuntState, result: StepResult) -> Onset | None:
         f"gradients are clipped before their loss scale of {result.loss_scale:g} is taken out: "
         f"what is left of them is {factor:.3g}"
     )
+    state.stall = "scaled-clip"
     return Onset(kind="stall", step=result.step - 2, phase=Phase.CLIP.value, detail=said)
 
 
@@ -96,6 +105,7 @@ def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> O
     look_at(state, step)
     erased = silent_at(state, step, "erased")
     if erased is not None:
+        state.stall = "erased"
         return erased
     if twin["flushed_large"] > FLUSHED:
         return None
@@ -103,6 +113,7 @@ def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> O
     worst = twin["worst"][0]["parameter"] if twin["worst"] else ""
     module, _, name = worst.rpartition(".")
     said = f"{twin['flushed']:.0%} of the gradient that fp32 has is zero here"
+    state.stall = "underflow"
     return Onset(kind="stall", step=step, phase=Phase.BACKWARD.value, module=module, name=name, detail=said)
 
 
@@ -111,6 +122,7 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
     if not state.lost.observe(seen.step, frozen_share(rows)):
         return None
     module, _, name = state.lost.parameter.rpartition(".")
+    state.stall = "lost-update"
     return Onset(
         kind="stall",
         step=seen.step if state.lost.first is None else state.lost.first,
@@ -129,6 +141,7 @@ def _motionless(state: HuntState, seen: Replayed, rows: list[Observation]) -> On
         return None
     motion = state.motion
     first = seen.step if motion.first is None else motion.first
+    state.stall = motion.reason
     return Onset(kind="stall", step=first, phase=motion.phase, detail=motion.sentence)
 
 
@@ -140,4 +153,5 @@ def _flat(state: HuntState, seen: Replayed) -> Onset | None:
     if not length or seen.finite.loss_is_half:
         return None
     said = f"the loss stays at {losses[-1]:.6g} for {length} steps, at a rate that is not zero"
+    state.stall = "flat"
     return Onset(kind="stall", step=seen.step - length + 1, phase=Phase.FORWARD.value, detail=said)

@@ -83,6 +83,8 @@ class HuntState:
     #: steps in a row whose clip met a loss scale
     scaled_clips: int = 0
     onset: Onset | None = None
+    #: the reason of a stall, as `stalls` names it
+    stall: str = ""
     event: Event | None = None
     #: zero share of the gradients at a gradient-underflow onset
     zeros: float | None = None

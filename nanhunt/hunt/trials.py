@@ -13,11 +13,18 @@ from nanhunt.trace.schema import NoteKind
 
 __all__ = ["try_causes"]
 
+#: Stalls that a single step shows: no weight moves.
+_UNMOVED = ("no-gradient", "zero-gradient", "clipped", "no-update", "no-motion", "clip-overflow")
+#: Faults that one step cannot show: nothing that a trial could be judged by.
+_UNTRIED = ("flat", "scaled-clip", "lost-update")
+
 
 def try_causes(state: HuntState) -> None:
     """Run the exact repetition first, then the trials that the suspects ask for, within the budget."""
     onset = state.onset
     assert onset is not None
+    if onset.kind == "stall" and state.stall in _UNTRIED:
+        return
     bench = Bench(run=state.run, ring=state.ring, onset=onset, known=state.known, window=_window(state))
     budget = state.settings.trials_budget
     budget = max(20.0, 10.0 * state.seconds) if budget is None else budget
@@ -52,6 +59,10 @@ def _window(state: HuntState) -> Window:
     assert onset is not None
     if onset.kind == "stall" and state.zeros is not None:
         return Window(first=onset.step, last=onset.step, zero_share=state.zeros)
+    if onset.kind == "stall" and state.stall in _UNMOVED:
+        return Window(first=onset.step, last=onset.step, motion=True)
+    if onset.kind == "stall" and state.stall in ("", "erased"):
+        return Window(first=onset.step, last=onset.step, silent=onset.source or "")
     if event is None:
         return Window(first=onset.step, last=onset.step)
     last = event.alarm_step + min(4, len(event.after))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from nanhunt.probes.elements import Layout, offending, samples_of
 from nanhunt.probes.event import Capture, OpEvent, Seen, lane_of
 from nanhunt.probes.probe import dtype_name
 from nanhunt.probes.source import line_text, place
+from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import plain_values
-from nanhunt.trace.schema import Birth, Operand
+from nanhunt.trace.schema import Birth, Observation, Operand, Role
 
-__all__ = ["consumers", "describe_birth", "with_slope"]
+__all__ = ["ancestry", "consumers", "describe_birth", "masked_facts", "with_slope"]
 
 _SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp")
 _SELECTS = ("aten.where", "aten.masked_fill", "aten.index", "aten.masked_select", "aten.nan_to_num", "aten.clamp",
@@ -156,6 +159,51 @@ def _parameter(event: OpEvent, events: list[OpEvent], reach: int = 6) -> str | N
     return None
 
 
+# --- where operands come from -----------------------------------------------------------------------------------------
+
+
+def ancestry(
+    event: OpEvent, events: list[OpEvent], rows: Sequence[Observation], root: Path, reach: int = 10
+) -> list[dict[str, Any]]:
+    """Return the ops that an op's operands come from, nearest first: the graph's own edges, up to 64 of them.
+
+    `rows` are the step's, for each op's counts of zeros and infinities.
+    """
+    stats = {row.seq: row.stats for row in rows if row.role == Role.OP.value}
+    queue, seen = deque([(event.index, 0)]), {event.index}
+    told: list[dict[str, Any]] = []
+    while queue and len(told) < 64:
+        index, depth = queue.popleft()
+        at = events[index]
+        writers = [s.writer for s in at.inputs if s.writer is not None]
+        if index != event.index:
+            told.append(_ancestor(at, writers, stats.get(at.seq + 1), root))
+        for writer in writers if depth < reach else []:
+            if writer not in seen and events[writer].phase.value == "forward":
+                seen.add(writer)
+                queue.append((writer, depth + 1))
+    return told
+
+
+def _ancestor(event: OpEvent, writers: list[int], stats: TensorStats | None, root: Path) -> dict[str, Any]:
+    return {
+        "index": event.index,
+        "op": event.op,
+        "module": event.module,
+        "source": place(event.source, root) if event.source else None,
+        "code": line_text(event.source) if event.source else "",
+        "writers": writers,
+        "origins": [s.origin for s in event.inputs if s.writer is None and s.origin],
+        "scalars": list(event.scalars),
+        "numel": stats.numel if stats else 0,
+        "zero": stats.zero if stats else 0,
+        "neginf": stats.neginf if stats else 0,
+        "posinf": stats.posinf if stats else 0,
+        "nan": stats.nan if stats else 0,
+        "amax": stats.amax if stats else 0.0,
+    }
+
+
 # --- the slope ------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +290,33 @@ def _discarded_by(index: int, events: list[OpEvent], reach: int = 3) -> str | No
                 following.add(event.index)
         frontier = following
     return None
+
+
+def masked_facts(event: OpEvent, capture: Capture, layout: Layout) -> tuple[dict[str, Any], list[int]]:
+    """Return what the escape of a mask's -inf shows: rows without any other value, targets that are masked; and samples."""
+    arguments = dict(tensor_arguments(capture))
+    scores = arguments.get("self")
+    if scores is None or not scores.is_floating_point() or scores.dim() == 0:
+        return {}, []
+    masked = scores == -math.inf
+    facts: dict[str, Any] = {"masked": int(masked.sum()), "scores": masked.numel()}
+    picked = arguments.get("target", arguments.get("index"))
+    rows: Tensor | None = None
+    if event.op.startswith("aten.nll_loss") and picked is not None and scores.dim() == 2:
+        valid = (picked >= 0) & (picked < scores.shape[1])
+        rows = masked.gather(1, picked.clamp(0, scores.shape[1] - 1).unsqueeze(1)).squeeze(1) & valid
+        facts["masked_targets"] = int(rows.sum())
+    elif event.op.startswith("aten.gather") and picked is not None:
+        rows = masked.gather(int(capture.args[1]), picked).reshape(masked.shape[0], -1).any(dim=1)
+        facts["masked_targets"] = int(rows.sum())
+    else:
+        dims = next((a for a in capture.args[1:] if isinstance(a, (int, list, tuple))), None)
+        dims = [dims] if isinstance(dims, int) else list(dims or range(masked.dim()))
+        whole = masked.all(dim=dims[0]) if len(dims) == 1 else masked
+        facts["fully_masked_rows"] = int(whole.sum()) if len(dims) == 1 else 0
+        rows = whole if len(dims) == 1 and whole.dim() else None
+    found = samples_of(rows, layout) if rows is not None and rows.dim() else []
+    return facts, found
 
 
 def _tensor_facts(event: OpEvent, capture: Capture, output: Tensor, mask: Tensor) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def offending(
                 inputs=[_number(t.expand(output.shape)[at]) for t in inputs],
                 output=_number(output[at]),
                 fp64=float(twin[at]) if has_twin and twin is not None else None,
-                reach=_reach(name, capture, at),
+                reach={} if extra else _reach(name, capture, at),
                 sample=sample,
                 position=position,
             )

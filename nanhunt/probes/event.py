@@ -92,6 +92,8 @@ class OpEvent:
     repeats: int | None = None
     #: lane → "inf-from-finite", "nan-from-finite" or "nan-from-inf"; the lane of an ordinary op is ''
     births: dict[str, str] = field(default_factory=dict)
+    #: the plain numbers among its arguments: an epsilon, a bound, an exponent
+    scalars: tuple[float, ...] = ()
     #: the code asked for the infinity or NaN by name: `masked_fill(…, -inf)`
     constant: bool = False
     capture: Capture | None = None

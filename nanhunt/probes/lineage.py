@@ -11,7 +11,7 @@ code asks for by name.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanhunt.probes.event import OpEvent, Seen, Terminal
@@ -22,7 +22,7 @@ from nanhunt.trace.schema import Hop
 __all__ = ["Root", "find_root", "hops_from"]
 
 #: The order in which terminals speak: a NaN loss explains its gradients, not the other way round.
-_SEVERITY = ("loss", "gradient", "weight", "state", "buffer")
+_SEVERITY = ("exception", "loss", "gradient", "weight", "state", "buffer")
 #: What a -inf is meant for: the one kind of op that it may enter on purpose.
 _SOFTMAX_LIKE = (
     "aten._softmax",
@@ -31,6 +31,24 @@ _SOFTMAX_LIKE = (
     "aten.logsumexp",
     "aten._scaled_dot_product",
 )
+
+#: Where a deliberate -inf stops being a mask: what takes a row together, or picks one of its values.
+_ESCAPES = (
+    "aten.nll_loss",
+    "aten.sum",
+    "aten.mean",
+    "aten.amax",
+    "aten.amin",
+    "aten.max",
+    "aten.min",
+    "aten.logsumexp",
+    "aten.gather",
+    "aten.dot",
+    "aten.mm",
+    "aten.bmm",
+)
+#: A softmax written out subtracts the row's maximum: of a row without any key that is (-inf) - (-inf).
+_BY_HAND = ("aten.sub", "aten.exp")
 
 #: Event → the lanes of it that are meant.
 _Closure = dict[int, set[str]]
@@ -45,6 +63,8 @@ class Root:
     event: OpEvent | None
     #: "parameter …", "buffer …", "batch …", "state …" where the value was there before the step; '' of a birth
     inherited: str = ""
+    #: the mask whose -inf got out at `event`; None of any other root
+    mask: OpEvent | None = None
     #: events that lie between the root and the terminal, the root's included
     closure: frozenset[int] = field(default_factory=frozenset)
 
@@ -79,11 +99,27 @@ def _root_of(terminals: list[Terminal], events: list[OpEvent]) -> Root:
         return _rooted(terminals, events, closure, *fed)
     # a constant, or memory that nobody has written: the first event that had nothing bad to carry
     source = min((i for i in closure if not any(s.bad for s in events[i].inputs)), default=None)
+    escaped = _escape(closure, events, source, turned)
+    if escaped is not None and source is not None:
+        return replace(_rooted(terminals, events, closure, escaped), mask=events[source])
     start = source if turned is None else turned
     if start is not None:
         return _rooted(terminals, events, closure, start)
     first = terminals[0]
     return Root(terminal=first, event=None, inherited=f"{first.kind} {first.name}", closure=frozenset(closure))
+
+
+def _escape(closure: _Closure, events: list[OpEvent], source: int | None, turned: int | None) -> int | None:
+    """Return where the -inf of a mask that the code wrote gets out: into a reduction, or by being picked.
+
+    None where an op made a NaN of it before that, or where the softmax is written out and its own row is empty.
+    """
+    if source is None or not events[source].constant or events[source].phase.value != "forward":
+        return None
+    out = min((i for i in closure if i > source and events[i].op.startswith(_ESCAPES)), default=None)
+    if out is None or (turned is not None and (turned < out or events[turned].op.startswith(_BY_HAND))):
+        return None
+    return out
 
 
 def _closure(terminals: list[Terminal], events: list[OpEvent]) -> tuple[_Closure, list[tuple[int, Seen]]]:

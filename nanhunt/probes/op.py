@@ -66,10 +66,12 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self.terminals: list[Terminal] = []
         self.phase = Phase.FORWARD
         self._nodes_ran = False
+        #: what an op raised
+        self.raised: Exception | None = None
         self.stack = ModuleStack()
         self._run = run
         self._rows = rows
-        self._root = run.root
+        self.root = run.root
         self._memory = Memory()
         self._by_sequence: dict[int, int] = {}
         self._first_runs: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -145,12 +147,17 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         unread = _unread_arguments(name, func)
         inputs = [self._seen(name, n, t) for n, t in _named_tensors(func, args, kwargs) if n not in unread]
         before = _copied(func, args, kwargs, written) if written else (args, kwargs)
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception as error:
+            self.raised = error  # the op's own, that is the user's, and not the probe's
+            raise
         fresh = _fresh_outputs(func, result)
         mutated = [(n, t) for n, t in _named_tensors(func, args, kwargs) if n.partition(".")[0] in written]
         event = self._event(name, inputs, [*fresh, *mutated])
         event.births = {} if name.startswith(_FACTORIES) else births_by_lane(event.inputs, event.outputs)
         event.constant = _is_constant(event, args, kwargs)
+        event.scalars = _numbers(args, kwargs)
         owner = event.index if event.repeats is None else event.repeats
         for position, (seen, (_, tensor)) in enumerate(zip(event.outputs, [*fresh, *mutated], strict=True)):
             cell = self._memory.of(tensor)
@@ -219,7 +226,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         return alike[-1].index if alike else None
 
     def _record(self, event: OpEvent, name: str, tensor: Tensor) -> None:
-        source = place(event.source, self._root) if event.source else None
+        source = place(event.source, self.root) if event.source else None
         self._rows.tensor(
             tensor,
             phase=event.phase,
@@ -285,6 +292,11 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
                 self._memory.name(value, f"state {name}.{key}")
         for name, buffer in self._run.buffers().items():
             self._memory.name(buffer, f"buffer {name}")
+
+
+def _numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    values = (*args, *kwargs.values())
+    return tuple(float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
 
 
 def _is_constant(event: OpEvent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

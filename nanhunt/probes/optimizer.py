@@ -65,6 +65,7 @@ class OptimizerProbe(StepWatch):
         if not self._rows.recording:
             return
         record_state(self._run, self._rows, Phase.UPDATE)
+        self._rows.scalar("optimizer_step", step_counter(self._run), phase=Phase.UPDATE)
         with torch.no_grad():
             for optimizer in self._run.optimizers:
                 for group in optimizer.param_groups:
@@ -122,6 +123,20 @@ def adam_health(
         before = v_before.double() / _correction(beta2, step - 1)
         health["v_stale"] = (g2.mean() / before.mean().clamp(min=eps * eps)).sqrt()
     return health
+
+
+def step_counter(run: TrainingRun) -> float | None:
+    """Return the largest step counter that the optimizers keep on the host; None where there is none.
+
+    A counter on a device (fused or capturable Adam) is left alone: to read it is to wait.
+    """
+    counters = [
+        state["step"]
+        for o in run.optimizers
+        for state in o.state.values()
+        if isinstance(state, dict) and "step" in state
+    ]
+    return max((float(c) for c in counters if not (isinstance(c, Tensor) and c.device.type != "cpu")), default=None)
 
 
 def _correction(beta2: float, step: Tensor) -> Tensor:

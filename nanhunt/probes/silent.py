@@ -1,6 +1,6 @@
 """Ops that lose values without a NaN: what a format's end erased, what a cast pinned or flushed.
 
-Three ways, each with its own measure.
+Four ways, each with its own measure.
 
 - Erased. A value beyond its format becomes inf, and a division makes an exact zero of it: `x * rsqrt(mean(x²))` puts
   out nothing for a row whose square overflows. The chain from the overflow to the zero is computed again in fp64; where
@@ -9,6 +9,7 @@ Three ways, each with its own measure.
 - Pinned. A saturating cast, or a clamp at a format's end, leaves its largest number in the place of larger ones. What
   counts is the energy that is cut off: the amax itself stands exactly at the end under ordinary scaling.
 - Flushed. A cast whose scale another element set makes zeros of whole rows.
+- Absorbed. A sum in half precision, added to in place, that has become too large to feel what is added.
 
 What it costs. Two passes over the operands of casts and clamps, and a second look at the step for erased values only.
 """
@@ -28,7 +29,7 @@ from nanhunt.probes.event import Capture, OpEvent
 from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
+__all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
 
 #: Largest numbers of the formats that a clamp may stand for; smaller ends (6, 28) are activations of their own.
 _ENDS = (448.0, 240.0, 57344.0, 65504.0, float(torch.finfo(torch.bfloat16).max))
@@ -65,10 +66,22 @@ class Lossy:
 
 
 @dataclass(slots=True)
+class Absorbed:
+    """Additions of one line that a sum was too large to feel."""
+
+    event: OpEvent
+    dtype: str
+    amax: float
+    count: int
+
+
+@dataclass(slots=True)
 class CastWatch:
     """Looks at every cast to a narrower format, and at every clamp at a format's end."""
 
     found: list[Lossy] = field(default_factory=list)
+    #: additions in place that changed no bit of a half-precision sum, by op and line
+    absorbed: dict[tuple[str, object], Absorbed] = field(default_factory=dict)
     #: outputs of norms with rows of nothing but zeros
     norms: list[tuple[OpEvent, Capture]] = field(default_factory=list)
 
@@ -83,6 +96,8 @@ class CastWatch:
         outputs: list[tuple[str, Tensor]],
     ) -> None:
         """Measure what the op lost."""
+        if event.op.startswith("aten.add_.") and event.phase.value == "forward":
+            self._added(event, before, outputs)
         if not outputs or not (
             event.op.startswith(_CASTS) or event.op.startswith(_CLAMPS) or event.op.startswith(_NORMS)
         ):
@@ -100,6 +115,20 @@ class CastWatch:
         lossy = _measured(event, operand, made, before)
         if lossy is not None:
             self.found.append(lossy)
+
+    def _added(
+        self, event: OpEvent, before: tuple[tuple[Any, ...], dict[str, Any]], outputs: list[tuple[str, Tensor]]
+    ) -> None:
+        """Count an addition in place that left every element of a half-precision sum as it was."""
+        total, term = before[0][0], before[0][1]
+        if not isinstance(total, Tensor) or total.dtype not in (torch.float16, torch.bfloat16) or not total.numel():
+            return
+        is_zero = bool((term == 0).all()) if isinstance(term, Tensor) else term == 0
+        if is_zero or not torch.equal(total, outputs[0][1]):
+            return
+        key = (event.op, event.source)
+        count = self.absorbed[key].count + 1 if key in self.absorbed else 1
+        self.absorbed[key] = Absorbed(event, str(total.dtype).removeprefix("torch."), float(total.abs().max()), count)
 
 
 def _kept(tensor: Tensor) -> Tensor:

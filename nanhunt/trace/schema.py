@@ -88,10 +88,16 @@ class NoteKind(StrEnum):
     OPTIMIZER = "optimizer"
     #: what is stored non-finite before the first step: `{"where", "module", "name", "nan", "posinf", "neginf"}`
     POISON = "poison"
+    #: what a custom loop did in the step of the onset: `{"step", "order", "loss_scale", "clip_coefficient"}`
+    LOOP = "loop"
+    #: the ops that the root birth's operands come from: `{"ops": [{"index", "op", "source", "writers", "zero", …}]}`
+    ANCESTRY = "ancestry"
     #: what the bad step spoiled, counted: `{"loss", "gradients", "weights", "buffers", "moments", "skipped"}`
     DAMAGE = "damage"
     #: `{"samples": […], "method", "by", "positions", "placebo", "reason"}`: which samples carry the fault, or why none
     SAMPLES = "samples"
+    #: a spike's batch and its state, each exchanged for a healthy one: `{"step", "healthy_step", "losses": {…}}`
+    FACTORIAL = "factorial"
     #: `{"losses": […], "norms": {…}, "outliers": […]}`: loss and gradient norm of each sample of the bad step alone
     SAMPLE_LOSSES = "sample-losses"
     #: `{"step", "same_loss", "same_gradients", "differing", "detail"}`: the bad step once more, unchanged
@@ -100,6 +106,8 @@ class NoteKind(StrEnum):
     SKIPPED = "skipped"
     #: `{"step", "flushed", "energy_lost", …}`: low-precision gradients against their fp32 twin
     TWIN = "twin"
+    #: what a stall was told by: `{"reason", "step", …}`, the reasons are in `hunt.stalls`
+    STALL = "stall"
     #: values that a step loses without a NaN, see `survey`: `{"kind", "step", "module", "op", "source", "elements", …}`
     SILENT = "silent"
     #: `{"step", "loss", "z", "recovered_after"}`: a spike that left no damage
@@ -197,7 +205,8 @@ class Element(_Body):
 class Birth(_Body):
     """An op that made a non-finite value, with what it was given and what fp64 makes of the same inputs.
 
-    `kind` is "inf-from-finite", "nan-from-finite" or "nan-from-inf". `fp64` is the certificate: "beyond-range" (finite,
+    `kind` is "inf-from-finite", "nan-from-finite" or "nan-from-inf"; "mask-escaped" where the -inf of a mask got out of
+    it, by being averaged or picked; "carried" where the op made nothing itself. `fp64` is the certificate: "beyond-range" (finite,
     but larger than the output's format holds), "in-range" (finite, and the format could hold it), "non-finite" (the
     operation itself), or "unavailable". `slope` says the same of the whole vector-Jacobian product of the forward op
     that a backward birth belongs to; `slope_elements` are elements of the gradient that it gives.

@@ -17,6 +17,7 @@ from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
+from nanhunt.training.owned import find_owned
 from nanhunt.training.owned_state import load_owned
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
@@ -50,7 +51,8 @@ def assemble(
         assumptions.append(f"checkpoint: {match.sentence}")
     assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
     step = _first_step(checkpoint, start_step, assumptions)
-    handed = _built_optimizer(config, root, model, checkpoint, assumptions)
+    custom = _callable(config.train_step, "train_step", root) if config.train_step else None
+    handed = _built_optimizer(config, root, model, checkpoint, assumptions, custom)
     optimizers = optimizers_in(handed)
     unused = load_optimizers(optimizers, model, checkpoint, assumptions)
     # a scheduler of one optimizer; a loop with several makes its own
@@ -63,7 +65,7 @@ def assemble(
         scheduler=scheduler,
         scaler=_built_scaler(config, checkpoint, device, autocast, assumptions),
         loss=_loss_function(config, root),
-        train_step=_callable(config.train_step, "train_step", root) if config.train_step else None,
+        train_step=custom,
         batches=_batch_source(config, root, step, device, assumptions),
         device=device,
         autocast=autocast,
@@ -112,9 +114,18 @@ def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: lis
 
 
 def _built_optimizer(
-    config: RunConfig, root: Path, model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]
+    config: RunConfig,
+    root: Path,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    assumptions: list[str],
+    custom: Callable[..., Any] | None,
 ) -> Any:
     """Return the optimizer, or the several that a custom loop is handed."""
+    own = find_owned([custom], model).optimizers if custom is not None and config.optimizer is None else []
+    if own:
+        assumptions.append(f"optimizer: not in the config; train_step keeps its own ({type(own[0]).__name__})")
+        return own[0] if len(own) == 1 else own
     if config.optimizer is None:
         return _inferred_optimizer(model, checkpoint, assumptions)
     target = resolve(config.optimizer.call, key="optimizer", root=root)

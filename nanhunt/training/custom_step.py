@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -44,6 +45,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
                 loss = run.train_step(run.model, batch, run.optimizer if run.handed is None else run.handed)
             losses.append(checked_loss(loss, "train_step").detach().float().to(run.device))
             watch.loss_made(micro, losses[-1])
+        loop.ended()
     watch.updated()
     if run.scheduler is not None:
         run.scheduler.step()
@@ -54,7 +56,8 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         clip_coefficient=None if loop.coefficient is None else float(loop.coefficient),
         loss_scale=None if loop.scale is None else float(loop.scale),
         lr=loop.rates(),
-        skipped=loop.skipped > 0 and loop.updates == 0,
+        skipped=loop.updates == 0 and (loop.skipped > 0 or loop.withheld),
+        by_hand=loop.skipped == 0 and loop.withheld,
         order=tuple(loop.order),
     )
 
@@ -133,6 +136,18 @@ class _Loop:
         return tuple(
             rate for optimizer in self._run.optimizers for rate in self._rates.get(id(optimizer), _rates_of(optimizer))
         )
+
+    def ended(self) -> None:
+        """Tell the gradients of a step that made no update with them."""
+        if "backward" in self.order and not self.updates:
+            self._tell(self._run.trainable())
+
+    @property
+    def withheld(self) -> bool:
+        """Whether a loop without a GradScaler made no update, because its gradients are not finite (the host waits)."""
+        if self.updates or "backward" not in self.order or {"unscale", "skip"} & set(self.order):
+            return False
+        return any(not math.isfinite(float(norm)) for norm in self.norms)
 
     # --- what is heard -------------------------------------------------------------------------------------------
 

@@ -91,8 +91,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     """Copy the checkpoint's weights and buffers into the model, in place, and return how they matched.
 
     Names that the model has no use for are no error, nor are buffers that the checkpoint lacks, nor a parameter tied
-    to one that matched. Raises CheckpointError, and copies nothing, where another parameter is missing or has another
-    shape, or fewer than half of the model's tensors match.
+    to one that matched, nor a part of the model that the checkpoint does not have at all (a new head): that is told. Raises
+    CheckpointError, and copies nothing, where a parameter has another shape, or is missing while the checkpoint has
+    names to spare, or fewer than half of the model's tensors match.
     """
     live = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     lazy = [name for name, tensor in live.items() if nn.parameter.is_lazy(tensor)]
@@ -105,7 +106,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     match = _with_ties(match, live)
     buffers = {name for name, tensor in live.items() if not isinstance(tensor, nn.Parameter)}
     unmet = [name for name in match.missing if name not in buffers]
-    if unmet or match.mismatched or 2 * len(match.matched) < match.total or not match.matched:
+    renamed = unmet and match.unexpected  # what is missing may be there under another name
+    if renamed or match.mismatched or 2 * len(match.matched) < match.total or not match.matched:
         raise _does_not_fit(match, checkpoint)
     casts: Counter[str] = Counter()
     with torch.no_grad():

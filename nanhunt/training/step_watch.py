@@ -58,5 +58,7 @@ class StepResult:
     lr: tuple[float, ...]
     #: the gradient scaler found a non-finite gradient and left the weights alone
     skipped: bool
+    #: a custom loop did so by itself, without a GradScaler that could be asked for its scale
+    by_hand: bool = False
     #: what a custom loop did, in its order: "backward", "unscale", "clip", "update" …; () of the built-in step
     order: tuple[str, ...] = ()

@@ -421,14 +421,79 @@ def test_a_mean_over_ignored_labels_is_born_in_the_loss_and_reaches_no_gradient(
     assert found.onset.samples == []
 
 
-def test_a_forbidden_target_class_goes_back_to_the_constant_that_forbids_it() -> None:
-    def forbid(x: Tensor) -> Tensor:
-        return x.masked_fill(torch.tensor([True, False, False, False]), -math.inf)  # born: forbidden
+def forbid(x: Tensor) -> Tensor:
+    return x.masked_fill(torch.tensor([True, False, False, False]), -math.inf)
 
+
+def test_a_forbidden_target_class_gets_out_of_its_mask_where_the_loss_picks_it() -> None:
     found = found_in(tiny_run(Net(Of(forbid)), classify, [(ordinary(), torch.tensor([1, 2, 0, 3]))]))
-    assert (found.onset.op, found.onset.kind) == ("aten.masked_fill.Scalar", "inf")
-    assert found.onset.source == born_at("forbidden")
+    assert (found.onset.op, found.onset.kind) == ("aten.nll_loss_forward", "inf")
+    assert found.onset.source == born_at("cross-entropy")
     assert found.onset.samples == [2]
+    assert (found.root.kind, found.root.facts["masked_targets"]) == ("mask-escaped", 1)
+    assert found.root.facts["mask_op"] == "aten.masked_fill.Scalar"
+
+
+def smoothed(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    log_p = model(x).log_softmax(-1)
+    spread = log_p.mean(-1)  # born: smoothing
+    return -(0.9 * log_p.gather(1, y[:, None]).squeeze(1) + 0.1 * spread).mean()
+
+
+def test_a_mask_that_label_smoothing_spreads_over_gets_out_in_the_mean() -> None:
+    found = found_in(tiny_run(Net(Of(forbid)), smoothed, [(ordinary(), torch.tensor([1, 2, 1, 3]))]))
+    assert (found.onset.op, found.onset.source) == ("aten.mean.dim", born_at("smoothing"))
+    assert found.root.kind == "mask-escaped"
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The mean over what is left of a row, by its maximum: one row is left with nothing."""
+    keep = torch.ones(4, 4, dtype=torch.bool)
+    keep[2] = False
+    return F.layer_norm(x.masked_fill(~keep, -math.inf).amax(-1, keepdim=True).expand(4, 4), (4,))  # born: pooled
+
+
+def test_a_maximum_over_nothing_is_born_in_the_maximum_and_not_in_the_norm_behind_it() -> None:
+    found = found_in(of_function(pooled, ordinary()))
+    assert (found.onset.op, found.onset.source) == ("aten.amax", born_at("pooled"))
+    assert (found.root.kind, found.root.facts["fully_masked_rows"]) == ("mask-escaped", 1)
+
+
+def guarded(x: Tensor) -> Tensor:
+    y = torch.log(x - 0.5)  # born: guarded
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("loss is not finite")
+    return y
+
+
+def test_a_guard_that_raises_on_a_bad_number_is_followed_to_its_birth() -> None:
+    found = found_in(of_function(guarded, with_sample(0, 5.0, torch.ones(4, 4).index_fill(0, torch.tensor([1]), 0.25))))
+    assert (found.onset.kind, found.onset.op, found.onset.module) == ("exception", "aten.log", "block")
+    assert found.onset.source == born_at("guarded")
+    assert found.onset.samples == [1]
+
+
+def test_torchs_own_check_of_a_distribution_is_followed_to_the_birth_of_its_nan() -> None:
+    def sampled(x: Tensor) -> Tensor:
+        probabilities = x / x.sum(-1, keepdim=True)  # born: categorical
+        return torch.distributions.Categorical(probabilities).entropy()
+
+    found = found_in(of_function(sampled, with_sample(3, 0.0)))
+    assert (found.onset.kind, found.onset.op) == ("exception", "aten.div.Tensor")
+    assert found.onset.source == born_at("categorical")
+    assert found.onset.samples == [3]
+
+
+def test_an_exception_about_something_else_is_not_blamed_on_a_mask() -> None:
+    def attend(x: Tensor) -> Tensor:
+        scores = x.masked_fill(torch.eye(4, dtype=torch.bool), -math.inf).softmax(-1)
+        if x.shape[0] == 4:
+            raise IndexError("token 9 is out of range")
+        return scores
+
+    found = found_in(of_function(attend, ordinary()))
+    assert (found.onset.kind, found.onset.op, found.births) == ("exception", None, [])
 
 
 def test_a_nan_that_only_a_metric_sees_is_no_fault() -> None:

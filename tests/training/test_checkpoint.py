@@ -714,10 +714,16 @@ def test_a_missing_tied_weight_is_its_twin():
     assert torch.equal(net.lm_head.weight, weight)
 
 
-def test_an_untied_weight_that_is_missing_is_an_error():
+def test_a_part_of_the_model_that_the_checkpoint_does_not_have_is_told_and_left_as_built():
+    net = nn.ModuleDict({"wte": nn.Embedding(5, 3), "lm_head": nn.Linear(3, 5, bias=False)})
+    match = load_into(net, saved({"wte.weight": torch.randn(5, 3)}))
+    assert "missing, left as built: lm_head.weight" in match.sentence
+
+
+def test_a_weight_that_may_be_there_under_another_name_is_an_error():
     net = nn.ModuleDict({"wte": nn.Embedding(5, 3), "lm_head": nn.Linear(3, 5, bias=False)})
     with pytest.raises(CheckpointError, match=r"matched 1 of 2 tensors; missing: lm_head\.weight"):
-        load_into(net, saved({"wte.weight": torch.randn(5, 3)}))
+        load_into(net, saved({"wte.weight": torch.randn(5, 3), "head.weight": torch.randn(5, 3)}))
 
 
 def test_missing_buffers_stay_as_built_and_are_told():

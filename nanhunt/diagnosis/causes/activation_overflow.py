@@ -47,7 +47,6 @@ from __future__ import annotations
 from nanhunt.diagnosis.births import (
     bad_output,
     constant_of,
-    erased_modules,
     is_discarded,
     is_long_sum,
     is_range_alone,
@@ -164,27 +163,44 @@ def _inside_a_kernel(birth: Birth, evidence: Evidence) -> Suspect | None:
 
 
 def _erased(evidence: Evidence) -> Suspect | None:
-    found = erased_modules(evidence)
-    if not found:
+    """Rows that a look at the step's ops found erased: an overflow, and a division by it."""
+    onset = evidence.onset
+    found = next((b for b in evidence.silent("erased") if onset is None or b["step"] <= onset.step), None)
+    if found is None or onset is None:
         return None
-    first = found[0]
-    step = evidence.onset.step if evidence.onset else None
-    name = first.module or "the model"
+    birth = Birth.from_json(found["birth"]) if found.get("birth") else None
+    made = birth.fp64_amax if birth is not None else None
+    dtype, at = str(found["dtype"]), found["at"]
+    code = f"`{found['code']}`" if found.get("code") else str(found["op"])
+    exhibits = [
+        Exhibit(
+            claim=f"zeros that {at['op']} puts out, of {found['of']}, where fp64 has values",
+            value=float(found["elements"]),
+        ),
+        Exhibit(claim="largest of those values in fp64", value=float(found["amax"]), threshold=0.0),
+    ]
+    if made is not None:
+        exhibits.insert(
+            0, Exhibit(claim=f"in fp64 {found['op']} is finite and beyond {dtype}", value=made, threshold=limit(dtype))
+        )
     return Suspect(
         cause=CAUSE.slug,
-        grade=Grade.SUPPORTED,
-        summary=f"{name} puts out nothing but zeros in {first.dtype}: the square of its input overflows, and x * rsqrt(inf) is 0",
-        location=Location(step=step, phase="forward", module=first.module),
-        exhibits=(
-            Exhibit(claim=f"zeros in the output of {name}, of {first.numel}", value=float(first.numel)),
-            Exhibit(
-                claim="largest gradient of the same step in fp32: far above what fp16 flushes",
-                value=first.amax_twin,
-                threshold=2.0**-24,
-            ),
+        grade=Grade.PROVED,
+        summary=(
+            f"{base(found['op'])} overflows {dtype or 'its format'}, and {base(at['op'])} of the infinity erases "
+            f"{found['elements']} of {found['of']} values"
         ),
-        fixes=(f"compute the mean of squares of {name} in fp32: `x.float().pow(2).mean(-1, keepdim=True)`",),
-        predictions=(Prediction(trial="fp32", expect="cured"),),
+        location=Location(
+            step=onset.step,
+            phase="forward",
+            module=found["module"],
+            op=found["op"],
+            source=found["source"],
+            samples=tuple(found["samples"]),
+        ),
+        exhibits=tuple(exhibits),
+        fixes=(f"compute {code} in fp32: `x.float().pow(2).mean(-1, keepdim=True)` for a norm's mean of squares",),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if dtype == "float16" else (),
         depth=1,
     )
 

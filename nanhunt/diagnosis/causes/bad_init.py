@@ -43,16 +43,14 @@ import math
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.diagnosis.weights import Loaded, garbage, loaded_weights
-from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
 #: Steps after the start in which initial values still speak.
 _SOON = 20
-#: First loss over ln(classes), and nats above it, that no fit initialisation has.
-_TIMES, _NATS = 3.0, 3.0
 #: Rise of the loss over its first value that makes a NaN the end of a divergence.
 _DIVERGED = 3.0
 
@@ -62,7 +60,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset, start = evidence.onset, first_step(evidence)
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike) or onset.step > start + _SOON:
         return None
-    fresh = start == 0 and _is_untrained(evidence)
+    fresh = start == 0 and is_untrained(evidence)
     unfilled = "missing" in evidence.manifest.match or "shape differs" in evidence.manifest.match
     if not fresh and not unfilled:
         return None
@@ -70,12 +68,6 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if written is not None and (fresh or written.qualified in evidence.manifest.match):
         return _unwritten(evidence, written)
     return _misscaled(evidence, start) if fresh and (evidence.is_spike or _diverged(evidence)) else None
-
-
-def _is_untrained(evidence: Evidence) -> bool:
-    """Whether the replay begins at the first step of all: a checkpoint that tells no step is counted from 0 as well."""
-    said = any("does not tell its step" in str(note["text"]) for note in evidence.notes(NoteKind.ASSUMPTION))
-    return evidence.manifest.checkpoint_step == 0 and not said and not evidence.optimizer.get("with_state")
 
 
 def _diverged(evidence: Evidence) -> bool:
@@ -106,13 +98,13 @@ def _unwritten(evidence: Evidence, weight: Loaded) -> Suspect:
 
 
 def _misscaled(evidence: Evidence, start: int) -> Suspect | NotApplicable | None:
-    loss, classes = evidence.scalars("loss").get(start), _classes(evidence)
-    if loss is None or not math.isfinite(loss):
+    first = first_loss(evidence)
+    if first is None:
         return None
-    if classes is None:
+    loss, expected, classes = first.loss, first.expected, first.classes
+    if expected is None:
         return NotApplicable(reason="the first loss has no reference: the number of classes is not known")
-    expected = math.log(classes)
-    if loss < _TIMES * expected + _NATS:
+    if not first.is_far:
         return None
     gain = max((w for w in loaded_weights(evidence) if len(w.shape) >= 2), key=_gain, default=None)
     scale = (
@@ -135,15 +127,6 @@ def _misscaled(evidence: Evidence, start: int) -> Suspect | NotApplicable | None
 
 def _gain(weight: Loaded) -> float:
     return weight.std * math.sqrt(math.prod(weight.shape[1:]))
-
-
-def _classes(evidence: Evidence) -> int | None:
-    """Return the last dimension of the model's own output, where the batch's labels are whole numbers below it."""
-    labels = [f for f in evidence.batch_fields if "max" in f and f["max"] >= 1]
-    frame = evidence.frame("output", ["step", "module", "shape"])
-    shapes = frame[frame["module"] == ""]["shape"]
-    last = next((int(s[-1]) for s in shapes if s is not None and len(s) >= 2), None)
-    return last if last is not None and last >= 2 and any(f["max"] < last for f in labels) else None
 
 
 CAUSE = Cause(slug="bad-init", doc=__doc__ or "", examine=examine)

@@ -60,6 +60,8 @@ __all__ = ["CAUSE"]
 _FAR = 1e3
 #: Spread of a batch over its past's that makes a pocket of other data: a change of scale, or one token repeated.
 _SPREAD = 10.0
+#: Loss of a batch over the baseline from which it is other data, and not merely hard.
+_OWN = 2.0
 #: Loss over the worst sample's from which a sample is called bad beside it.
 _SHARE = 0.1
 #: Share of a batch that may still be called a few samples.
@@ -76,7 +78,7 @@ def examine(evidence: Evidence) -> Suspect | None:
     if evidence.is_nonfinite:
         return _nonfinite_input(evidence) or _carried_by_samples(evidence)
     if evidence.is_spike:
-        return _samples_of_a_spike(evidence) or _pocket(evidence)
+        return _samples_of_a_spike(evidence) or _pocket(evidence) or _batch_alone(evidence)
     return None
 
 
@@ -235,6 +237,41 @@ def _pocket(evidence: Evidence) -> Suspect | None:
             predictions=_SWAP if len(pocket) == 1 else (),
         )  # fmt: skip
     return None
+
+
+def _batch_alone(evidence: Evidence) -> Suspect | None:
+    """A batch that is as bad on a healthy state as on its own, where a healthy batch on that state is not."""
+    onset, body = evidence.onset, evidence.note(NoteKind.FACTORIAL)
+    if onset is None or body is None or rate_jump(evidence) is not None:
+        return None
+    losses, usual = body["losses"], float(body["baseline"])
+    batch, state, own = losses["batch_on_healthy_state"], losses["healthy_batch_on_state"], losses["own"]
+    if batch is None or state is None or own is None or not usual > 0.0:
+        return None
+    rise = own - usual
+    if not (batch - usual >= 0.5 * rise and state - usual <= 0.25 * rise and own >= _OWN * usual):
+        return None
+    step, healthy = int(body["step"]), int(body["healthy_step"])
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.SUPPORTED,
+        summary=f"the batch of step {step} has a loss of {in_words(batch)} on the state of step {healthy} too, {in_words(usual)} is usual",
+        location=Location(step=step, phase="batch"),
+        exhibits=(
+            Exhibit(
+                claim=f"loss of the batch of step {step} on the state before step {healthy}",
+                value=batch,
+                threshold=usual,
+            ),
+            Exhibit(
+                claim=f"loss of the batch of step {healthy} on the state before step {step}",
+                value=state,
+                threshold=usual,
+            ),
+        ),
+        fixes=(f"look at the batches from step {step} on; skip them, or mix what is new into the rest",),
+        predictions=(),
+    )
 
 
 def _diverged(evidence: Evidence) -> bool:

@@ -42,12 +42,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nanhunt.diagnosis.births import producers
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import bare, in_words, place_of
 from nanhunt.interventions import Prediction
-from nanhunt.trace.schema import NoteKind, Operand
+from nanhunt.trace.schema import Birth, NoteKind, Operand
 
 __all__ = ["CAUSE"]
 
@@ -58,6 +59,8 @@ _SAYS = re.compile(
 )
 #: Functions with no value at zero or below, and quotients.
 _AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power")
+#: What leaves a value what it is, as far as zero and its kin go.
+_SAME = frozenset({"abs", "neg", "clone", "_to_copy", "unsqueeze", "contiguous"})
 _BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt")
 
 _DROP = (Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists"))
@@ -68,9 +71,11 @@ def examine(evidence: Evidence) -> Suspect | None:
     onset = evidence.onset
     if onset is None:
         return None
-    if onset.kind == "exception":
+    if onset.kind == "exception" and not evidence.births:
         return _raised(evidence)
-    return (_nonfinite_target(evidence) or _undefined_at_target(evidence)) if evidence.is_nonfinite else None
+    if not evidence.is_nonfinite:
+        return None
+    return _nonfinite_target(evidence) or _undefined_at_target(evidence) or _forbidden(evidence) or _too_long(evidence)
 
 
 # --- an index that raised -------------------------------------------------------------------------------------------
@@ -155,10 +160,10 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
     birth, onset = evidence.birth, evidence.onset
     if birth is None or onset is None or birth.phase != "forward" or birth.kind == "carried":
         return None
-    given = next((i for i in birth.inputs if i.origin.startswith("batch") and _undefined(bare(birth.op), i)), None)
+    given = next((i for i in birth.inputs if _batch_field(evidence, birth, i) and _undefined(bare(birth.op), i)), None)
     if given is None or not enters_at_the_loss(evidence):
         return None
-    name = given.origin.removeprefix("batch").strip()
+    name = _batch_field(evidence, birth, given).removeprefix("batch").strip()
     proved = birth.fp64 == "non-finite"
     return Suspect(
         cause="bad-target",
@@ -178,8 +183,69 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
     )  # fmt: skip
 
 
+def _forbidden(evidence: Evidence) -> Suspect | None:
+    """A label whose class a mask has forbidden: its log-probability is -inf by design."""
+    birth, onset = evidence.birth, evidence.onset
+    count = int(birth.facts.get("masked_targets", 0)) if birth is not None else 0
+    if birth is None or onset is None or birth.kind != "mask-escaped" or not count:
+        return None
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED,
+        summary=f"{count} labels name a class that a mask has set to -inf: their loss is infinite",
+        location=_place(evidence, tuple(onset.samples), phase="forward", parameter=""),
+        exhibits=(
+            Exhibit(claim="labels whose log-probability is -inf", value=float(count), threshold=0.0),
+            Exhibit(claim=f"the mask: {birth.facts.get('mask_op')} in {birth.facts.get('mask_module') or 'the model'}"),
+        ),
+        fixes=(
+            "make mask and labels agree where batches are made, or leave such labels out (`ignore_index`)",
+            "mask with a large finite number: the loss is then large, and finite",
+        ),
+        predictions=_DROP if onset.samples else (),
+    )
+
+
+def _too_long(evidence: Evidence) -> Suspect | None:
+    """A transcript that CTC cannot align: more labels, with a blank between equal ones, than there are frames."""
+    birth, onset = evidence.birth, evidence.onset
+    if birth is None or onset is None or bare(birth.op) != "ctc_loss" or birth.phase != "forward":
+        return None
+    lengths = [birth.arguments.get(n) for n in ("input_lengths", "target_lengths")]
+    frames, labels = (v if isinstance(v, list) else [] for v in lengths)
+    over = [i for i, (f, t) in enumerate(zip(frames, labels, strict=False)) if t > f]
+    samples = tuple(onset.samples) or tuple(over)
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED if over else Grade.SUPPORTED,
+        summary=(
+            f"the transcript of sample {over[0]} has {labels[over[0]]} labels for {frames[over[0]]} frames: CTC has no path"
+            if over
+            else "CTC has no path for a transcript: too few frames for its labels and the blanks between equal ones"
+        ),
+        location=_place(evidence, samples, phase="forward", parameter=""),
+        exhibits=(
+            Exhibit(claim=f"bad losses, of {birth.of}", value=float(birth.bad), threshold=0.0),
+            *((Exhibit(claim="labels of that sample, against its frames", value=float(labels[over[0]]), threshold=float(frames[over[0]])),) if over else ()),
+        ),
+        fixes=("leave out samples with more labels than frames, or pass `zero_infinity=True` to the loss",),
+        predictions=_DROP if onset.samples else (),
+    )  # fmt: skip
+
+
 def _undefined(op: str, given: Operand) -> bool:
     return (op in _AT_ZERO and given.zero > 0) or (op in _BELOW_ZERO and given.low < 0.0)
+
+
+def _batch_field(evidence: Evidence, birth: Birth, given: Operand) -> str:
+    """Return the batch field that an operand is, but for its sign, shape or dtype; '' where it is something else."""
+    if given.origin.startswith("batch"):
+        return given.origin
+    made = producers(evidence, birth, given, reach=3)
+    if not made or any(m.op not in _SAME for m in made):
+        return ""
+    fields = [o for m in made for o in m.origins if o.startswith("batch")]
+    return fields[0] if len(set(fields)) == 1 else ""
 
 
 def _zeros(given: Operand) -> str:

@@ -39,6 +39,7 @@ pytorch-msssim#2 (negative base of a power); SkyRL PR#2259, trl PR#7252 (entropy
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from nanhunt.diagnosis.births import bad_output, is_discarded, masked_softmax, no_births, operand, place, root
@@ -46,7 +47,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.divisors import probability_of, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import base, number
-from nanhunt.trace.schema import Birth
+from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
 
@@ -69,14 +70,33 @@ _DOMAINS: dict[str, tuple[Callable[[float], bool], str]] = {
     "atanh": (lambda x: abs(x) < 1, "|x| < 1"),
     "acosh": (lambda x: x >= 1, "x >= 1"),
     "logit": (lambda x: 0 < x < 1, "0 < x < 1"),
+    "lgamma": (lambda x: x > 0 or x != int(x), "x other than 0, -1, -2 …"),
+    "digamma": (lambda x: x > 0 or x != int(x), "x other than 0, -1, -2 …"),
+    "polygamma": _POSITIVE,
+    "erfinv": (lambda x: abs(x) < 1, "|x| < 1"),
 }
+#: Functions of a matrix that a singular one does not have, by the op that torch dispatches.
+_MATRICES = {
+    "_linalg_slogdet": "the log-determinant",
+    "_linalg_det": "the determinant",
+    "linalg_inv_ex": "the inverse",
+    "linalg_solve_ex": "the solution",
+    "_linalg_solve_ex": "the solution",
+    "linalg_lu_factor_ex": "the LU factorisation",
+    "linalg_cholesky_ex": "the Cholesky factor",
+}
+_REFUSED = re.compile(r"positive.definite|singular|ill-conditioned|failed to converge|not invertible", re.IGNORECASE)
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Hold the inputs at the bad elements against the op's domain."""
+    if evidence.onset is not None and evidence.onset.kind == "exception" and not evidence.births:
+        return _refused(evidence)
     birth = root(evidence, "forward")
     if birth is None:
         return no_births(evidence)
+    if base(birth.op) in _MATRICES and birth.fp64 == "non-finite":
+        return _singular(birth, evidence)
     if is_discarded(birth, evidence) or birth.fp64 in ("beyond-range", "in-range"):
         return None
     if birth.kind == "nan-from-inf":
@@ -108,6 +128,30 @@ def _outside(birth: Birth, evidence: Evidence) -> Suspect | None:
         Exhibit(claim=f"argument of {name} at a bad element; it needs {domain}", value=worst, threshold=_edge(name)),
         Grade.CONSISTENT if is_from_batch else Grade.PROVED,
         fix=_MASKED if by_mask else f"clamp the argument of {name} to its domain",
+    )
+
+
+def _singular(birth: Birth, evidence: Evidence) -> Suspect:
+    function = _MATRICES[base(birth.op)]
+    exhibit = Exhibit(claim=f"in fp64 {birth.op} is not finite either: the matrix is singular to every digit")
+    fix = f"add a small multiple of the identity before {function}, or use a factorisation that bounds its determinant"
+    return _suspect(birth, evidence, f"{function} of a singular matrix", exhibit, Grade.PROVED, fix=fix)
+
+
+def _refused(evidence: Evidence) -> Suspect | None:
+    """A factorisation that torch refuses, with its own reason."""
+    note, onset = evidence.note(NoteKind.EXCEPTION) or {}, evidence.onset
+    message = str(note.get("message", ""))
+    if onset is None or not _REFUSED.search(message):
+        return None
+    said = message.splitlines()[0].split(":")[0] if ":" in message else "a factorisation"
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.SUPPORTED,
+        summary=f"{said} is asked of a matrix outside its domain: {message.splitlines()[0][:160]}",
+        location=place(evidence),
+        exhibits=(Exhibit(claim=f"torch refused it: {message.splitlines()[0][:200]}"),),
+        fixes=("add a small multiple of the identity (jitter) to the matrix before it, in fp32 or wider",),
     )
 
 

@@ -48,12 +48,16 @@ from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
+_EXTREMES = frozenset({"amax", "amin", "max", "min"})
+
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a reduction whose count is zero."""
     birth = root(evidence, "forward")
     if birth is None:
         return no_births(evidence)
+    if birth.kind == "mask-escaped":
+        return _masked_away(birth, evidence)
     if base(birth.op) in LOSSES:
         return _labels(birth, evidence)
     empty = next((o for o in birth.inputs if o.dtype and o.numel == 0), None)
@@ -61,6 +65,18 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         claim = f"elements of `{empty.name}`, of shape {empty.shape}, that {birth.op} reduces"
         return _suspect(birth, evidence, "a mean over no elements", (Exhibit(claim=claim, value=0.0, threshold=1.0),))
     return _division(birth, evidence)
+
+
+def _masked_away(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A maximum over a row of which a mask has left nothing."""
+    rows = int(birth.facts.get("fully_masked_rows", 0))
+    if base(birth.op) not in _EXTREMES or not rows:
+        return None
+    claim = f"rows of which the mask leaves nothing to {birth.op}"
+    exhibits = (Exhibit(claim=claim, value=float(rows), threshold=0.0),)
+    return _suspect(
+        birth, evidence, f"a {base(birth.op).strip('a')} over nothing: {rows} rows are masked whole", exhibits
+    )
 
 
 def _labels(birth: Birth, evidence: Evidence) -> Suspect | None:

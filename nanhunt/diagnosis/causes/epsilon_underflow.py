@@ -39,16 +39,28 @@ pytorch#32137 (F.normalize in fp16), diffusers PR#13316; glide-finetune#5, optax
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.births import bad_output, denominator, divides_by_zero, no_births, operand, place, root
+from nanhunt.diagnosis.births import (
+    bad_output,
+    denominator,
+    divides_by_zero,
+    no_births,
+    operand,
+    place,
+    producers,
+    root,
+)
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import Zero, zero_divisor, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import LOGS, base, format_of, number
+from nanhunt.diagnosis.ops import LOGS, base, format_of, number, rounded
 from nanhunt.formats.number_format import fate
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, Operand
 
 __all__ = ["CAUSE"]
+
+#: Functions whose domain ends at 1.
+_EDGES = (*LOGS, "atanh", "acos", "asin", "erfinv", "rsqrt", "reciprocal", "div")
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -58,12 +70,44 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return no_births(evidence)
     if birth.phase == "update":
         return _in_the_optimizer(birth, evidence)
+    lost = _lost_bound(birth, evidence)
+    if lost is not None:
+        return lost
     if base(birth.op) in LOGS:
         given = operand(birth, "self")
         zero = zero_floor(birth, evidence, given) if given is not None else None
     else:
         given, zero = denominator(birth), zero_divisor(birth, evidence)
     return _in_the_model(birth, evidence, given, zero) if given is not None and zero is not None else None
+
+
+def _lost_bound(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A clamp that should have kept an argument off the edge of its domain, and rounds to that edge in its format."""
+    given = operand(birth, "self")
+    made = producers(evidence, birth, given, reach=3) if given is not None else []
+    clamp = next((m for m in made if m.op in ("clamp", "clamp_min", "clamp_max", "minimum", "maximum")), None)
+    if given is None or clamp is None or base(birth.op) not in _EDGES:
+        return None
+    lost = [x for x in clamp.scalars if 0.5 < abs(x) < 1.0 and abs(rounded(x, given.dtype)) == 1.0]
+    if not lost:
+        return None
+    bound = max(lost, key=abs)
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"the bound {bound:.10g} is {rounded(bound, given.dtype):g} in {given.dtype}, so {base(birth.op)} gets its edge",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(
+                claim=f"the clamp's bound, rounded to {given.dtype}", value=rounded(bound, given.dtype), threshold=bound
+            ),
+        ),
+        fixes=(
+            f"clamp further from the edge: {given.dtype} has no number between {bound:.10g} and 1",
+            f"or compute `{birth.code.strip()}` in fp32",
+        ),
+        depth=1,
+    )
 
 
 def _in_the_model(birth: Birth, evidence: Evidence, given: Operand, zero: Zero) -> Suspect | None:

@@ -39,7 +39,7 @@ TransformerEngine, delayed scaling; "Scaling FP8 training to trillion-token LLMs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanhunt.diagnosis.births import bad_output, place
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
@@ -48,6 +48,8 @@ from nanhunt.diagnosis.ops import limit, number
 
 __all__ = ["CAUSE"]
 
+#: Where FP8 clamps before it casts.
+_ENDS = (448.0, 240.0, 57344.0)
 _ROLES = ("input", "output", "grad_output", "grad_input", "weight", "grad")
 
 
@@ -74,6 +76,9 @@ def examine(evidence: Evidence) -> Suspect | None:
         exhibit = Exhibit(claim=f"in fp64 {birth.op} is finite and beyond", value=birth.fp64_amax, threshold=end)
         said = f"a value of {number(birth.fp64_amax)} in {output.dtype}, which ends at {number(end)}"
         return _suspect(said, place(evidence, birth), exhibit, Grade.PROVED)
+    lost = _lost(evidence)
+    if lost is not None:
+        return lost
     piles = [] if evidence.is_nonfinite else _piles(evidence)
     if not piles:
         return None
@@ -84,6 +89,39 @@ def examine(evidence: Evidence) -> Suspect | None:
     return _suspect(
         said, location, Exhibit(claim=claim, value=float(worst.last), threshold=float(worst.previous)), Grade.SUPPORTED
     )
+
+
+def _lost(evidence: Evidence) -> Suspect | None:
+    """A cast, or a clamp at a format's end, that a look at the step's ops found losing values."""
+    onset = evidence.onset
+    if onset is None or evidence.is_nonfinite:
+        return None
+    narrow = [
+        b for b in evidence.silent("pinned", "flushed") if str(b["dtype"]).startswith("float8") or b["end"] in _ENDS
+    ]
+    if not narrow:
+        return None
+    found = min(narrow, key=lambda b: (b["step"], -float(b["weight"])))
+    end, dtype = float(found["end"]), str(found["dtype"])
+    if found["kind"] == "pinned":
+        said = (
+            f"{found['elements']} of {found['of']} values up to {number(found['amax'])} are cut off at {number(end)}: "
+            f"{float(found['energy']):.0%} of the tensor's energy"
+        )
+        exhibit = Exhibit(
+            claim="share of the sum of squares that lies beyond the end", value=float(found["energy"]), threshold=0.01
+        )
+    else:
+        said = f"{found['rows_lost']} of {found['rows']} rows become zero in {dtype}, by a scale that another row set"
+        exhibit = Exhibit(
+            claim="rows of which nothing is left", value=float(found["rows_lost"]), threshold=0.1 * float(found["rows"])
+        )
+    location = Location(
+        step=onset.step, phase=found["phase"], module=found["module"], op=found["op"], source=found["source"]
+    )
+    size = Exhibit(claim=f"largest value that was cast; {dtype} ends at", value=float(found["amax"]), threshold=end)
+    suspect = _suspect(said, location, exhibit, Grade.PROVED if evidence.is_stall else Grade.SUPPORTED)
+    return replace(suspect, exhibits=(*suspect.exhibits, size), depth=0 if evidence.is_stall else 1)
 
 
 def _piles(evidence: Evidence) -> list[_Pile]:

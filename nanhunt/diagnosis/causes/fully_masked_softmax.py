@@ -59,6 +59,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return no_births(evidence)
     if first.fp64 == "beyond-range" and constant_of(first, evidence) is None:
         return None  # scores that overflowed
+    if first.kind == "mask-escaped":
+        rows = int(first.facts.get("fully_masked_rows", 0))
+        return _suspect(first, evidence, rows, None) if base(first.op) == "logsumexp" and rows else None
     softmax = masked_softmax(evidence)
     if softmax is not None:
         return _suspect(softmax, evidence, int(softmax.facts["fully_masked_rows"]), softmax.facts.get("rows"))

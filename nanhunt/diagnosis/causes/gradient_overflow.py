@@ -65,21 +65,30 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 
 
 def _scale(evidence: Evidence) -> float:
+    """Return the loss scale that the look at the ops had: 1 where the scale itself was found innocent."""
     step = evidence.onset.step if evidence.onset else -1
+    if _is_unscaled(evidence):
+        return 1.0
     return evidence.scalars("loss_scale").get(step) or 1.0
+
+
+def _is_unscaled(evidence: Evidence) -> bool:
+    step = evidence.onset.step if evidence.onset else -1
+    return any(b.get("step") == step and b.get("unscaled_nonfinite") for b in evidence.notes(NoteKind.SKIPPED))
 
 
 def _is_ordinary(evidence: Evidence, peak: float, scale: float, end: float) -> bool:
     """Whether this overflow is the scale's alone, and something else is non-finite at a scale of 1."""
     step = evidence.onset.step if evidence.onset else -1
     skipped = [b for b in evidence.notes(NoteKind.SKIPPED) if b.get("step") == step]
-    return peak / scale <= end and any(b.get("unscaled_nonfinite") for b in skipped)
+    return scale > 1.0 and peak / scale <= end and any(b.get("unscaled_nonfinite") for b in skipped)
 
 
 def _suspect(birth: Birth, evidence: Evidence, dtype: str, peak: float, scale: float) -> Suspect:
     end = limit(dtype)
     by_scale = scale > 1.0 and peak / scale <= end
     said = f" at a loss scale of {number(scale)}" if scale != 1.0 else " without a scaler that would skip the step"
+    said = " at a loss scale of 1 too" if _is_unscaled(evidence) else said
     exhibits = [
         Exhibit(claim=f"in fp64 {birth.op} gives a finite gradient beyond {dtype}", value=peak, threshold=end),
         Exhibit(claim="forward pass and loss are finite; the first bad op is in the backward pass"),

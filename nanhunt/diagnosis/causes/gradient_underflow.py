@@ -41,9 +41,10 @@ minimum before divergence).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from nanhunt.diagnosis.births import erased_modules, place
+from nanhunt.diagnosis.births import place, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import number
@@ -56,19 +57,60 @@ __all__ = ["CAUSE"]
 _FLUSHED_FP16 = 2.0**-25
 _SMALLEST_NORMAL_FP16 = 2.0**-14
 _SCALE = 65536.0
+#: 2^-128: one over it is 2^128, just beyond fp32.
+_SMALLEST_SCALE = 2.0**-128
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Hold the step's zeros against its fp32 twin."""
     onset = evidence.onset
-    if onset is None or not evidence.is_stall or onset.phase != "backward":
+    if onset is not None and evidence.is_nonfinite:
+        return _collapsed(evidence)
+    if (
+        onset is None
+        or not evidence.is_stall
+        or onset.phase != "backward"
+        or evidence.stall_reason not in ("", "underflow")
+    ):
         return None
     twin = next((b for b in evidence.notes(NoteKind.TWIN) if b.get("step") == onset.step), None)
     if twin is None:
         return NotApplicable(reason="the step could not be run in fp32: there is no twin to hold its zeros against")
-    if erased_modules(evidence):
+    if evidence.silent("erased"):
         return None
     return _suspect(evidence, twin)
+
+
+def _collapsed(evidence: Evidence) -> Suspect | None:
+    """A loss scale so small that its inverse is infinite: unscaling makes inf and NaN of healthy gradients."""
+    birth, onset = root(evidence, "unscale"), evidence.onset
+    if birth is None or onset is None:
+        return None
+    scale = evidence.scalars("loss_scale").get(onset.step)
+    if scale is None or not 0.0 <= scale <= _SMALLEST_SCALE:
+        return None
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"the loss scale has collapsed to {number(scale)}: its inverse is infinite in fp32",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(
+                claim="loss scale of the step; 1/scale is beyond fp32 from here down",
+                value=scale,
+                threshold=_SMALLEST_SCALE,
+            ),
+            Exhibit(
+                claim="halvings from 65536 down to it", value=math.log2(65536.0 / scale) if scale > 0.0 else math.inf
+            ),
+        ),
+        fixes=(
+            "make a fresh `torch.amp.GradScaler`, and find what made every step before be skipped",
+            "stop the run where the scale falls below 2^-20: no gradient needs that",
+        ),
+        predictions=(Prediction(trial="scale-1", expect="cured"),),
+        depth=1,
+    )
 
 
 def _suspect(evidence: Evidence, twin: dict[str, Any]) -> Suspect:

@@ -48,10 +48,11 @@ from nanhunt.diagnosis.births import (
     place,
     root,
 )
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import limit, number
 from nanhunt.interventions import Prediction
+from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
@@ -59,7 +60,10 @@ __all__ = ["CAUSE"]
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
     if not evidence.is_nonfinite:
-        return _accumulated(evidence)
+        return _absorbed(evidence) or _accumulated(evidence)
+    birth = root(evidence, "update")
+    if birth is not None:
+        return _in_the_update(birth, evidence)
     birth = root(evidence, "forward", "clip")
     if birth is None:
         return no_births(evidence)
@@ -84,6 +88,59 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             f"sum in fp32: `dtype=torch.float32` in `{birth.code.strip() or birth.op}`, or `mean` instead of sum and division",
         ),
         predictions=(Prediction(trial="fp32", expect="cured"),) if fp32 else (),
+    )
+
+
+def _absorbed(evidence: Evidence) -> Suspect | None:
+    """A counter or sum in a narrow format that stopped growing: each addition is less than half an ulp of it."""
+    onset = evidence.onset
+    found = next(iter(evidence.silent("absorbed")), None)
+    if found is None or onset is None:
+        return None
+    dtype = str(found["dtype"])
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"a sum in {dtype} stands still at {number(found['amax'])}: {found['elements']} additions in one step changed no bit of it",
+        location=Location(
+            step=onset.step, phase=found["phase"], module=found["module"], op=found["op"], source=found["source"]
+        ),
+        exhibits=(
+            Exhibit(
+                claim=f"the sum; {dtype} counts by ones up to",
+                value=float(found["amax"]),
+                threshold=2.0 ** {"bfloat16": 8, "float16": 11}.get(dtype, 24),
+            ),
+            Exhibit(claim="additions of the step that changed nothing", value=float(found["elements"]), threshold=0.0),
+        ),
+        fixes=(f"keep the sum of `{found['code']}` in fp32, or count in an integer",),
+        depth=1,
+    )
+
+
+def _in_the_update(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A moment or weight in a narrow format that the update's own sum takes beyond its end."""
+    output, total = bad_output(birth), birth.fp64_amax
+    if output is None or output.dtype not in ("float16", "bfloat16") or birth.fp64 != "beyond-range" or total is None:
+        return None
+    end = limit(output.dtype)
+    what = birth.parameter or "a parameter"
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"the optimizer's own sum for {what} reaches {number(total)} in {output.dtype}, which ends at {number(end)}",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(claim=f"in fp64 {birth.op} gives a finite value beyond {output.dtype}", value=total, threshold=end),
+            Exhibit(
+                claim="largest magnitude among what it adds", value=max((o.amax for o in birth.inputs), default=0.0)
+            ),
+        ),
+        fixes=(
+            f"keep weights and optimizer state in fp32 and use autocast: {output.dtype} is for activations",
+            "clip the gradient norm",
+        ),
+        predictions=(Prediction(trial="fp32", expect="cured"),) if output.dtype == "float16" else (),
     )
 
 

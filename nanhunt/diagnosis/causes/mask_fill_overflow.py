@@ -42,7 +42,7 @@ from __future__ import annotations
 from nanhunt.diagnosis.births import bad_output, constant_of, is_range_alone, masked_softmax, no_births, place, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import limit, number
+from nanhunt.diagnosis.ops import base, limit, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind
 
@@ -56,6 +56,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     birth = root(evidence, "forward")
     if birth is None:
         return no_births(evidence)
+    if birth.kind == "mask-escaped":
+        return _averaged(birth, evidence)
     constant = constant_of(birth, evidence)
     return None if constant is None else _suspect(birth, evidence, constant)
 
@@ -84,6 +86,27 @@ def _suspect(birth: Birth, evidence: Evidence, constant: float) -> Suspect:
         ),
         predictions=_predictions(evidence, constant, dtype),
         depth=1,
+    )
+
+
+def _averaged(birth: Birth, evidence: Evidence) -> Suspect | None:
+    """A mask of -inf that a sum or a mean takes in: meant for a softmax alone."""
+    if base(birth.op) not in ("sum", "mean", "dot", "mm", "bmm") or birth.facts.get("fully_masked_rows"):
+        return None
+    masked, of = birth.facts.get("masked"), birth.facts.get("scores")
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED if masked else Grade.SUPPORTED,
+        summary=f"the -inf of a mask gets into {base(birth.op)}: {masked} of {of} values that it takes are -inf",
+        location=place(evidence, birth),
+        exhibits=(
+            Exhibit(claim=f"values of -inf that {birth.op} is given, of {of}", value=float(masked or 0), threshold=0.0),
+            Exhibit(claim=f"the mask: {birth.facts.get('mask_op')} in {birth.facts.get('mask_module') or 'the model'}"),
+        ),
+        fixes=(
+            "mask with a large finite number where the logits go elsewhere than into a softmax",
+            "leave masked classes out of the sum: `torch.where(mask, 0.0, log_p)` before it (label smoothing, entropy)",
+        ),
     )
 
 

@@ -61,8 +61,11 @@ _BEHIND = 0.5
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for missing moments, counters that were reset, and a schedule that starts over."""
     onset, facts, start = evidence.onset, evidence.optimizer, evidence.manifest.checkpoint_step
-    if onset is None or not evidence.is_spike or onset.step > first_step(evidence) + _SOON:
+    if onset is None or not evidence.is_spike:
         return None
+    again = _started_anew(evidence)
+    if again is not None or onset.step > first_step(evidence) + _SOON:
+        return again
     if not facts:
         return NotApplicable(reason="the optimizer's state was not noted")
     if start <= 0:
@@ -72,6 +75,43 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         if suspect is not None:
             return suspect
     return None
+
+
+def _started_anew(evidence: Evidence) -> Suspect | None:
+    """A counter of Adam's that falls from one step to the next: the state was thrown away in the middle of the run."""
+    onset = evidence.onset
+    counters = sorted(evidence.scalars("optimizer_step").items())
+    falls = [(s, a, b) for (_, a), (s, b) in pairwise(counters) if b < a and onset is not None and s <= onset.step + 1]
+    if not falls or onset is None:
+        return None
+    step, before, after = falls[-1]
+    sizes = [v for v in evidence.health_at("update_lr", step).values() if math.isfinite(v)]
+    size = (
+        [
+            Exhibit(
+                claim="median rms(Δw)/lr of that update; 0.23 is steady, 1 is sign descent",
+                value=median(sizes),
+                threshold=_SIGN_DESCENT,
+            )
+        ]
+        if sizes
+        else []
+    )
+    return Suspect(
+        cause="optimizer-state",
+        grade=Grade.PROVED,
+        summary=f"Adam's step counter fell from {before:.0f} to {after:.0f} at step {step}: its moments were thrown away",
+        location=Location(step=step, phase="update"),
+        exhibits=(
+            Exhibit(claim=f"step counter after step {step}, against the step before", value=after, threshold=before),
+            *size,
+        ),
+        fixes=(
+            "do not build the optimizer anew in the middle of a run, nor clear its state: add or remove parameter groups instead",
+            "if it must be, warm the rate up from 0 over 1/(1 - β2) steps",
+        ),
+        depth=1,
+    )
 
 
 def _missing(evidence: Evidence) -> Suspect | None:

@@ -47,11 +47,12 @@ from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.interventions import Prediction
-from nanhunt.trace.schema import NoteKind
+from nanhunt.trace.schema import NoteKind, Operand
 
 __all__ = ["CAUSE"]
 
 _KINDS = ("parameter", "buffer", "state", "weight")
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row", "exp_avg_sq_col")
 _PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists"))
 
 
@@ -61,6 +62,9 @@ def examine(evidence: Evidence) -> Suspect | None:
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike):
         return None
     if evidence.is_nonfinite:
+        impossible = _impossible(evidence)
+        if impossible is not None:
+            return impossible
         inherited = str(evidence.birth.facts.get("inherited", "")) if evidence.birth else ""
         kind, _, name = inherited.partition(" ")
         poison = [p for p in evidence.notes(NoteKind.POISON) if not _is_mask(p)]
@@ -72,6 +76,41 @@ def examine(evidence: Evidence) -> Suspect | None:
         if not evidence.births and poison and onset.step == evidence.manifest.checkpoint_step:
             return _inherited(evidence, str(poison[0]["where"]), _qualified(poison[0]), poison)
     return _corrupt(evidence)
+
+
+def _impossible(evidence: Evidence) -> Suspect | None:
+    """A second moment or a running variance below zero: finite, and nothing that any step leaves behind."""
+    birth, onset = evidence.birth, evidence.onset
+    if birth is None or onset is None:
+        return None
+    found = next((o for o in birth.inputs if o.low < 0.0 and _is_square(o)), None)
+    if found is None:
+        return None
+    kind, _, name = found.origin.partition(" ")
+    return Suspect(
+        cause="poisoned-state",
+        grade=Grade.PROVED,
+        summary=f"{kind} {name} holds {in_words(found.low)}: a mean of squares is never below zero",
+        location=Location(
+            step=onset.step, phase="load", module=birth.module, parameter=name, op=birth.op, source=birth.source
+        ),
+        exhibits=(
+            Exhibit(claim=f"smallest value of {name}, as {birth.op} got it", value=found.low, threshold=0.0),
+            Exhibit(claim=f"elements that it makes non-finite, of {birth.of}", value=float(birth.bad)),
+        ),
+        fixes=(
+            "restore it from an earlier checkpoint or another replica; find what wrote it: a cast, a merge, a bad copy",
+        ),
+        predictions=_PERSISTS,
+        depth=1,
+    )
+
+
+def _is_square(operand: Operand) -> bool:
+    """Whether an operand is the mean of squares that an optimizer or a norm keeps."""
+    kind, _, name = operand.origin.partition(" ")
+    last = name.rpartition(".")[2]
+    return (kind == "state" and last in _SQUARES) or (kind == "buffer" and last == "running_var")
 
 
 def _is_mask(poison: dict[str, Any]) -> bool:

@@ -39,10 +39,11 @@ discuss.pytorch.org/t/94875 (RMSE at a perfect fit); geoopt PR#79 (acos); keras-
 from __future__ import annotations
 
 from nanhunt.diagnosis.births import denominator, divides_by_zero, no_births, operand, place, root, throws_away
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import probability_of
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import base
+from nanhunt.diagnosis.leap import steepest
+from nanhunt.diagnosis.ops import base, number
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
@@ -64,7 +65,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a root birth in the backward pass that divides by zero, and that fp64 does not mend."""
     birth = root(evidence, "backward")
     if birth is None:
-        return no_births(evidence)
+        return _steep(evidence) or no_births(evidence)
     if birth.kind == "nan-from-inf" or birth.node is None or birth.fp64 in ("beyond-range", "in-range"):
         return None
     if base(birth.op) not in _RECIPROCAL and not (birth.node or "").startswith("Linalg"):
@@ -72,6 +73,33 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if throws_away(birth, evidence) or _is_likelihood(birth, evidence):
         return None
     return _suspect(birth, evidence)
+
+
+def _steep(evidence: Evidence) -> Suspect | None:
+    """A slope that is finite by a floor of 1e-12 or so, and then overflows in the optimizer's square of it."""
+    birth, onset = root(evidence, "unscale", "clip", "update"), evidence.onset
+    leap = steepest(evidence) if birth is not None else None
+    if leap is None or onset is None:
+        return None
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.SUPPORTED,
+        summary=f"a slope of {number(leap.factor)} in the backward pass makes a gradient of {number(leap.amax)}, whose square overflows",
+        location=Location(step=onset.step, phase="backward", module=leap.module, op=leap.op, source=leap.source),
+        exhibits=(
+            Exhibit(
+                claim=f"largest gradient behind {leap.op}, against the largest before it",
+                value=leap.amax,
+                threshold=leap.before,
+            ),
+            Exhibit(claim="what it breaks first", value=birth.fp64_amax if birth else None),
+        ),
+        fixes=(
+            "keep the argument from the point where the slope has no bound: a norm of zero needs an epsilon that is not 1e-12",
+            "clip the gradient norm",
+        ),
+        depth=1,
+    )
 
 
 def _is_likelihood(birth: Birth, evidence: Evidence) -> bool:
@@ -82,12 +110,16 @@ def _is_likelihood(birth: Birth, evidence: Evidence) -> bool:
 def _suspect(birth: Birth, evidence: Evidence) -> Suspect:
     node = birth.node or ""
     function = base(birth.forward_op) or node.removesuffix("Backward0")
-    is_proved = birth.fp64 == "non-finite" and (divides_by_zero(birth) or _is_zero(birth))
+    # of two fp64 readings the whole slope's stands above the single op's: an intermediate may be beyond repair alone
+    is_proved = birth.fp64 == "non-finite" and (divides_by_zero(birth) or _is_zero(birth)) and birth.slope != "in-range"
     under = denominator(birth)
     exhibits = [
         Exhibit(claim=f"the forward pass is finite; the first bad op is {birth.op} in {node}"),
         Exhibit(claim=f"bad elements, of {birth.of}; in fp64 they are {birth.fp64} too", value=float(birth.bad)),
     ]
+    if birth.slope != "unavailable":
+        claim = f"the whole slope of {birth.forward_op}, in fp64 from its own argument: {birth.slope}"
+        exhibits.append(Exhibit(claim=claim, value=birth.slope_amax))
     if under is not None:
         claim = f"zeros in what {node} divides by, of {under.numel}"
         exhibits.append(Exhibit(claim=claim, value=float(under.zero), threshold=0.0))

@@ -41,31 +41,146 @@ fairscale#263 (norm in fp16).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
+from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
+#: Steps alike from which an order is the loop's own and no exception.
+_OFTEN = 3
 _GUARD = (
     "skip the update where the norm is not finite: clip_grad_norm_ returns it, or raises with error_if_nonfinite=True"
 )
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
-    """Look for a clip that let an infinite norm through to the weights, or that overflowed by itself."""
+    """Look at what the loop did between backward and update, and in which order."""
     onset = evidence.onset
     if onset is None or onset.kind in ("exception", "mismatch"):
         return None
-    if evidence.optimizer.get("custom_step"):
-        return NotApplicable(
-            reason="the loop is your own train_step: what it does between backward and update is not seen"
+    told = _by_reason(evidence) or _stale(evidence) or _kept(evidence)
+    if told is not None:
+        return told
+    if evidence.scalars("clip_coefficient").get(onset.step) == 0.0:
+        norm = evidence.scalars("grad_norm").get(onset.step, math.nan)
+        return _overflowed(evidence, norm) if math.isfinite(norm) and norm > 0.0 else _let_through(evidence)
+    if evidence.optimizer.get("custom_step") and evidence.note(NoteKind.LOOP) is None:
+        return NotApplicable(reason="the loop is your own train_step, and nothing of it was heard")
+    return None
+
+
+def _by_reason(evidence: Evidence) -> Suspect | None:
+    """A stall that names its own reason."""
+    reason, onset = evidence.stall_reason, evidence.onset
+    assert onset is not None
+    loop = evidence.note(NoteKind.LOOP) or {}
+    if reason == "scaled-clip":
+        scale, factor = float(loop.get("loss_scale") or 1.0), float(loop.get("clip_coefficient") or 0.0)
+        return _suspect(
+            evidence,
+            f"gradients are clipped before they are unscaled: what is left of them is {in_words(factor)}, at a loss scale of {in_words(scale)}",
+            (
+                Exhibit(claim=f"order of the step: {_order(loop)}"),
+                Exhibit(
+                    claim="clip coefficient, taken of gradients with the loss scale in them",
+                    value=factor,
+                    threshold=1.0,
+                ),
+                Exhibit(claim="loss scale", value=scale, threshold=1.0),
+            ),
+            ("call `scaler.unscale_(optimizer)` before `clip_grad_norm_`",),
         )
-    if evidence.scalars("clip_coefficient").get(onset.step) != 0.0:
+    if reason == "no-gradient":
+        return _suspect(
+            evidence,
+            "the loss that backward starts from is not connected to any weight: no gradient reaches one",
+            (Exhibit(claim="weights with a gradient after backward", value=0.0, threshold=1.0),),
+            (
+                "do not build the loss anew from numbers (`torch.tensor(loss.item())`, `.detach()`): return the tensor itself",
+            ),
+            phase="backward",
+        )
+    if reason == "no-update":
+        return _suspect(
+            evidence,
+            "no optimizer makes an update: gradients are there, and nobody steps",
+            (Exhibit(claim=f"order of the step: {_order(loop)}"),),
+            ("call `optimizer.step()` (or `scaler.step(optimizer)`) after backward",),
+            phase="update",
+        )
+    return None
+
+
+def _stale(evidence: Evidence) -> Suspect | None:
+    """A step that began with gradients which were not finite: those of a skipped step, never cleared."""
+    birth = evidence.birth
+    inherited = str(birth.facts.get("inherited", "")) if birth else ""
+    if not inherited.startswith("gradient "):
         return None
-    norm = evidence.scalars("grad_norm").get(onset.step, math.nan)
-    return _overflowed(evidence, norm) if math.isfinite(norm) and norm > 0.0 else _let_through(evidence)
+    name = inherited.removeprefix("gradient ")
+    loop = evidence.note(NoteKind.LOOP) or {}
+    skips = max((int(b.get("in_a_row", 0)) for b in evidence.notes(NoteKind.SKIPPED)), default=0)
+    return _suspect(
+        evidence,
+        f"the gradient of {name} was not finite before this step's backward: a skipped step's gradients were not cleared",
+        (
+            Exhibit(claim=f"order of the step: {_order(loop)}"),
+            *((Exhibit(claim="steps in a row without an update", value=float(skips)),) if skips else ()),
+        ),
+        ("call `optimizer.zero_grad(set_to_none=True)` at the head of each step, a skipped one's successor too",),
+        phase="backward",
+        parameter=name,
+    )
+
+
+def _kept(evidence: Evidence) -> Suspect | None:
+    """A loop that updates with gradients to which those of the steps before were added."""
+    loop = evidence.note(NoteKind.LOOP) or {}
+    order, alike = loop.get("order") or [], int(loop.get("alike", 0))
+    if "kept" not in order or "zero_grad" in order or "update" not in order:
+        return None
+    return _suspect(
+        evidence,
+        "nothing clears the gradients: each step's are added to those of all steps before",
+        (
+            Exhibit(claim=f"order of the step: {_order(loop)}; no zero_grad in it"),
+            Exhibit(claim="steps of the replay with that order", value=float(alike), threshold=1.0),
+        ),
+        ("call `optimizer.zero_grad(set_to_none=True)` before each backward that starts a step",),
+        grade=Grade.PROVED if alike >= _OFTEN else Grade.SUPPORTED,
+        phase="backward",
+    )
+
+
+def _order(loop: dict[str, Any]) -> str:
+    names = {"kept": "gradients kept from before"}
+    return " → ".join(names.get(part, part) for part in loop.get("order") or []) or "not heard"
+
+
+def _suspect(
+    evidence: Evidence,
+    summary: str,
+    exhibits: tuple[Exhibit, ...],
+    fixes: tuple[str, ...],
+    *,
+    grade: Grade = Grade.PROVED,
+    phase: str = "clip",
+    parameter: str | None = None,
+) -> Suspect:
+    step = evidence.onset.step if evidence.onset else None
+    return Suspect(
+        cause="training-loop-bug",
+        grade=grade,
+        summary=summary,
+        location=Location(step=step, phase=phase, parameter=parameter),
+        exhibits=exhibits,
+        fixes=fixes,
+        depth=2,
+    )
 
 
 def _let_through(evidence: Evidence) -> Suspect | None:

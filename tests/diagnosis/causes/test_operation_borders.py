@@ -193,10 +193,12 @@ def gradient_answer(evidence_of: EvidenceOf, peak: float, scale: float | None, *
     return gradient_overflow.CAUSE.examine(evidence)
 
 
-def test_the_scalers_ordinary_overflow_does_not_hide_another_fault(evidence_of: EvidenceOf) -> None:
-    # 1e5 at a scale of 65536 is 1.5 without it: what is non-finite at a scale of 1 is something else
-    assert gradient_answer(evidence_of, 1e5, 65536.0, unscaled_bad=True) is None
-    assert gradient_answer(evidence_of, 1e10, 65536.0, unscaled_bad=True) is not None
+def test_what_overflows_without_a_loss_scale_is_the_gradients_own_doing(evidence_of: EvidenceOf) -> None:
+    # a step whose gradient no scale mends is looked at with a scale of 1: the peak is the gradient itself
+    for peak in (1e5, 1e10):
+        answer = gradient_answer(evidence_of, peak, 65536.0, unscaled_bad=True)
+        assert isinstance(answer, Suspect)
+        assert "at a loss scale of 1 too" in answer.summary
 
 
 def test_skips_without_end_are_the_scales_and_a_scale_of_one_cures(evidence_of: EvidenceOf) -> None:
@@ -240,16 +242,17 @@ def test_a_stall_without_a_twin_cannot_be_told(evidence_of: EvidenceOf) -> None:
 
 
 def test_an_erased_norm_is_not_an_underflow(evidence_of: EvidenceOf) -> None:
-    erased = Observation(
-        step=7, phase="forward", role="output", module="norm", dtype="float16", stats=TensorStats(numel=64, zero=64)
-    )
-    evidence = evidence_of(STALL, rows=[erased], notes=[(NoteKind.TWIN, {**TWIN, "amax_twin": 0.5})])
+    erased = {
+        "kind": "erased", "serious": True, "step": 7, "phase": "forward", "module": "norm", "op": "aten.pow.Tensor_Scalar",
+        "source": "train.py:5", "dtype": "float16", "elements": 64, "of": 64, "amax": 0.5, "samples": [],
+        "at": {"op": "aten.rsqrt", "module": "norm", "source": "train.py:5"},
+    }  # fmt: skip
+    evidence = evidence_of(STALL, notes=[(NoteKind.TWIN, {**TWIN, "amax_twin": 0.5}), (NoteKind.SILENT, erased)])
     assert gradient_underflow.CAUSE.examine(evidence) is None
     answer = activation_overflow.CAUSE.examine(evidence)
     assert isinstance(answer, Suspect)
-    assert answer.location.module == "norm"
-    tiny = evidence_of(STALL, rows=[erased], notes=[(NoteKind.TWIN, TWIN)])
-    assert activation_overflow.CAUSE.examine(tiny) is None
+    assert (answer.location.module, answer.grade) == ("norm", Grade.PROVED)
+    assert activation_overflow.CAUSE.examine(evidence_of(STALL, notes=[(NoteKind.TWIN, TWIN)])) is None
 
 
 def frozen(dtype: str, rate: float) -> dict[str, Any]:
@@ -297,19 +300,21 @@ def logarithm(given: Operand, code: str = "") -> Birth:
     )  # fmt: skip
 
 
-def row(seq: int, op: str, **stats: Any) -> Observation:
-    return Observation(step=7, phase="forward", role="op", seq=seq, pass_="zoom", op=op, stats=TensorStats(**stats))
+def above(*ops: dict[str, Any]) -> list[tuple[NoteKind, dict[str, Any]]]:
+    """The ops that an operand of origin `op 30` comes from, each made by the next."""
+    chain = [{"index": 30 - i, "writers": [29 - i], **op} for i, op in enumerate(ops)]
+    return [(NoteKind.ANCESTRY, {"ops": chain})]
 
 
-ZEROED = operand("self", zero=2, amax=1.0, amin=0.25)
-SOFTMAX = row(30, "aten._softmax", numel=8, zero=2, amax=1.0, amin=0.25)
+ZEROED = operand("self", zero=2, amax=1.0, amin=0.25, origin="op 30")
+SOFTMAX = {"op": "aten._softmax", "numel": 8, "zero": 2}
 
 
 def test_a_vanished_probability_is_told_from_a_masked_one_and_from_a_mere_zero(evidence_of: EvidenceOf) -> None:
-    vanished = evidence_of(ONSET, logarithm(ZEROED), rows=[row(20, "aten.mul", numel=8, amax=400.0, amin=1.0), SOFTMAX])
-    masked = evidence_of(ONSET, logarithm(ZEROED), rows=[row(20, "aten.masked_fill", numel=8, neginf=2), SOFTMAX])
-    relu = row(30, "aten.relu", numel=8, zero=2, amax=1.0, amin=0.25)
-    plain = evidence_of(ONSET, logarithm(ZEROED), rows=[relu])
+    mul, fill = {"op": "aten.mul.Tensor"}, {"op": "aten.masked_fill.Scalar", "neginf": 2}
+    vanished = evidence_of(ONSET, logarithm(ZEROED), notes=above(SOFTMAX, mul))
+    masked = evidence_of(ONSET, logarithm(ZEROED), notes=above(SOFTMAX, fill))
+    plain = evidence_of(ONSET, logarithm(ZEROED), notes=above({"op": "aten.relu", "numel": 8, "zero": 2}, mul))
     answers = [
         (naive_exp_log.CAUSE.examine(e) is not None, domain_error.CAUSE.examine(e) is not None)
         for e in (vanished, masked, plain)
@@ -361,18 +366,15 @@ def test_exp_is_accused_from_its_formats_end_on(
     assert (naive_exp_log.CAUSE.examine(evidence_of(ONSET, birth)) is not None) == told
 
 
-def test_an_expanded_divisor_is_found_by_its_row(evidence_of: EvidenceOf) -> None:
-    rows = [
-        row(30, "aten.clamp_min", numel=4, zero=1, amax=2.0, amin=0.5),
-        row(31, "aten.mul", numel=12, amax=3.0, amin=1.0),
-    ]
-    given = operand("other", "float16", 12, zero=3, amax=2.0, amin=0.5)
+def test_a_divisor_is_followed_to_the_op_that_made_it(evidence_of: EvidenceOf) -> None:
+    notes = above({"op": "aten.clamp_min", "numel": 4, "zero": 1}, {"op": "aten.linalg_vector_norm"})
+    given = operand("other", "float16", 12, zero=3, amax=2.0, amin=0.5, origin="op 30")
     birth = Birth(
         kind="nan-from-finite", seq=40, phase="forward", op="aten.div.Tensor", inputs=[operand("self", "float16", 12), given],
         code="F.normalize(h)", elements=[Element(coordinate=[0], inputs=[0.0, 0.0], output=math.nan)],
     )  # fmt: skip
-    evidence = evidence_of(ONSET, birth, rows=rows)
-    assert [m.op for m in producers(evidence, birth, given)] == ["clamp_min"]
+    evidence = evidence_of(ONSET, birth, notes=notes)
+    assert [m.op for m in producers(evidence, birth, given)] == ["clamp_min", "linalg_vector_norm"]
     zero = zero_divisor(birth, evidence)
     assert zero is not None
     assert (zero.kind, zero.epsilon) == ("epsilon", 1e-12)

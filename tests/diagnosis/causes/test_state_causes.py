@@ -276,8 +276,36 @@ def test_a_zero_coefficient_of_a_finite_norm_proves_that_the_norm_overflowed() -
     assert accused(clipped(0.0, 9.5e4)).grade is Grade.PROVED
 
 
-def test_a_loop_of_the_users_own_cannot_be_seen() -> None:
-    assert isinstance(clipped(0.0, float("inf"), inf=1, bad=1, custom_step=True), NotApplicable)
+def test_a_loop_of_the_users_own_of_which_nothing_was_heard_cannot_be_judged() -> None:
+    assert isinstance(clipped(0.3, 3.3, custom_step=True), NotApplicable)
+
+
+def heard(*order: str, alike: int = 5, **more: Any) -> tuple[NoteKind, dict[str, Any]]:
+    return NoteKind.LOOP, {"step": 36, "order": list(order), "alike": alike, **more}
+
+
+@pytest.mark.parametrize(
+    ("order", "alike", "grade"),
+    [
+        (("kept", "backward", "update"), 5, Grade.PROVED),
+        (("kept", "backward", "update"), 1, Grade.SUPPORTED),
+        (("kept", "zero_grad", "backward", "update"), 5, None),
+        (("zero_grad", "backward", "clip", "update"), 5, None),
+        (("kept", "backward"), 5, None),  # it adds up over calls
+    ],
+)
+def test_gradients_that_nothing_clears_accuse_the_loop(order: tuple[str, ...], alike: int, grade: Grade | None) -> None:
+    answer = training_loop_bug.CAUSE.examine(evidence(spike(36), notes=[heard(*order, alike=alike)]))
+    assert (answer.grade if isinstance(answer, Suspect) else None) == grade
+
+
+def test_a_clip_before_the_unscaling_accuses_the_loop_with_what_it_left() -> None:
+    stall = Onset(kind="stall", step=36, phase="clip")
+    loop = heard("backward", "clip", "unscale", "update", loss_scale=32768.0, clip_coefficient=1e-5)
+    notes = [(NoteKind.STALL, {"reason": "scaled-clip", "step": 36}), loop]
+    answer = accused(training_loop_bug.CAUSE.examine(evidence(stall, notes=notes)))
+    assert answer.grade is Grade.PROVED
+    assert "32768" in answer.summary
 
 
 # --- repetitions -----------------------------------------------------------------------------------------------------------------
