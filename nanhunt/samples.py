@@ -28,6 +28,8 @@ __all__ = ["Cutter", "add_up", "attribute_samples", "loss_outliers", "sample_los
 
 #: Runs of the step that a search may take.
 _BUDGET = 40
+#: Culprits up to which each is asked whether the fault needs it.
+_TRIMMED = 8
 #: Samples whose gradients are taken one by one.
 _NORMS = 32
 
@@ -96,8 +98,20 @@ def attribute_samples(size: int, candidates: list[int], faulty: Callable[[list[i
         culprits, reason = [], _EVERY_ONE
     if culprits and faulty(_without(everyone, culprits)) is not False:
         culprits, reason = [], "the batch fails without the samples that fail by themselves, too"
+    if 1 < len(culprits) <= _TRIMMED:
+        culprits = _trimmed(everyone, culprits, faulty)
     body: dict[str, Any] = {"samples": culprits, "method": method, "size": size, "reason": reason}
     return body | (_placebo(everyone, culprits, faulty) if culprits else {})
+
+
+def _trimmed(everyone: list[int], culprits: list[int], faulty: Callable[[list[int]], bool | None]) -> list[int]:
+    """Leave out of the culprits those whom the batch is healthy with: a mask's infinity may be at home with them."""
+    needed = list(culprits)
+    for one in culprits:
+        rest = [c for c in needed if c != one]
+        if rest and faulty(_without(everyone, rest)) is False:
+            needed = rest
+    return needed
 
 
 _EVERY_ONE = "every sample fails by itself: the fault is the step's, and no sample's"

@@ -83,13 +83,15 @@ class _LossWatch:
         """Nothing waits here."""
 
     def took(self, event: OpEvent, func: Any, before: tuple[tuple[Any, ...], dict[str, Any]], outputs: Any) -> None:
-        """Read the scores' second dimension, (N, classes) or (N, classes, …)."""
-        if event.op.startswith("aten.nll_loss") and event.phase.value == "forward" and before[0][0].dim() >= 2:
-            self.classes = int(before[0][0].shape[1])
+        """Read the scores' second dimension, (N, classes) or (N, classes, …), of a loss that is a mean."""
+        args = before[0]
+        if event.op.startswith("aten.nll_loss") and event.phase.value == "forward" and args[0].dim() >= 2:
+            is_mean = len(args) > 3 and args[3] == 1  # at::Reduction: 0 none, 1 mean, 2 sum
+            self.classes = int(args[0].shape[1]) if is_mean else None
 
 
 def classes_of(run: TrainingRun, ring: SnapshotRing, step: int) -> int | None:
-    """Return over how many classes a step's cross-entropy is taken; None where its loss is none."""
+    """Return over how many classes a step's mean cross-entropy is taken; None where its loss is none."""
     with kept(run, step + 1):
         watch = _LossWatch()
         _looked(run, ring, step, RowBuffer(), watch)
@@ -173,6 +175,7 @@ def _absorbed(run: TrainingRun, found: Absorbed, step: int) -> SilentFault:
 def _placed(run: TrainingRun, event: OpEvent, step: int) -> dict[str, Any]:
     return {
         "step": step,
+        "seq": event.index,
         "micro": event.micro,
         "phase": event.phase.value,
         "module": event.module,

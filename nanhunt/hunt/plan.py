@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
@@ -24,11 +25,13 @@ from nanhunt.hunt.stalls import stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
 from nanhunt.probes.optimizer import record_state
+from nanhunt.probes.probe import split_name
 from nanhunt.replay import Replayed, device_is_lost, replay_step
+from nanhunt.rewind import kept, rewind
 from nanhunt.survey import classes_of
 from nanhunt.trace.onset import BASELINE, StepScalars
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase, Role
+from nanhunt.trace.schema import NoteKind, Observation, Onset, OnsetKind, Phase, Role
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
@@ -55,8 +58,11 @@ def hunt(
     record_state(run, state.rows, Phase.LOAD)
     state.write()
     began = time.perf_counter()
-    state.onset = _replay(state)
+    with eager(run):
+        state.onset = _replay(state)
     state.seconds = time.perf_counter() - began
+    if is_compiled(run):
+        state.onset = _held_against_compiled(state)
     if state.onset is None:
         return None
     writer.note(NoteKind.ONSET, state.onset.to_json())
@@ -64,8 +70,31 @@ def hunt(
     _note_loop(state, state.onset.step)
     writer.flush()
     if settings.trials and not state.lost_device:
-        try_causes(state)
+        with eager(run):
+            try_causes(state)
     return state.onset
+
+
+def _held_against_compiled(state: HuntState) -> Onset | None:
+    """Run compiled what was hunted in eager mode; return the onset, that of the compiled pass where only it has one."""
+    onset, run = state.onset, state.run
+    state.assume("compiled modules ran in eager mode, so that every op can be seen")
+    if state.lost_device or not state.results:
+        return onset
+    last = max(state.results)
+    first = last if onset is not None else max(state.ring.oldest_step, run.start_step)
+    state.progress.stage("the same steps once more, compiled")
+    body, fault = compiled_pass(run, state.ring, first, last, state.known)
+    state.writer.note(NoteKind.COMPILED, body | {"eager": onset.detail if onset else ""})
+    if onset is not None or fault is None:
+        return onset
+    kind: OnsetKind = "exception" if fault.kind == "exception" else ("nan" if fault.nan else "inf")
+    module, name = split_name(fault.name) if fault.kind in ("gradient", "weight") else ("", "")
+    phase = Phase.FORWARD if fault.kind in ("loss", "exception") else Phase.BACKWARD
+    return Onset(
+        kind=kind, step=int(body["step"]), phase=phase.value, micro=fault.micro, module=module, name=name,
+        detail=f"{fault.detail}, compiled and not in eager mode",
+    )  # fmt: skip
 
 
 def _note_loop(state: HuntState, step: int) -> None:
@@ -139,6 +168,7 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
         state.results[seen.step] = seen.result
     fault = fault_of(seen, state.known) or skipped_fault(state, seen)
     if fault is not None:
+        seen, rows = _earlier_skip(state, seen, rows, fault)
         return _zoomed(state, seen, rows, fault)
     assert seen.result is not None
     if not seen.result.skipped:
@@ -154,6 +184,20 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     if onset is None:
         look_for_silence(state, seen, rows)
     return onset
+
+
+def _earlier_skip(
+    state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault
+) -> tuple[Replayed, list[Observation]]:
+    """Return the second step of a row of skipped ones: the first may be ordinary work, from there on it is not."""
+    second = seen.step - state.skips + 2
+    if not fault.skipped or fault.unscaled or state.skips <= 2 or second < state.ring.oldest_step:
+        return seen, rows
+    with kept(state.run, seen.step + 1):
+        rewind(state.run, state.ring, second)
+        again = replay_step(state.run, second, state.rows, recorded=True)
+        found = state.rows.take()
+    return (again, found) if again.finite.grads else (seen, rows)
 
 
 def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault) -> Onset:

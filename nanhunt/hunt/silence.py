@@ -6,10 +6,13 @@ that they never had. And the step of a spike. What is found is told at the first
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from typing import Any
 
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
+from nanhunt.stall import can_flush
 from nanhunt.survey import SilentFault, survey
 from nanhunt.trace.schema import NoteKind, Observation, Onset
 
@@ -17,12 +20,15 @@ __all__ = ["look_at", "look_for_silence", "silent_at", "silent_onset"]
 
 #: Steps between two looks.
 _SPACING = 16
+#: Seconds, and share of the replay's own time, that may go into further looks.
+_SECONDS, _SHARE = 5.0, 0.5
 #: Looks that surprising zeros may ask for.
 _SURPRISES = 4
 
 
 def look_for_silence(state: HuntState, seen: Replayed, rows: list[Observation]) -> None:
     """Note a step whose module outputs have surprising zeros, to be looked at when the replay is over."""
+    state.narrow |= any(r.dtype is not None and r.dtype.startswith("float8") for r in rows)
     if state.zeros_seen.observe(rows) and len(state.surprises) < _SURPRISES:
         state.surprises.append(seen.step)
 
@@ -77,8 +83,24 @@ def silent_onset(state: HuntState) -> Onset | None:
     state.progress.stage("no fault so far; looking at some steps op by op")
     for step in sorted({first, last, *range(first, last, _SPACING), *(s for s in state.surprises if s >= first)}):
         look_at(state, step)
+    if not state.findings and (can_flush(state.run) or state.narrow):
+        _look_further(state, first, last)
     serious = [f for f in state.findings if f.serious]
-    return _onset(min(serious, key=lambda f: (f.body["step"], -f.body["weight"]))) if serious else None
+    return _onset(min(serious, key=lambda f: (f.body["step"], f.body["seq"]))) if serious else None
+
+
+def _look_further(state: HuntState, first: int, last: int) -> None:
+    """Look at as many of the other steps as a share of the replay's own time allows, the widest gaps first.
+
+    In a narrow format a single step may lose a single sample, and no statistic of a module shows it.
+    """
+    ends = time.perf_counter() + max(_SECONDS, _SHARE * (time.perf_counter() - state.began))
+    while time.perf_counter() < ends and not any(f.serious for f in state.findings):
+        seen = sorted(s for s in state.surveyed if first <= s <= last)
+        width, middle = max(((b - a, (a + b) // 2) for a, b in pairwise(seen)), default=(1, last))
+        if width < 2:
+            return
+        look_at(state, middle)
 
 
 def _onset(fault: SilentFault) -> Onset:

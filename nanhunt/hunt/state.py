@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,6 +90,10 @@ class HuntState:
     #: zero share of the gradients at a gradient-underflow onset
     zeros: float | None = None
     seconds: float = 0.0
+    #: when the replay began, on the clock of `time.perf_counter`
+    began: float = field(default_factory=time.perf_counter)
+    #: an 8-bit tensor was seen
+    narrow: bool = False
     #: scalars of each step so far
     results: dict[int, StepResult] = field(default_factory=dict)
     lost_device: bool = False

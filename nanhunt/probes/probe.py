@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanhunt.stats.summarize import StatsQueue
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Observation, Phase, Role
+from nanhunt.training.checkpoint_layout import clean_name
 
 __all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "modules_below", "split_name"]
 
@@ -191,9 +192,14 @@ class ModuleStack:
 
 
 def modules_below(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module below the roots by its name, a root's own name in front."""
+    """Yield every module below the roots by its name, a root's own name in front.
+
+    Wrappers (torch.compile, activation checkpointing, FSDP) leave no segment in a name; of a wrapper and what it wraps
+    the inner one is yielded.
+    """
     for root, module in roots.items():
-        for name, inner in module.named_modules():
+        by_name = {clean_name(name): inner for name, inner in module.named_modules()}
+        for name, inner in by_name.items():
             yield (f"{root}.{name}".rstrip(".") if root else name), inner
 
 

@@ -31,7 +31,8 @@ BASELINE = 5
 PATIENCE = 8
 #: Steps without a sign that a lead may bridge.
 GAP = 2
-#: Before there is a baseline: rise over all losses so far from which a step counts, and the loss that is still away.
+#: Before there is a baseline: rise over all n losses so far from which a step counts, times 1 + 4/n, for one loss alone
+#: says little of its noise; and the loss that is still away.
 EARLY, AWAY = 3.0, 2.0
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
@@ -153,7 +154,9 @@ class SpikeWatch:
         before it leads, where it is the longest so far.
         """
         before = [x for x in self.losses.values() if math.isfinite(x)]
-        if not before or len(self.losses) >= BASELINE or not scalars.loss > EARLY * max(before) > 0.0:
+        if not before or len(self.losses) >= BASELINE:
+            return None
+        if not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * max(before) > 0.0:
             return None
         last = max(self.losses)
         moved = self._updates.get(last, 0.0) > 0.0 and self._updates[last] >= max(self._updates.values())

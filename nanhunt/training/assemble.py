@@ -122,7 +122,7 @@ def _built_optimizer(
     custom: Callable[..., Any] | None,
 ) -> Any:
     """Return the optimizer, or the several that a custom loop is handed."""
-    own = find_owned([custom], model).optimizers if custom is not None and config.optimizer is None else []
+    own = find_owned([custom, model], model).optimizers if custom is not None and config.optimizer is None else []
     if own:
         assumptions.append(f"optimizer: not in the config; train_step keeps its own ({type(own[0]).__name__})")
         return own[0] if len(own) == 1 else own

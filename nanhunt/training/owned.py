@@ -45,6 +45,8 @@ class Owned:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     #: leaf tensors that require a gradient: a temperature, a log-alpha
     leaves: dict[str, Tensor] = field(default_factory=dict)
+    #: whether a function among them was given to torch.compile
+    compiled: bool = False
 
 
 def find_owned(roots: Iterable[object], model: nn.Module) -> Owned:
@@ -65,7 +67,9 @@ def find_owned(roots: Iterable[object], model: nn.Module) -> Owned:
 
 
 def _note(found: Owned, name: str, value: object, known: set[int], model: nn.Module) -> None:
-    if isinstance(value, torch.optim.Optimizer):
+    if isinstance(value, types.FunctionType) and hasattr(value, "_torchdynamo_orig_callable"):
+        found.compiled = True
+    elif isinstance(value, torch.optim.Optimizer):
         found.optimizers.append(value)
     elif isinstance(value, torch.amp.GradScaler):
         found.scalers.append(value)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.training.batches import BatchSource
+from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.owned import Owned, find_owned
 
@@ -91,7 +92,9 @@ class TrainingRun:
     def parameters(self) -> dict[str, Tensor]:
         """Return every parameter by name, those that only an optimizer holds too."""
         found: dict[str, Tensor] = {
-            _below(root, name): p for root, module in self.roots().items() for name, p in module.named_parameters()
+            _below(root, clean_name(name)): p
+            for root, module in self.roots().items()
+            for name, p in module.named_parameters()
         }
         known = {id(p) for p in found.values()}
         names = {id(t): name for name, t in self.owned.leaves.items()}
@@ -103,7 +106,11 @@ class TrainingRun:
 
     def buffers(self) -> dict[str, Tensor]:
         """Return every buffer by name."""
-        return {_below(root, name): b for root, module in self.roots().items() for name, b in module.named_buffers()}
+        return {
+            _below(root, clean_name(name)): b
+            for root, module in self.roots().items()
+            for name, b in module.named_buffers()
+        }
 
     def trainable(self) -> list[Tensor]:
         """Parameters that the optimizers update, in their order."""

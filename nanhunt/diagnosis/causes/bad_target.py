@@ -209,7 +209,7 @@ def _forbidden(evidence: Evidence) -> Suspect | None:
 def _too_long(evidence: Evidence) -> Suspect | None:
     """A transcript that CTC cannot align: more labels, with a blank between equal ones, than there are frames."""
     birth, onset = evidence.birth, evidence.onset
-    if birth is None or onset is None or bare(birth.op) != "ctc_loss" or birth.phase != "forward":
+    if birth is None or onset is None or bare(birth.op).strip("_") != "ctc_loss" or birth.phase != "forward":
         return None
     lengths = [birth.arguments.get(n) for n in ("input_lengths", "target_lengths")]
     frames, labels = (v if isinstance(v, list) else [] for v in lengths)

@@ -42,7 +42,7 @@ import re
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of
-from nanhunt.trace.schema import Birth
+from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
 
@@ -59,6 +59,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     birth, onset = evidence.birth, evidence.onset
     if onset is None:
         return None
+    compiled = _only_compiled(evidence)
+    if compiled is not None:
+        return compiled
     if evidence.is_spike and onset.phase == "backward":
         return NotApplicable(reason="the gradients are finite: a wrong one shows only in a gradcheck")
     if birth is None or birth.phase != "backward" or birth.node is None or birth.kind == "carried":
@@ -66,6 +69,24 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if _FUNCTION.fullmatch(birth.node) and birth.node not in _OF_TORCH:
         return _written_by_hand(evidence, birth)
     return _kernel(evidence, birth) if birth.fp64 == "in-range" and birth.kind != "nan-from-inf" else None
+
+
+def _only_compiled(evidence: Evidence) -> Suspect | None:
+    """A fault that the very same steps have compiled, and do not have in eager mode."""
+    body, onset = evidence.note(NoteKind.COMPILED), evidence.onset
+    if body is None or onset is None or body.get("eager") or not body.get("fault"):
+        return None
+    return Suspect(
+        cause="faulty-backward",
+        grade=Grade.SUPPORTED,
+        summary=f"steps {body['first']} to {body['last']} are healthy in eager mode, and compiled {body['fault']} at step {body['step']}",
+        location=place_of(evidence),
+        exhibits=(Exhibit(claim=f"compiled: {body['fault']}"), Exhibit(claim="eager: every step is finite")),
+        fixes=(
+            "leave the module that fails out of torch.compile, and halve the rest until one is left (`torch._dynamo.config`, TORCH_COMPILE_DEBUG)",
+            "compile with backend='aot_eager' to tell the graph from the generated kernels, and report it with a small repro",
+        ),
+    )
 
 
 def _written_by_hand(evidence: Evidence, birth: Birth) -> Suspect | None:

@@ -44,6 +44,7 @@ from nanhunt.diagnosis.divisors import probability_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.leap import steepest
 from nanhunt.diagnosis.ops import base, number
+from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
@@ -79,7 +80,7 @@ def _steep(evidence: Evidence) -> Suspect | None:
     """A slope that is finite by a floor of 1e-12 or so, and then overflows in the optimizer's square of it."""
     birth, onset = root(evidence, "unscale", "clip", "update"), evidence.onset
     leap = steepest(evidence) if birth is not None else None
-    if leap is None or onset is None:
+    if leap is None or onset is None or lone_giant(evidence) is not None:
         return None
     return Suspect(
         cause=CAUSE.slug,

@@ -55,9 +55,11 @@ _NORMS = frozenset({"native_layer_norm", "native_batch_norm", "native_group_norm
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a forward division by an exact zero that is neither a count nor a lost epsilon."""
-    birth = root(evidence, "forward")
+    birth = root(evidence, "forward", "clip", "update")
     if birth is None:
         return no_births(evidence)
+    if birth.phase != "forward" and birth.source is None:
+        return None  # the optimizer's own arithmetic
     if birth.fp64 in ("beyond-range", "in-range") or is_discarded(birth, evidence):
         return None
     name = base(birth.op)
