@@ -49,9 +49,9 @@ class SilentFault:
     body: dict[str, Any]
 
     @property
-    def place(self) -> tuple[str, str, str | None]:
-        """What stays the same from step to step: kind, op and line."""
-        return self.kind, str(self.body["op"]), self.body["source"]
+    def place(self) -> tuple[str, str, str, str | None]:
+        """What stays the same from step to step: kind, module, op and line."""
+        return self.kind, str(self.body["module"]), str(self.body["op"]), self.body["source"]
 
 
 def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]:

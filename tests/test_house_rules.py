@@ -39,6 +39,7 @@ FLOOR_OF = {
     "nanhunt.probes": "T1",
     "nanhunt.replay": "T2",
     "nanhunt.rewind": "T2",
+    "nanhunt.gradcheck": "T2",
     "nanhunt.compiled": "T2",
     "nanhunt.raised": "T2",
     "nanhunt.survey": "T2",

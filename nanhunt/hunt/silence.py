@@ -10,16 +10,17 @@ import time
 from itertools import pairwise
 from typing import Any
 
+from nanhunt.gradcheck import check_functions, has_functions
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
 from nanhunt.stall import can_flush
 from nanhunt.survey import SilentFault, survey
 from nanhunt.trace.schema import NoteKind, Observation, Onset
 
-__all__ = ["look_at", "look_for_silence", "silent_at", "silent_onset"]
+__all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silent_onset"]
 
-#: Steps between two looks.
-_SPACING = 16
+#: Steps between two looks, and how far back the first step of a finding is looked for.
+_SPACING, _BACK = 16, 32
 #: Seconds, and share of the replay's own time, that may go into further looks.
 _SECONDS, _SHARE = 5.0, 0.5
 #: Looks that surprising zeros may ask for.
@@ -44,18 +45,16 @@ def look_at(state: HuntState, step: int) -> None:
 
 
 def _first_step(state: HuntState, fault: SilentFault, step: int) -> SilentFault:
-    """Return the fault as the first step within reach shows it, back to the look before."""
-    earlier = [s for s in state.surveyed if s < step]
-    start = max([state.ring.oldest_step, *(s + 1 for s in earlier)])
-    low, high, best = start, step, fault
-    while low < high and fault.serious:  # by halves: a loss of values that began stays
-        middle = (low + high) // 2
-        found = next((f for f in survey(state.run, state.ring, middle) if f.place == fault.place), None)
-        if found is None:
-            low = middle + 1
-        else:
-            high, best = middle, found
-    return best
+    """Return the fault as the first step within reach shows it; one step may show it and the next not."""
+    if not fault.serious:
+        return fault
+    start = max(state.ring.oldest_step, step - _BACK)
+    for earlier in range(start, step):
+        if earlier not in state.surveyed:
+            found = next((f for f in survey(state.run, state.ring, earlier) if f.place == fault.place), None)
+            if found is not None:
+                return found
+    return fault
 
 
 def _write(state: HuntState, asked: SilentFault, found: SilentFault) -> None:
@@ -86,7 +85,30 @@ def silent_onset(state: HuntState) -> Onset | None:
     if not state.findings and (can_flush(state.run) or state.narrow):
         _look_further(state, first, last)
     serious = [f for f in state.findings if f.serious]
-    return _onset(min(serious, key=lambda f: (f.body["step"], f.body["seq"]))) if serious else None
+    if serious:
+        return _onset(min(serious, key=lambda f: (f.body["step"], f.body["seq"])))
+    return _wrong_backward(state, first)
+
+
+def check_backwards(state: HuntState, step: int) -> list[dict[str, Any]]:
+    """Hold the user's own autograd Functions against their forward at a step, write it, and return the wrong ones."""
+    if step < state.ring.oldest_step or not has_functions():
+        return []
+    functions = check_functions(state.run, state.ring, step)
+    if functions:
+        state.writer.note(NoteKind.GRADCHECK, {"step": step, "functions": functions})
+    return [f for f in functions if f["verdict"] == "wrong"]
+
+
+def _wrong_backward(state: HuntState, step: int) -> Onset | None:
+    """A backward that is no derivative of its forward: a fault though nothing has gone wrong yet."""
+    found = next(iter(check_backwards(state, step)), None)
+    if found is None:
+        return None
+    said = f"the backward of {found['function']} gives {found['analytic']:.4g} where its forward has a slope of {found['numeric']:.4g}"
+    return Onset(
+        kind="mismatch", step=step, phase="backward", module=found["module"], source=found["source"], detail=said
+    )
 
 
 def _look_further(state: HuntState, first: int, last: int) -> None:

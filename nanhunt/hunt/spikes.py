@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nanhunt.hunt.silence import look_at
+from nanhunt.hunt.silence import check_backwards, look_at
 from nanhunt.hunt.state import HuntState
 from nanhunt.repeat import repeat_spike
 from nanhunt.rewind import kept, rewind
@@ -30,6 +30,8 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         return gone
     with kept(run, event.alarm_step):
         told = _samples_at(state, event)
+    if event.slow:  # where the loss creeps up, samples differ in how far they have come
+        told["outliers"] = []
     outliers = told["outliers"]
     state.writer.note(NoteKind.SAMPLE_LOSSES if told["losses"] else NoteKind.SAMPLES, told)
     # a hard batch is hard in all its samples; one sample that makes ten times the loss is a fault of its own
@@ -47,6 +49,7 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
     state.event = event
     _exchange(state, event)
     look_at(state, event.alarm_step)
+    check_backwards(state, event.alarm_step)
     phase = {"update_norm": Phase.UPDATE, "grad_norm": Phase.BACKWARD}.get(event.lead, Phase.FORWARD)
     return Onset(
         kind="divergence" if event.kind == "divergence" else "loss-spike",

@@ -76,7 +76,7 @@ class HuntState:
     skips: int = 0
     skip_scale: float = 0.0
     #: what surveys found, by place: the first step that shows it
-    silent: dict[tuple[str, str, str | None], int] = field(default_factory=dict)
+    silent: dict[tuple[str, str, str, str | None], int] = field(default_factory=dict)
     findings: list[SilentFault] = field(default_factory=list)
     #: steps that were looked at op by op, and those with surprising zeros
     surveyed: list[int] = field(default_factory=list)

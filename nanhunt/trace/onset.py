@@ -116,6 +116,8 @@ class Event:
     losses: list[float] = field(default_factory=list)
     #: raised before there was a baseline
     early: bool = False
+    #: seen by its trend at the end, and by no alarm
+    slow: bool = False
 
 
 class SpikeWatch:
@@ -207,6 +209,7 @@ class SpikeWatch:
             verdict="fault",
             kind="divergence",
             losses=losses[last_low + 1 :] or losses[-1:],
+            slow=True,
         )
         self.past.append(event)
         return event

@@ -92,6 +92,8 @@ class NoteKind(StrEnum):
     LOOP = "loop"
     #: the ops that the root birth's operands come from: `{"ops": [{"index", "op", "source", "writers", "zero", …}]}`
     ANCESTRY = "ancestry"
+    #: the user's autograd Functions against finite differences of their forward: `{"step", "functions": [{…}]}`
+    GRADCHECK = "gradcheck"
     #: a compiled pass beside the eager hunt: `{"first", "last", "step", "fault", "trouble", "eager"}`
     COMPILED = "compiled"
     #: what the bad step spoiled, counted: `{"loss", "gradients", "weights", "buffers", "moments", "skipped"}`

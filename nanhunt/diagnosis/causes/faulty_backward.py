@@ -39,8 +39,9 @@ from __future__ import annotations
 
 import re
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.ops import number
 from nanhunt.diagnosis.reading import place_of
 from nanhunt.trace.schema import Birth, NoteKind
 
@@ -62,6 +63,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     compiled = _only_compiled(evidence)
     if compiled is not None:
         return compiled
+    checked = _checked(evidence)
+    if checked is not None:
+        return checked
     if evidence.is_spike and onset.phase == "backward":
         return NotApplicable(reason="the gradients are finite: a wrong one shows only in a gradcheck")
     if birth is None or birth.phase != "backward" or birth.node is None or birth.kind == "carried":
@@ -69,6 +73,34 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if _FUNCTION.fullmatch(birth.node) and birth.node not in _OF_TORCH:
         return _written_by_hand(evidence, birth)
     return _kernel(evidence, birth) if birth.fp64 == "in-range" and birth.kind != "nan-from-inf" else None
+
+
+def _checked(evidence: Evidence) -> Suspect | None:
+    """A Function of the user's whose backward finite differences of its own forward contradict."""
+    body, onset = evidence.note(NoteKind.GRADCHECK), evidence.onset
+    found = next((f for f in (body or {}).get("functions", []) if f.get("verdict") == "wrong"), None)
+    if found is None or onset is None or evidence.is_nonfinite:
+        return None
+    function, numeric, analytic = str(found["function"]), float(found["numeric"]), float(found["analytic"])
+    return Suspect(
+        cause="faulty-backward",
+        grade=Grade.PROVED,
+        summary=f"the backward of {function} gives {number(analytic)} where its forward has a slope of {number(numeric)}",
+        location=Location(step=onset.step, phase="backward", module=found["module"], source=found["source"]),
+        exhibits=(
+            Exhibit(
+                claim=f"slope of {function} for its argument {found['input']}, by central differences in fp64",
+                value=numeric,
+            ),
+            Exhibit(claim="the same direction through its backward", value=analytic, threshold=numeric),
+            Exhibit(claim="random directions in which the two differ, of 3", value=3.0),
+        ),
+        fixes=(
+            f"run `torch.autograd.gradcheck({function}.apply, …)` in fp64 on small inputs, and mend {function}.backward",
+            "or let autograd differentiate the forward's own ops",
+        ),
+        depth=1,
+    )
 
 
 def _only_compiled(evidence: Evidence) -> Suspect | None:

@@ -53,6 +53,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset, again = evidence.onset, repetitions(evidence)
     if onset is None:
         return None
+    if again is None and onset.kind == "mismatch":
+        return None  # backward against forward, and not one run against another
     if again is None:
         shown = evidence.is_stall or evidence.outcome("exact") == "persists"
         return None if shown else NotApplicable(reason="the bad step was not run again by itself")
