@@ -6,18 +6,20 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test docs clean
+.PHONY: help setup demo lint format test bench-hunt docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install nanhunt into it, at the tested versions
 
 # torch is pinned on the command line: a plain `pip install` of anything that needs torch takes gigabytes of CUDA
+TORCH = "$$(grep '^torch==' constraints.txt)"
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## train a small GPT with a planted fault, then find it (FAULT=bad-sample; see `nanhunt demo --list`)
@@ -34,6 +36,10 @@ format: $(STAMP)  ## put the code into the house format
 
 test: $(STAMP)  ## run the tests on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and other tools (ARGS="--rounds 30")
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,bench]'
+	$(BIN)/python -m benchmarks.hunt $(ARGS)
 
 docs: $(STAMP)  ## make the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from nanhunt.errors import NanhuntError
 from nanhunt.probes.elements import Layout, layout_of
-from nanhunt.probes.module import watch_modules
+from nanhunt.probes.module import detect_in_modules, watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.stats.flags import FlagQueue
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.batches import DataEndedError
@@ -37,12 +38,13 @@ _PROBES = (Path(__file__).parent / "probes", Path(__file__).parent / "stats")
 class WatchList(StepWatch):
     """Several watchers as one, told in their order; what they compute themselves is not looked at."""
 
-    def __init__(self, watches: Sequence[StepWatch], rows: RowBuffer) -> None:
+    def __init__(self, watches: Sequence[StepWatch], rows: RowBuffer, zoom: OpProbe | None = None) -> None:
         self._watches = list(watches)
         self._rows = rows
+        self._paused = contextlib.nullcontext if zoom is None else zoom.paused
 
     def _tell(self, method: str, *args: Any) -> None:
-        with self._rows.aside():
+        with self._rows.aside(), self._paused():
             for watch in self._watches:
                 getattr(watch, method)(*args)
 
@@ -88,10 +90,14 @@ class Finiteness(StepWatch):
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
         self._losses: list[Tensor] = []
-        self._flags: list[tuple[str, list[str], Tensor]] = []
+        self._queue = FlagQueue()
+        #: (kind, name, ticket, whether -inf is allowed) of every look
+        self._looks: list[tuple[str, str, int, bool]] = []
         self.losses: list[float] = []
         #: a loss in half precision repeats itself by its few digits
         self.loss_is_half = False
+        #: whose forward put out a NaN or +inf, in the order in which they ended
+        self.modules: list[str] = []
         self.grads: list[str] = []
         self.weights: list[str] = []
         self.buffers: list[str] = []
@@ -101,6 +107,10 @@ class Finiteness(StepWatch):
         """Keep the micro-step's loss."""
         self.loss_is_half |= loss.dtype in (torch.float16, torch.bfloat16)
         self._losses.append(loss.detach().reshape(()).double())
+
+    def output_made(self, module: str, output: Any) -> None:
+        """Look at what a module puts out; -inf alone is a mask's."""
+        self._looks += [("modules", module, self._queue.look(t.detach()), True) for _, t in tensors_of(output)]
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
@@ -117,16 +127,18 @@ class Finiteness(StepWatch):
         """Bring what was seen to the host, and return self."""
         if self._losses:
             self.losses = [float(x) for x in torch.stack(self._losses).tolist()]
-        for kind, names, flags in self._flags:
-            bad = [name for name, good in zip(names, flags.tolist(), strict=True) if not good]
-            setattr(self, kind, [*getattr(self, kind), *(n for n in bad if n not in getattr(self, kind))])
-        self._flags.clear()
+        flags = self._queue.fetch()
+        for kind, name, ticket, masks in self._looks:
+            found = flags[ticket]
+            names: list[str] = getattr(self, kind)
+            if (found.nan or found.posinf or (found.neginf and not masks)) and name not in names:
+                names.append(name)
+        self._looks.clear()
         return self
 
     def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
-        names, flags = finite_flags(tensors, masks=masks)
-        if flags:
-            self._flags.append((kind, names, torch.stack([f.to(flags[0].device) for f in flags])))
+        """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
+        self._looks += [(kind, name, self._queue.look(tensor.detach()), masks) for name, tensor in tensors.items()]
 
     @property
     def bad_micro(self) -> int | None:
@@ -146,33 +158,10 @@ def state_tensors(run: TrainingRun) -> dict[str, Tensor]:
 
 def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
     """Return the names of the tensors that hold a non-finite element; one wait for the device."""
-    names, flags = finite_flags(tensors)
-    if not flags:
-        return []
-    finite = torch.stack([f.to(flags[0].device) for f in flags]).tolist()
-    return [name for name, good in zip(names, finite, strict=True) if not good]
-
-
-def finite_flags(tensors: dict[str, Tensor], *, masks: bool = False) -> tuple[list[str], list[Tensor]]:
-    """Return the names of the floating tensors, and for each a flag on its device: whether all of it is finite.
-
-    With `masks`, -inf alone is allowed: a buffer may be an attention mask that its first forward builds.
-    """
-    names, flags = [], []
-    for name, tensor in tensors.items():
-        values = tensor.detach()
-        if values.layout is not torch.strided:
-            values = values.coalesce().values() if values.layout is torch.sparse_coo else values.values()
-        if values.is_complex():
-            values = torch.view_as_real(values)
-        if not values.is_floating_point() or values.numel() == 0:
-            continue
-        if values.element_size() == 1:  # aminmax has no 8-bit kernel
-            values = values.float()
-        low, high = torch.aminmax(values)  # carries NaN along, one pass
-        names.append(name)
-        flags.append(~torch.isnan(low) & (high != math.inf) if masks else torch.isfinite(low) & torch.isfinite(high))
-    return names, flags
+    queue = FlagQueue()
+    tickets = {name: queue.look(tensor.detach()) for name, tensor in tensors.items()}
+    flags = queue.fetch()
+    return [name for name, ticket in tickets.items() if flags[ticket].bad]
 
 
 class _Narrator(StepWatch):
@@ -226,9 +215,9 @@ def replay_step(
     finite, narrator = Finiteness(run), _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
-    with _looking(run, rows, zoom):
+    with _looking(run, rows, zoom, finite):
         try:
-            replayed.result = train_step(run, step, WatchList(watches, rows))
+            replayed.result = train_step(run, step, WatchList(watches, rows, zoom))
         except (NanhuntError, DataEndedError):
             raise
         except Exception as error:
@@ -239,6 +228,8 @@ def replay_step(
         rows.drop()  # they are on a device that answers nothing any more
         return replayed
     finite.resolve()
+    if zoom is not None:
+        zoom.resolve()
     replayed.layouts = narrator.layouts
     rows.micro = 0
     if replayed.result is not None:
@@ -259,11 +250,13 @@ def device_is_lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[None]:
+def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Finiteness) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
-        if zoom is not None:
+        if zoom is None:
+            stack.enter_context(detect_in_modules(run.roots(), finite.output_made))
+        else:
             stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)
         yield

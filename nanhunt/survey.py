@@ -64,6 +64,8 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
         if chains:
             closer = Closer({index for chain in chains.values() for index in chain})
             _looked(run, ring, step, quiet, closer)
+            for index in chains:
+                probe.events[index].capture = closer.captures.get(index)
             found = (erased_in(probe.events[i], chain, probe.events, closer) for i, chain in chains.items())
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
@@ -81,6 +83,10 @@ class _LossWatch:
 
     def settle(self) -> None:
         """Nothing waits here."""
+
+    def wants(self, index: int, op: str) -> bool:
+        """Nothing that is read here is overwritten."""
+        return False
 
     def took(self, event: OpEvent, func: Any, before: tuple[tuple[Any, ...], dict[str, Any]], outputs: Any) -> None:
         """Read the scores' second dimension, (N, classes) or (N, classes, …), of a loss that is a mean."""

@@ -10,6 +10,7 @@ from typing import Any
 from nanhunt.probes.birth import ancestry, consumers, describe_birth, masked_facts, with_slope
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import Layout
+from nanhunt.probes.event import OpEvent
 from nanhunt.probes.lineage import Root, find_root, hops_from
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer, split_name
@@ -29,6 +30,8 @@ __all__ = ["Zoomed", "locate_exception", "zoom_in"]
 
 #: Other births on the way that are told besides the root.
 _OTHERS = 6
+#: Times that the step is looked at, until what was looked at closely is what broke.
+_LOOKS = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +44,22 @@ class Zoomed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """The step op by op, and its root, None where everything that must be finite is."""
+
+    probe: OpProbe
+    replayed: Replayed
+    root: Root | None
+    closer: Closer
+    rows: list[Observation]
+
+    @property
+    def events(self) -> list[OpEvent]:
+        """Every op of the step."""
+        return self.probe.events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Zoom:
     """One bad step under the lens."""
 
@@ -50,13 +69,36 @@ class _Zoom:
     fault: StepFault
     known: Known
 
-    def look(self, rows: RowBuffer, closer: Closer | None = None) -> tuple[OpProbe, Replayed]:
-        """Run the step with every op looked at, into `rows`."""
-        rewind(self.run, self.ring, self.step)
-        probe = OpProbe(self.run, rows, closer)
-        with self._unscaled():
-            replayed = replay_step(self.run, self.step, rows, recorded=closer is None, zoom=probe)
-        return probe, replayed
+    def look(self, rows: RowBuffer) -> _Look:
+        """Run the step with every op looked at, and again with a row of every op and the operands of those that matter.
+
+        A fault that comes and goes may break out elsewhere the second time, or not at all: then once more.
+        """
+        closer, recorded, rows.pass_ = Closer(), False, "zoom"
+        for _ in range(_LOOKS):
+            rewind(self.run, self.ring, self.step)
+            probe = OpProbe(self.run, rows, closer)
+            rows.take()
+            with self._unscaled():
+                replayed = replay_step(self.run, self.step, rows, recorded=recorded, zoom=probe)
+            root = self._root(probe, replayed)
+            wanted = _wanted(root, probe)
+            if recorded and wanted.keys() <= closer.wanted.keys():
+                break
+            closer, recorded = Closer(wanted), True
+        rows.pass_ = "replay"
+        for index, capture in closer.captures.items():
+            probe.events[index].capture = capture
+        return _Look(probe=probe, replayed=replayed, root=root, closer=closer, rows=rows.take())
+
+    def _root(self, probe: OpProbe, replayed: Replayed) -> Root | None:
+        if self.fault.kind == "exception":
+            micro = max(0, len(replayed.layouts) - 1)  # the one that was running
+            complained = complaint(replayed.error, probe.events, micro) if replayed.error is not None else None
+            probe.terminals = [complained] if complained is not None else []
+        else:
+            probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, self.known)]
+        return find_root(probe)
 
     def is_faulty(self, samples: list[int], cutter: Cutter, quiet: RowBuffer) -> bool | None:
         """Run the step with some of its samples only; None where it cannot run so."""
@@ -86,8 +128,11 @@ def zoom_in(
     with kept(run, step + 1) as after:
         again = repeat_step(run, ring, seen, after, fault, known)
         if not again.shown:
-            kind = Onset(kind="mismatch", step=step, phase=_phase(fault), micro=fault.micro, detail=fault.detail)
-            return Zoomed(onset=kind, notes=[(NoteKind.REPEAT, again.body)])
+            # no look will find it again: the first module that put out something bad is all there is
+            onset = replace(_coarse_onset(zoom), kind="mismatch")
+            if fault.kind == "loss":
+                onset = replace(onset, module=next(iter(seen.finite.modules), ""))
+            return Zoomed(onset=onset, notes=[(NoteKind.REPEAT, again.body)])
         zoomed = _exception(zoom, rows, again.last) if fault.kind == "exception" else _look(zoom, rows)
         if again.shown < again.runs:  # it comes and goes: where it is born says less than that
             zoomed.onset = replace(zoomed.onset, kind="mismatch")
@@ -109,37 +154,27 @@ def _exception(zoom: _Zoom, rows: RowBuffer, raised: Replayed) -> Zoomed:
     run = zoom.run
     rewind(run, zoom.ring, zoom.step)
     zoomed = locate_exception(run, raised, zoom.fault, module=raising_module(run, zoom.step))
-    rows.pass_ = "zoom"
-    probe, replayed = zoom.look(rows)
-    rows.pass_ = "replay"
-    seen = rows.take()
-    layout = _layout(replayed, zoom.fault)
-    micro = max(0, len(replayed.layouts) - 1)  # the one that was running
+    look = zoom.look(rows)
+    micro = max(0, len(look.replayed.layouts) - 1)
     zoomed.onset = replace(zoomed.onset, micro=micro)
-    complained = complaint(replayed.error, probe.events, micro) if replayed.error is not None else None
-    probe.terminals = [complained] if complained is not None else []
-    root, births = find_root(probe), []
-    if root is not None and root.event is not None:
-        zoomed.rows, births = seen, _told_births(zoom, root, probe, seen, layout)
-        placed = _fine_onset(zoom, root, births)
+    births: list[Birth] = []
+    if look.root is not None and look.root.event is not None:
+        zoomed.rows, births = look.rows, _told_births(zoom, look)
+        placed = _fine_onset(zoom, look.root, births)
         zoomed.onset = replace(placed, kind="exception", detail=zoom.fault.detail)
         zoomed.notes = [n for n in zoomed.notes if n[0] is not NoteKind.SOURCE]
-        zoomed.notes += _root_notes(zoom, root, probe, births, seen)
+        zoomed.notes += _root_notes(zoom, look, births)
     return _with_samples(zoom, zoomed, births, {})
 
 
 def _look(zoom: _Zoom, rows: RowBuffer) -> Zoomed:
-    rows.pass_ = "zoom"
-    probe, replayed = zoom.look(rows)
-    rows.pass_ = "replay"
-    zoomed = Zoomed(onset=_coarse_onset(zoom), rows=rows.take())
-    probe.terminals = [t for t in probe.terminals if not _was_known(t.kind, t.name, zoom.known)]
-    root = find_root(probe)
-    if root is None:
+    look = zoom.look(rows)
+    zoomed = Zoomed(onset=_coarse_onset(zoom), rows=look.rows)
+    if look.root is None:
         return zoomed
-    births = _told_births(zoom, root, probe, zoomed.rows, _layout(replayed, zoom.fault))
-    zoomed.onset = _fine_onset(zoom, root, births)
-    zoomed.notes += _root_notes(zoom, root, probe, births, zoomed.rows)
+    births = _told_births(zoom, look)
+    zoomed.onset = _fine_onset(zoom, look.root, births)
+    zoomed.notes += _root_notes(zoom, look, births)
     # of a tuple the first: what comes after it is a recurrent module's last state
     made = (r for r in zoomed.rows if r.role == Role.OUTPUT.value and r.name in ("", "0"))
     return _with_samples(zoom, zoomed, births, {r.module: r.shape for r in made if r.shape is not None})
@@ -149,22 +184,40 @@ def _layout(replayed: Replayed, fault: StepFault) -> Layout:
     return replayed.layouts[fault.micro] if fault.micro < len(replayed.layouts) else Layout()
 
 
-def _root_notes(
-    zoom: _Zoom, root: Root, probe: OpProbe, births: list[Birth], rows: list[Observation]
-) -> list[tuple[NoteKind, dict[str, Any]]]:
+def _root_notes(zoom: _Zoom, look: _Look, births: list[Birth]) -> list[tuple[NoteKind, dict[str, Any]]]:
     notes = [(NoteKind.BIRTH, b.to_json()) for b in births]
-    hops = hops_from(root, probe.events, zoom.run.root)
+    root, base = look.root, zoom.run.root
+    assert root is not None
+    hops = hops_from(root, look.events, base)
     if hops:
         notes.append((NoteKind.LINEAGE, {"hops": [h.to_json() for h in hops], "to": root.terminal.kind}))
     if root.event is not None:
         # of a backward op the operands of its forward op tell more than its own
-        at = root.event if root.event.forward is None else probe.events[root.event.forward]
-        ops = ancestry(at, probe.events, rows, zoom.run.root)
-        own = ancestry(root.event, probe.events, rows, zoom.run.root) if at is not root.event else []
+        at = root.event if root.event.forward is None else look.events[root.event.forward]
+        ops = ancestry(at, look.events, look.rows, base)
+        own = ancestry(root.event, look.events, look.rows, base) if at is not root.event else []
         notes.append((NoteKind.ANCESTRY, {"ops": [*own, *(o for o in ops if o not in own)]}))
-    if root.event is not None and root.event.source is not None:
-        notes.append((NoteKind.SOURCE, _source_note(root.event.source, zoom.run)))
+        if root.event.source is not None:
+            notes.append((NoteKind.SOURCE, _source_note(root.event.source, zoom.run)))
     return notes
+
+
+def _wanted(root: Root | None, probe: OpProbe) -> dict[int, str]:
+    """Return the ops whose operands are to be kept, and of an op on lists which lane: the root's, and those around it."""
+    if root is None or root.event is None:
+        return {}
+    event = root.event
+    births = [event.index, *_other_births(root, probe)]
+    wanted = {i: probe.events[i].birth_lane or "" for i in births}
+    if event.forward is not None and event.phase is Phase.BACKWARD:
+        around = [event.forward, *consumers(event.forward, probe.events)]
+        wanted |= {i: "" for i in around if i not in wanted}
+    return wanted
+
+
+def _other_births(root: Root, probe: OpProbe) -> list[int]:
+    events = (probe.events[i] for i in root.births)
+    return [e.index for e in events if e is not root.event and e.birth and not e.constant][:_OTHERS]
 
 
 def _was_known(kind: str, name: str, known: Known) -> bool:
@@ -174,42 +227,21 @@ def _was_known(kind: str, name: str, known: Known) -> bool:
 # --- births -----------------------------------------------------------------------------------------------------------
 
 
-def _told_births(zoom: _Zoom, root: Root, probe: OpProbe, rows: list[Observation], layout: Layout) -> list[Birth]:
+def _told_births(zoom: _Zoom, look: _Look) -> list[Birth]:
     """Describe the root's birth first, then others that lie between it and what was spoiled."""
-    event, run = root.event, zoom.run
-    if event is None:
+    root, events, run = look.root, look.events, zoom.run
+    if root is None or root.event is None:
         return []
-    closer = _closer_look(zoom, root, probe)
-    if event.capture is None:
-        event.capture = closer.captures.get(event.index)
-    first = describe_birth(event, probe.events, run.root, layout)
+    event, layout = root.event, _layout(look.replayed, zoom.fault)
+    first = describe_birth(event, events, run.root, layout)
     if root.inherited:
         first = replace(first, kind="carried", facts={**first.facts, "inherited": root.inherited})
     elif root.mask is not None:
         first = _escaped(first, root, layout)
     elif event.forward is not None and event.phase is Phase.BACKWARD:
-        first = with_slope(first, event, probe.events, closer, layout)
-    others = [
-        probe.events[i]
-        for i in root.births
-        if i != event.index and probe.events[i].birth and probe.events[i].capture and not probe.events[i].constant
-    ]
-    return [first, *(describe_birth(e, probe.events, run.root, layout) for e in others[:_OTHERS])]
-
-
-def _closer_look(zoom: _Zoom, root: Root, probe: OpProbe) -> Closer:
-    """Run the step once more for the operands of a root that the first look did not keep, and for its slope."""
-    event = root.event
-    assert event is not None
-    wanted = [] if event.capture is not None else [event.index]
-    if event.forward is not None and event.phase is Phase.BACKWARD:
-        wanted += [event.forward, *consumers(event.forward, probe.events)]
-    closer = Closer(wanted)
-    if wanted:
-        quiet = RowBuffer()
-        zoom.look(quiet, closer)
-        quiet.drop()
-    return closer
+        first = with_slope(first, event, events, look.closer, layout)
+    others = [events[i] for i in _other_births(root, look.probe) if events[i].capture]
+    return [first, *(describe_birth(e, events, run.root, layout) for e in others)]
 
 
 def _escaped(birth: Birth, root: Root, layout: Layout) -> Birth:
@@ -301,6 +333,3 @@ def _phase(fault: StepFault) -> str:
 def _source_note(line: SourceLine, run: TrainingRun) -> dict[str, Any]:
     file, _, number = place(line, run.root).rpartition(":")
     return {"file": file, "line": int(number), "text": excerpt(line)}
-
-
-# --- a model that raises -----------------------------------------------------------------------------------------------

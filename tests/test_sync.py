@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nanhunt.probes.module import watch_modules
+from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe, record_state
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Finiteness
@@ -59,6 +60,31 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
             torch.cuda.set_sync_debug_mode("default")
     assert rows.take()
     assert finite.resolve().losses
+
+
+@cuda
+def test_the_op_probe_never_waits_for_the_device_before_the_step_is_over() -> None:
+    run = run_on(torch.device("cuda"))
+    batch = run.batches.get(0, 0)
+    for _ in range(2):
+        run.optimizer.zero_grad()
+        rows = RowBuffer()
+        rows.recording = False
+        probe = OpProbe(run, rows)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with probe.stack.following(run.roots()), probe:
+                loss = run.loss(run.model, batch)
+                loss.backward()
+                probe.gradients_ready()
+                probe.clipped()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.optimizer.step()
+    probe.resolve()
+    assert len(probe.events) > 10
+    assert not probe.terminals
 
 
 def test_the_probes_rows_are_read_in_one_go_at_the_end() -> None:

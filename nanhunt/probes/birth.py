@@ -22,7 +22,8 @@ from nanhunt.probes.certificate import (
 )
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import Layout, offending, samples_of
-from nanhunt.probes.event import Capture, OpEvent, Seen, lane_of
+from nanhunt.probes.event import Capture, OpEvent, Seen
+from nanhunt.probes.op_facts import lane_of
 from nanhunt.probes.probe import dtype_name
 from nanhunt.probes.source import line_text, place
 from nanhunt.stats.tensor_stats import TensorStats

@@ -7,14 +7,19 @@ output's `grad_fn` before the next op can write into that output and give it ano
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from nanhunt.probes.event import Capture, OpEvent, Slope
+from nanhunt.probes.op_facts import lane_of
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.training.tree import map_tensors, tensors_of
+
+#: Bytes of one call's operands, from which it is not kept.
+_KEEP_BYTES = 1 << 30
 
 __all__ = ["Closer", "OpWatch", "bytes_of", "copied"]
 
@@ -24,6 +29,9 @@ class OpWatch(Protocol):
 
     def settle(self) -> None:
         """Hear that the next op is about to run: autograd has done its part for the last one."""
+
+    def wants(self, index: int, op: str) -> bool:
+        """Whether the arguments that this op overwrites must be copied before it: what is shown is theirs otherwise."""
 
     def took(
         self,
@@ -36,13 +44,17 @@ class OpWatch(Protocol):
 
 
 class Closer:
-    """What is kept of the wanted ops, by their index in the step."""
+    """What is kept of the wanted ops, by their index in the step; of an op on lists, of the wanted lane only."""
 
-    def __init__(self, wanted: Iterable[int] = ()) -> None:
-        self.wanted = frozenset(wanted)
+    def __init__(self, wanted: Mapping[int, str] | Iterable[int] = ()) -> None:
+        self.wanted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, "")
         self.captures: dict[int, Capture] = {}
         self.slopes: dict[int, Slope] = {}
         self._made: tuple[int, list[Tensor]] | None = None
+
+    def wants(self, index: int, op: str) -> bool:
+        """Whether the op is a wanted one."""
+        return index in self.wanted
 
     def took(
         self,
@@ -52,10 +64,17 @@ class Closer:
         outputs: list[tuple[str, Tensor]],
     ) -> None:
         """Keep a wanted op's call: its arguments as they were before it, its outputs as they are now."""
-        if event.index in self.wanted:
-            made = [(name, tensor.detach().clone()) for name, tensor in outputs]
-            self.captures[event.index] = Capture(func, copied(before[0]), copied(before[1]), made)
-            self._made = event.index, [tensor for _, tensor in outputs]
+        if event.index not in self.wanted:
+            return
+        lane = self.wanted[event.index]
+        args = tuple(_of_lane(a, lane) for a in before[0])
+        kwargs = {k: _of_lane(v, lane) for k, v in before[1].items()}
+        made = [(n, t) for n, t in outputs if lane_of(event.op, n) in ("", lane)]
+        if bytes_of([args, kwargs]) > _KEEP_BYTES or not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
+            return
+        named = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
+        self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane)
+        self._made = event.index, [tensor for _, tensor in made]
 
     def settle(self) -> None:
         """Ask the last wanted op's output for its node, now that autograd has made one."""
@@ -74,6 +93,13 @@ class Closer:
                 self.slopes[index] = Slope(incoming=_kept(incoming), outgoing=_kept(outgoing))
 
         return hook
+
+
+def _of_lane(value: Any, lane: str) -> Any:
+    """Return a list argument with the lane's entry only; anything else as it is."""
+    if lane and isinstance(value, (list, tuple)) and len(value) > int(lane):
+        return [value[int(lane)]]
+    return value
 
 
 def _kept(grads: Any) -> tuple[Tensor | None, ...]:

@@ -11,43 +11,56 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from nanhunt.probes.memory import Cell
 from nanhunt.probes.source import SourceLine
-from nanhunt.stats.torch_kernel import is_measurable, plain_values
+from nanhunt.stats.flags import FINITE, Flags
 from nanhunt.trace.schema import Phase
 
-__all__ = ["Capture", "OpEvent", "Seen", "Slope", "Terminal", "births_by_lane", "lane_of", "nonfinite_flags"]
-
-#: Ops whose list arguments run side by side.
-_LISTS = ("aten._foreach_", "aten._fused_", "aten._amp_foreach_")
+__all__ = ["Capture", "OpEvent", "Seen", "Slope", "Terminal", "births_by_lane", "is_asked_for"]
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one look at a tensor showed."""
+    """One look at a tensor. What the look showed, and who wrote the tensor, is known when the step is over."""
 
     name: str
-    nan: bool = False
-    posinf: bool = False
-    neginf: bool = False
-    #: event that wrote it, and which of its lanes; None where it was made before the step
-    writer: int | None = None
-    writer_lane: str = ""
+    cell: Cell
+    #: of the look, in the probe's queue
+    ticket: int
     #: "parameter h.0.weight", "buffer …", "batch x", "state h.0.weight.exp_avg_sq", or ''
     origin: str = ""
     lane: str = ""
+    flags: Flags = FINITE
+    #: event that wrote it, and which of its lanes; None where it was made before the step
+    writer: int | None = None
+    writer_lane: str = ""
+
+    @property
+    def nan(self) -> bool:
+        """Whether it holds a NaN."""
+        return self.flags.nan
+
+    @property
+    def posinf(self) -> bool:
+        """Whether it holds +inf and no NaN."""
+        return self.flags.posinf
+
+    @property
+    def neginf(self) -> bool:
+        """Whether it holds -inf and no NaN."""
+        return self.flags.neginf
 
     @property
     def bad(self) -> bool:
         """Whether it holds any non-finite element."""
-        return self.nan or self.posinf or self.neginf
+        return self.flags.bad
 
     @property
     def inf(self) -> bool:
-        """Whether it holds an infinity."""
-        return self.posinf or self.neginf
+        """Whether it holds an infinity and no NaN."""
+        return self.flags.posinf or self.flags.neginf
 
 
 @dataclass(slots=True)
@@ -85,6 +98,12 @@ class OpEvent:
     inputs: list[Seen]
     outputs: list[Seen]
     seq: int
+    #: how many of the outputs, from the first, are new; the others are arguments that it wrote into
+    fresh: int = 0
+    #: its memory is whatever it was
+    is_factory: bool = False
+    #: activation checkpointing runs it again
+    is_again: bool = False
     node: str | None = None
     #: of a backward op: the forward event that it differentiates
     forward: int | None = None
@@ -134,12 +153,6 @@ class Terminal:
     writer_lane: str = ""
 
 
-def lane_of(op: str, argument: str) -> str:
-    """Return the lane of an argument such as `self.3`: '3' of an op on lists, '' of any other."""
-    index = argument.rpartition(".")[2]
-    return index if op.startswith(_LISTS) and index.isdigit() else ""
-
-
 def births_by_lane(inputs: list[Seen], outputs: list[Seen]) -> dict[str, str]:
     """Name the births of an op: what came out non-finite that did not go in so."""
     births = {}
@@ -156,20 +169,11 @@ def births_by_lane(inputs: list[Seen], outputs: list[Seen]) -> dict[str, str]:
     return births
 
 
-def nonfinite_flags(tensor: Tensor) -> tuple[bool, bool, bool]:
-    """Return whether the tensor holds NaN, +inf, -inf. One pass where it is finite (`aminmax` carries NaN along)."""
-    nothing = (False, False, False)
-    if tensor.is_nested:
-        tensor = tensor.values()
-    if not (tensor.is_floating_point() or tensor.is_complex()) or not is_measurable(tensor):
-        return nothing
-    values = plain_values(tensor.detach())
-    if values.numel() == 0:
-        return nothing
-    if values.element_size() == 1:  # aminmax has no 8-bit kernel
-        values = values.float()
-    low, high = torch.aminmax(values)
-    lowest, highest = float(low), float(high)
-    if math.isnan(lowest) or math.isnan(highest):
-        return True, bool((values == math.inf).any()), bool((values == -math.inf).any())
-    return False, highest == math.inf, lowest == -math.inf
+def is_asked_for(event: OpEvent) -> bool:
+    """Whether the code asked for what came out: an inf, or a NaN, stands among the plain arguments.
+
+    `0 * inf` is NaN and nobody asked for it: an inf asks for an inf only.
+    """
+    if any(math.isnan(n) for n in event.scalars):
+        return True
+    return any(math.isinf(n) for n in event.scalars) and set(event.births.values()) == {"inf-from-finite"}

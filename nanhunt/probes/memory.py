@@ -7,13 +7,16 @@ bytes, from being reused as long as the step is looked at; the data itself is fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["Cell", "Memory"]
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class Cell:
     #: keeps the handle; None of a tensor without a storage
     handle: StorageWeakRef | None
     origin: str = ""
+    #: the last look at all of it, good until it is written again; None where no look holds for all of it
+    content: int | None = None
     #: (event, lane) that wrote last
     writer: tuple[int, str] | None = None
     #: (event, lane) that last left something non-finite in it: a later write to another part does not heal this one
@@ -47,15 +52,21 @@ class Memory:
 
     def of(self, tensor: Tensor) -> Cell:
         """Return the cell of the tensor's storage."""
+        return self.reach(tensor)[0]
+
+    def reach(self, tensor: Tensor) -> tuple[Cell, bool]:
+        """Return the cell of the tensor's storage, and whether the tensor shows all of it."""
         try:
-            storage = _with_storage(tensor).untyped_storage()
+            held = tensor if type(tensor) in _PLAIN and tensor.layout is torch.strided else _holder(tensor)
+            storage = held.untyped_storage()
         except (RuntimeError, NotImplementedError):  # opaque, functional and fake tensors have none
-            return self._cells.setdefault(id(tensor), Cell(None))
+            return self._cells.setdefault(id(tensor), Cell(None)), False
         cell = self._cells.get(storage._cdata)
         if cell is None:
             handle = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             cell = self._cells[handle.cdata] = Cell(handle)
-        return cell
+        elements = held.numel() if held.is_contiguous() else _distinct(held)
+        return cell, elements * held.element_size() == storage.nbytes()
 
     def name(self, tensor: Tensor, origin: str) -> None:
         """Give the tensor's memory its name."""
@@ -64,11 +75,16 @@ class Memory:
     def given(self, tensor: Tensor, origin: str) -> None:
         """Name memory that comes from outside: nobody in the step wrote it."""
         cell = self.of(tensor)
-        cell.origin, cell.writer, cell.spoiler = origin, None, None
+        cell.origin, cell.content = origin, None
 
 
-def _with_storage(tensor: Tensor) -> Tensor:
-    """Return the tensor, or the values of a sparse or nested one."""
+def _holder(tensor: Tensor) -> Tensor:
+    """Return the tensor that has the storage: the values of a sparse or nested one."""
     if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
+def _distinct(tensor: Tensor) -> int:
+    """Return how many elements an expanded tensor has in memory."""
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)

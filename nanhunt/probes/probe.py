@@ -142,6 +142,8 @@ class ModuleStack:
     def __init__(self) -> None:
         #: name, and whether autograd was running when it was entered
         self._entered: list[tuple[str, bool]] = []
+        #: how many of them autograd was not running for
+        self._running = 0
 
     @property
     def current(self) -> str:
@@ -151,7 +153,7 @@ class ModuleStack:
     @property
     def is_running(self) -> bool:
         """Whether any module's forward is running, one that is run again inside of backward left out."""
-        return any(not again for _, again in self._entered)
+        return self._running > 0
 
     @property
     def is_recomputing(self) -> bool:
@@ -172,23 +174,31 @@ class ModuleStack:
         finally:
             for handle in handles:
                 handle.remove()
-            self._entered.clear()
+            self._clear()
 
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
             again = in_backward()
             if name == "" and not again:
-                self._entered.clear()
+                self._clear()
             self._entered.append((name, again))
+            self._running += not again
 
         return hook
 
     def _leaving(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            while self._entered and self._entered.pop()[0] != name:
-                pass
+            while self._entered:
+                left, again = self._entered.pop()
+                self._running -= not again
+                if left == name:
+                    return
 
         return hook
+
+    def _clear(self) -> None:
+        self._entered.clear()
+        self._running = 0
 
 
 def modules_below(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:

@@ -27,6 +27,7 @@ from nanhunt.probes.certificate import in_fp64
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.event import Capture, OpEvent
 from nanhunt.stats.torch_kernel import plain_values
+from nanhunt.trace.schema import Phase
 from nanhunt.training.tree import map_tensors, tensors_of
 
 __all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
@@ -87,6 +88,10 @@ class CastWatch:
 
     def settle(self) -> None:
         """Nothing waits here."""
+
+    def wants(self, index: int, op: str) -> bool:
+        """Whether the op adds in place: what it added to must be known as it was."""
+        return op.startswith("aten.add_.")
 
     def took(
         self,
@@ -214,12 +219,7 @@ def chains_of(events: list[OpEvent]) -> dict[int, list[int]]:
     """
     chains: dict[int, list[int]] = {}
     for event in events:
-        if (
-            event.birth != "inf-from-finite"
-            or event.constant
-            or event.phase.value != "forward"
-            or event.capture is None
-        ):
+        if event.birth != "inf-from-finite" or event.constant or event.phase is not Phase.FORWARD:
             continue
         if len(chains) >= _MANY:
             break

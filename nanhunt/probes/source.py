@@ -35,9 +35,9 @@ def caller_line(*, in_backward: bool = False) -> SourceLine | None:
         frame = frame.f_back  # the probe itself
     while frame is not None:
         name = frame.f_code.co_filename
-        if in_backward and name.endswith(_ENGINE):
-            return None
         owner = _owner(name)
+        if in_backward and owner == "torch" and name.endswith(_ENGINE):
+            return None
         if owner == "nanhunt" and name != _TRANSPARENT:
             return None  # called by us: the clip, the optimizer's step
         if owner == "user":

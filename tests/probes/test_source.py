@@ -29,6 +29,7 @@ class Lines:
 
     def __exit__(self, *error: Any) -> None:
         self.probe.__exit__(*error)
+        self.probe.resolve()
         self.text: dict[tuple[str, bool], str | None] = {}
         self.again: set[str] = set()
         for event in self.probe.events:

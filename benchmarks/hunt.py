@@ -1,0 +1,165 @@
+"""What looking costs: a plain step against the same step under each gear of nanhunt, and under two tools of others.
+
+`make bench-hunt` runs it. The variants take turns, step by step, so that a machine whose speed drifts slows all of them
+alike; what is printed is the median of the ratios to the plain step of the same round. The step is a whole training
+step: forward, backward, clip, AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.gpt import Size, build
+from nanhunt.probes.op import OpProbe
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.replay import replay_step
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import StepWatch, train_step
+
+SIZES = {
+    "7M": Size(layers=6, width=256, heads=4),
+    "134M": Size(layers=12, width=768, heads=12, vocabulary=32000, batch=8, context=1024),
+    "1.35G": Size(layers=24, width=2048, heads=16, vocabulary=32000, batch=8, context=1024),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a step; `build` gives the function that runs one, and what it looks at is said in `looks_at`."""
+
+    name: str
+    looks_at: str
+    step: Callable[[TrainingRun, int], None]
+
+
+def plain(run: TrainingRun, step: int) -> None:
+    """Train."""
+    train_step(run, step, StepWatch())
+
+
+def detection(run: TrainingRun, step: int) -> None:
+    """Train as `nanhunt replay` does on a step that it does not record."""
+    rows = RowBuffer()
+    replay_step(run, step, rows, recorded=False)
+    rows.take()
+
+
+def op_level(run: TrainingRun, step: int) -> None:
+    """Train as the hunt does to find the op."""
+    rows = RowBuffer()
+    replay_step(run, step, rows, recorded=False, zoom=OpProbe(run, rows))
+    rows.take()
+
+
+def recorded(run: TrainingRun, step: int) -> None:
+    """Train as `nanhunt replay` does on a step that it records."""
+    rows = RowBuffer()
+    replay_step(run, step, rows, recorded=True)
+    rows.take()
+
+
+def anomaly(run: TrainingRun, step: int) -> None:
+    """Train under torch's anomaly mode."""
+    with torch.autograd.set_detect_anomaly(True):
+        train_step(run, step, StepWatch())
+
+
+VARIANTS = [
+    Variant("plain step", "nothing", plain),
+    Variant("nanhunt, module level", "outputs of modules, gradients, weights, buffers, moments", detection),
+    Variant("nanhunt, op level", "every op of forward, backward, clip and update", op_level),
+    Variant("nanhunt, recording", "statistics and histograms of the same, a row each", recorded),
+    Variant("set_detect_anomaly(True)", "NaN in gradients of backward ops", anomaly),
+]
+
+
+def transformers_debug(size: Size, device: str) -> tuple[Variant, TrainingRun] | None:
+    """Return transformers' detector and a run of its own: it leaves its hooks on the model. None where it is missing."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from transformers.debug_utils import DebugUnderflowOverflow
+    except ImportError:
+        return None
+    run = build(size, device)
+    DebugUnderflowOverflow(run.model)
+    return Variant("transformers DebugUnderflowOverflow", "inputs, outputs and weights of modules, forward", plain), run
+
+
+def measure(size: Size, device: str, rounds: int) -> tuple[dict[Variant, list[float]], TrainingRun, bool]:
+    """Return the seconds of each variant's steps, a step a round, after two rounds of warming up."""
+    shared = build(size, device)
+    runs = dict.fromkeys(VARIANTS, shared)
+    other = transformers_debug(size, device)
+    if other is not None:
+        runs[other[0]] = other[1]
+    times: dict[Variant, list[float]] = {v: [] for v in runs}
+    counters = dict.fromkeys(map(id, runs.values()), 0)
+    for turn in range(rounds + 2):
+        for variant, run in runs.items():
+            step = counters[id(run)]
+            counters[id(run)] += 1
+            _wait(device)
+            began = time.perf_counter()
+            variant.step(run, step)
+            _wait(device)
+            if turn >= 2:
+                times[variant].append(time.perf_counter() - began)
+    return times, shared, other is not None
+
+
+def ops_of(run: TrainingRun, step: int) -> int:
+    """Return how many ops the op level looks at."""
+    rows = RowBuffer()
+    probe = OpProbe(run, rows)
+    replay_step(run, step, rows, recorded=False, zoom=probe)
+    return len(probe.events)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def report(name: str, device: str, rounds: int) -> None:
+    """Measure one size and print its table."""
+    size = SIZES[name]
+    times, run, with_transformers = measure(size, device, rounds)
+    base = times[VARIANTS[0]]
+    parameters = sum(p.numel() for p in run.model.parameters())
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    ops = ops_of(run, (rounds + 2) * len(VARIANTS))
+    print(f"\nGPT of {parameters / 1e6:.1f} M parameters, {size.layers} layers, batch {size.batch} x {size.context},")
+    print(f"{ops} ops a step; {where}; torch {torch.__version__}; {rounds} rounds\n")
+    print(f"{'':38} {'ms':>9}  {'x plain':>8}  {'range':>13}   looks at")
+    for variant, seconds in times.items():
+        ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        middle = statistics.median(ratios)
+        print(
+            f"{variant.name:38} {statistics.median(seconds) * 1e3:9.1f}  {middle:8.2f}  {spread:>13}   {variant.looks_at}"
+        )
+    if not with_transformers:
+        print("transformers is not installed: its DebugUnderflowOverflow was not measured")
+
+
+def main() -> None:
+    """Run the sizes asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--sizes", default="7M", help="comma-separated: " + ", ".join(SIZES))
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    for name in options.sizes.split(","):
+        report(name, options.device, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

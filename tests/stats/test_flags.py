@@ -1,0 +1,76 @@
+"""A look tells what torch's own isnan and isinf tell, of any dtype and layout, for as long as the queue lives."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nanhunt.stats.flags import FINITE, FlagQueue, Flags
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+BAD = [(), (math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (math.nan, math.inf)]
+
+
+def flags_of(tensor: Tensor) -> Flags:
+    queue = FlagQueue()
+    ticket = queue.look(tensor)
+    return queue.fetch()[ticket]
+
+
+def expected(tensor: Tensor) -> Flags:
+    nan = bool(torch.isnan(tensor).any())
+    return Flags(nan, not nan and bool((tensor == math.inf).any()), not nan and bool((tensor == -math.inf).any()))
+
+
+@pytest.mark.parametrize(("dtype", "bad"), list(product(FLOATS, BAD)))
+def test_a_look_agrees_with_isnan_and_isinf(dtype: torch.dtype, bad: tuple[float, ...]) -> None:
+    tensor = torch.randn(7, 5).to(dtype)
+    tensor.view(-1)[3 : 3 + len(bad)] = torch.tensor(bad, dtype=dtype)
+    assert flags_of(tensor) == expected(tensor)
+    assert flags_of(tensor.t()) == expected(tensor)
+
+
+@given(st.lists(st.floats(width=32), max_size=20))
+def test_a_look_agrees_on_any_floats(values: list[float]) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32)
+    assert flags_of(tensor) == expected(tensor)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_finite_tensor_whose_sum_overflows_is_finite(dtype: torch.dtype) -> None:
+    largest = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
+    assert not bool(torch.isfinite(largest.sum()))
+    assert flags_of(largest) == FINITE
+
+
+def test_a_look_holds_what_the_tensor_was_and_not_what_became_of_it() -> None:
+    queue, tensor = FlagQueue(), torch.zeros(3)
+    before = queue.look(tensor)
+    tensor[0] = math.nan
+    after = queue.look(tensor)
+    tensor.zero_()
+    flags = queue.fetch()
+    assert flags[before] == FINITE
+    assert flags[after].nan
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_unusual_tensors_are_looked_at_by_their_numbers() -> None:
+    spoiled = torch.tensor([1.0, math.nan])
+    assert flags_of(torch.complex(torch.zeros(2), spoiled)).nan
+    assert flags_of(torch.sparse_coo_tensor(torch.tensor([[0, 2]]), spoiled, (4,))).nan
+    assert flags_of(torch.tensor([[1.0, math.inf]]).to_sparse_csr()).posinf
+    assert flags_of(spoiled.to(torch.float8_e4m3fn)).nan
+    assert flags_of(torch.nested.nested_tensor([torch.zeros(1), spoiled], layout=torch.jagged)).nan
+    assert flags_of(torch.nn.Parameter(spoiled)).nan
+
+
+def test_what_holds_no_such_numbers_is_no_trouble() -> None:
+    for tensor in (torch.arange(3), torch.tensor([True]), torch.zeros(0), torch.empty(2, device="meta")):
+        assert flags_of(tensor) == FINITE
