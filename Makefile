@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test bench-hunt docs clean
+.PHONY: help setup demo lint format test bench-hunt docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -43,6 +43,9 @@ bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and oth
 
 docs: $(STAMP)  ## make the generated pages of docs/ again
 	$(BIN)/python docs/generate.py
+
+gallery: $(STAMP)  ## hunt the twelve faults of docs/gallery and write docs/hunt.md
+	$(BIN)/python docs/gallery.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from nanhunt.probes.event import OpEvent
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
-from nanhunt.probes.source import line_text, place
+from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import Observation, Role
@@ -187,7 +187,7 @@ def _placed(run: TrainingRun, event: OpEvent, step: int) -> dict[str, Any]:
         "module": event.module,
         "op": event.op,
         "source": _source(run, event),
-        "code": line_text(event.source) if event.source else "",
+        "code": code_of(event.source) if event.source else "",
     }
 
 

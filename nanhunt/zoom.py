@@ -259,7 +259,7 @@ def _escaped(birth: Birth, root: Root, layout: Layout) -> Birth:
 
 def _coarse_onset(zoom: _Zoom) -> Onset:
     fault, step = zoom.fault, zoom.step
-    module, name = split_name(fault.name) if fault.kind != "exception" else ("", "")
+    module, name = _split(fault.kind, fault.name) if fault.kind != "exception" else ("", "")
     return Onset(
         kind="nan" if fault.nan else "inf",
         step=step,
@@ -277,12 +277,9 @@ def _fine_onset(zoom: _Zoom, root: Root, births: list[Birth]) -> Onset:
     onset = replace(_coarse_onset(zoom), kind="nan" if root.terminal.nan else "inf")
     if root.inherited:
         kind, _, name = root.inherited.partition(" ")
-        module, leaf = split_name(name)
         if kind in ("parameter", "buffer", "state"):
-            owner, leaf = (
-                (module, leaf) if kind != "state" else (split_name(module)[0], f"{split_name(module)[1]}.{leaf}")
-            )
-            return replace(onset, phase=Phase.LOAD.value, module=owner, name=leaf, op=None, source=None)
+            module, leaf = _split(kind, name)
+            return replace(onset, phase=Phase.LOAD.value, module=module, name=leaf, op=None, source=None)
         if kind == "batch":
             return replace(onset, phase=Phase.BATCH.value, module="", name=name, micro=event.micro if event else 0)
     if event is None:
@@ -298,6 +295,15 @@ def _fine_onset(zoom: _Zoom, root: Root, births: list[Birth]) -> Onset:
         op=event.op,
         source=place(event.source, zoom.run.root) if event.source else None,
     )
+
+
+def _split(kind: str, name: str) -> tuple[str, str]:
+    """Split `h.0.weight` into module and leaf; a moment's leaf is `weight.exp_avg_sq`."""
+    module, leaf = split_name(name)
+    if kind != "state":
+        return module, leaf
+    module, parameter = split_name(module)
+    return module, f"{parameter}.{leaf}"
 
 
 def _with_samples(zoom: _Zoom, zoomed: Zoomed, births: list[Birth], outputs: dict[str, tuple[int, ...]]) -> Zoomed:

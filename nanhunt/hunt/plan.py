@@ -21,7 +21,7 @@ from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.silence import look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
 from nanhunt.hunt.spikes import spiked
-from nanhunt.hunt.stalls import stalled
+from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
 from nanhunt.probes.optimizer import record_state
@@ -171,6 +171,9 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
         seen, rows = _earlier_skip(state, seen, rows, fault)
         return _zoomed(state, seen, rows, fault)
     assert seen.result is not None
+    onset = clipped_away(state, seen)
+    if onset is not None:
+        return onset
     if not seen.result.skipped:
         scalars = StepScalars(
             step=seen.step, loss=seen.result.loss, grad_norm=seen.result.grad_norm, update_norm=_update_norm(rows)

@@ -25,10 +25,26 @@ from nanhunt.stall import (
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 from nanhunt.training.step import StepResult
 
-__all__ = ["stalled"]
+__all__ = ["clipped_away", "stalled"]
 
 #: Twin runs that a replay may spend on suspicious zeros.
 _TWINS = 4
+
+
+def clipped_away(state: HuntState, seen: Replayed) -> Onset | None:
+    """Return the onset of a clip whose norm overflowed: finite gradients, and every one of them multiplied by zero.
+
+    One step shows it for good, so it is asked before a spike is waited for.
+    """
+    result = seen.result
+    if result is None or result.skipped or result.clip_coefficient != 0.0 or seen.finite.grads:
+        return None
+    norm = result.grad_norm
+    if norm is None or norm == 0.0 or math.isnan(norm):
+        return None
+    said = "the clip multiplied every gradient by 0, finite as they all are"
+    onset = Onset(kind="stall", step=result.step, phase=Phase.CLIP.value, detail=said)
+    return _told(state, "clip-overflow", onset)
 
 
 def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
@@ -40,25 +56,18 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     if result is None or result.skipped:
         return None
     onset = (
-        _clipped_away(state, result)
-        or _scaled_clip(state, result)
+        _scaled_clip(state, result)
         or _underflowed(state, seen, rows)
         or _lost(state, seen, rows)
         or (_motionless(state, seen, rows) or _flat(state, seen) if state.watch.event is None else None)
     )
-    if onset is not None:
-        state.writer.note(NoteKind.STALL, {"reason": state.stall, "step": onset.step})
+    return None if onset is None else _told(state, state.stall, onset)
+
+
+def _told(state: HuntState, reason: str, onset: Onset) -> Onset:
+    state.stall = reason
+    state.writer.note(NoteKind.STALL, {"reason": reason, "step": onset.step})
     return onset
-
-
-def _clipped_away(state: HuntState, result: StepResult) -> Onset | None:
-    """A clip whose norm overflowed by itself multiplies every gradient by zero."""
-    norm = result.grad_norm
-    if result.clip_coefficient != 0.0 or norm is None or not math.isfinite(norm) or norm == 0.0:
-        return None
-    said = f"the clip multiplied every gradient by 0: its norm overflowed, in fp32 it is {norm:.4g}"
-    state.stall = "clip-overflow"
-    return Onset(kind="stall", step=result.step, phase=Phase.CLIP.value, detail=said)
 
 
 def _scaled_clip(state: HuntState, result: StepResult) -> Onset | None:

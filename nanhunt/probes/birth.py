@@ -25,7 +25,7 @@ from nanhunt.probes.elements import Layout, offending, samples_of
 from nanhunt.probes.event import Capture, OpEvent, Seen
 from nanhunt.probes.op_facts import lane_of
 from nanhunt.probes.probe import dtype_name
-from nanhunt.probes.source import line_text, place
+from nanhunt.probes.source import code_of, place
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.trace.schema import Birth, Observation, Operand, Role
@@ -38,8 +38,9 @@ _SELECTS = ("aten.where", "aten.masked_fill", "aten.index", "aten.masked_select"
 
 
 def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: Layout) -> Birth:
-    """Return what is known of a birth; `layout` is the batch's."""
+    """Return what is known of a birth; `layout` is the batch's, which says nothing of weights and their updates."""
     capture = event.capture
+    layout = layout if event.phase.value in ("forward", "backward") else Layout()
     facts = _facts(event, events)
     birth: dict[str, Any] = {
         "kind": event.birth or "carried",
@@ -49,7 +50,7 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: La
         "module": event.module,
         "micro": event.micro,
         "source": place(event.source, root) if event.source else None,
-        "code": line_text(event.source) if event.source else "",
+        "code": code_of(event.source) if event.source else "",
         "forward_op": events[event.forward].op if event.forward is not None else None,
         "node": event.node,
         "parameter": _parameter(event, events),
@@ -192,7 +193,7 @@ def _ancestor(event: OpEvent, writers: list[int], stats: TensorStats | None, roo
         "op": event.op,
         "module": event.module,
         "source": place(event.source, root) if event.source else None,
-        "code": line_text(event.source) if event.source else "",
+        "code": code_of(event.source) if event.source else "",
         "writers": writers,
         "origins": [s.origin for s in event.inputs if s.writer is None and s.origin],
         "scalars": list(event.scalars),

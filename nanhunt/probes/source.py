@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import linecache
 import os
 import sys
+import tokenize
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-__all__ = ["SourceLine", "caller_line", "excerpt", "is_checkpointing", "is_user_file", "line_text", "place"]
+__all__ = ["SourceLine", "caller_line", "code_of", "excerpt", "is_checkpointing", "is_user_file", "line_text", "place"]
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _NANHUNT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -87,6 +89,18 @@ def place(line: SourceLine, root: Path) -> str:
 def line_text(line: SourceLine) -> str:
     """Return the line's text without its indent; '' where the file is not to be had."""
     return linecache.getline(line[0], line[1]).strip()
+
+
+def code_of(line: SourceLine) -> str:
+    """Return the line's text without its comment, to be quoted in a sentence."""
+    text = line_text(line)
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                return text[: token.start[1]].rstrip()
+    except (tokenize.TokenError, SyntaxError):  # one line of a longer statement
+        pass
+    return text
 
 
 def excerpt(line: SourceLine, around: int = 2) -> list[tuple[int, str]]:

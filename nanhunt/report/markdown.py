@@ -51,7 +51,7 @@ def _verdict(diagnosis: Diagnosis) -> Iterable[str]:
     if why:
         yield f"The trace ends early: {_escape(why)}"
     found = reading.cure(diagnosis)
-    suspect = found[0] if found else reading.leading_suspect(diagnosis)
+    suspect = reading.leading_suspect(diagnosis)
     lines = [f"**Cure:** {_escape(found[1])}"] if found else []
     lines += [f"**Fix:** {_escape(suspect.fixes[0])}"] if suspect and suspect.fixes else []
     if lines:

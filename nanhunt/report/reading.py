@@ -81,7 +81,8 @@ def cure(diagnosis: Diagnosis) -> tuple[Suspect, str] | None:
             continue
         for trial, prediction in suspect.trials:
             if trial.outcome == "cured" and prediction is not None and prediction.expect == "cured":
-                return suspect, f"trial {printable(trial.name)} cured it{_placebo(trial, diagnosis.trials)}"
+                whose = "" if suspect is leading_suspect(diagnosis) else f", as {printable(suspect.cause)} predicts"
+                return suspect, f"trial {printable(trial.name)} cured it{whose}{_placebo(trial, diagnosis.trials)}"
     return None
 
 

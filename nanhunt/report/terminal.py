@@ -69,7 +69,7 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     found = reading.cure(diagnosis)
     if found:
         _field(page, "cure", found[1], style="green")
-    suspect = found[0] if found else reading.leading_suspect(diagnosis)
+    suspect = reading.leading_suspect(diagnosis)
     if suspect and suspect.fixes:
         _field(page, "fix", words.prose(suspect.fixes[0]))
     said = reading.replayed(diagnosis)

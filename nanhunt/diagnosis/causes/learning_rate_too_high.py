@@ -102,7 +102,9 @@ def _undefined_rate(evidence: Evidence) -> Suspect | None:
         summary=f"the learning rate is {bad[step]} from step {step} on",
         location=_place(evidence),
         exhibits=(Exhibit(claim=f"learning rate at step {step}", value=bad[step]),),
-        fixes=("guard the schedule's division: a warm-up of zero steps is 0/0",),
+        fixes=(
+            "guard the schedule's ends: a warm-up of no steps is 0/0, and beyond its last step a root has a negative base",
+        ),
         depth=1,
     )
 

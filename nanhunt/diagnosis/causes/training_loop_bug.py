@@ -66,8 +66,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if told is not None:
         return told
     if evidence.scalars("clip_coefficient").get(onset.step) == 0.0:
-        norm = evidence.scalars("grad_norm").get(onset.step, math.nan)
-        return _overflowed(evidence, norm) if math.isfinite(norm) and norm > 0.0 else _let_through(evidence)
+        return _overflowed(evidence) or _let_through(evidence)
     if evidence.optimizer.get("custom_step") and evidence.note(NoteKind.LOOP) is None:
         return NotApplicable(reason="the loop is your own train_step, and nothing of it was heard")
     return None
@@ -214,19 +213,33 @@ def _counts(evidence: Evidence) -> tuple[int, int, int]:
     return int(grads["posinf"].sum() + grads["neginf"].sum()), int(grads["nan"].sum()), int((weights["nan"] > 0).sum())
 
 
-def _overflowed(evidence: Evidence, norm: float) -> Suspect:
+def _overflowed(evidence: Evidence) -> Suspect | None:
+    """A norm that is inf although every gradient is finite: in fp16, or beyond fp32 as well."""
     onset = evidence.onset
     assert onset is not None
+    infinite, nans, _ = _counts(evidence)
+    norm, format_ = evidence.scalars("grad_norm").get(onset.step, math.nan), "fp32"
+    if infinite or nans or norm == 0.0 or math.isnan(norm):
+        return None
+    fixes = ("take the norm in fp32: fp16 ends at 65504, and squares at 256", _GUARD)
+    if math.isinf(norm):
+        grads = evidence.frame("grad", ["step", "l2"])
+        norm, format_ = math.hypot(*grads[grads["step"] == onset.step]["l2"].tolist()), "fp64"
+        fixes = (
+            "bring data and targets to the order of 1: the square of a gradient beyond 1.8e19 is inf in fp32",
+            _GUARD,
+        )
     return Suspect(
         cause="training-loop-bug",
         grade=Grade.PROVED,
-        summary=f"the clip multiplied every gradient by 0, because its norm overflowed: in fp32 it is {in_words(norm)}",
+        summary=f"the norm that the clip divides by overflowed: in {format_} it is {in_words(norm)}",
         location=Location(step=onset.step, phase="clip"),
         exhibits=(
             Exhibit(claim="clip coefficient", value=0.0),
-            Exhibit(claim="gradient norm before the clip, taken in fp32", value=norm),
+            Exhibit(claim="gradients that are not finite", value=0.0),
+            Exhibit(claim=f"gradient norm before the clip, taken in {format_}", value=norm),
         ),
-        fixes=("take the norm in fp32: fp16 ends at 65504, and squares at 256", _GUARD),
+        fixes=fixes,
     )
 
 
