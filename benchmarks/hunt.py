@@ -26,8 +26,8 @@ from nanhunt.training.step import StepWatch, train_step
 
 SIZES = {
     "7M": Size(layers=6, width=256, heads=4),
-    "134M": Size(layers=12, width=768, heads=12, vocabulary=32000, batch=8, context=1024),
-    "1.35G": Size(layers=24, width=2048, heads=16, vocabulary=32000, batch=8, context=1024),
+    "134M": Size(layers=12, width=768, heads=12, vocabulary=32000, batch=8, context=2048),
+    "1.35G": Size(layers=24, width=2048, heads=16, vocabulary=32000, batch=8, context=2048),
 }
 
 
@@ -81,38 +81,45 @@ VARIANTS = [
 ]
 
 
-def transformers_debug(size: Size, device: str) -> tuple[Variant, TrainingRun] | None:
-    """Return transformers' detector and a run of its own: it leaves its hooks on the model. None where it is missing."""
+def transformers_debug(run: TrainingRun) -> Variant | None:
+    """Return transformers' detector on the same model, its hooks there only for its own steps. None where it is missing."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             from transformers.debug_utils import DebugUnderflowOverflow
     except ImportError:
         return None
-    run = build(size, device)
     DebugUnderflowOverflow(run.model)
-    return Variant("transformers DebugUnderflowOverflow", "inputs, outputs and weights of modules, forward", plain), run
+    modules = list(run.model.modules())
+    hooks = [dict(m._forward_hooks) for m in modules]
+
+    def remove() -> None:
+        for module in modules:
+            module._forward_hooks.clear()
+
+    def step(run: TrainingRun, step: int) -> None:
+        for module, own in zip(modules, hooks, strict=True):
+            module._forward_hooks.update(own)
+        train_step(run, step, StepWatch())
+        remove()
+
+    remove()
+    return Variant("transformers DebugUnderflowOverflow", "inputs, outputs and weights of modules, forward", step)
 
 
-def measure(size: Size, device: str, rounds: int) -> tuple[dict[Variant, list[float]], TrainingRun, bool]:
+def measure(run: TrainingRun, device: str, rounds: int) -> dict[Variant, list[float]]:
     """Return the seconds of each variant's steps, a step a round, after two rounds of warming up."""
-    shared = build(size, device)
-    runs = dict.fromkeys(VARIANTS, shared)
-    other = transformers_debug(size, device)
-    if other is not None:
-        runs[other[0]] = other[1]
-    times: dict[Variant, list[float]] = {v: [] for v in runs}
-    counters = dict.fromkeys(map(id, runs.values()), 0)
+    other = transformers_debug(run)
+    variants = [*VARIANTS, other] if other is not None else VARIANTS
+    times: dict[Variant, list[float]] = {v: [] for v in variants}
     for turn in range(rounds + 2):
-        for variant, run in runs.items():
-            step = counters[id(run)]
-            counters[id(run)] += 1
+        for place, variant in enumerate(variants):
             _wait(device)
             began = time.perf_counter()
-            variant.step(run, step)
+            variant.step(run, turn * len(variants) + place)
             _wait(device)
             if turn >= 2:
                 times[variant].append(time.perf_counter() - began)
-    return times, shared, other is not None
+    return times
 
 
 def ops_of(run: TrainingRun, step: int) -> int:
@@ -131,11 +138,12 @@ def _wait(device: str) -> None:
 def report(name: str, device: str, rounds: int) -> None:
     """Measure one size and print its table."""
     size = SIZES[name]
-    times, run, with_transformers = measure(size, device, rounds)
+    run = build(size, device)
+    times = measure(run, device, rounds)
     base = times[VARIANTS[0]]
     parameters = sum(p.numel() for p in run.model.parameters())
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    ops = ops_of(run, (rounds + 2) * len(VARIANTS))
+    ops = ops_of(run, (rounds + 2) * len(times))
     print(f"\nGPT of {parameters / 1e6:.1f} M parameters, {size.layers} layers, batch {size.batch} x {size.context},")
     print(f"{ops} ops a step; {where}; torch {torch.__version__}; {rounds} rounds\n")
     print(f"{'':38} {'ms':>9}  {'x plain':>8}  {'range':>13}   looks at")
@@ -146,7 +154,7 @@ def report(name: str, device: str, rounds: int) -> None:
         print(
             f"{variant.name:38} {statistics.median(seconds) * 1e3:9.1f}  {middle:8.2f}  {spread:>13}   {variant.looks_at}"
         )
-    if not with_transformers:
+    if len(times) == len(VARIANTS):
         print("transformers is not installed: its DebugUnderflowOverflow was not measured")
 
 

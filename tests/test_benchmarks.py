@@ -13,7 +13,7 @@ def test_every_variant_is_timed_and_printed(
 ) -> None:
     tiny = Size(layers=1, width=8, heads=2, vocabulary=16, batch=1, context=4)
     monkeypatch.setitem(hunt.SIZES, "tiny", tiny)
-    monkeypatch.setattr(hunt, "transformers_debug", lambda size, device: None)
+    monkeypatch.setattr(hunt, "transformers_debug", lambda run: None)
     hunt.report("tiny", "cpu", rounds=1)
     printed = capsys.readouterr().out
     assert all(variant.name in printed for variant in hunt.VARIANTS)

@@ -1,4 +1,4 @@
-"""A bit of one weight flips once, as a failing memory cell does it: the step again has other bits."""
+"""A bit of one activation flips once, as a failing memory cell does it: the step again has other bits."""
 
 import torch
 import torch.nn.functional as F
