@@ -82,7 +82,7 @@ def build(size: Size, device: str) -> TrainingRun:
 
     return TrainingRun(
         model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda"),
         loss=loss,
         batches=BatchSource(itertools.cycle(tokens), first_step=0, accumulate=1, device=torch.device(device)),
         device=torch.device(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import Any
 from nanhunt.probes.event import OpEvent, Terminal
 from nanhunt.probes.probe import is_hookable
 from nanhunt.probes.source import SourceLine, is_user_file, place
-from nanhunt.replay import Replayed
+from nanhunt.replay import Replayed, device_is_lost
 from nanhunt.trace.schema import Onset, Phase
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
@@ -73,7 +74,12 @@ def complaint(error: BaseException, events: Sequence[OpEvent], micro: int) -> Te
 
 
 def user_line(error: BaseException) -> SourceLine | None:
-    """Return the innermost line of the user's own code that an exception came through."""
+    """Return the innermost line of the user's own code that an exception came through.
+
+    None of a lost device: it says so at a later call, whichever that is, unless launches wait for their kernels.
+    """
+    if device_is_lost(error) and os.environ.get("CUDA_LAUNCH_BLOCKING") != "1":
+        return None
     frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
     return next((f for f in reversed(frames) if is_user_file(f[0])), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import traceback
@@ -33,6 +34,10 @@ __all__ = ["Finiteness", "Replayed", "WatchList", "device_is_lost", "nonfinite_n
 
 #: Folders whose code runs inside a step without being the user's.
 _PROBES = (Path(__file__).parent / "probes", Path(__file__).parent / "stats")
+
+
+#: What a terminal's kind is called in `Finiteness`; of a loss its value is asked for.
+_LISTS = {"gradient": "grads", "weight": "weights", "buffer": "buffers", "state": "state"}
 
 
 class WatchList(StepWatch):
@@ -87,8 +92,10 @@ class Finiteness(StepWatch):
     Flags stay on the device until `resolve`, after the step: nothing waits for it inside.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, zoom: OpProbe | None = None) -> None:
         self._run = run
+        #: it looks at the same tensors, and knows most of them from the ops that made them
+        self._zoom = zoom
         self._losses: list[Tensor] = []
         self._queue = FlagQueue()
         #: (kind, name, ticket, whether -inf is allowed) of every look
@@ -110,7 +117,8 @@ class Finiteness(StepWatch):
 
     def output_made(self, module: str, output: Any) -> None:
         """Look at what a module puts out; -inf alone is a mask's."""
-        self._looks += [("modules", module, self._queue.look(t.detach()), True) for _, t in tensors_of(output)]
+        tickets = self._queue.look_at_all([t.detach() for _, t in tensors_of(output)], signed=True)
+        self._looks += [("modules", module, ticket, True) for ticket in tickets]
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
@@ -121,7 +129,7 @@ class Finiteness(StepWatch):
         run = self._run
         self._look("weights", run.parameters())
         self._look("buffers", run.buffers(), masks=True)
-        self._look("state", state_tensors(run))
+        self._look("state", run.state_tensors())
 
     def resolve(self) -> Finiteness:
         """Bring what was seen to the host, and return self."""
@@ -130,15 +138,23 @@ class Finiteness(StepWatch):
         flags = self._queue.fetch()
         for kind, name, ticket, masks in self._looks:
             found = flags[ticket]
-            names: list[str] = getattr(self, kind)
-            if (found.nan or found.posinf or (found.neginf and not masks)) and name not in names:
-                names.append(name)
+            if found.nan or found.posinf or (found.neginf and not masks):
+                self._found(kind, name)
         self._looks.clear()
+        for terminal in self._zoom.terminals if self._zoom is not None else ():
+            self._found(_LISTS.get(terminal.kind), terminal.name)
         return self
+
+    def _found(self, kind: str | None, name: str) -> None:
+        if kind is not None and name not in (names := getattr(self, kind)):
+            names.append(name)
 
     def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
         """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
-        self._looks += [(kind, name, self._queue.look(tensor.detach()), masks) for name, tensor in tensors.items()]
+        if self._zoom is not None:
+            return
+        tickets = self._queue.look_at_all([tensor.detach() for tensor in tensors.values()], signed=masks)
+        self._looks += [(kind, name, ticket, masks) for name, ticket in zip(tensors, tickets, strict=True)]
 
     @property
     def bad_micro(self) -> int | None:
@@ -146,22 +162,12 @@ class Finiteness(StepWatch):
         return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
 
 
-def state_tensors(run: TrainingRun) -> dict[str, Tensor]:
-    """Return the optimizer's floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in run.parameters().items():
-        for key, value in run.state_of(parameter).items():
-            if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
-                found[f"{name}.{key}"] = value
-    return found
-
-
 def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
     """Return the names of the tensors that hold a non-finite element; one wait for the device."""
     queue = FlagQueue()
-    tickets = {name: queue.look(tensor.detach()) for name, tensor in tensors.items()}
+    tickets = queue.look_at_all([tensor.detach() for tensor in tensors.values()])
     flags = queue.fetch()
-    return [name for name, ticket in tickets.items() if flags[ticket].bad]
+    return [name for name, ticket in zip(tensors, tickets, strict=True) if flags[ticket].bad]
 
 
 class _Narrator(StepWatch):
@@ -212,7 +218,7 @@ def replay_step(
     An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
-    finite, narrator = Finiteness(run), _Narrator(run, rows)
+    finite, narrator = Finiteness(run, zoom), _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
     with _looking(run, rows, zoom, finite):
@@ -221,15 +227,22 @@ def replay_step(
         except (NanhuntError, DataEndedError):
             raise
         except Exception as error:
-            if _is_ours(error) and (zoom is None or zoom.raised is not error):
+            # a device that is lost says so at whatever call comes next, and that may be a probe's
+            if _is_ours(error) and not device_is_lost(error) and (zoom is None or zoom.raised is not error):
                 raise
             replayed.error = error
+    try:
+        if not device_is_lost(replayed.error):
+            if zoom is not None:
+                zoom.resolve()
+            finite.resolve()
+    except RuntimeError as error:
+        if not device_is_lost(error):
+            raise
+        replayed.error = error
     if device_is_lost(replayed.error):
         rows.drop()  # they are on a device that answers nothing any more
         return replayed
-    finite.resolve()
-    if zoom is not None:
-        zoom.resolve()
     replayed.layouts = narrator.layouts
     rows.micro = 0
     if replayed.result is not None:
@@ -257,9 +270,22 @@ def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Fi
         if zoom is None:
             stack.enter_context(detect_in_modules(run.roots(), finite.output_made))
         else:
+            stack.enter_context(_uncollected())
             stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)
         yield
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's cyclic collector out of a step: the notes on its ops would set it off, 0.1 s at a time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _record_scalars(result: StepResult, rows: RowBuffer) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanhunt.replay import Finiteness, Replayed, nonfinite_names, state_tensors
+from nanhunt.replay import Finiteness, Replayed, nonfinite_names
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 
@@ -37,7 +37,7 @@ class Known:
         return cls(
             weights=frozenset(nonfinite_names(run.parameters())),
             buffers=frozenset(nonfinite_names(run.buffers())),
-            state=frozenset(nonfinite_names(state_tensors(run))),
+            state=frozenset(nonfinite_names(run.state_tensors())),
         )
 
 

@@ -209,7 +209,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: St
     if fault.kind == "exception":
         onset = replace(onset, kind="exception")
     if device_is_lost(seen.error):
-        text = "the CUDA context is lost after an assert: no op-level look, no trials. `--device cpu` gives both"
+        text = (
+            "the CUDA context is lost after an assert: no line, no op-level look, no trials. `--device cpu` gives all"
+        )
         state.assume(text)
         return _written(state, locate_exception(state.run, seen, fault))
     if not state.settings.zoom:

@@ -51,7 +51,9 @@ def _first_step(state: HuntState, fault: SilentFault, step: int) -> SilentFault:
     start = max(state.ring.oldest_step, step - _BACK)
     for earlier in range(start, step):
         if earlier not in state.surveyed:
-            found = next((f for f in survey(state.run, state.ring, earlier) if f.place == fault.place), None)
+            found = next(
+                (f for f in survey(state.run, state.ring, earlier) if f.place == fault.place and f.serious), None
+            )
             if found is not None:
                 return found
     return fault

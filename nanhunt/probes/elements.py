@@ -16,7 +16,14 @@ __all__ = ["Layout", "layout_of", "offending", "samples_of"]
 
 #: Elements shown.
 _SHOWN = 8
-_SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp")
+_BY_PLACE = (
+    "aten._to_copy.",
+    "aten.copy_.",
+    "aten._softmax",
+    "aten._log_softmax",
+    "aten._safe_softmax",
+    "aten.logsumexp",
+)
 #: Matrix products, with the arguments whose row and column meet in an element.
 _PRODUCTS = {"aten.mm": (0, 1), "aten.bmm": (0, 1), "aten.addmm": (1, 2), "aten.baddbmm": (1, 2)}
 
@@ -80,7 +87,7 @@ def offending(
     if output.layout is not torch.strided:
         return []
     name = str(capture.func)
-    by_place = torch.Tag.pointwise in capture.func.tags or capture.lane or name.startswith(_SOFTMAX_LIKE)
+    by_place = torch.Tag.pointwise in capture.func.tags or capture.lane or name.startswith(_BY_PLACE)
     inputs = [t for _, t in tensor_arguments(capture) if by_place and _broadcasts(t, output)]
     inputs += [t for t in extra if _broadcasts(t, output)]
     has_twin = twin is not None and twin.shape == output.shape and not twin.is_complex()

@@ -56,8 +56,10 @@ class Memory:
 
     def reach(self, tensor: Tensor) -> tuple[Cell, bool]:
         """Return the cell of the tensor's storage, and whether the tensor shows all of it."""
+        held = tensor
         try:
-            held = tensor if type(tensor) in _PLAIN and tensor.layout is torch.strided else _holder(tensor)
+            if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+                held = _holder(tensor)
             storage = held.untyped_storage()
         except (RuntimeError, NotImplementedError):  # opaque, functional and fake tensors have none
             return self._cells.setdefault(id(tensor), Cell(None)), False
@@ -65,8 +67,8 @@ class Memory:
         if cell is None:
             handle = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             cell = self._cells[handle.cdata] = Cell(handle)
-        elements = held.numel() if held.is_contiguous() else _distinct(held)
-        return cell, elements * held.element_size() == storage.nbytes()
+        size = held.nbytes if held.is_contiguous() else _distinct(held) * held.element_size()
+        return cell, size == storage.nbytes()
 
     def name(self, tensor: Tensor, origin: str) -> None:
         """Give the tensor's memory its name."""

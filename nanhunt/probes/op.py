@@ -107,7 +107,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
 
     def loss_made(self, micro: int, loss: Tensor) -> None:
         """Note a non-finite loss."""
-        self._look_at("loss", "loss", loss.detach())
+        self._look_at("loss", {"loss": loss.detach()})
 
     def backward_begins(self, micro: int) -> None:
         """Turn to backward."""
@@ -118,8 +118,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Note non-finite gradients, before the clip spreads or hides them."""
         if parameters is None:  # a custom loop says itself where it is
             self.phase = Phase.CLIP
-        for name, grad in self._run.gradients(parameters).items():
-            self._look_at("gradient", name, grad)
+        self._look_at("gradient", self._run.gradients(parameters))
 
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Turn to the update."""
@@ -136,12 +135,10 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
 
     def updated(self) -> None:
         """Note weights, buffers and optimizer state that are non-finite after the update."""
-        for name, parameter in self._run.parameters().items():
-            self._look_at("weight", name, parameter.detach())
-            for key, value in _tensors_in(self._run.state_of(parameter)):  # some are made in the first step
-                self._look_at("state", f"{name}.{key}", value)
-        for name, buffer in self._run.buffers().items():
-            self._look_at("buffer", name, buffer)
+        run = self._run
+        self._look_at("weight", {name: parameter.detach() for name, parameter in run.parameters().items()})
+        self._look_at("state", run.state_tensors())  # some are made in the first step
+        self._look_at("buffer", run.buffers())
 
     # --- the mode ------------------------------------------------------------------------------------------------
 
@@ -159,7 +156,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         self._closer.settle()
         given, numbers = taken_apart(facts, args, kwargs)
-        inputs = [self._taken(facts, name, tensor) for name, tensor in given if name not in facts.unread]
+        inputs = self._taken(facts, [pair for pair in given if pair[0] not in facts.unread] if facts.unread else given)
         before = (args, kwargs)
         if facts.written and self._closer.wants(len(self.events), facts.name):
             before = _with_copies(facts, args, kwargs)
@@ -201,7 +198,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             module=module,
             source=source,
             inputs=inputs,
-            outputs=[self._made(facts, n, t) for n, t in outputs],
+            outputs=self._made(facts, outputs),
             seq=self._rows.next_seq(),
             fresh=fresh,
             is_factory=facts.is_factory,
@@ -243,40 +240,62 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             histogram=False,
         )
 
-    def _taken(self, facts: OpFacts, name: str, tensor: Tensor) -> Seen:
-        """Look at an operand, unless the last look at its memory still holds."""
-        cell, is_whole = self._memory.reach(tensor)
-        ticket = cell.content if is_whole else None
-        if ticket is None:
-            ticket = self._flags.look(tensor)
-            if is_whole and ticket:  # bits read as integers say nothing of the numbers that they may be
-                cell.content = ticket
-        return Seen(name, cell, ticket, cell.origin, lane_of(facts.name, name) if facts.has_lanes else "")
+    def _taken(self, facts: OpFacts, given: list[tuple[str, Tensor]]) -> list[Seen]:
+        """Look at operands, but for those whose memory's last look still holds.
 
-    def _made(self, facts: OpFacts, name: str, tensor: Tensor) -> Seen:
+        A part of what was looked at as a whole is not looked at again by a step that is only searched: where the whole
+        turns out to be bad, the recorded look at the step tells of the part.
+        """
+        seen: list[Seen] = []
+        new: list[tuple[int, Tensor, bool]] = []
+        for name, tensor in given:
+            cell, whole = self._memory.reach(tensor)
+            ticket = cell.content if whole or not self._rows.recording else None
+            if ticket is None:
+                new.append((len(seen), tensor, whole))
+            seen.append(
+                Seen(name, cell, ticket or 0, cell.origin, lane_of(facts.name, name) if facts.has_lanes else "")
+            )
+        for (index, _, whole), ticket in zip(new, self._looks(facts, [t for _, t, _ in new]), strict=True):
+            seen[index].ticket = ticket
+            if whole and ticket:  # bits read as integers say nothing of the numbers that they may be
+                seen[index].cell.content = ticket
+        return seen
+
+    def _made(self, facts: OpFacts, outputs: list[tuple[str, Tensor]]) -> list[Seen]:
         """Look at what an op wrote."""
-        cell, is_whole = self._memory.reach(tensor)
-        ticket = self._flags.look(tensor)
-        # a kernel that torch does not dispatch may fill what a factory gave
-        cell.content = ticket if ticket and is_whole and not facts.is_factory else None
-        return Seen(name, cell, ticket, cell.origin, lane_of(facts.name, name) if facts.has_lanes else "")
+        seen = []
+        for (name, tensor), ticket in zip(outputs, self._looks(facts, [t for _, t in outputs]), strict=True):
+            cell, whole = self._memory.reach(tensor)
+            # a kernel that torch does not dispatch may fill what a factory gave
+            cell.content = ticket if ticket and whole and not facts.is_factory else None
+            seen.append(Seen(name, cell, ticket, cell.origin, lane_of(facts.name, name) if facts.has_lanes else ""))
+        return seen
 
-    def _look_at(self, kind: str, name: str, tensor: Tensor) -> None:
-        cell, is_whole = self._memory.reach(tensor)
-        if kind == "state":
-            cell.origin = f"state {name}"
-        ticket = cell.content if is_whole else None
-        seen = Seen(name, cell, self._flags.look(tensor) if ticket is None else ticket, cell.origin)
-        self._log.append(Asked(kind, self.phase, self._rows.micro, seen))
+    def _looks(self, facts: OpFacts, tensors: list[Tensor]) -> Iterable[int]:
+        return self._flags.look_at_all(tensors) if facts.has_lanes else map(self._flags.look, tensors)
+
+    def _look_at(self, kind: str, tensors: dict[str, Tensor]) -> None:
+        """Look at what must be finite, but for memory whose last look still holds."""
+        reached = [self._memory.reach(tensor) for tensor in tensors.values()]
+        known = [cell.content if whole else None for cell, whole in reached]
+        new = [t for t, held in zip(tensors.values(), known, strict=True) if held is None]
+        asked = iter(self._flags.look_at_all(new, signed=kind == "buffer"))
+        for name, (cell, whole), held in zip(tensors, reached, known, strict=True):
+            ticket = next(asked) if held is None else held
+            if held is None and whole and ticket:
+                cell.content = ticket
+            if kind == "state":
+                cell.origin = f"state {name}"
+            self._log.append(Asked(kind, self.phase, self._rows.micro, Seen(name, cell, ticket, cell.origin)))
 
     def _name_state(self) -> None:
         """Give weights, buffers and optimizer state their names."""
-        for name, parameter in self._run.parameters().items():
-            self._memory.name(parameter, f"parameter {name}")
-            for key, value in _tensors_in(self._run.state_of(parameter)):
-                self._memory.name(value, f"state {name}.{key}")
-        for name, buffer in self._run.buffers().items():
-            self._memory.name(buffer, f"buffer {name}")
+        run = self._run
+        named = {"parameter": run.parameters(), "state": run.state_tensors(), "buffer": run.buffers()}
+        for kind, tensors in named.items():
+            for name, tensor in tensors.items():
+                self._memory.name(tensor, f"{kind} {name}")
 
     def _name_gradients(self) -> None:
         for name, grad in self._run.gradients().items():
@@ -290,8 +309,3 @@ def _with_copies(
     written = facts.written
     new = tuple(copied(v) if n in written else v for n, v in zip(facts.arguments, args, strict=False))
     return new, {n: copied(v) if n in written else v for n, v in kwargs.items()}
-
-
-def _tensors_in(state: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """Return an optimizer's floating tensors of one parameter, without the step counter."""
-    return [(k, v) for k, v in state.items() if isinstance(v, Tensor) and k != "step" and v.is_floating_point()]

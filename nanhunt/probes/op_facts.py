@@ -84,7 +84,7 @@ def taken_apart(
         if isinstance(value, Tensor):
             tensors.append((name, value))
         elif isinstance(value, (list, tuple)):
-            tensors += tensors_of(value, name)
+            tensors += [(f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Tensor)]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers.append(float(value))
     return tensors, tuple(numbers)

@@ -47,7 +47,8 @@ def resolve(log: Log, events: Sequence[OpEvent], flags: Sequence[Flags]) -> list
             entry.cell.writer = entry.cell.spoiler = None
         elif isinstance(entry, Asked):
             seen = _read(entry.seen, flags)
-            if seen.bad:
+            is_mask = entry.kind == "buffer" and not (seen.nan or seen.posinf)  # -inf alone is allowed in a buffer
+            if seen.bad and not is_mask:
                 terminals.append(
                     Terminal(entry.kind, seen.name, entry.phase, entry.micro, seen.writer, seen.nan, seen.writer_lane)
                 )

@@ -3,13 +3,16 @@
 A finite sum is a proof: neither an infinity nor a NaN leaves a sum again. On a CPU, where asking waits for nothing, that
 is the first look, at the speed of memory; a sum that is not finite may be an overflow of its own, and `aminmax` decides.
 On other devices it is `aminmax` at once: it carries NaN along and gives back infinities, 13 times cheaper than
-`isfinite().all()` (4 Mi fp32 elements on one core: sum 0.6 ms, aminmax 1.1 ms, isfinite 13 ms). Of a tensor with a NaN it
-does not tell whether there is an infinity as well.
+`isfinite().all()` (4 Mi fp32 elements on one core: sum 0.6 ms, aminmax 1.1 ms, isfinite 13 ms). Many tensors at once are
+one `_foreach_norm` there: 150 of a million elements in 0.4 ms instead of 2.6 (H100, torch 2.11).
+
+Of a tensor with a NaN neither tells whether there is an infinity as well, and a norm tells no sign.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +47,9 @@ class FlagQueue:
     """Looks at tensors as they stand when they are handed over; nothing waits for a device until `fetch`."""
 
     def __init__(self) -> None:
-        #: (lowest, highest) by ticket; None of what is known to be finite
-        self._looks: list[tuple[Tensor, Tensor] | None] = [None, None]
+        self._flags = [FINITE, FINITE]
+        #: (ticket, lowest, highest); the highest alone is a largest magnitude
+        self._asked: list[tuple[int, Tensor | None, Tensor]] = []
 
     def look(self, tensor: Tensor) -> int:
         """Look at a tensor and return its ticket: its index in what `fetch` returns; 0 of what holds no such numbers."""
@@ -56,24 +60,54 @@ class FlagQueue:
             return 1
         if values.numel() == 0:
             return 0
-        self._looks.append(torch.aminmax(values))
-        return len(self._looks) - 1
+        return self._ask(*torch.aminmax(_in_order(values)))
+
+    def look_at_all(self, tensors: Sequence[Tensor], *, signed: bool = False) -> list[int]:
+        """Look at many tensors at once and return their tickets, by one launch for each device and dtype.
+
+        Away from the CPU an infinity is then given as `posinf`, whatever its sign; `signed` makes it a look at each.
+        """
+        if signed:
+            return [self.look(tensor) for tensor in tensors]
+        tickets = [-1] * len(tensors)
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            if not tensor.is_cpu and _is_plain(tensor) and tensor.numel():
+                groups.setdefault((tensor.device, tensor.dtype), []).append(index)
+            else:
+                tickets[index] = self.look(tensor)
+        for indices in groups.values():
+            peaks = torch._foreach_norm([tensors[i] for i in indices], math.inf)
+            for index, peak in zip(indices, peaks, strict=True):
+                tickets[index] = self._ask(None, peak)
+        return tickets
 
     def fetch(self) -> list[Flags]:
         """Return the flags of every ticket so far, with one wait for each device and dtype; tickets stay valid."""
-        flags = [FINITE] * len(self._looks)
-        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for ticket, look in enumerate(self._looks):
-            if look is not None:
-                groups.setdefault((look[0].device, look[0].dtype), []).append(ticket)
-        for tickets in groups.values():
-            pairs = [look for t in tickets if (look := self._looks[t]) is not None]
-            lows, highs = torch.stack([torch.stack(side) for side in zip(*pairs, strict=True)]).tolist()
-            for ticket, low, high in zip(tickets, lows, highs, strict=True):
-                nan = math.isnan(low) or math.isnan(high)
-                if nan or high == math.inf or low == -math.inf or low == math.inf or high == -math.inf:
-                    flags[ticket] = Flags(nan, not nan and high == math.inf, not nan and low == -math.inf)
-        return flags
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor | None, Tensor]]] = {}
+        for asked in self._asked:
+            groups.setdefault((asked[2].device, asked[2].dtype), []).append(asked)
+        self._asked.clear()
+        for group in groups.values():
+            answers = torch.stack([side for _, low, high in group for side in (high if low is None else low, high)])
+            pairs = answers.view(-1, 2).tolist()
+            for (ticket, _, _), (low, high) in zip(group, pairs, strict=True):
+                if not (math.isfinite(low) and math.isfinite(high)):
+                    nan = math.isnan(low) or math.isnan(high)
+                    self._flags[ticket] = Flags(nan, not nan and high == math.inf, not nan and low == -math.inf)
+        return self._flags
+
+    def _ask(self, low: Tensor | None, high: Tensor) -> int:
+        self._asked.append((len(self._flags), low, high))
+        self._flags.append(FINITE)
+        return len(self._flags) - 1
+
+
+def _in_order(values: Tensor) -> Tensor:
+    """Return a permuted tensor's elements as they lie in memory: `aminmax` would copy them to have them in order."""
+    if values.is_contiguous():
+        return values
+    return values.permute(sorted(range(values.dim()), key=values.stride().__getitem__, reverse=True))
 
 
 def _is_plain(tensor: Tensor) -> bool:

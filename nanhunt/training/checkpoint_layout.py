@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
     )
 
 
+@functools.cache
 def clean_name(name: str) -> str:
     """Return a parameter's name without the segments that wrappers put into it."""
     return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS)

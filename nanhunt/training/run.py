@@ -130,6 +130,18 @@ class TrainingRun:
         states = (optimizer.state.get(parameter) for optimizer in self.optimizers)
         return next((state for state in states if isinstance(state, dict) and state), {})
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the optimizers' floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
+        optimizers = self.optimizers
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.parameters().items():
+            states = (o.state[parameter] for o in optimizers if parameter in o.state)
+            state = next((s for s in states if isinstance(s, dict) and s), {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
+                    found[f"{name}.{key}"] = value
+        return found
+
 
 def optimizers_in(value: Any) -> list[torch.optim.Optimizer]:
     """Return the optimizers that a config's callable returned: one, a sequence or a dict of them; [] of others."""

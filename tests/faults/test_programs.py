@@ -32,7 +32,11 @@ def diagnosed(program: Program, folder: Path, *, faulty: bool) -> Diagnosis:
     (folder / "nanhunt.yaml").write_text(yaml.safe_dump(config))
     save_checkpoint(program, folder)
     trace = folder / "trace.parquet"
-    replay(ReplayOptions(checkpoint=folder / "ckpt.pt", config=folder / "nanhunt.yaml", out=trace, quiet=True))
+    # on a GPU an index out of range would spoil the device for every test behind it
+    options = ReplayOptions(
+        checkpoint=folder / "ckpt.pt", config=folder / "nanhunt.yaml", out=trace, quiet=True, device="cpu"
+    )
+    replay(options)
     return diagnose(Trace.open(trace))
 
 

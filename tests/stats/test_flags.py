@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanhunt.stats.flags import FINITE, FlagQueue, Flags
 
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BAD = [(), (math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (math.nan, math.inf)]
 
@@ -34,6 +35,31 @@ def test_a_look_agrees_with_isnan_and_isinf(dtype: torch.dtype, bad: tuple[float
     tensor.view(-1)[3 : 3 + len(bad)] = torch.tensor(bad, dtype=dtype)
     assert flags_of(tensor) == expected(tensor)
     assert flags_of(tensor.t()) == expected(tensor)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_many_at_once_are_told_what_each_is_told(bad: tuple[float, ...]) -> None:
+    tensors = [torch.randn(2, 3), torch.arange(4), torch.empty(0), torch.randn(5).half(), torch.randn(3, 4).t()]
+    tensors[3][: len(bad)] = torch.tensor(bad)
+    queue = FlagQueue()
+    tickets, signed = queue.look_at_all(tensors), queue.look_at_all(tensors, signed=True)
+    flags = queue.fetch()
+    assert [flags[t] for t in signed] == [flags_of(t) for t in tensors]
+    assert [flags[t].bad for t in tickets] == [flags_of(t).bad for t in tensors]
+    assert queue.fetch() == flags
+
+
+@cuda
+@pytest.mark.parametrize(("dtype", "bad"), list(product(FLOATS, BAD)))
+def test_a_look_agrees_with_isnan_and_isinf_on_a_gpu(dtype: torch.dtype, bad: tuple[float, ...]) -> None:
+    tensor = torch.randn(70, 50).to("cuda", dtype)
+    tensor.view(-1)[3 : 3 + len(bad)] = torch.tensor(bad, dtype=dtype)
+    parts = [tensor, tensor.t(), tensor[:, 1:9], tensor[::2], torch.zeros(3, device="cuda", dtype=dtype)]
+    queue = FlagQueue()
+    alone, together = [queue.look(t) for t in parts], queue.look_at_all(parts)
+    flags = queue.fetch()
+    assert [flags[t] for t in alone] == [expected(t) for t in parts]
+    assert [(flags[t].nan, flags[t].bad) for t in together] == [(expected(t).nan, expected(t).bad) for t in parts]
 
 
 @given(st.lists(st.floats(width=32), max_size=20))

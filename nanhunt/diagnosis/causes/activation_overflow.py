@@ -32,7 +32,8 @@ forward pass is not scaled.
 
 When it is mistaken
 -------------------
-For gradient-overflow, which lives in the backward pass and goes with the loss scale; for naive-exp-log, where exp is
+For gradient-overflow, which lives in the backward pass and goes with the loss scale; for fp8-saturation, where the
+format is one of 8 bits and its scale is at fault; for naive-exp-log, where exp is
 asked for a number that no format should hold; for mask-fill-overflow, where the large number is a constant; for a
 division by zero, whose fp64 result is infinite too. For low-precision-accumulation, where each term is small.
 
@@ -72,7 +73,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return no_births(evidence)
     if base(birth.op) in EXPS or is_long_sum(birth) or is_discarded(birth, evidence):
         return None
-    if constant_of(birth, evidence) is not None:
+    output = bad_output(birth)
+    if constant_of(birth, evidence) is not None or (output is not None and output.dtype.startswith("float8")):
         return None
     if birth.fp64 == "beyond-range":
         return _overflowed(birth, evidence)

@@ -425,6 +425,8 @@ def test_a_pile_at_the_end_of_fp8_is_told_from_a_scaled_maximum(evidence_of: Evi
 def test_a_cast_beyond_e5m2_is_proved(evidence_of: EvidenceOf) -> None:
     birth = overflow("aten._to_copy", operand("self", amax=7e4), 7e4)
     birth.outputs[0] = operand("output", "float8_e5m2", posinf=2)
-    answer = fp8_saturation.CAUSE.examine(evidence_of(ONSET, birth))
+    evidence = evidence_of(ONSET, birth)
+    answer = fp8_saturation.CAUSE.examine(evidence)
     assert isinstance(answer, Suspect)
     assert answer.grade is Grade.PROVED
+    assert activation_overflow.CAUSE.examine(evidence) is None
