@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test bench-hunt docs gallery clean
+.PHONY: help setup demo lint format test test-gpu bench-hunt docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,6 +36,9 @@ format: $(STAMP)  ## put the code into the house format
 
 test: $(STAMP)  ## run the tests on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-gpu: $(STAMP)  ## run the tests that are about a GPU, where there is one
+	NANHUNT_TEST_GPU=1 $(BIN)/python -m pytest -m cuda $(ARGS)
 
 bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and other tools (ARGS="--rounds 30")
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,bench]'

@@ -122,11 +122,15 @@ class Finiteness(StepWatch):
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
+        if self._zoom is not None:
+            return
         self._look("grads", self._run.gradients(parameters))
 
     def updated(self) -> None:
         """Look at weights, buffers and optimizer state."""
         run = self._run
+        if self._zoom is not None:
+            return
         self._look("weights", run.parameters())
         self._look("buffers", run.buffers(), masks=True)
         self._look("state", run.state_tensors())
@@ -151,8 +155,6 @@ class Finiteness(StepWatch):
 
     def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
         """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
-        if self._zoom is not None:
-            return
         tickets = self._queue.look_at_all([tensor.detach() for tensor in tensors.values()], signed=masks)
         self._looks += [(kind, name, ticket, masks) for name, ticket in zip(tensors, tickets, strict=True)]
 

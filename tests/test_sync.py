@@ -15,8 +15,6 @@ from nanhunt.trace.schema import Phase
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.run import TrainingRun
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def run_on(device: torch.device) -> TrainingRun:
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 8)).to(device)
@@ -30,7 +28,7 @@ def run_on(device: torch.device) -> TrainingRun:
     )
 
 
-@cuda
+@pytest.mark.cuda
 def test_probes_never_wait_for_the_device_inside_a_step() -> None:
     run = run_on(torch.device("cuda"))
     rows = RowBuffer()
@@ -62,7 +60,7 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
     assert finite.resolve().losses
 
 
-@cuda
+@pytest.mark.cuda
 def test_the_op_probe_never_waits_for_the_device_before_the_step_is_over() -> None:
     run = run_on(torch.device("cuda"))
     batch = run.batches.get(0, 0)

@@ -123,7 +123,6 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Turn to the update."""
         self.phase = Phase.UPDATE
-        self._name_gradients()
 
     def turned_to(self, phase: str) -> None:
         """Turn to the phase that a custom loop has come to."""
@@ -285,8 +284,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             ticket = next(asked) if held is None else held
             if held is None and whole and ticket:
                 cell.content = ticket
-            if kind == "state":
-                cell.origin = f"state {name}"
+            if kind in ("state", "gradient"):  # made in the step
+                cell.origin = f"{kind} {name}"
             self._log.append(Asked(kind, self.phase, self._rows.micro, Seen(name, cell, ticket, cell.origin)))
 
     def _name_state(self) -> None:

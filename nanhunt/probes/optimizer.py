@@ -42,6 +42,8 @@ class OptimizerProbe(StepWatch):
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Record every gradient: accumulated, unscaled, not yet clipped."""
+        if not self._rows.recording:
+            return
         for name, grad in self._run.gradients(parameters).items():
             module, leaf = split_name(name)
             self._rows.tensor(grad, phase=Phase.UNSCALE, role=Role.GRAD, module=module, name=leaf)

@@ -41,6 +41,8 @@ Log = list[OpEvent | Given | Asked]
 def resolve(log: Log, events: Sequence[OpEvent], flags: Sequence[Flags]) -> list[Terminal]:
     """Fill in every event's flags, writers, births and repetitions; return what should be finite and is not."""
     terminals: list[Terminal] = []
+    if not any(found.bad for found in flags):
+        return terminals  # nothing was born, and nobody asks who wrote what
     first_runs: dict[tuple[int, str], list[OpEvent]] = defaultdict(list)
     for entry in log:
         if isinstance(entry, Given):

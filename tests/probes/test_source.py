@@ -35,7 +35,7 @@ class Lines:
         for event in self.probe.events:
             text = line_text(event.source) if event.source else None
             self.text[event.op, event.phase is Phase.BACKWARD] = text
-            if event.repeats is not None:
+            if event.is_again:
                 self.again.add(event.op)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nanhunt.stats.flags import FINITE, FlagQueue, Flags
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BAD = [(), (math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (math.nan, math.inf)]
 
@@ -49,7 +48,7 @@ def test_many_at_once_are_told_what_each_is_told(bad: tuple[float, ...]) -> None
     assert queue.fetch() == flags
 
 
-@cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize(("dtype", "bad"), list(product(FLOATS, BAD)))
 def test_a_look_agrees_with_isnan_and_isinf_on_a_gpu(dtype: torch.dtype, bad: tuple[float, ...]) -> None:
     tensor = torch.randn(70, 50).to("cuda", dtype)

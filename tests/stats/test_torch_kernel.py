@@ -16,7 +16,7 @@ from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import is_measurable, plain_values
 from tests.stats.oracles import exact_values, exponent_counts, smallest_normal, stats_of
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EIGHT_BIT = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
 WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -231,7 +231,7 @@ def test_a_queue_returns_each_tensor_under_its_own_ticket_and_is_empty_after_it(
     assert (len(queue), queue.collect()) == (0, [])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_queue_takes_tensors_of_several_devices() -> None:
     queue = StatsQueue()
     for device in ("cpu", "cuda"):
