@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from nanhunt.probes.memory import Cell
+from nanhunt.probes.op_facts import lane_of
 from nanhunt.probes.source import SourceLine
 from nanhunt.stats.flags import FINITE, Flags
 from nanhunt.trace.schema import Phase
@@ -63,6 +64,10 @@ class Seen:
         return self.flags.posinf or self.flags.neginf
 
 
+#: A look as it is noted down while the step runs: argument, memory, ticket, and what the memory was called by then.
+Look = tuple[str, Cell, int, str]
+
+
 @dataclass(slots=True)
 class Capture:
     """The call of a birth: arguments as they were before it, outputs as they were after it.
@@ -95,8 +100,9 @@ class OpEvent:
     micro: int
     module: str
     source: SourceLine | None
-    inputs: list[Seen]
-    outputs: list[Seen]
+    #: looks at its operands, and at what it put out or wrote into
+    taken: list[Look]
+    made: list[Look]
     seq: int
     #: how many of the outputs, from the first, are new; the others are arguments that it wrote into
     fresh: int = 0
@@ -116,6 +122,26 @@ class OpEvent:
     #: the code asked for the infinity or NaN by name: `masked_fill(…, -inf)`
     constant: bool = False
     capture: Capture | None = None
+    _inputs: list[Seen] | None = field(default=None, init=False)
+    _outputs: list[Seen] | None = field(default=None, init=False)
+
+    @property
+    def inputs(self) -> list[Seen]:
+        """Its operands: made of the looks when they are first asked for, which of a healthy step nobody does."""
+        if self._inputs is None:
+            self._inputs = [
+                Seen(n, cell, ticket, origin, lane_of(self.op, n)) for n, cell, ticket, origin in self.taken
+            ]
+        return self._inputs
+
+    @property
+    def outputs(self) -> list[Seen]:
+        """What it put out, then the arguments that it wrote into."""
+        if self._outputs is None:
+            self._outputs = [
+                Seen(n, cell, ticket, origin, lane_of(self.op, n)) for n, cell, ticket, origin in self.made
+            ]
+        return self._outputs
 
     @property
     def birth(self) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["Cell", "Memory"]
+__all__ = ["Cell", "Memory", "shows_all"]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -25,6 +25,8 @@ class Cell:
 
     #: keeps the handle; None of a tensor without a storage
     handle: StorageWeakRef | None
+    #: bytes; -1 of a tensor without a storage, all of which nothing shows
+    size: int = -1
     origin: str = ""
     #: the last look at all of it, good until it is written again; None where no look holds for all of it
     content: int | None = None
@@ -52,23 +54,22 @@ class Memory:
 
     def of(self, tensor: Tensor) -> Cell:
         """Return the cell of the tensor's storage."""
-        return self.reach(tensor)[0]
+        try:  # the way of nearly all, some thousand times a step
+            return self._cells[tensor.untyped_storage()._cdata]
+        except (KeyError, RuntimeError, NotImplementedError):
+            return self._made_of(tensor)
 
-    def reach(self, tensor: Tensor) -> tuple[Cell, bool]:
-        """Return the cell of the tensor's storage, and whether the tensor shows all of it."""
-        held = tensor
+    def _made_of(self, tensor: Tensor) -> Cell:
+        """Return the cell of a storage that is new, or of a tensor that has its storage elsewhere or none at all."""
         try:
-            if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
-                held = _holder(tensor)
-            storage = held.untyped_storage()
-        except (RuntimeError, NotImplementedError):  # opaque, functional and fake tensors have none
-            return self._cells.setdefault(id(tensor), Cell(None)), False
+            storage = _holder(tensor).untyped_storage()
+        except (RuntimeError, NotImplementedError):  # opaque, functional and fake tensors
+            return self._cells.setdefault(id(tensor), Cell(None))
         cell = self._cells.get(storage._cdata)
         if cell is None:
             handle = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            cell = self._cells[handle.cdata] = Cell(handle)
-        size = held.nbytes if held.is_contiguous() else _distinct(held) * held.element_size()
-        return cell, size == storage.nbytes()
+            cell = self._cells[handle.cdata] = Cell(handle, storage.nbytes())
+        return cell
 
     def name(self, tensor: Tensor, origin: str) -> None:
         """Give the tensor's memory its name."""
@@ -78,6 +79,16 @@ class Memory:
         """Name memory that comes from outside: nobody in the step wrote it."""
         cell = self.of(tensor)
         cell.origin, cell.content = origin, None
+
+
+def shows_all(tensor: Tensor, cell: Cell) -> bool:
+    """Whether a tensor shows all of its storage, whose cell it is."""
+    if cell.size < 0:
+        return False
+    held = tensor if type(tensor) in _PLAIN else _holder(tensor)
+    if held.layout is not torch.strided:
+        held = _holder(held)
+    return (held.nbytes if held.is_contiguous() else _distinct(held) * held.element_size()) == cell.size
 
 
 def _holder(tensor: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
 from nanhunt.probes.closer import Closer, OpWatch, copied
-from nanhunt.probes.event import OpEvent, Seen, Terminal
-from nanhunt.probes.memory import Memory
-from nanhunt.probes.op_facts import OpFacts, facts_of, fresh_outputs, lane_of, taken_apart
+from nanhunt.probes.event import Look, OpEvent, Terminal
+from nanhunt.probes.memory import Memory, shows_all
+from nanhunt.probes.op_facts import OpFacts, facts_of, fresh_outputs, taken_apart
 from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.provenance import Asked, Given, Log, resolve
 from nanhunt.probes.source import caller_line, is_checkpointing, place
@@ -45,6 +45,8 @@ from nanhunt.training.tree import tensors_of
 
 __all__ = ["OpProbe"]
 
+#: Every number of the first is one of the second.
+_HALF, _WIDE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
 #: Phases that a module's forward ends.
 _BEHIND = (Phase.BACKWARD, Phase.UNSCALE, Phase.CLIP, Phase.UPDATE)
 
@@ -73,6 +75,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._log: Log = []
         self._by_sequence: dict[int, int] = {}
         self._closer: OpWatch = closer or Closer()
+        self._parameters = run.parameters()
         self._name_state()
 
     @classmethod
@@ -118,7 +121,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Note non-finite gradients, before the clip spreads or hides them."""
         if parameters is None:  # a custom loop says itself where it is
             self.phase = Phase.CLIP
-        self._look_at("gradient", self._run.gradients(parameters))
+        self._look_at("gradient", self._run.gradients(parameters, self._parameters))
 
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Turn to the update."""
@@ -135,8 +138,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def updated(self) -> None:
         """Note weights, buffers and optimizer state that are non-finite after the update."""
         run = self._run
-        self._look_at("weight", {name: parameter.detach() for name, parameter in run.parameters().items()})
-        self._look_at("state", run.state_tensors())  # some are made in the first step
+        self._look_at("weight", {name: parameter.detach() for name, parameter in self._parameters.items()})
+        self._look_at("state", run.state_tensors(self._parameters))  # some are made in the first step
         self._look_at("buffer", run.buffers())
 
     # --- the mode ------------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         self._closer.settle()
         given, numbers = taken_apart(facts, args, kwargs)
-        inputs = self._taken(facts, [pair for pair in given if pair[0] not in facts.unread] if facts.unread else given)
+        taken = self._taken(facts, [pair for pair in given if pair[0] not in facts.unread] if facts.unread else given)
         before = (args, kwargs)
         if facts.written and self._closer.wants(len(self.events), facts.name):
             before = _with_copies(facts, args, kwargs)
@@ -168,15 +171,16 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         fresh = len(outputs)
         if facts.written:
             outputs += [(n, t) for n, t in given if n.partition(".")[0] in facts.written]
-        event = self._event(facts, inputs, outputs, fresh)
+        made = self._made(facts, outputs, taken[0][2] if self._is_known(facts, given, outputs) else None)
+        event = self._event(facts, taken, made, fresh)
         event.scalars = numbers
         if self._rows.recording:
-            for seen, (_, tensor) in zip(event.outputs, outputs, strict=True):
-                self._record(event, seen.name, tensor)
+            for name, tensor in outputs:
+                self._record(event, name, tensor)
         self._closer.took(event, func, before, outputs)
         return result
 
-    def _event(self, facts: OpFacts, inputs: list[Seen], outputs: list[tuple[str, Tensor]], fresh: int) -> OpEvent:
+    def _event(self, facts: OpFacts, taken: list[Look], made: list[Look], fresh: int) -> OpEvent:
         node = backward_node()
         with_grad = torch.is_grad_enabled()
         again = node is not None and with_grad and (self.stack.is_recomputing or is_checkpointing())
@@ -196,8 +200,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             micro=self._rows.micro,
             module=module,
             source=source,
-            inputs=inputs,
-            outputs=self._made(facts, outputs),
+            taken=taken,
+            made=made,
             seq=self._rows.next_seq(),
             fresh=fresh,
             is_factory=facts.is_factory,
@@ -239,65 +243,76 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             histogram=False,
         )
 
-    def _taken(self, facts: OpFacts, given: list[tuple[str, Tensor]]) -> list[Seen]:
+    def _taken(self, facts: OpFacts, given: list[tuple[str, Tensor]]) -> list[Look]:
         """Look at operands, but for those whose memory's last look still holds.
 
         A part of what was looked at as a whole is not looked at again by a step that is only searched: where the whole
         turns out to be bad, the recorded look at the step tells of the part.
         """
-        seen: list[Seen] = []
-        new: list[tuple[int, Tensor, bool]] = []
+        looks: list[Look] = []
+        new: list[tuple[int, Tensor]] = []
+        of, exact = self._memory.of, self._rows.recording
         for name, tensor in given:
-            cell, whole = self._memory.reach(tensor)
-            ticket = cell.content if whole or not self._rows.recording else None
-            if ticket is None:
-                new.append((len(seen), tensor, whole))
-            seen.append(
-                Seen(name, cell, ticket or 0, cell.origin, lane_of(facts.name, name) if facts.has_lanes else "")
-            )
-        for (index, _, whole), ticket in zip(new, self._looks(facts, [t for _, t, _ in new]), strict=True):
-            seen[index].ticket = ticket
-            if whole and ticket:  # bits read as integers say nothing of the numbers that they may be
-                seen[index].cell.content = ticket
-        return seen
+            cell = of(tensor)
+            ticket = cell.content
+            if ticket is None or (exact and not shows_all(tensor, cell)):
+                new.append((len(looks), tensor))
+            looks.append((name, cell, ticket or 0, cell.origin))
+        if new:
+            for (index, tensor), ticket in zip(new, self._looks(facts, [t for _, t in new]), strict=True):
+                name, cell, _, origin = looks[index]
+                looks[index] = (name, cell, ticket, origin)
+                if ticket and shows_all(tensor, cell):  # bits read as integers say nothing of what numbers they may be
+                    cell.content = ticket
+        return looks
 
-    def _made(self, facts: OpFacts, outputs: list[tuple[str, Tensor]]) -> list[Seen]:
-        """Look at what an op wrote."""
-        seen = []
-        for (name, tensor), ticket in zip(outputs, self._looks(facts, [t for _, t in outputs]), strict=True):
-            cell, whole = self._memory.reach(tensor)
+    def _is_known(self, facts: OpFacts, given: list[tuple[str, Tensor]], outputs: list[tuple[str, Tensor]]) -> bool:
+        """Whether a step that is only searched need not look: a copy into as wide a format holds what it was made of."""
+        if not facts.is_copy or self._rows.recording or len(given) != 1 or len(outputs) != 1:
+            return False
+        old, new = given[0][1], outputs[0][1]
+        return old.dtype == new.dtype or (old.dtype in _HALF and new.dtype in _WIDE)
+
+    def _made(self, facts: OpFacts, outputs: list[tuple[str, Tensor]], known: int | None) -> list[Look]:
+        """Look at what an op wrote, unless the look that tells of it is known."""
+        looks: list[Look] = []
+        of = self._memory.of
+        tickets = self._looks(facts, [t for _, t in outputs]) if known is None else [known]
+        for (name, tensor), ticket in zip(outputs, tickets, strict=True):
+            cell = of(tensor)
             # a kernel that torch does not dispatch may fill what a factory gave
-            cell.content = ticket if ticket and whole and not facts.is_factory else None
-            seen.append(Seen(name, cell, ticket, cell.origin, lane_of(facts.name, name) if facts.has_lanes else ""))
-        return seen
+            cell.content = ticket if ticket and not facts.is_factory and shows_all(tensor, cell) else None
+            looks.append((name, cell, ticket, cell.origin))
+        return looks
 
     def _looks(self, facts: OpFacts, tensors: list[Tensor]) -> Iterable[int]:
         return self._flags.look_at_all(tensors) if facts.has_lanes else map(self._flags.look, tensors)
 
     def _look_at(self, kind: str, tensors: dict[str, Tensor]) -> None:
         """Look at what must be finite, but for memory whose last look still holds."""
-        reached = [self._memory.reach(tensor) for tensor in tensors.values()]
-        known = [cell.content if whole else None for cell, whole in reached]
+        cells = [self._memory.of(tensor) for tensor in tensors.values()]
+        whole = [shows_all(tensor, cell) for tensor, cell in zip(tensors.values(), cells, strict=True)]
+        known = [cell.content if all_of_it else None for cell, all_of_it in zip(cells, whole, strict=True)]
         new = [t for t, held in zip(tensors.values(), known, strict=True) if held is None]
         asked = iter(self._flags.look_at_all(new, signed=kind == "buffer"))
-        for name, (cell, whole), held in zip(tensors, reached, known, strict=True):
+        for name, cell, all_of_it, held in zip(tensors, cells, whole, known, strict=True):
             ticket = next(asked) if held is None else held
-            if held is None and whole and ticket:
+            if held is None and all_of_it and ticket:
                 cell.content = ticket
             if kind in ("state", "gradient"):  # made in the step
                 cell.origin = f"{kind} {name}"
-            self._log.append(Asked(kind, self.phase, self._rows.micro, Seen(name, cell, ticket, cell.origin)))
+            self._log.append(Asked(kind, self.phase, self._rows.micro, (name, cell, ticket, cell.origin)))
 
     def _name_state(self) -> None:
         """Give weights, buffers and optimizer state their names."""
         run = self._run
-        named = {"parameter": run.parameters(), "state": run.state_tensors(), "buffer": run.buffers()}
+        named = {"parameter": self._parameters, "state": run.state_tensors(self._parameters), "buffer": run.buffers()}
         for kind, tensors in named.items():
             for name, tensor in tensors.items():
                 self._memory.name(tensor, f"{kind} {name}")
 
     def _name_gradients(self) -> None:
-        for name, grad in self._run.gradients().items():
+        for name, grad in self._run.gradients(None, self._parameters).items():
             self._memory.name(grad, f"gradient {name}")
 
 

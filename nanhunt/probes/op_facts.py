@@ -16,6 +16,8 @@ __all__ = ["OpFacts", "facts_of", "fresh_outputs", "lane_of", "taken_apart"]
 _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
 #: In-place ops that do not read what they overwrite, which may be uninitialised memory.
 _OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
+#: Ops whose output has the elements of their one operand.
+_COPIES = frozenset({"aten.clone", "aten._to_copy"})
 #: Ops whose list arguments run side by side.
 _LISTS = ("aten._foreach_", "aten._fused_", "aten._amp_foreach_")
 
@@ -30,6 +32,8 @@ class OpFacts:
     is_transparent: bool
     #: it gives memory as it finds it
     is_factory: bool
+    #: it copies one tensor, into another format at most
+    is_copy: bool
     #: it does the same to each tensor of its lists, a lane each
     has_lanes: bool
     arguments: tuple[str, ...]
@@ -54,7 +58,7 @@ def facts_of(func: Any) -> OpFacts:
 def _read(func: Any) -> OpFacts:
     if not isinstance(func, torch._ops.OpOverload):
         nothing: frozenset[str] = frozenset()
-        return OpFacts(str(func), True, False, False, (), nothing, nothing, ())
+        return OpFacts(str(func), True, False, False, False, (), nothing, nothing, ())
     name = str(func).removesuffix(".default")
     arguments, returns = func._schema.arguments, func._schema.returns
     written = frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
@@ -63,6 +67,7 @@ def _read(func: Any) -> OpFacts:
         name=name,
         is_transparent=bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns),
         is_factory=name.startswith(_FACTORIES),
+        is_copy=name in _COPIES,
         has_lanes=name.startswith(_LISTS),
         arguments=tuple(a.name for a in arguments),
         written=written,

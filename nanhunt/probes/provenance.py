@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanhunt.probes.event import OpEvent, Seen, Terminal, births_by_lane, is_asked_for
+from nanhunt.probes.event import Look, OpEvent, Seen, Terminal, births_by_lane, is_asked_for
 from nanhunt.probes.memory import Cell
 from nanhunt.stats.flags import FINITE, Flags
 from nanhunt.trace.schema import Phase
@@ -32,7 +32,7 @@ class Asked:
     kind: str
     phase: Phase
     micro: int
-    seen: Seen
+    look: Look
 
 
 Log = list[OpEvent | Given | Asked]
@@ -48,7 +48,7 @@ def resolve(log: Log, events: Sequence[OpEvent], flags: Sequence[Flags]) -> list
         if isinstance(entry, Given):
             entry.cell.writer = entry.cell.spoiler = None
         elif isinstance(entry, Asked):
-            seen = _read(entry.seen, flags)
+            seen = _read(Seen(*entry.look), flags)
             is_mask = entry.kind == "buffer" and not (seen.nan or seen.posinf)  # -inf alone is allowed in a buffer
             if seen.bad and not is_mask:
                 terminals.append(

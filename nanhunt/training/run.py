@@ -116,12 +116,17 @@ class TrainingRun:
         """Parameters that the optimizers update, in their order."""
         return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
 
-    def gradients(self, parameters: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the gradients that are there, by their parameter's name; of these parameters only, where some are given."""
+    def gradients(
+        self, parameters: Sequence[Tensor] | None = None, named: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the gradients that are there, by their parameter's name; of these parameters only, where some are given.
+
+        `named` is what `parameters()` returned before, for who asks often.
+        """
         wanted = None if parameters is None else set(map(id, parameters))
         return {
             name: p.grad
-            for name, p in self.parameters().items()
+            for name, p in (self.parameters() if named is None else named).items()
             if p.grad is not None and (wanted is None or id(p) in wanted)
         }
 
@@ -130,11 +135,11 @@ class TrainingRun:
         states = (optimizer.state.get(parameter) for optimizer in self.optimizers)
         return next((state for state in states if isinstance(state, dict) and state), {})
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self, named: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the optimizers' floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
         optimizers = self.optimizers
         found: dict[str, Tensor] = {}
-        for name, parameter in self.parameters().items():
+        for name, parameter in (self.parameters() if named is None else named).items():
             states = (o.state[parameter] for o in optimizers if parameter in o.state)
             state = next((s for s in states if isinstance(s, dict) and s), {})
             for key, value in state.items():

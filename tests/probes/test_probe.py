@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanhunt.probes.memory import Memory
+from nanhunt.probes.memory import Memory, shows_all
 from nanhunt.probes.probe import ModuleStack, RowBuffer, split_name
 from nanhunt.trace.schema import Phase, Role
 
@@ -172,10 +172,10 @@ def test_who_spoiled_memory_is_remembered_until_all_of_it_is_made_anew() -> None
     assert cell.writer_of(bad=True) == (3, "")
 
 
-def test_a_tensor_reaches_all_of_its_memory_or_a_part() -> None:
+def test_a_tensor_shows_all_of_its_memory_or_a_part() -> None:
     base = torch.zeros(4, 6)
     whole = [base, base.t(), base.view(-1), base.reshape(2, 12), torch.zeros(3).expand(5, 3), torch.zeros(()).expand(4)]
     part = [base[0], base[:, :3], base[::2], base[0].expand(4, 6), base.diagonal()]
     memory = Memory()
-    assert all(memory.reach(t)[1] for t in whole)
-    assert not any(memory.reach(t)[1] for t in part)
+    assert all(shows_all(t, memory.of(t)) for t in whole)
+    assert not any(shows_all(t, memory.of(t)) for t in part)
