@@ -49,7 +49,7 @@ def _left(body: dict[str, Any]) -> str:
     spoiled = [
         f"{weights['bad']} of {weights['of']} weights" if weights["bad"] else "",
         f"{buffers['bad']} of {buffers['of']} buffers" if buffers["bad"] else "",
-        f"{moments['bad']} moments" if moments["bad"] else "",
+        f"{moments['bad']} moment{'s' * (moments['bad'] != 1)}" if moments["bad"] else "",
     ]
     left = ", ".join(part for part in spoiled if part)
     return f"not finite after the step: {left}" if left else "weights, buffers and moments stay finite"

@@ -88,7 +88,8 @@ def _raised(evidence: Evidence) -> Suspect | None:
         return None
     limit = _rows_of(evidence, onset.module)
     field, certain = _guilty_field(evidence, said, limit)
-    exhibits = [Exhibit(claim=f"{body['type']}: {str(body['message'])[:200]}")]
+    first_line = str(body["message"]).strip().splitlines()[:1]
+    exhibits = [Exhibit(claim=f"{body['type']}: {''.join(first_line)[:200]}")]
     if field is not None:
         bound = float(limit - 1) if limit else None
         exhibits.append(

@@ -15,7 +15,7 @@ smoothing term, and in `x[keep].mean()` with nothing to keep.
 Evidence
 --------
 Counted: labels that are ignored, of all; the total weight that the loss function returns; elements of the reduced
-tensor; or numerator and denominator, both sums, both exactly 0.
+tensor; or numerator and denominator, both sums, both exactly 0. A maximum over a row of which a mask has left nothing.
 
 Fix
 ---

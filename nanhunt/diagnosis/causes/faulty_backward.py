@@ -13,7 +13,10 @@ nothing else checks it. A fused kernel may overflow inside although its inputs a
 Evidence
 --------
 The autograd node of the birth: torch's own are named like MulBackward0, with a number; that of a user's Function ends in
-Backward. Or torch's own node, finite inputs, and an fp64 result that is finite and fits the output's format.
+Backward. Or torch's own node, finite inputs, and an fp64 result that is finite and fits the output's format. A Function
+of yours is also held against central differences of its own forward in fp64, at the inputs of the step, NaN or not; a
+straight-through estimator and a reversed gradient are wrong by design and are left alone. A fault that the same steps
+show compiled and not in eager mode is the compiler's.
 
 Fix
 ---

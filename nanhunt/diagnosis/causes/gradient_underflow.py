@@ -16,7 +16,7 @@ Evidence
 --------
 The step is run once more in fp32, the twin. Counted are the elements that are non-zero in the twin and zero here, by
 number and by their share of the sum of squares. Dead units and unused rows are zero in the twin as well, and do not
-count.
+count. A loss scale so small that its inverse is infinite shows in the scale itself: unscaling multiplies by inf.
 
 Fix
 ---

@@ -14,8 +14,8 @@ are rounded away against the gradient that is there already.
 
 Evidence
 --------
-Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end. Of a
-running sum that is finite, nothing can be told without an fp32 sum beside it, and the trace has none.
+Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end. Of
+a running sum that is finite: additions in place, counted, that leave every bit of it as it was.
 
 Fix
 ---

@@ -15,7 +15,8 @@ Evidence
 A count, tensor by tensor as it was loaded, and the way back from the loss, which ends in that tensor. The pattern tells
 what came before: clip_grad_norm_ turns one NaN gradient into NaN everywhere; an inf gradient becomes NaN in its own
 elements, with zeros elsewhere. One finite element 1e4 times the next power's is a flipped exponent bit: 0.02 becomes 7e36.
-A buffer of -inf alone is a mask and no damage.
+A second moment or a running variance below zero is finite, and nothing that any step leaves behind. A buffer of -inf
+alone is a mask and no damage.
 
 Fix
 ---

@@ -15,7 +15,10 @@ step stays: NaN + x = NaN.
 Evidence
 --------
 Of the bad step: gradients before the clip (inf elements, and no NaN), the coefficient (0), and the weights after the
-update (NaN). Or the coefficient is 0 while the gradient norm, taken in fp32, is finite: proof that the norm overflowed.
+update (NaN). Or the coefficient is 0 while the gradient norm, taken in fp32 or else in fp64, is finite: proof that the
+norm overflowed. Of a loop of your own, the order of its calls as torch's hooks saw them: gradients that were not finite
+before the step's own backward (those of a skipped step, never cleared), gradients that are never cleared at all, a clip
+of gradients that still carry the loss scale.
 
 Fix
 ---
