@@ -59,10 +59,21 @@ def compiled_pass(
             try:
                 seen = replay_step(run, step, quiet, recorded=False)
             except Exception as error:  # the compiler's own: whatever it raises, the eager hunt stands
-                return body | {"trouble": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}, None
+                return body | {"trouble": _first_line(error)}, None
             finally:
                 quiet.drop()
+            if seen.error is not None and _is_of_the_compiler(seen.error):
+                return body | {"trouble": _first_line(seen.error)}, None
             fault = fault_of(seen, known)
             if fault is not None:
                 return body | {"step": step, "fault": fault.detail}, fault
     return body, None
+
+
+def _is_of_the_compiler(error: BaseException) -> bool:
+    """Whether the compilation failed, for want of a C++ compiler perhaps, and not the step."""
+    return any(c.__module__.startswith(("torch._dynamo", "torch._inductor")) for c in type(error).__mro__)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])[:160]}"

@@ -149,11 +149,11 @@ def _compared(function: Any, args: tuple[Any, ...], index: int) -> _Compared:
     """Compare one argument's slope in random directions, central differences against the backward."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for _ in range(_DRAWS):
-        direction = torch.randn(args[index].shape, generator=generator, dtype=torch.float64)
+    for draw in range(_DRAWS):
+        direction = torch.randn(args[index].shape, generator=generator, dtype=torch.float64).to(args[index].device)
         scale = float(args[index].abs().mean()) or 1.0
-        wide, close = (_numeric(function, args, index, direction, scale * h, seed=_) for h in (1e-4, 1e-6))
-        found.append((wide, close, _analytic(function, args, index, direction, seed=_)))
+        wide, close = (_numeric(function, args, index, direction, scale * h, seed=draw) for h in (1e-4, 1e-6))
+        found.append((wide, close, _analytic(function, args, index, direction, seed=draw)))
     sizes = [max(abs(w), abs(c), abs(a), 1e-12) for w, c, a in found]
     steady = all(abs(w - c) <= _APART * s for (w, c, _), s in zip(found, sizes, strict=True))
     _, close, analytic = found[0]
@@ -174,7 +174,7 @@ def _outputs(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
 
 def _weights(outputs: list[Tensor], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(100 + seed)
-    return [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs]
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device) for o in outputs]
 
 
 def _numeric(function: Any, args: tuple[Any, ...], index: int, direction: Tensor, step: float, *, seed: int) -> float:
@@ -194,6 +194,6 @@ def _analytic(function: Any, args: tuple[Any, ...], index: int, direction: Tenso
     moved[index] = leaf.clone()
     with torch.enable_grad():
         outputs = [o for o in _outputs(function, tuple(moved)) if o.requires_grad]
-        total = sum(((o * w).sum() for o, w in zip(outputs, _weights(outputs, seed), strict=True)), torch.zeros(()))
+        total = torch.stack([(o * w).sum() for o, w in zip(outputs, _weights(outputs, seed), strict=True)]).sum()
         (grad,) = torch.autograd.grad(total, [leaf], allow_unused=True)
     return 0.0 if grad is None else float((grad * direction).sum())
