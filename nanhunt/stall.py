@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.precision import in_precision
+from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
@@ -124,7 +125,7 @@ _MOTIONLESS, _NO_UPDATE = 3, 24
 
 @dataclass(slots=True)
 class Motion:
-    """Counts the steps in a row in which no weight moves by a bit."""
+    """Counts the steps in a row in which no weight moves by a bit, or none has a gradient other than zero."""
 
     steps: int = 0
     first: int | None = None
@@ -135,18 +136,21 @@ class Motion:
     def observe(self, result: StepResult, rows: Sequence[Observation]) -> bool:
         """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero."""
         updates = [r.stats for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
-        moved = any(s.amax > 0.0 or not s.is_finite for s in updates)
+        grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
+        # momentum and weight decay go on moving what no gradient moves any more
+        moved = any(s.amax > 0.0 or not s.is_finite for s in updates) and not _all_zero(grads)
         idle = result.loss == 0.0 or not any(rate > 0.0 for rate in result.lr)
         if moved or idle or result.skipped:
             self.steps, self.first = 0, None
             return False
         self.steps += 1
         self.first = result.step if self.first is None else self.first
-        grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
         self.reason, self.phase, self.sentence = self._reading(result, updates, grads)
         return self.steps >= (_MOTIONLESS if updates or not result.order else _NO_UPDATE)
 
-    def _reading(self, result: StepResult, updates: Sequence[Any], grads: Sequence[Any]) -> tuple[str, str, str]:
+    def _reading(
+        self, result: StepResult, updates: Sequence[TensorStats], grads: Sequence[TensorStats]
+    ) -> tuple[str, str, str]:
         """Return the reason, the phase in which the motion is lost, and a sentence."""
         lasting = f"for {self.steps} steps"
         if not grads:
@@ -155,13 +159,17 @@ class Motion:
                 Phase.BACKWARD.value,
                 f"no weight has a gradient {lasting}: the loss does not reach them",
             )
-        if all(s.zero == s.numel for s in grads):
+        if _all_zero(grads):
             return "zero-gradient", Phase.BACKWARD.value, f"every gradient is exactly zero {lasting}"
         if result.clip_coefficient == 0.0:
             return "clipped", Phase.CLIP.value, f"the clip makes every gradient zero {lasting}"
         if not updates:
             return "no-update", Phase.UPDATE.value, f"no update is made, and no weight moves, {lasting}"
         return "no-motion", Phase.UPDATE.value, f"updates change no weight {lasting}"
+
+
+def _all_zero(grads: Sequence[TensorStats]) -> bool:
+    return bool(grads) and all(s.zero == s.numel for s in grads)
 
 
 #: Steps whose losses must agree, and how far they may be apart: a part of the loss.
