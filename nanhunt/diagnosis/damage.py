@@ -11,7 +11,11 @@ __all__ = ["damage", "pattern"]
 
 
 def pattern(evidence: Evidence) -> str:
-    """Return "nan-loss-zero-gradients", "inf-loss-finite-gradients", "finite-loss-bad-gradients", "both" or ''."""
+    """Return which of loss and gradients are bad.
+
+    "nan-loss-zero-gradients", "inf-loss-finite-gradients", "nan-loss-finite-gradients", "finite-loss-bad-gradients",
+    "both", or '' where neither is.
+    """
     body = evidence.note(NoteKind.DAMAGE)
     if body is None or body.get("raised"):
         return ""
@@ -22,7 +26,7 @@ def pattern(evidence: Evidence) -> str:
         return "both"
     if loss == "nan" and gradients["zero"] == gradients["of"] > 0:
         return "nan-loss-zero-gradients"
-    return "inf-loss-finite-gradients" if loss == "inf" and gradients["of"] else ""
+    return f"{loss}-loss-finite-gradients" if gradients["of"] else ""
 
 
 def damage(evidence: Evidence) -> str:
@@ -34,6 +38,7 @@ def damage(evidence: Evidence) -> str:
     parts = {
         "nan-loss-zero-gradients": "the loss is NaN, every gradient exactly zero",
         "inf-loss-finite-gradients": "the loss is infinite, every gradient finite",
+        "nan-loss-finite-gradients": "the loss is NaN, every gradient finite",
         "finite-loss-bad-gradients": f"the loss is finite, {grads['bad']} of {grads['of']} gradients are not",
         "both": f"the loss is not finite, nor are {grads['bad']} of {grads['of']} gradients",
     }

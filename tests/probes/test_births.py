@@ -878,6 +878,16 @@ def test_a_part_of_a_tensor_that_is_written_later_does_not_hide_the_part_that_is
     assert (found.onset.op, found.onset.source, found.onset.samples) == ("aten.log", born_at("columns"), [2])
 
 
+def test_a_birth_in_the_sound_part_of_a_tensor_is_told_though_its_other_part_is_bad() -> None:
+    def halves(x: Tensor) -> Tensor:
+        both = torch.cat([x, (x - x).log()], dim=-1)  # the second half is -inf, and nobody reads it
+        return (both[:, :4] - 10).sqrt()  # born: sound-half
+
+    found = found_in(of_function(halves, ordinary()))
+    assert (found.root.op, found.root.kind) == ("aten.sqrt", "nan-from-finite")
+    assert found.onset.source == born_at("sound-half")
+
+
 def test_a_freed_tensor_lends_no_history_to_the_next_one_at_its_address() -> None:
     def churn(x: Tensor) -> Tensor:
         for _ in range(8):
