@@ -110,7 +110,7 @@ def _run_window(bench: Bench, intervention: Intervention) -> list[Replayed]:
     window = bench.window
     for step in range(window.first, window.last + 1):
         casts = CastWatch()
-        probe = OpProbe(bench.run, rows, casts) if window.silent is not None else None
+        probe = OpProbe(bench.run, rows, casts, exact=True) if window.silent is not None else None
         before = _weights(bench.run) if window.motion else {}
         try:
             seen = replay_step(bench.run, step, rows, recorded=False, zoom=probe, also=also_watch)

@@ -47,6 +47,8 @@ class _Call:
 
     function: Any
     args: tuple[Any, ...]
+    #: of each argument, whether the step asked for its gradient
+    needed: tuple[bool, ...]
     module: str
     source: str | None
 
@@ -74,7 +76,8 @@ def check_functions(run: TrainingRun, ring: SnapshotRing, step: int) -> list[dic
     with kept(run, step + 1):
         rewind(run, ring, step)
         calls = _calls_of(run, step)
-    return [_judged(call) for call in list(calls.values())[:_MOST]]
+    with torch.random.fork_rng():  # a Function may draw
+        return [_judged(call) for call in list(calls.values())[:_MOST]]
 
 
 def _calls_of(run: TrainingRun, step: int) -> dict[str, _Call]:
@@ -84,10 +87,12 @@ def _calls_of(run: TrainingRun, step: int) -> dict[str, _Call]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         own = not cls.__module__.startswith("torch.") and not kwargs
-        if own and cls.__qualname__ not in calls:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        if own and name not in calls:
             line = caller_line()
             source = place(line, run.root) if line else None
-            calls[cls.__qualname__] = _Call(function=cls, args=copied(args), module=stack.current, source=source)
+            needed = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
+            calls[name] = _Call(function=cls, args=copied(args), needed=needed, module=stack.current, source=source)
         return original.__get__(None, cls)(*args, **kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
@@ -112,7 +117,7 @@ def _judged(call: _Call) -> dict[str, Any]:
     }
     try:
         args = map_tensors(lambda t: t.detach().double() if t.is_floating_point() else t, call.args)
-        inputs = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point() and a.numel()]
+        inputs = [i for i, a in enumerate(args) if call.needed[i] and a.is_floating_point() and a.numel()]
         if _is_identity(call.function, args):
             return body | {"verdict": "by design"}
         verdicts = {i: _compared(call.function, args, i) for i in inputs}
@@ -148,12 +153,13 @@ class _Compared:
 def _compared(function: Any, args: tuple[Any, ...], index: int) -> _Compared:
     """Compare one argument's slope in random directions, central differences against the backward."""
     generator = torch.Generator().manual_seed(0)
+    sloped = _sloped(function, args, index)
     found = []
     for draw in range(_DRAWS):
         direction = torch.randn(args[index].shape, generator=generator, dtype=torch.float64).to(args[index].device)
         scale = float(args[index].abs().mean()) or 1.0
-        wide, close = (_numeric(function, args, index, direction, scale * h, seed=draw) for h in (1e-4, 1e-6))
-        found.append((wide, close, _analytic(function, args, index, direction, seed=draw)))
+        wide, close = (_numeric(function, args, index, direction, scale * h, sloped, draw) for h in (1e-4, 1e-6))
+        found.append((wide, close, _analytic(function, args, index, direction, sloped, draw)))
     sizes = [max(abs(w), abs(c), abs(a), 1e-12) for w, c, a in found]
     steady = all(abs(w - c) <= _APART * s for (w, c, _), s in zip(found, sizes, strict=True))
     _, close, analytic = found[0]
@@ -167,33 +173,45 @@ def _compared(function: Any, args: tuple[Any, ...], index: int) -> _Compared:
     return _Compared("agrees" if not any(apart) else "unknown", close, analytic)
 
 
-def _outputs(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
+def _sloped(function: Any, args: tuple[Any, ...], index: int) -> list[int]:
+    """Return which outputs depend on an argument for autograd: a Function may mark others as not differentiable."""
+    moved = list(copied(args))
+    moved[index] = moved[index].requires_grad_().clone()
+    with torch.enable_grad():
+        made = [t for _, t in tensors_of(function.apply(*moved))]
+    return [i for i, t in enumerate(made) if t.requires_grad and t.is_floating_point()]
+
+
+def _weighed(function: Any, args: list[Any], sloped: list[int], draw: int) -> Tensor:
+    """Return the sum of the differentiable outputs under random weights, the same for the same draw."""
     made = [t for _, t in tensors_of(function.apply(*args))]
-    return [t for t in made if t.is_floating_point()]
+    generator = torch.Generator().manual_seed(100 + draw)
+    weights = {i: torch.randn(made[i].shape, generator=generator, dtype=torch.float64) for i in sloped}
+    return torch.stack([(made[i] * w.to(made[i].device)).sum() for i, w in weights.items()]).sum()
 
 
-def _weights(outputs: list[Tensor], seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(100 + seed)
-    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device) for o in outputs]
-
-
-def _numeric(function: Any, args: tuple[Any, ...], index: int, direction: Tensor, step: float, *, seed: int) -> float:
+def _numeric(
+    function: Any, args: tuple[Any, ...], index: int, direction: Tensor, step: float, sloped: list[int], draw: int
+) -> float:
+    if not sloped:
+        return 0.0
     values = []
     for sign in (1.0, -1.0):
         moved = list(copied(args))
         moved[index] = moved[index] + sign * step * direction
         with torch.no_grad():
-            outputs = _outputs(function, tuple(moved))
-        values.append(sum(float((o * w).sum()) for o, w in zip(outputs, _weights(outputs, seed), strict=True)))
+            values.append(float(_weighed(function, moved, sloped, draw)))
     return (values[0] - values[1]) / (2.0 * step)
 
 
-def _analytic(function: Any, args: tuple[Any, ...], index: int, direction: Tensor, *, seed: int) -> float:
+def _analytic(
+    function: Any, args: tuple[Any, ...], index: int, direction: Tensor, sloped: list[int], draw: int
+) -> float:
+    if not sloped:
+        return 0.0
     moved = list(copied(args))
     leaf = moved[index].requires_grad_()
     moved[index] = leaf.clone()
     with torch.enable_grad():
-        outputs = [o for o in _outputs(function, tuple(moved)) if o.requires_grad]
-        total = torch.stack([(o * w).sum() for o, w in zip(outputs, _weights(outputs, seed), strict=True)]).sum()
-        (grad,) = torch.autograd.grad(total, [leaf], allow_unused=True)
+        (grad,) = torch.autograd.grad(_weighed(function, moved, sloped, draw), [leaf], allow_unused=True)
     return 0.0 if grad is None else float((grad * direction).sum())

@@ -214,16 +214,18 @@ def replay_step(
     recorded: bool,
     zoom: OpProbe | None = None,
     also: Sequence[StepWatch] = (),
+    modules: bool = True,
 ) -> Replayed:
     """Run `step` and put its observations into `rows`; with `zoom`, every op is looked at as well.
 
+    Without `modules` no hook stands on a module: a compiled graph is then the user's own, unbroken.
     An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
     finite, narrator = Finiteness(run, zoom), _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
-    with _looking(run, rows, zoom, finite):
+    with _looking(run, rows, zoom, finite, modules=modules):
         try:
             replayed.result = train_step(run, step, WatchList(watches, rows, zoom))
         except (NanhuntError, DataEndedError):
@@ -265,29 +267,34 @@ def device_is_lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Finiteness) -> Iterator[None]:
+def _looking(
+    run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Finiteness, *, modules: bool
+) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
-        if zoom is None:
+        if zoom is None and modules:
             stack.enter_context(detect_in_modules(run.roots(), finite.output_made))
-        else:
-            stack.enter_context(_uncollected())
+        elif zoom is not None:
+            stack.enter_context(_collected_less())
             stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)
         yield
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python's cyclic collector out of a step: the notes on its ops would set it off, 0.1 s at a time."""
-    was_on = gc.isenabled()
-    gc.disable()
+def _collected_less() -> Iterator[None]:
+    """Let Python's cyclic collector come seldom in a step: the notes on its ops would set it off, 0.1 s at a time.
+
+    It is not switched off: some code relies on it to free tensors.
+    """
+    thresholds = gc.get_threshold()
+    if thresholds[0]:
+        gc.set_threshold(100 * thresholds[0], *thresholds[1:])
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        gc.set_threshold(*thresholds)
 
 
 def _record_scalars(result: StepResult, rows: RowBuffer) -> None:

@@ -17,6 +17,7 @@ from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import samples_of
 from nanhunt.probes.event import OpEvent
 from nanhunt.probes.op import OpProbe
+from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
 from nanhunt.probes.source import code_of, place
@@ -65,7 +66,9 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
             closer = Closer({index for chain in chains.values() for index in chain})
             _looked(run, ring, step, quiet, closer)
             for index in chains:
-                probe.events[index].capture = closer.captures.get(index)
+                kept_call = closer.captures.get(index)
+                is_same = kept_call is not None and facts_of(kept_call.func).name == probe.events[index].op
+                probe.events[index].capture = kept_call if is_same else None
             found = (erased_in(probe.events[i], chain, probe.events, closer) for i, chain in chains.items())
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
@@ -115,7 +118,7 @@ def loses_at(line: str | None, probe: OpProbe, watch: CastWatch) -> bool:
 
 def _looked(run: TrainingRun, ring: SnapshotRing, step: int, quiet: RowBuffer, watch: Any) -> tuple[OpProbe, Replayed]:
     rewind(run, ring, step)
-    probe = OpProbe(run, quiet, watch)
+    probe = OpProbe(run, quiet, watch, exact=True)
     replayed = replay_step(run, step, quiet, recorded=False, zoom=probe)
     quiet.drop()
     return probe, replayed

@@ -85,6 +85,8 @@ def fault_of(replayed: Replayed, known: Known) -> StepFault | None:
 
 def shows(replayed: Replayed, fault: StepFault, known: Known) -> bool:
     """Whether a repetition shows a fault; one that was seen on a skipped step shows in gradients that are skipped again."""
+    if fault.kind == "exception":
+        return replayed.error is not None and type(replayed.error).__name__ == fault.name
     return fault_of(replayed, known) is not None or (fault.skipped and bool(replayed.finite.grads))
 
 
@@ -128,7 +130,7 @@ def unscaled_gradients(run: TrainingRun, step: int) -> UnscaledLook:
     with scale_held_at(run, 1.0):
         try:
             train_step(run, step, _Both(finite, amax))
-        except RuntimeError:
+        except Exception:  # whatever the user's code raises where it is run otherwise than it was
             return UnscaledLook(finite=False, amax=math.nan)
     finite.resolve()
     return UnscaledLook(finite=not finite.grads, amax=amax.amax, names=tuple(finite.grads))

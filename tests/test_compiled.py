@@ -78,6 +78,22 @@ def test_a_faithful_compiler_is_found_innocent_and_the_run_is_put_back() -> None
     assert all(torch.equal(before[n], t) for n, t in run.parameters().items())
 
 
+def test_the_compiled_pass_compiles_the_users_own_graph_whole() -> None:
+    sizes = []
+
+    def measuring(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        sizes.append(len(list(graph.graph.nodes)))
+        return graph.forward
+
+    run, ring = run_with(measuring)
+    run.model(torch.ones(3, 4))
+    alone = list(sizes)
+    torch._dynamo.reset()
+    sizes.clear()
+    compiled_pass(run, ring, 0, 0, Known.of(run))
+    assert sizes == alone
+
+
 def test_a_compilation_that_fails_is_told_and_is_no_fault() -> None:
     run, ring = run_with(refusing)
     body, fault = compiled_pass(run, ring, 0, 0, Known.of(run))

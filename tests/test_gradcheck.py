@@ -87,6 +87,37 @@ class Kinked(torch.autograd.Function):
         return grad * (x > 0)
 
 
+class Masked(torch.autograd.Function):
+    """Takes what needs no gradient, and puts out what has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        weight = torch.arange(1.0, 4.0, dtype=x.dtype)
+        count = (x * x).sum()
+        ctx.mark_non_differentiable(count)
+        ctx.save_for_backward(weight)
+        return count, x * weight
+
+    @staticmethod
+    def backward(ctx: Any, count: Tensor, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return grad * weight
+
+
+class Scaled(torch.autograd.Function):
+    """Gives no gradient of a buffer, which asks for none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return grad * scale, None
+
+
 class Noisy(torch.autograd.Function):
     """No function of its arguments alone."""
 
@@ -106,8 +137,9 @@ class Scores(nn.Module):
         self.layer = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.function.apply(self.layer(x))  # the call
-        return made
+        more = [torch.full((3,), 2.0)] if self.function is Scaled else []
+        made: Tensor | tuple[Tensor, Tensor] = self.function.apply(self.layer(x), *more)  # the call
+        return made if isinstance(made, Tensor) else made[1]
 
 
 def run_of(function: Any) -> tuple[TrainingRun, SnapshotRing]:
@@ -123,7 +155,7 @@ def run_of(function: Any) -> tuple[TrainingRun, SnapshotRing]:
     ("function", "verdict"),
     [
         (Halved, "wrong"), (Squared, "agrees"), (Kinked, "agrees"), (Rounded, "by design"), (Reversed, "by design"),
-        (OnlyFloat, "unknown"), (Noisy, "unknown"),
+        (Masked, "agrees"), (Scaled, "agrees"), (OnlyFloat, "unknown"), (Noisy, "unknown"),
     ],
 )  # fmt: skip
 def test_only_a_backward_that_differences_contradict_is_wrong(function: Any, verdict: str) -> None:

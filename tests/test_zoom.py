@@ -173,3 +173,18 @@ def test_the_run_stands_after_the_bad_step_when_the_zoom_is_done(steps: int) -> 
     zoom_in(run, ring, rows, seen, fault, known)
     assert model.weight.isnan().all()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_guard_that_raises_once_and_then_lets_the_fault_through_does_not_end_the_hunt() -> None:
+    raised = []
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        value = model(batch).log().mean()
+        if not raised:
+            raised.append(1)
+            raise FloatingPointError("loss is NaN")
+        return value
+
+    zoom, fault = zoomed(tiny_run(nn.Linear(2, 2), loss, [torch.full((3, 2), -9.0)]))
+    assert fault.kind == "exception"
+    assert zoom.onset.kind == "mismatch"

@@ -42,8 +42,8 @@ class Cell:
             self.spoiler = (event, lane) if bad else None
 
     def writer_of(self, *, bad: bool) -> tuple[int, str] | None:
-        """Return who wrote what is seen in it: of something non-finite the last who left any."""
-        return self.spoiler or self.writer if bad else self.writer
+        """Return who wrote what is seen in it: of something non-finite the last who left any, None if nobody did."""
+        return self.spoiler if bad else self.writer
 
 
 class Memory:
@@ -99,5 +99,7 @@ def _holder(tensor: Tensor) -> Tensor:
 
 
 def _distinct(tensor: Tensor) -> int:
-    """Return how many elements an expanded tensor has in memory."""
-    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
+    """Return how many elements an expanded tensor has in memory; -1 of one whose rows overlap, as windows do."""
+    dims = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0]
+    distinct = math.prod(size for size, _ in dims)
+    return distinct if not distinct or distinct == 1 + sum((size - 1) * stride for size, stride in dims) else -1

@@ -14,8 +14,8 @@ constant that the code asks for (`masked_fill(…, -inf)`) is a constant, not a 
 What it costs. `make bench-hunt` prints it: about 1.4 of the plain step. Rows of every op, where the row buffer records,
 cost several times that.
 
-Not covered: what happens inside a fused kernel, a raw Triton launch, a higher-order op or a compiled region; what such
-a launch writes into memory that an op had filled before; reentrant checkpointing on CUDA, where the recomputation's
+Not covered: what happens inside a fused kernel, a raw Triton launch, a higher-order op, a compiled region or a tensor
+subclass; who wrote what went past the dispatcher (such a launch, numpy, a C extension); reentrant checkpointing on CUDA, where the recomputation's
 sequence numbers are counted by another thread.
 """
 
@@ -36,7 +36,7 @@ from nanhunt.probes.memory import Memory, shows_all
 from nanhunt.probes.op_facts import OpFacts, facts_of, fresh_outputs, taken_apart
 from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.provenance import Asked, Given, Log, resolve
-from nanhunt.probes.source import caller_line, is_checkpointing, place
+from nanhunt.probes.source import SourceLine, caller_line, is_checkpointing, place
 from nanhunt.stats.flags import FlagQueue
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
@@ -57,8 +57,11 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     #: without it a higher-order op (flex_attention and its kin) would raise under the mode
     supports_higher_order_operators = True
 
-    def __init__(self, run: TrainingRun, rows: RowBuffer, closer: OpWatch | None = None) -> None:
+    def __init__(
+        self, run: TrainingRun, rows: RowBuffer, closer: OpWatch | None = None, *, exact: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._asked_exact = exact
         #: in order of execution; their flags, writers and births are there after `resolve`
         self.events: list[OpEvent] = []
         self.terminals: list[Terminal] = []
@@ -74,9 +77,16 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._flags = FlagQueue()
         self._log: Log = []
         self._by_sequence: dict[int, int] = {}
+        #: module and line of the views that made a node
+        self._views: dict[int, tuple[str, SourceLine | None]] = {}
         self._closer: OpWatch = closer or Closer()
         self._parameters = run.parameters()
         self._name_state()
+
+    @property
+    def _exact(self) -> bool:
+        """Whether every operand is looked at as it is when it is read: in a recorded look, and where it is asked for."""
+        return self._asked_exact or self._rows.recording
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -154,14 +164,16 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Run the op as it is, and note what it did."""
         kwargs = kwargs or {}
         facts = facts_of(func)
-        if facts.is_transparent or self._rows.is_aside:
+        if self._rows.is_aside:
             return func(*args, **kwargs)
+        if facts.is_transparent:
+            return self._viewed(func, args, kwargs)
         self._closer.settle()
         given, numbers = taken_apart(facts, args, kwargs)
         taken = self._taken(facts, [pair for pair in given if pair[0] not in facts.unread] if facts.unread else given)
         before = (args, kwargs)
         if facts.written and self._closer.wants(len(self.events), facts.name):
-            before = _with_copies(facts, args, kwargs)
+            before = copied(args), {n: copied(v) for n, v in kwargs.items()}  # an operand may share the memory
         try:
             result = func(*args, **kwargs)
         except Exception as error:
@@ -180,6 +192,13 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._closer.took(event, func, before, outputs)
         return result
 
+    def _viewed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a view, and keep its place for its backward: the sum of an `expand` is an op that can overflow."""
+        number = forward_sequence()
+        if number not in self._views and number not in self._by_sequence and self.phase is Phase.FORWARD:
+            self._views[number] = self.stack.current, caller_line()
+        return func(*args, **kwargs)
+
     def _event(self, facts: OpFacts, taken: list[Look], made: list[Look], fresh: int) -> OpEvent:
         node = backward_node()
         with_grad = torch.is_grad_enabled()
@@ -190,6 +209,9 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         if origin is not None:
             module = (module or origin.module) if again else origin.module
             source = source if again else source or origin.source
+        elif node is not None and node[1] in self._views and not again:
+            module, line = self._views[node[1]]
+            source = source or line
         if source is None and self.phase is Phase.FORWARD:
             source = caller_line()  # a gradient taken inside the forward pass: the line that takes it
         phase = self._phase_of(node is not None)
@@ -211,7 +233,9 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         )
         if with_grad or phase is Phase.FORWARD:
             # the first op to claim a number made the node; detach and its kin come later under the same one
-            self._by_sequence.setdefault(forward_sequence(), event.index)
+            number = forward_sequence()
+            if number not in self._views:
+                self._by_sequence.setdefault(number, event.index)
         self.events.append(event)
         self._log.append(event)
         return event
@@ -244,18 +268,18 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         )
 
     def _taken(self, facts: OpFacts, given: list[tuple[str, Tensor]]) -> list[Look]:
-        """Look at operands, but for those whose memory's last look still holds.
+        """Look at operands; in a step that is only searched, but for those whose memory's last look still holds.
 
-        A part of what was looked at as a whole is not looked at again by a step that is only searched: where the whole
-        turns out to be bad, the recorded look at the step tells of the part.
+        There a part is taken for what the whole is, and a write that went past the dispatcher is missed: the exact look
+        that follows tells.
         """
         looks: list[Look] = []
         new: list[tuple[int, Tensor]] = []
-        of, exact = self._memory.of, self._rows.recording
+        of, exact = self._memory.of, self._exact
         for name, tensor in given:
             cell = of(tensor)
-            ticket = cell.content
-            if ticket is None or (exact and not shows_all(tensor, cell)):
+            ticket = None if exact else cell.content
+            if ticket is None:
                 new.append((len(looks), tensor))
             looks.append((name, cell, ticket or 0, cell.origin))
         if new:
@@ -268,7 +292,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
 
     def _is_known(self, facts: OpFacts, given: list[tuple[str, Tensor]], outputs: list[tuple[str, Tensor]]) -> bool:
         """Whether a step that is only searched need not look: a copy into as wide a format holds what it was made of."""
-        if not facts.is_copy or self._rows.recording or len(given) != 1 or len(outputs) != 1:
+        if not facts.is_copy or self._exact or len(given) != 1 or len(outputs) != 1:
             return False
         old, new = given[0][1], outputs[0][1]
         return old.dtype == new.dtype or (old.dtype in _HALF and new.dtype in _WIDE)
@@ -292,7 +316,9 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Look at what must be finite, but for memory whose last look still holds."""
         cells = [self._memory.of(tensor) for tensor in tensors.values()]
         whole = [shows_all(tensor, cell) for tensor, cell in zip(tensors.values(), cells, strict=True)]
-        known = [cell.content if all_of_it else None for cell, all_of_it in zip(cells, whole, strict=True)]
+        known = [
+            c.content if all_of_it and not self._exact else None for c, all_of_it in zip(cells, whole, strict=True)
+        ]
         new = [t for t, held in zip(tensors.values(), known, strict=True) if held is None]
         asked = iter(self._flags.look_at_all(new, signed=kind == "buffer"))
         for name, cell, all_of_it, held in zip(tensors, cells, whole, known, strict=True):
@@ -314,12 +340,3 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def _name_gradients(self) -> None:
         for name, grad in self._run.gradients(None, self._parameters).items():
             self._memory.name(grad, f"gradient {name}")
-
-
-def _with_copies(
-    facts: OpFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copy the arguments that the op will write into; the others stay as they are."""
-    written = facts.written
-    new = tuple(copied(v) if n in written else v for n, v in zip(facts.arguments, args, strict=False))
-    return new, {n: copied(v) if n in written else v for n, v in kwargs.items()}

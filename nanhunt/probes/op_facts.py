@@ -15,7 +15,14 @@ __all__ = ["OpFacts", "facts_of", "fresh_outputs", "lane_of", "taken_apart"]
 #: Ops whose memory is whatever it was.
 _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
 #: In-place ops that do not read what they overwrite, which may be uninitialised memory.
-_OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_")
+_OVERWRITES = frozenset(
+    f"{name}_"
+    for name in (
+        "copy fill zero normal uniform bernoulli random exponential log_normal cauchy geometric _foreach_copy _foreach_zero"
+    ).split()
+)
+#: What kernels write into without their schema's saying so: running statistics.
+_UNDECLARED = frozenset({"running_mean", "running_var"})
 #: Ops whose output has the elements of their one operand.
 _COPIES = frozenset({"aten.clone", "aten._to_copy"})
 #: Ops whose list arguments run side by side.
@@ -60,18 +67,21 @@ def _read(func: Any) -> OpFacts:
         nothing: frozenset[str] = frozenset()
         return OpFacts(str(func), True, False, False, False, (), nothing, nothing, ())
     name = str(func).removesuffix(".default")
+    base = name.split(".")[1]
     arguments, returns = func._schema.arguments, func._schema.returns
     written = frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    if "batch_norm" in base and "backward" not in base:
+        written |= _UNDECLARED & {a.name for a in arguments}
     out = {a.name for a in arguments if a.kwarg_only and a.name in written}
     return OpFacts(
         name=name,
         is_transparent=bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns),
         is_factory=name.startswith(_FACTORIES),
         is_copy=name in _COPIES,
-        has_lanes=name.startswith(_LISTS),
+        has_lanes=name.startswith(_LISTS) and any("Tensor" in str(a.type) and "List" in str(a.type) for a in arguments),
         arguments=tuple(a.name for a in arguments),
         written=written,
-        unread=frozenset({*out, "self"} if name.startswith(_OVERWRITES) else out),
+        unread=frozenset({*out, "self"} if base in _OVERWRITES else out),
         returns_alias=tuple(r.alias_info is not None for r in returns),
     )
 
@@ -108,7 +118,7 @@ def fresh_outputs(facts: OpFacts, result: Any) -> list[tuple[str, Tensor]]:
 
 def lane_of(op: str, argument: str) -> str:
     """Return the lane of an argument such as `self.3`: '3' of an op on lists, '' of any other."""
-    if not op.startswith(_LISTS):
-        return ""
+    if not op.startswith(_LISTS) or (argument.startswith("output.") and op.startswith("aten._fused_")):
+        return ""  # a fused norm's several outputs are no lanes; fused optimizers put out nothing
     index = argument.rpartition(".")[2]
     return index if index.isdigit() else ""

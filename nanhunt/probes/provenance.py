@@ -81,13 +81,17 @@ def _settle(
         event.constant = is_asked_for(event)
     owner = event.index if event.repeats is None else event.repeats
     for position, seen in enumerate(event.outputs):
-        seen.cell.wrote(owner, seen.lane, bad=seen.flags is not FINITE, whole=position < event.fresh)
+        seen.cell.wrote(
+            owner, seen.lane, bad=seen.flags is not FINITE or event.is_factory, whole=position < event.fresh
+        )
 
 
 def _read(seen: Seen, flags: Sequence[Flags]) -> Seen:
     """Fill in what a look showed, and who had written the memory by then."""
     found = seen.flags = flags[seen.ticket]
-    writer = seen.cell.writer if found is FINITE else seen.cell.writer_of(bad=True)
+    writer = seen.cell.writer_of(bad=found is not FINITE)
+    if writer is None and seen.cell.writer is not None:
+        seen.origin = seen.origin or "memory that something other than torch's ops wrote"
     if writer is not None:
         seen.writer, seen.writer_lane = writer
     return seen

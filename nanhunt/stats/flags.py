@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nanhunt.stats.torch_kernel import is_measurable, plain_values
 
@@ -53,9 +54,15 @@ class FlagQueue:
 
     def look(self, tensor: Tensor) -> int:
         """Look at a tensor and return its ticket: its index in what `fetch` returns; 0 of what holds no such numbers."""
-        values = tensor if _is_plain(tensor) else _values(tensor)
-        if values is None:
+        if _is_plain(tensor):
+            return self._look(tensor)
+        try:
+            values = _values(tensor)
+            return 0 if values is None else self._look(values)
+        except (NotImplementedError, RuntimeError, TypeError):  # a subclass that knows no such reduction
             return 0
+
+    def _look(self, values: Tensor) -> int:
         if values.is_cpu and math.isfinite(values.sum().item()):  # of no elements it is 0
             return 1
         if values.numel() == 0:
@@ -116,7 +123,7 @@ def _is_plain(tensor: Tensor) -> bool:
         tensor.dtype in _DIRECT
         and type(tensor) in _PLAIN
         and tensor.layout is torch.strided
-        and not (tensor.is_nested or tensor.is_meta)
+        and not (tensor.is_nested or tensor.is_meta or is_functorch_wrapped_tensor(tensor))
     )
 
 

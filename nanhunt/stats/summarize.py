@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import decode, is_measurable, measure
@@ -25,7 +25,7 @@ class StatsQueue:
 
     def add(self, tensor: Tensor, *, histogram: bool = True) -> int:
         """Measure `tensor` as it stands and return its ticket: its index in what `collect` returns."""
-        self._vectors.append(measure(tensor, histogram=histogram) if is_measurable(tensor) else None)
+        self._vectors.append(_measured(tensor, histogram=histogram))
         return len(self._vectors) - 1
 
     def collect(self) -> list[TensorStats | None]:
@@ -51,3 +51,14 @@ def summarize(tensor: Tensor, *, histogram: bool = True) -> TensorStats:
     if stats is None:
         raise TypeError(f"cannot measure a tensor of layout {tensor.layout} on {tensor.device}")
     return stats
+
+
+def _measured(tensor: Tensor, *, histogram: bool) -> Tensor | None:
+    if not is_measurable(tensor):
+        return None
+    try:
+        return measure(tensor, histogram=histogram)
+    except (NotImplementedError, RuntimeError, TypeError):
+        if type(tensor) in (Tensor, nn.Parameter):
+            raise
+        return None  # a subclass that knows no such reduction

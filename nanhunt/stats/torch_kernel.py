@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.tensor_stats import TensorStats
@@ -56,8 +57,8 @@ _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
 
 
 def is_measurable(tensor: Tensor) -> bool:
-    """Whether `measure` can read this tensor."""
-    if tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta":
+    """Whether `measure` can read this tensor; one inside of `vmap` or `grad` has no values of its own."""
+    if tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta" or is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.layout in _LAYOUTS and tensor.dtype != _PACKED
 

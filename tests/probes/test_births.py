@@ -888,6 +888,65 @@ def test_a_birth_in_the_sound_part_of_a_tensor_is_told_though_its_other_part_is_
     assert found.onset.source == born_at("sound-half")
 
 
+def test_an_overflow_in_the_backward_of_a_view_is_told_at_the_view() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.full((4,), 0.5, dtype=torch.float16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.token.expand(x.shape[0], 4)  # born: expand-backward
+            return x * torch.ones(1) + rows.float()
+
+    found = found_in(tiny_run(nn.Sequential(Token()), lambda m, b: (m(b) * 2e4).sum(), [torch.ones(8, 4)]))
+    assert (found.onset.phase, found.onset.module) == ("backward", "0")
+    assert found.onset.source == born_at("expand-backward")
+    assert found.root.op.startswith("aten.sum")
+
+
+def test_running_statistics_that_overflow_are_born_in_the_norm_though_its_schema_hides_the_write() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    found = found_in(tiny_run(model, lambda m, b: m(b * 1e25).mean(), [torch.randn(8, 4)]))
+    assert (found.onset.op, found.onset.module) == ("aten.native_batch_norm", "0")
+    assert (found.root.kind, found.hops[0].does) == ("inf-from-finite", "birth")
+
+
+def test_what_was_written_past_torch_is_no_birth_of_the_op_that_reads_it() -> None:
+    def poked(x: Tensor) -> Tensor:
+        y = x.detach().clone()
+        y.numpy()[0, 0] = math.nan
+        return x * y.exp()
+
+    found = found_in(of_function(poked, ordinary()))
+    assert found.root.kind == "carried"
+    assert "something other than torch" in found.root.facts["inherited"]
+
+
+def test_the_operands_of_an_op_that_overwrites_its_own_operand_are_told_as_they_were() -> None:
+    def divided(x: Tensor) -> Tensor:
+        y = x * 0
+        return x + y.div_(y)  # born: own-operand
+
+    found = found_in(of_function(divided, ordinary()))
+    assert (found.root.op, found.root.kind) == ("aten.div_.Tensor", "nan-from-finite")
+    assert [o.nan for o in found.root.inputs] == [0, 0]
+
+
+def test_per_sample_gradients_are_not_disturbed_by_looking() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        weights = dict(model.named_parameters())
+
+        def of_one(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
+            return torch.func.functional_call(model, weights, (sample,)).square().sum()
+
+        slopes = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0))(weights, batch)
+        return model(batch).mean() + 0 * sum(s.sum() for s in slopes.values())
+
+    assert zoomed(tiny_run(model, loss, [ordinary()])) is None
+
+
 def test_a_freed_tensor_lends_no_history_to_the_next_one_at_its_address() -> None:
     def churn(x: Tensor) -> Tensor:
         for _ in range(8):
