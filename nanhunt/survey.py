@@ -72,7 +72,7 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
             found = (erased_in(probe.events[i], chain, probe.events, closer) for i, chain in chains.items())
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
-        told += [_absorbed(run, a, step) for a in watch.absorbed.values() if a.count >= ABSORBED]
+        told += [_absorbed(run, a, step) for a in watch.absorbed.values() if _stands_still(a)]
         told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
     return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
@@ -99,6 +99,10 @@ class _LossWatch:
             self.classes = int(args[0].shape[1]) if is_mean else None
 
 
+def _stands_still(found: Absorbed) -> bool:
+    return found.is_counter or found.count >= ABSORBED
+
+
 def classes_of(run: TrainingRun, ring: SnapshotRing, step: int) -> int | None:
     """Return over how many classes a step's mean cross-entropy is taken; None where its loss is none."""
     with kept(run, step + 1):
@@ -112,7 +116,7 @@ def loses_at(line: str | None, probe: OpProbe, watch: CastWatch) -> bool:
     births = [probe.events[i] for i in chains_of(probe.events)]
     births += [event for event, _ in watch.norms]
     births += [f.event for f in watch.found if f.energy >= PINNED or f.rows_lost >= FLUSHED * max(1, f.rows)]
-    births += [a.event for a in watch.absorbed.values() if a.count >= ABSORBED]
+    births += [a.event for a in watch.absorbed.values() if _stands_still(a)]
     return any((place(e.source, probe.root) if e.source else None) == line for e in births)
 
 

@@ -121,6 +121,9 @@ def _ranked(suspects: list[Suspect]) -> list[Suspect]:
     return sorted(suspects, key=key)
 
 
+#: Characters at a sentence's head by which two say the same.
+_ALIKE = 16
+
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +147,9 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
-    return f"Step {onset.step}: {onset.detail}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+    # the onset of a fault without a NaN often says what the suspect says: once is enough
+    what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
+    return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
 
 
 def _counted(steps: int) -> str:

@@ -147,7 +147,8 @@ def _said(body: dict[str, Any]) -> str:
         what = f"{body['elements']} of {body['of']} values are exactly zero"
         return f"{what}, where fp64 has up to {body['amax']:.4g}: an infinity before them was divided by"
     if body["kind"] == "absorbed":
-        return f"a sum in {body['dtype']} stands still at {body['amax']:g}: {body['elements']} additions change nothing"
+        what = "an addition changes" if body["elements"] == 1 else f"{body['elements']} additions change"
+        return f"a sum in {body['dtype']} stands still at {body['amax']:g}: {what} nothing"
     if body["kind"] == "flushed":
         return f"{body['rows_lost']} of {body['rows']} rows become zero in a cast to {body['dtype']}"
     return (

@@ -33,7 +33,13 @@ from nanhunt.training.tree import map_tensors, tensors_of
 __all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
 
 #: Largest numbers of the formats that a clamp may stand for; smaller ends (6, 28) are activations of their own.
-_ENDS = (448.0, 240.0, 57344.0, 65504.0, float(torch.finfo(torch.bfloat16).max))
+_ENDS = {
+    448.0: "float8_e4m3fn",
+    240.0: "float8_e4m3fnuz",
+    57344.0: "float8_e5m2",
+    65504.0: "float16",
+    float(torch.finfo(torch.bfloat16).max): "bfloat16",
+}
 #: A clamp that keeps this far below the end means the end: transformers' T5 clamps at 65504 - 1000.
 _NEAR = 0.98
 #: Magnitude, over the largest of its tensor, from which an erased value mattered.
@@ -74,6 +80,8 @@ class Absorbed:
     dtype: str
     amax: float
     count: int
+    #: it is a lone number that is kept from step to step: one addition that it does not feel stops it for good
+    is_counter: bool = False
 
 
 @dataclass(slots=True)
@@ -133,7 +141,9 @@ class CastWatch:
             return
         key = (event.op, event.source)
         count = self.absorbed[key].count + 1 if key in self.absorbed else 1
-        self.absorbed[key] = Absorbed(event, str(total.dtype).removeprefix("torch."), float(total.abs().max()), count)
+        dtype = str(total.dtype).removeprefix("torch.")
+        is_counter = total.numel() == 1 and any(origin.startswith("buffer") for _, _, _, origin in event.made)
+        self.absorbed[key] = Absorbed(event, dtype, float(total.abs().max()), count, is_counter)
 
 
 def _kept(tensor: Tensor) -> Tensor:
@@ -159,7 +169,7 @@ def _measured(event: OpEvent, operand: Tensor, made: Tensor, before: Any) -> Los
     left = (y != 0).reshape(-1, y.shape[-1] if y.dim() else 1).any(dim=1)
     return Lossy(
         event=event,
-        dtype=str(made.dtype).removeprefix("torch."),
+        dtype=str(made.dtype).removeprefix("torch.") if is_cast else _meant(end),
         end=end,
         amax=float(x.abs().max()),
         numel=x.numel(),
@@ -169,6 +179,11 @@ def _measured(event: OpEvent, operand: Tensor, made: Tensor, before: Any) -> Los
         rows=int(alive.sum()),
         rows_lost=int((alive & ~left).sum()),
     )
+
+
+def _meant(bound: float) -> str:
+    """Return the format at whose end a clamp stands."""
+    return next(name for end, name in _ENDS.items() if _NEAR * end <= bound <= end)
 
 
 def _end_of_cast(operand: Tensor, made: Tensor) -> float | None:

@@ -124,7 +124,9 @@ def _built_optimizer(
     """Return the optimizer, or the several that a custom loop is handed."""
     own = find_owned([custom, model], model).optimizers if custom is not None and config.optimizer is None else []
     if own:
-        assumptions.append(f"optimizer: not in the config; train_step keeps its own ({type(own[0]).__name__})")
+        assumptions.append(
+            f"optimizer: not in the config; train_step keeps its own ({', '.join(type(o).__name__ for o in own)})"
+        )
         return own[0] if len(own) == 1 else own
     if config.optimizer is None:
         return _inferred_optimizer(model, checkpoint, assumptions)
@@ -159,7 +161,8 @@ def _inferred_optimizer(model: nn.Module, checkpoint: Checkpoint, assumptions: l
     else:
         raise ConfigError(
             "optimizer: is missing, and the checkpoint does not show which one it was",
-            hint="add for example  optimizer: {call: torch.optim:AdamW, kwargs: {lr: 3.0e-4}}",
+            hint="add for example  optimizer: {call: torch.optim:AdamW, kwargs: {lr: 3.0e-4}}; one that a loop makes in "
+            "its first step is not there yet when the checkpoint is loaded: make it where the module is imported",
         )
     assumptions.append(f"optimizer: not in the config; {type(optimizer).__name__} was inferred from the checkpoint")
     return optimizer

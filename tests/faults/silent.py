@@ -95,8 +95,7 @@ class Net(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.bfloat16 if FAULTY else torch.float32))
 
     def forward(self, x):
-        for row in x:
-            self.seen += 1  # fault
+        self.seen += 1  # fault
         return self.layer(x) / (self.seen / self.seen)
 
 

@@ -152,7 +152,7 @@ def _suspect(summary: str, location: Location, exhibit: Exhibit, grade: Grade) -
         exhibits=(exhibit,),
         fixes=(
             "scale each tensor by its own present amax (current or blockwise scaling), or shorten the amax history",
-            f"keep {location.module or 'this tensor'} in bf16",
+            f"keep `{location.module}` in bf16" if location.module else "keep this tensor in bf16",
         ),
     )
 

@@ -101,7 +101,7 @@ def _absorbed(evidence: Evidence) -> Suspect | None:
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,
-        summary=f"a sum in {dtype} stands still at {number(found['amax'])}: {found['elements']} additions in one step changed no bit of it",
+        summary=f"a sum in {dtype} stands still at {number(found['amax'])}: {_counted(int(found['elements']))} in one step changed no bit of it",
         location=Location(
             step=onset.step, phase=found["phase"], module=found["module"], op=found["op"], source=found["source"]
         ),
@@ -116,6 +116,10 @@ def _absorbed(evidence: Evidence) -> Suspect | None:
         fixes=(f"keep the sum of `{found['code']}` in fp32, or count in an integer",),
         depth=1,
     )
+
+
+def _counted(additions: int) -> str:
+    return "an addition" if additions == 1 else f"{additions} additions"
 
 
 def _in_the_update(birth: Birth, evidence: Evidence) -> Suspect | None:
