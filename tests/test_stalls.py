@@ -121,6 +121,14 @@ def test_a_clip_that_leaves_something_or_none_at_all_is_told_by_no_overflow(
     assert (told.onset is None) == (clip is not None)
 
 
+def test_a_scaler_that_still_looks_for_its_scale_under_a_clip_is_left_alone(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    run = tiny_run(network(), lambda m, b: entropy(m, b) * 10.0, batches(), clip_grad_norm=1.0, scaler=scaler)
+    told = hunted(run, tmp_path)
+    assert told.reason == ""
+    assert Evidence(told.trace).scalars("skipped")[0] == 1.0
+
+
 def test_an_infinite_gradient_under_a_clip_is_a_fault_of_the_gradient(tmp_path: Path) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         bad = int(batch["step"]) == 3

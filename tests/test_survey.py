@@ -226,6 +226,16 @@ def test_a_fused_norm_of_a_row_of_zeros_is_left_alone(
     assert norms_in(watch) == []
 
 
+def test_rows_that_are_constant_up_to_an_ulp_are_not_erased() -> None:
+    x = torch.ones(4, 8)
+    x[:, 3] += torch.finfo(torch.float32).eps
+    func, args = layer_norm_call(x)
+    watch = CastWatch()
+    watch.took(event_of("aten.native_layer_norm"), func, (args, {}), [("output.0", torch.zeros(4, 8))])
+    assert len(watch.norms) == 1
+    assert norms_in(watch) == []
+
+
 @pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_fused_norm_that_keeps_its_statistics_in_fp32_loses_nothing(

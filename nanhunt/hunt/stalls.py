@@ -58,10 +58,13 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     onset = (
         _scaled_clip(state, result)
         or _underflowed(state, seen, rows)
-        or _lost(state, seen, rows)
-        or (_motionless(state, seen, rows) or _flat(state, seen) if state.watch.event is None else None)
+        or (_stood_still(state, seen, rows) if state.watch.event is None else None)
     )
     return None if onset is None else _told(state, state.stall, onset)
+
+
+def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    return _lost(state, seen, rows) or _motionless(state, seen, rows) or _flat(state, seen)
 
 
 def _told(state: HuntState, reason: str, onset: Onset) -> Onset:

@@ -111,15 +111,14 @@ class CastWatch:
         """Measure what the op lost."""
         if event.op.startswith("aten.add_.") and event.phase.value == "forward":
             self._added(event, before, outputs)
-        if not outputs or not (
-            event.op.startswith(_CASTS) or event.op.startswith(_CLAMPS) or event.op.startswith(_NORMS)
-        ):
+        is_norm = event.op.startswith(_NORMS) and not event.op.endswith("_backward")
+        if not outputs or not (event.op.startswith(_CASTS) or event.op.startswith(_CLAMPS) or is_norm):
             return
         given = [t for _, t in tensors_of([*before[0], *before[1].values()]) if t.is_floating_point() and t.numel()]
         made = outputs[0][1]
         if not given or not made.is_floating_point() or made.layout is not torch.strided:
             return
-        if event.op.startswith(_NORMS):
+        if is_norm:
             if _has_zero_rows(made):
                 args, kwargs = map_tensors(_kept, before)
                 self.norms.append((event, Capture(func, args, kwargs, [(n, _kept(t)) for n, t in outputs])))
