@@ -170,7 +170,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
             return self._viewed(func, args, kwargs)
         self._closer.settle()
         given, numbers = taken_apart(facts, args, kwargs)
-        taken = self._taken(facts, [pair for pair in given if pair[0] not in facts.unread] if facts.unread else given)
+        read = [pair for pair in given if pair[0].partition(".")[0] not in facts.unread] if facts.unread else given
+        taken = self._taken(facts, read)
         before = (args, kwargs)
         if facts.written and self._closer.wants(len(self.events), facts.name):
             before = copied(args), {n: copied(v) for n, v in kwargs.items()}  # an operand may share the memory

@@ -932,6 +932,17 @@ def test_the_operands_of_an_op_that_overwrites_its_own_operand_are_told_as_they_
     assert [o.nan for o in found.root.inputs] == [0, 0]
 
 
+def test_what_a_copy_on_lists_overwrites_is_no_operand_of_it() -> None:
+    def copied_over(x: Tensor) -> Tensor:
+        old = torch.full((4, 4), math.nan, dtype=torch.float16)
+        torch._foreach_copy_([old], [x.detach() * 1e5])  # born: over-old
+        return x + old.float()
+
+    found = found_in(of_function(copied_over, ordinary()))
+    assert (found.root.op, found.root.kind) == ("aten._foreach_copy_", "inf-from-finite")
+    assert found.onset.source == born_at("over-old")
+
+
 def test_per_sample_gradients_are_not_disturbed_by_looking() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
 
