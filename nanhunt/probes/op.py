@@ -311,7 +311,10 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         return looks
 
     def _looks(self, facts: OpFacts, tensors: list[Tensor]) -> Iterable[int]:
-        return self._flags.look_at_all(tensors) if facts.has_lanes else map(self._flags.look, tensors)
+        if facts.has_lanes:
+            return self._flags.look_at_all(tensors)
+        # which infinity it is, the exact look tells
+        return [self._flags.look(tensor, signed=self._exact) for tensor in tensors]
 
     def _look_at(self, kind: str, tensors: dict[str, Tensor]) -> None:
         """Look at what must be finite, but for memory whose last look still holds."""

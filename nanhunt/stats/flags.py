@@ -40,6 +40,12 @@ class Flags:
         """Whether it holds any non-finite element."""
         return self.nan or self.posinf or self.neginf
 
+    def and_of(self, value: float, *, is_high: bool) -> Flags:
+        """Return these with a non-finite extreme, the highest or the lowest; beside a NaN no infinity is told."""
+        if self.nan or math.isnan(value):
+            return Flags(nan=True)
+        return Flags(posinf=self.posinf or (is_high and value > 0), neginf=self.neginf or (not is_high and value < 0))
+
 
 FINITE = Flags()
 
@@ -52,21 +58,28 @@ class FlagQueue:
         #: (ticket, lowest, highest); the highest alone is a largest magnitude
         self._asked: list[tuple[int, Tensor | None, Tensor]] = []
 
-    def look(self, tensor: Tensor) -> int:
-        """Look at a tensor and return its ticket: its index in what `fetch` returns; 0 of what holds no such numbers."""
+    def look(self, tensor: Tensor, *, signed: bool = True) -> int:
+        """Look at a tensor and return its ticket: its index in what `fetch` returns; 0 of what holds no such numbers.
+
+        Without `signed`, an infinity away from the CPU is given as `posinf`, whatever its sign: a norm is one number
+        where `aminmax` is two, and takes a bf16 tensor at 2.7 TB/s instead of 2.6, or at 2.2 instead of 1.65 where it is
+        small (268 and 17 million elements, H100).
+        """
         if _is_plain(tensor):
-            return self._look(tensor)
+            return self._look(tensor, signed=signed)
         try:
             values = _values(tensor)
-            return 0 if values is None else self._look(values)
+            return 0 if values is None else self._look(values, signed=signed)
         except (NotImplementedError, RuntimeError, TypeError):  # a subclass that knows no such reduction
             return 0
 
-    def _look(self, values: Tensor) -> int:
+    def _look(self, values: Tensor, *, signed: bool) -> int:
         if values.is_cpu and math.isfinite(values.sum().item()):  # of no elements it is 0
             return 1
         if values.numel() == 0:
             return 0
+        if not (signed or values.is_cpu):
+            return self._ask(None, torch.linalg.vector_norm(values, math.inf))
         return self._ask(*torch.aminmax(_in_order(values)))
 
     def look_at_all(self, tensors: Sequence[Tensor], *, signed: bool = False) -> list[int]:
@@ -91,17 +104,15 @@ class FlagQueue:
 
     def fetch(self) -> list[Flags]:
         """Return the flags of every ticket so far, with one wait for each device and dtype; tickets stay valid."""
-        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor | None, Tensor]]] = {}
-        for asked in self._asked:
-            groups.setdefault((asked[2].device, asked[2].dtype), []).append(asked)
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, bool, Tensor]]] = {}
+        for ticket, low, high in self._asked:
+            group = groups.setdefault((high.device, high.dtype), [])
+            group += [(ticket, True, high)] if low is None else [(ticket, False, low), (ticket, True, high)]
         self._asked.clear()
         for group in groups.values():
-            answers = torch.stack([side for _, low, high in group for side in (high if low is None else low, high)])
-            pairs = answers.view(-1, 2).tolist()
-            for (ticket, _, _), (low, high) in zip(group, pairs, strict=True):
-                if not (math.isfinite(low) and math.isfinite(high)):
-                    nan = math.isnan(low) or math.isnan(high)
-                    self._flags[ticket] = Flags(nan, not nan and high == math.inf, not nan and low == -math.inf)
+            for (ticket, is_high, _), value in zip(group, torch.stack([t for _, _, t in group]).tolist(), strict=True):
+                if not math.isfinite(value):
+                    self._flags[ticket] = self._flags[ticket].and_of(value, is_high=is_high)
         return self._flags
 
     def _ask(self, low: Tensor | None, high: Tensor) -> int:
