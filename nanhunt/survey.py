@@ -65,6 +65,7 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
         if chains:
             closer = Closer({index for chain in chains.values() for index in chain})
             _looked(run, ring, step, quiet, closer)
+            closer.release()
             for index in chains:
                 kept_call = closer.captures.get(index)
                 is_same = kept_call is not None and facts_of(kept_call.func).name == probe.events[index].op

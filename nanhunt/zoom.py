@@ -81,6 +81,7 @@ class _Zoom:
             rows.take()
             with self._unscaled():
                 replayed = replay_step(self.run, self.step, rows, recorded=recorded, zoom=probe)
+            closer.release()
             root = self._root(probe, replayed)
             wanted = _wanted(root, probe)
             if recorded and wanted.keys() <= closer.wanted.keys():

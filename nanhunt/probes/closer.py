@@ -51,6 +51,12 @@ class Closer:
         self.captures: dict[int, Capture] = {}
         self.slopes: dict[int, Slope] = {}
         self._made: tuple[int, list[Tensor]] | None = None
+        self._hooks: list[Any] = []
+
+    def release(self) -> None:
+        """Take the hooks off the step's graph, which may outlive it."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def wants(self, index: int, op: str) -> bool:
         """Whether the op is a wanted one."""
@@ -84,7 +90,7 @@ class Closer:
         node: Any = next((t.grad_fn for t in outputs if t.grad_fn is not None), None)
         # the node of a user's own Function stands for all that its forward does
         if node is not None and not isinstance(node, BackwardCFunction):
-            node.register_hook(self._hook(index))
+            self._hooks.append(node.register_hook(self._hook(index)))
 
     def _hook(self, index: int) -> Any:
         def hook(outgoing: Any, incoming: Any) -> None:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanhunt.probes.closer import Closer
 from nanhunt.probes.memory import Memory, shows_all
+from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import ModuleStack, RowBuffer, split_name
 from nanhunt.trace.schema import Phase, Role
+from tests.conftest import tiny_run
 
 
 class Tree(nn.Module):
@@ -180,3 +183,15 @@ def test_a_tensor_shows_all_of_its_memory_or_a_part() -> None:
     memory = Memory()
     assert all(shows_all(t, memory.of(t)) for t in whole)
     assert not any(shows_all(t, memory.of(t)) for t in part)
+
+
+def test_a_graph_that_outlives_the_step_keeps_no_hook_of_the_look() -> None:
+    run, kept = tiny_run(nn.Linear(2, 2), lambda m, b: m(b).exp().mean(), [torch.ones(1, 2)]), torch.ones(2)
+    closer = Closer(range(8))
+    with OpProbe(run, RowBuffer(), closer):
+        made = kept.requires_grad_().exp()
+        made.sum()
+    closer.release()
+    made.sum().backward()
+    assert closer.captures
+    assert not closer.slopes
