@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nanhunt.probes.probe import dtype_name, split_name
+from nanhunt.probes.probe import dtype_name, modules_below, split_name
 from nanhunt.stats.summarize import summarize
 from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.run import TrainingRun
@@ -66,6 +67,7 @@ def _field_facts(tensor: Tensor, size: int | None) -> dict[str, Any]:
     if by_sample and whole.dim() >= 2:
         facts["sample_ignored"] = [sum(int((row == label).sum()) for label in IGNORED) for row in whole]
         facts["sample_top_share"] = [_top_share(row.reshape(-1).tolist()) for row in whole]
+        facts["sample_repeats"] = [_repeats(row.reshape(-1)) for row in whole]
     return facts
 
 
@@ -74,13 +76,33 @@ def _top_share(tokens: list[int]) -> float:
     return Counter(tokens).most_common(1)[0][1] / len(tokens) if tokens else 0.0
 
 
+#: Longest n-gram whose repetition is counted (OLMo 2 looks for 1 to 13 tokens).
+_NGRAM = 13
+
+
+def _repeats(tokens: Tensor) -> int:
+    """Return how often, at most, one n-gram of 1 to 13 tokens follows upon itself without a break."""
+    most = 1
+    for period in range(1, min(_NGRAM, tokens.numel() // 2) + 1):
+        same = (tokens[period:] == tokens[:-period]).tolist()
+        run = longest = 0
+        for equal in same:
+            run = run + 1 if equal else 0
+            longest = max(longest, run)
+        most = max(most, longest // period + 1)
+    return most
+
+
 def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
     """Return the optimizer's class, each group's plain hyper-parameters, and what its state is kept in."""
     groups = []
+    names = {id(p): n for n, p in run.parameters().items()}
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
+            own = [names[id(p)] for p in group["params"] if id(p) in names]
             plain = {k: _plain(v) for k, v in group.items() if k != "params"}
-            groups.append({"parameters": len(group["params"]), **{k: v for k, v in plain.items() if v is not None}})
+            head = {"parameters": len(group["params"]), "module": _common(own)}
+            groups.append({**head, **{k: v for k, v in plain.items() if v is not None}})
     states = [s for optimizer in run.optimizers for s in optimizer.state.values() if isinstance(s, dict)]
     steps = sorted({float(s["step"]) for s in states if "step" in s})
     moments = {dtype_name(v) for s in states for k, v in s.items() if isinstance(v, Tensor) and k != "step"}
@@ -93,6 +115,7 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "state_steps": steps[:4],
         "with_state": len(states),
         "trainable": len(run.trainable()),
+        "embeddings": _embeddings(run),
         "autocast": run.autocast,
         "scaler": bool(run.scalers),
         "clip_grad_norm": run.clip_grad_norm,
@@ -100,6 +123,19 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "agc": run.agc,
         "custom_step": run.train_step is not None,
     }
+
+
+def _common(names: list[str]) -> str:
+    """Return the innermost module that holds all of these parameters; '' where it is the root."""
+    parts = [name.split(".")[:-1] for name in names]
+    same = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return ".".join(level[0] for level in same)
+
+
+def _embeddings(run: TrainingRun) -> list[str]:
+    """Return the names of the weights of nn.Embedding and nn.EmbeddingBag."""
+    tables = {id(m.weight) for _, m in modules_below(run.roots()) if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    return [name for name, parameter in run.parameters().items() if id(parameter) in tables]
 
 
 def _plain(value: Any) -> Any:

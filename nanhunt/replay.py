@@ -21,6 +21,7 @@ from nanhunt.probes.module import detect_in_modules, watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.softmax import CALLS_THROUGH, watch_softmax
 from nanhunt.stats.flags import FlagQueue
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.batch_layout import batch_size
@@ -257,7 +258,8 @@ def replay_step(
 def _is_ours(error: BaseException) -> bool:
     """Whether a probe failed rather than the user's model: that is a defect to be told, not a finding."""
     frames = traceback.extract_tb(error.__traceback__)
-    innermost = next((f.filename for f in reversed(frames) if f"{os.sep}torch{os.sep}" not in f.filename), "")
+    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.name not in CALLS_THROUGH]
+    innermost = own[-1].filename if own else ""
     return Path(innermost).parent in _PROBES
 
 
@@ -273,6 +275,8 @@ def _looking(
     with contextlib.ExitStack() as stack:
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
+            if zoom is None and modules:
+                stack.enter_context(watch_softmax(run, rows))
         if zoom is None and modules:
             stack.enter_context(detect_in_modules(run.roots(), finite.output_made))
         elif zoom is not None:

@@ -19,7 +19,7 @@ from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
 
-__all__ = ["Motion", "UpdateLoss", "can_flush", "compare_twin", "frozen_share", "is_flat", "zero_share"]
+__all__ = ["Motion", "StuckMoments", "UpdateLoss", "can_flush", "compare_twin", "frozen_share", "is_flat", "zero_share"]
 
 #: Share of zero gradients from which the twin is worth its step.
 SUSPICIOUS_ZEROS = 0.2
@@ -206,6 +206,36 @@ def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
         frozen, total = frozen + row.value * moved, total + moved
         worst = max(worst, (row.value, f"{row.module}.{parameter}".lstrip(".")))
     return (frozen / total, worst[1]) if total else None
+
+
+#: Share of v that is stuck, and RMS_t below which it stands too high for its gradients; steps in a row that show it.
+_STUCK, _TOO_HIGH, _STUCK_STEPS = 0.75, 0.3, 8
+
+
+@dataclass(slots=True)
+class StuckMoments:
+    """Counts the steps in a row in which most second moments neither decay nor fit their gradients."""
+
+    steps: int = 0
+    first: int | None = None
+    share: float = 0.0
+    parameter: str = ""
+
+    def observe(self, step: int, rows: Sequence[Observation]) -> bool:
+        """Take a recorded step; True when it has lasted long enough."""
+        stuck = {(r.module, r.name.removesuffix(".v_stuck")): r.value for r in rows if r.name.endswith(".v_stuck")}
+        fits = {(r.module, r.name.removesuffix(".rms_t")): r.value for r in rows if r.name.endswith(".rms_t")}
+        sizes = {(r.module, r.name): r.stats.numel for r in rows if r.role == Role.UPDATE.value and r.stats is not None}
+        bad = [k for k, v in stuck.items() if (v or 0.0) >= _STUCK and (fits.get(k) or 1.0) < _TOO_HIGH]
+        total = sum(sizes.get(k, 0) for k in stuck)
+        share = sum(sizes.get(k, 0) for k in bad) / total if total else 0.0
+        if share < 0.5:
+            self.steps, self.first = 0, None
+            return False
+        self.steps += 1
+        self.first = step if self.first is None else self.first
+        self.share, self.parameter = share, ".".join(p for p in max(bad, key=lambda k: sizes.get(k, 0)) if p)
+        return self.steps >= _STUCK_STEPS
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ __all__ = [
     "Growth",
     "RateJump",
     "blamed_steps",
+    "leading_gradient",
     "by_parameter",
     "first_step",
     "growth",
@@ -146,6 +147,34 @@ def by_parameter(values: list[Health]) -> dict[str, dict[int, float]]:
     for health in values:
         series.setdefault(health.qualified, {})[health.step] = health.value
     return series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leading:
+    """The parameter that holds most of a step's gradient: its share of the squared norm, and its rise over its own past."""
+
+    parameter: str
+    share: float
+    rise: float
+    is_embedding: bool
+
+
+def leading_gradient(evidence: Evidence, step: int) -> Leading | None:
+    """Return the parameter with the largest gradient at a recorded step; None where there is no such row."""
+    norms = evidence.history("grad", "l2")
+    squares = {k: s[step] ** 2 for k, s in norms.items() if math.isfinite(s.get(step, math.nan))}
+    total = sum(squares.values())
+    if total <= 0.0:
+        return None
+    key = max(squares, key=lambda k: squares[k])
+    name = ".".join(p for p in key if p)
+    embeddings = evidence.optimizer.get("embeddings") or []
+    return Leading(
+        parameter=name,
+        share=squares[key] / total,
+        rise=over_baseline(norms[key], step) or 1.0,
+        is_embedding=name in embeddings,
+    )
 
 
 def over_baseline(series: dict[int, float], step: int, before: int | None = None) -> float | None:

@@ -209,14 +209,18 @@ class Evidence:
         return [v for s, v in sorted(series.items()) if s < limit and math.isfinite(v)]
 
     @cached_property
-    def _health_frame(self) -> pd.DataFrame:
-        columns = ["step", "module", "name", "value"]
-        frame = self.trace.frame(columns, roles=["scalar"], passes=["replay"])
-        return frame[frame["name"].astype(str).str.contains(".", regex=False)]
+    def _health_frames(self) -> dict[str, pd.DataFrame]:
+        return {}
 
-    def health(self, key: str) -> list[Health]:
+    def _health_frame(self, pass_: str) -> pd.DataFrame:
+        if pass_ not in self._health_frames:
+            frame = self.trace.frame(["step", "module", "name", "value"], roles=["scalar"], passes=[pass_])
+            self._health_frames[pass_] = frame[frame["name"].astype(str).str.contains(".", regex=False)]
+        return self._health_frames[pass_]
+
+    def health(self, key: str, pass_: str = "replay") -> list[Health]:
         """Return a per-parameter scalar over all recorded steps, in order of step."""
-        frame = self._health_frame
+        frame = self._health_frame(pass_)
         rows = frame[frame["name"].astype(str).str.endswith(f".{key}")]
         return [
             Health(step=int(s), module=str(m), parameter=str(n)[: -len(key) - 1], value=float(v))

@@ -16,6 +16,7 @@ from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
+from nanhunt.diagnosis.replicas import parted_replicas
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.silence import look_for_silence, silent_onset
@@ -144,7 +145,33 @@ def _replay(state: HuntState) -> Onset | None:
     onset = spiked(state, event) if event is not None else None
     if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
         state.assume(f"the first {BASELINE} steps define what is normal: a small finite spike among them is not seen")
-    return onset or _begun_badly(state) or silent_onset(state)
+    return onset or _begun_badly(state) or silent_onset(state) or _drifted(state) or _parted(state)
+
+
+def _parted(state: HuntState) -> Onset | None:
+    """Replicas inside of one process that steps have moved alike, and that part."""
+    parted = parted_replicas(Evidence(Trace.open(state.writer.partial)))
+    if parted is None or not parted.alike:
+        return None
+    said = f"the replicas {parted.one} and {parted.other} part after {parted.alike} steps that moved them alike"
+    return Onset(
+        kind="mismatch",
+        step=parted.step,
+        phase=Phase.UPDATE.value,
+        module=parted.other,
+        lead_step=parted.step,
+        detail=said,
+    )
+
+
+def _drifted(state: HuntState) -> Onset | None:
+    """Logits that ran away though the loss shows no fault."""
+    found = state.logits.drifted()
+    if found is None:
+        return None
+    onset, body = found
+    state.writer.note(NoteKind.DRIFT, body)
+    return onset
 
 
 def _begun_badly(state: HuntState) -> Onset | None:

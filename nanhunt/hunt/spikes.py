@@ -7,7 +7,10 @@ from typing import Any
 
 from nanhunt.hunt.silence import check_backwards, look_at
 from nanhunt.hunt.state import HuntState
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.softmax import watch_softmax
 from nanhunt.repeat import repeat_spike
+from nanhunt.replay import replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import add_up, loss_outliers, sample_losses, sample_norms
 from nanhunt.trace.onset import Event
@@ -48,6 +51,7 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         return None
     state.event = event
     _exchange(state, event)
+    _look_at_scores(state, event)
     look_at(state, event.alarm_step)
     check_backwards(state, event.alarm_step)
     phase = {"update_norm": Phase.UPDATE, "grad_norm": Phase.BACKWARD}.get(event.lead, Phase.FORWARD)
@@ -59,6 +63,21 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         lead_step=event.lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
+
+
+def _look_at_scores(state: HuntState, event: Event) -> None:
+    """Compute the scores of fused attentions where the spike leads, where it alarms, and on the first step kept."""
+    run, ring = state.run, state.ring
+    for step in sorted({max(ring.oldest_step, run.start_step), event.lead_step, event.alarm_step}):
+        if not state.fused or step < ring.oldest_step:
+            continue
+        rows = RowBuffer()
+        rows.step, rows.pass_ = step, "zoom"
+        with kept(run, step + 1):
+            rewind(run, ring, step)
+            with watch_softmax(run, rows, exact=True):
+                replay_step(run, step, RowBuffer(), recorded=False, modules=False)
+        state.writer.write(rows.take())
 
 
 def _exchange(state: HuntState, event: Event) -> None:

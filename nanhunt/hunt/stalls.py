@@ -1,7 +1,7 @@
 """Faults that leave neither NaN nor spike: zeros where a gradient should be, updates that change nothing, a flat loss.
 
 Each is told by its reason: "clip-overflow", "scaled-clip", "underflow", "erased", "lost-update", "no-gradient",
-"zero-gradient", "clipped", "no-update", "no-motion", "flat".
+"zero-gradient", "clipped", "no-update", "no-motion", "flat", "stuck-moment".
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
 
 
 def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
-    return _lost(state, seen, rows) or _motionless(state, seen, rows) or _flat(state, seen)
+    return (
+        _lost(state, seen, rows)
+        or _motionless(state, seen, rows)
+        or _flat(state, seen)
+        or _stuck_moments(state, seen, rows)
+    )
 
 
 def _told(state: HuntState, reason: str, onset: Onset) -> Onset:
@@ -142,6 +147,23 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
         module=module,
         name=name,
         detail=f"{state.lost.share:.0%} of the weights with a gradient did not change in {state.lost.steps} steps",
+    )
+
+
+def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """Second moments in a narrow format that cannot decay, and stand far above their gradients' squares."""
+    if not state.stuck.observe(seen.step, rows):
+        return None
+    stuck = state.stuck
+    module, _, name = stuck.parameter.rpartition(".")
+    state.stall = "stuck-moment"
+    return Onset(
+        kind="stall",
+        step=seen.step if stuck.first is None else stuck.first,
+        phase=Phase.UPDATE.value,
+        module=module,
+        name=name,
+        detail=f"the second moments of {stuck.share:.0%} of the weights cannot decay, and hold their updates down",
     )
 
 

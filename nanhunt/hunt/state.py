@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.stall import Motion, UpdateLoss
+from nanhunt.stall import Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
@@ -67,6 +68,7 @@ class HuntState:
     ring: SnapshotRing = field(init=False)
     watch: SpikeWatch = field(default_factory=SpikeWatch)
     lost: UpdateLoss = field(default_factory=UpdateLoss)
+    stuck: StuckMoments = field(default_factory=StuckMoments)
     motion: Motion = field(default_factory=Motion)
     zeros_seen: ZeroWatch = field(default_factory=ZeroWatch)
     #: twin runs so far, and the share of zeros that they showed to be innocent
@@ -92,6 +94,9 @@ class HuntState:
     seconds: float = 0.0
     #: when the replay began, on the clock of `time.perf_counter`
     began: float = field(default_factory=time.perf_counter)
+    logits: LogitWatch = field(default_factory=LogitWatch)
+    #: a fused attention was heard, whose scores only an exact look tells
+    fused: bool = False
     #: an 8-bit tensor was seen
     narrow: bool = False
     #: scalars of each step so far
@@ -109,6 +114,8 @@ class HuntState:
     def write(self) -> list[Observation]:
         """Bring the rows so far to the trace and return them."""
         rows = self.rows.take()
+        self.logits.observe(rows)
+        self.fused |= any(row.name == "attention.score_bound" for row in rows)
         self.writer.write(rows)
         self.writer.flush()
         return rows

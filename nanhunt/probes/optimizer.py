@@ -6,6 +6,8 @@ Adam's health is measured where all its parts are at hand, per parameter:
   in a steady state and cannot pass 1/sqrt(1 - β2), so the jump that it implies is derived from it, not read off.
 - `v_stale` = sqrt(mean g² / mean v_before): the same against the second moment that stood before this gradient came.
 - `kappa_eps` = rms(sqrt(v̂)) / ε: below some 10 the ε decides the step.
+- `v_stuck` = share of the elements with a gradient whose v kept its bits though g² is less than half of it: its format
+  cannot take the decay, and v is a running maximum instead of an average.
 - `v_zero` = share of elements with v = 0 and m ≠ 0: their update is m/ε.
 - `frozen` = share of elements with a gradient whose weight did not change by a bit.
 - `update_lr` = rms(Δw) / lr: 0.23 to 1 in ordinary training.
@@ -68,13 +70,23 @@ class OptimizerProbe(StepWatch):
             return
         record_state(self._run, self._rows, Phase.UPDATE)
         self._rows.scalar("optimizer_step", step_counter(self._run), phase=Phase.UPDATE)
+        index = 0
         with torch.no_grad():
             for optimizer in self._run.optimizers:
                 for group in optimizer.param_groups:
+                    self._record_betas(group, index)
+                    index += 1
                     for parameter in group["params"]:
                         self._record_update(parameter, group)
         self._before.clear()
         self._v_before.clear()
+
+    def _record_betas(self, group: dict[str, Any], index: int) -> None:
+        """Record what a schedule, a reload or a hand may have changed: `beta1`, `beta2`, `eps`, with the group's number."""
+        betas = group.get("betas") or (None, None)
+        for name, value in (("beta1", betas[0]), ("beta2", betas[1]), ("eps", group.get("eps"))):
+            if isinstance(value, (int, float)):
+                self._rows.scalar(name if index == 0 else f"{name}:{index}", float(value), phase=Phase.UPDATE)
 
     def _record_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         name = self._names.get(parameter)
@@ -122,6 +134,8 @@ def adam_health(
         "v_below_eps2": ((v_hat < eps * eps) & (g2 > 0)).double().mean(),
     }
     if v_before is not None:
+        stuck = (v == v_before) & (g2 > 0) & (g2 < 0.5 * v.double())
+        health["v_stuck"] = stuck.sum() / (g2 > 0).sum().clamp(min=1)
         before = v_before.double() / _correction(beta2, step - 1)
         health["v_stale"] = (g2.mean() / before.mean().clamp(min=eps * eps)).sqrt()
     return health

@@ -112,6 +112,8 @@ class NoteKind(StrEnum):
     TWIN = "twin"
     #: what a stall was told by: `{"reason", "step", …}`, the reasons are in `hunt.stalls`
     STALL = "stall"
+    #: log Z of the output logits ran away: `{"module", "step", "first", "last"}`
+    DRIFT = "drift"
     #: values that a step loses without a NaN, see `survey`: `{"kind", "step", "module", "op", "source", "elements", …}`
     SILENT = "silent"
     #: `{"step", "loss", "z", "recovered_after"}`: a spike that left no damage

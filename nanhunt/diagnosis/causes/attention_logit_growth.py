@@ -12,9 +12,11 @@ rate and weight norm feed each other. In one study every run whose largest score
 
 Evidence
 --------
-The largest score of the attention that broke, recomputed in fp64: 1 000 or more; with queries and keys normalised it
-cannot pass sqrt(d). And its history: the largest output of the modules inside the same attention over the steps before,
-doubled and rising.
+Scores are heard on every recorded step: exactly where the softmax is the user's own, as max|q| · max|k| · scale where
+the attention is fused, which no score passes; on a step that is looked at, fused ones are computed too. What counts is
+their rise before the first sign of the fault, doubled and steady, to 100 or more; beside it the entropy of the rows,
+which falls. Of an overflow: the score that broke, recomputed in fp64, 1 000 or more. With queries and keys normalised
+it cannot pass sqrt(d).
 
 Fix
 ---
@@ -40,18 +42,22 @@ from __future__ import annotations
 
 import math
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import rate_jump
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import bare, in_words, place_of
-from nanhunt.trace.schema import Birth
+from nanhunt.diagnosis.scores import Attention, attentions, is_rising
+from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
 
 #: A score of this size saturates any softmax: its neighbours have weights of exp(-1000) = 0.
 _STRONG = 1000.0
-#: Growth of what makes the scores over the recorded steps that is a trend; scores grow as its square.
+#: Scores from which a softmax that is steadily fed larger ones is on its way there (QK-clip caps at 100).
+_LARGE = 100.0
+#: Growth of the scores, or of what makes them, over the recorded steps that is a trend.
 _GROWN = 2.0
-_PRODUCTS = ("bmm", "baddbmm", "mm", "mul", "div")
+_PRODUCTS = ("bmm", "baddbmm", "mm", "mul", "div", "matmul", "einsum")
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -60,9 +66,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike):
         return None
     if evidence.is_spike:
-        return NotApplicable(
-            reason="attention scores are seen only in a step that is looked at op by op, and a spike is not"
-        )
+        return _of_a_spike(evidence)
     birth, score = _scores(evidence)
     if birth is None or score < _STRONG:
         return None
@@ -73,18 +77,76 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         cause="attention-logit-growth",
         grade=Grade.SUPPORTED if growth >= _GROWN else Grade.CONSISTENT,
         summary=f"attention scores reach {in_words(score)}"
-        + (f", after the output of {module} grew {in_words(growth)} times" if growth >= _GROWN else ""),
+        + (f", after {module} grew {in_words(growth)} times" if growth >= _GROWN else ""),
         location=place_of(evidence, birth),
         exhibits=(
             Exhibit(claim="largest attention score of the bad step, in fp64", value=score, threshold=_STRONG),
-            Exhibit(claim=f"largest output of {module or 'the modules inside'} before the onset over its first recorded one", value=growth, threshold=_GROWN),
+            Exhibit(claim=f"growth of {module or 'what is inside'} before the onset", value=growth, threshold=_GROWN),
         ),
-        fixes=(
-            "normalise queries and keys (QK-norm), or cap the scores",
-            f"scale query and key weights of {birth.module or 'this attention'} by {in_words(math.sqrt(100.0 / score))} each",
-        ),
+        fixes=_fixes(birth.module, score),
         depth=1,
+    )
+
+
+def _fixes(module: str, score: float) -> tuple[str, ...]:
+    return (
+        "normalise queries and keys (QK-norm), or cap the scores",
+        f"scale query and key weights of {module or 'this attention'} by {in_words(math.sqrt(100.0 / score))} each",
+    )
+
+
+def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Scores that rose, steadily, before the first sign of the spike."""
+    onset = evidence.onset
+    assert onset is not None
+    lead = _until(evidence)
+    heard = attentions(evidence)
+    if not heard:
+        return None if evidence.health("log_z") else NotApplicable(reason="no attention was heard in the replay")
+    if not any(sum(s <= lead for s in a.scores) >= 4 for a in heard):
+        return NotApplicable(
+            reason="fewer than 4 steps were recorded before the onset: no trend of the scores can be told"
+        )
+    grown = [(a.grown(lead), a.at(lead), a) for a in heard]
+    growing = [g for g in grown if g[0] >= _GROWN and g[1] >= _LARGE]
+    saturated = [g for g in grown if g[1] >= _STRONG]
+    growth, score, attention = max(growing or saturated, key=lambda g: g[1], default=(1.0, 0.0, None))
+    if attention is None:
+        return None
+    first = next(iter(sorted(attention.scores.items())))[1]
+    where = attention.module or "the model"
+    rose = f", {in_words(growth)} times what it was {'(a bound)' if attention.is_bound else ''}".rstrip()
+    return Suspect(
+        cause="attention-logit-growth",
+        grade=Grade.SUPPORTED if growing else Grade.CONSISTENT,
+        summary=f"the largest attention score of {where} is {in_words(score)} at step {lead}" + (rose if growing else ""),
+        location=Location(step=lead, phase="forward", module=attention.module),
+        exhibits=(
+            Exhibit(claim=f"largest attention score in {where} up to step {lead}", value=score, threshold=_LARGE),
+            Exhibit(claim=f"its rise over the steps before, from {in_words(first)} on the first recorded one", value=growth, threshold=_GROWN),
+            *_entropy(attention, lead),
+        ),
+        fixes=_fixes(attention.module, score),
+        depth=0 if rate_jump(evidence) else 1,  # a rate that jumped is what made them grow
     )  # fmt: skip
+
+
+def _until(evidence: Evidence) -> int:
+    """Return the step at which the loss alarmed: its scores were made by the updates before it."""
+    onset = evidence.onset
+    assert onset is not None
+    note = evidence.note(NoteKind.SAMPLE_LOSSES) or evidence.note(NoteKind.SAMPLES)
+    return max(onset.step, int(note["step"]) if note and "step" in note else onset.step)
+
+
+def _entropy(attention: Attention, lead: int) -> list[Exhibit]:
+    """Show how the rows' entropy fell, of what it can be."""
+    past = [(s, v) for s, v in sorted(attention.entropy.items()) if s <= lead and math.isfinite(v)]
+    if not past or attention.keys < 2:
+        return []
+    most = math.log(attention.keys)
+    claim = f"mean entropy of its rows at step {past[-1][0]}, in nats, of ln {attention.keys:.0f} = {most:.2f} at most"
+    return [Exhibit(claim=claim, value=past[-1][1], threshold=past[0][1] if len(past) > 1 else most)]
 
 
 def _scores(evidence: Evidence) -> tuple[Birth | None, float]:
@@ -103,17 +165,23 @@ def _scores(evidence: Evidence) -> tuple[Birth | None, float]:
 
 
 def _grown(evidence: Evidence, module: str) -> tuple[str, float]:
-    """Return the module inside the attention whose largest output rose most over the steps before, and how much."""
+    """Return what rose most over the steps before: the scores themselves, or the output of a module that makes them."""
+    onset = evidence.onset
+    limit = onset.step - 1 if onset else 0
     inside = f"{module}." if module else ""
     best = ("", 1.0)
+    for attention in attentions(evidence):
+        grown = attention.grown(limit)
+        if (attention.module == module or attention.module.startswith(inside)) and grown > best[1]:
+            best = (f"the largest score of {attention.module or 'the model'}", grown)
+    if best[1] >= _GROWN:
+        return best
     for (name, _), series in evidence.history("output").items():
         past = evidence.before(series)
         if not name or not name.startswith(inside) or len(past) < 4 or past[0] <= 0.0:
             continue
-        half = len(past) // 2
-        rising = max(past[:half]) < min(past[half:])
-        if rising and past[-1] / past[0] > best[1]:
-            best = (name, past[-1] / past[0])
+        if is_rising(past) and past[-1] / past[0] > best[1]:
+            best = (f"the output of {name}", past[-1] / past[0])
     return best
 
 

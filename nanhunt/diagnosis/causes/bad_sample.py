@@ -42,7 +42,7 @@ backslashes); OLMo 2 (arXiv 2501.00656, repeated n-grams); ml-engineering, train
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
@@ -64,6 +64,8 @@ _SPREAD = 10.0
 _OWN = 2.0
 #: Loss over the worst sample's from which a sample is called bad beside it.
 _SHARE = 0.1
+#: Repetitions of one n-gram from which OLMo 2 masks a sequence.
+_REPEATS = 32
 #: Share of a batch that may still be called a few samples.
 _FEW = 0.25
 #: Rise of the loss before a NaN: then the run diverged, and samples only differ in when they overflow.
@@ -78,7 +80,8 @@ def examine(evidence: Evidence) -> Suspect | None:
     if evidence.is_nonfinite:
         return _nonfinite_input(evidence) or _carried_by_samples(evidence)
     if evidence.is_spike:
-        return _samples_of_a_spike(evidence) or _pocket(evidence) or _batch_alone(evidence)
+        found = _samples_of_a_spike(evidence) or _pocket(evidence) or _batch_alone(evidence)
+        return _with_repetition(evidence, found) or _repetitive(evidence)
     return None
 
 
@@ -204,6 +207,47 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
         location=_place(evidence, bad),
         exhibits=(Exhibit(claim=f"largest {what} among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
         fixes=(f"look at {_named(bad)} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
+        predictions=_DROP,
+    )  # fmt: skip
+
+
+def _repetitions(evidence: Evidence) -> tuple[str, list[int], list[int]]:
+    """Return the integer field whose samples repeat an n-gram 32 times or more, those samples, and all counts."""
+    for field in evidence.batch_fields:
+        counts = [int(c) for c in field.get("sample_repeats", [])]
+        many = [i for i, c in enumerate(counts) if c >= _REPEATS]
+        if many and len(many) < len(counts):
+            return str(field["field"]), many, counts
+    return "", [], []
+
+
+def _with_repetition(evidence: Evidence, found: Suspect | None) -> Suspect | None:
+    """Add what the samples repeat to a suspect that was found by their loss."""
+    name, many, counts = _repetitions(evidence)
+    if found is None or not many or (found.location.samples and not set(found.location.samples) & set(many)):
+        return found
+    exhibit = Exhibit(
+        claim=f"longest repetition of one n-gram in {_named(many)} of field {name!r}",
+        value=float(max(counts)),
+        threshold=float(_REPEATS),
+    )
+    return replace(found, exhibits=(*found.exhibits, exhibit))  # fmt: skip
+
+
+def _repetitive(evidence: Evidence) -> Suspect | None:
+    """Sequences that say one thing over and over, in a batch whose loss is high before any unusual update."""
+    onset = evidence.onset
+    assert onset is not None
+    name, many, counts = _repetitions(evidence)
+    if onset.phase != "forward" or not many or rate_jump(evidence) is not None:
+        return None
+    return Suspect(
+        cause="bad-sample",
+        grade=Grade.CONSISTENT,
+        summary=f"{_named(many)} of field {name!r} repeat one n-gram {max(counts)} times",
+        location=_place(evidence, many, phase="batch", parameter=name),
+        exhibits=(Exhibit(claim=f"longest repetition of an n-gram of 1 to 13 tokens in {_named(many)}", value=float(max(counts)), threshold=float(_REPEATS)),),
+        fixes=("mask the loss of sequences that repeat an n-gram 32 times or more, or drop them",),
         predictions=_DROP,
     )  # fmt: skip
 

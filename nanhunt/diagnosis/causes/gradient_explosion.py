@@ -44,7 +44,7 @@ import math
 from statistics import median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
-from nanhunt.diagnosis.dynamics import over_baseline, rate_jump
+from nanhunt.diagnosis.dynamics import leading_gradient, over_baseline, rate_jump
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 
@@ -88,11 +88,12 @@ def _leap(evidence: Evidence) -> Suspect | None:
         cause="gradient-explosion",
         grade=Grade.SUPPORTED,
         summary=f"the gradient norm leapt {in_words(leap)} times at step {step}, at a normal loss and without a clip",
-        location=Location(step=step, phase="backward"),
+        location=_carrier(evidence, step)[0],
         exhibits=(
             Exhibit(claim="gradient norm over its median before", value=leap, threshold=_LEAP),
             Exhibit(claim="loss of the same step over its median before", value=loss, threshold=_NORMAL_LOSS),
             Exhibit(claim="learning rate at that step, unchanged", value=evidence.scalars("lr").get(step)),
+            *_carrier(evidence, step)[1],
         ),
         fixes=(
             f"clip the gradient norm near its usual {in_words(norms[step] / leap)}: torch.nn.utils.clip_grad_norm_",
@@ -100,6 +101,19 @@ def _leap(evidence: Evidence) -> Suspect | None:
         ),
         depth=1 if evidence.is_nonfinite else 0,
     )
+
+
+def _carrier(evidence: Evidence, step: int) -> tuple[Location, list[Exhibit]]:
+    """Return where most of the gradient is, with its share: a parameter where one holds half of the squared norm."""
+    leading = leading_gradient(evidence, step)
+    if leading is None:
+        return Location(step=step, phase="backward"), []
+    what = f"{leading.parameter}{', an embedding' if leading.is_embedding else ''}"
+    claim = f"share of the squared gradient norm in {what}, which rose {in_words(leading.rise)} times"
+    alone = leading.share >= 0.5
+    module = leading.parameter.rpartition(".")[0] if alone else None
+    place = Location(step=step, phase="backward", module=module, parameter=leading.parameter if alone else None)
+    return place, [Exhibit(claim=claim, value=leading.share)]
 
 
 def _through_depth(evidence: Evidence) -> Suspect | None:

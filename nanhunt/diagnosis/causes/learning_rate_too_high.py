@@ -77,9 +77,12 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     return _beyond_stability(evidence, usual) if usual >= _FAR else None
 
 
-def _place(evidence: Evidence) -> Location:
-    """The update as a whole: no module, and no sample's doing."""
-    return Location(step=evidence.onset.step if evidence.onset else None, phase="update")
+def _place(evidence: Evidence, series: str = "lr") -> Location:
+    """The update as a whole, or of the one parameter group whose rate it is: no sample's doing."""
+    groups = evidence.optimizer.get("groups") or []
+    index = int(series.removeprefix("lr").lstrip(".") or 0)
+    module = groups[index].get("module") if len(groups) > 1 and index < len(groups) else None
+    return Location(step=evidence.onset.step if evidence.onset else None, phase="update", module=module or None)
 
 
 def _rise(evidence: Evidence) -> float:
@@ -129,7 +132,7 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
         cause="learning-rate-too-high",
         grade=Grade.SUPPORTED,
         summary=f"the learning rate rose {in_words(jump.ratio)} times at step {jump.step}, from {in_words(jump.before)} to {in_words(jump.rate)}",
-        location=_place(evidence),
+        location=_place(evidence, jump.series),
         exhibits=tuple(exhibits),
         fixes=(
             f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",

@@ -57,10 +57,14 @@ from nanhunt.trace.schema import Birth
 __all__ = ["CAUSE"]
 
 
+#: Smallest half ulp relative to a value: β2·v rounds back to v where 1 - β2 is below it.
+_HALF_ULP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
+
+
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
     if not evidence.is_nonfinite:
-        return _absorbed(evidence) or _accumulated(evidence)
+        return _absorbed(evidence) or _stuck(evidence) or _accumulated(evidence)
     birth = root(evidence, "update")
     if birth is not None:
         return _in_the_update(birth, evidence)
@@ -116,6 +120,32 @@ def _absorbed(evidence: Evidence) -> Suspect | None:
         fixes=(f"keep the sum of `{found['code']}` in fp32, or count in an integer",),
         depth=1,
     )
+
+
+def _stuck(evidence: Evidence) -> Suspect | None:
+    """A second moment whose format rounds β2·v back to v: an average that only ever rises."""
+    onset = evidence.onset
+    if onset is None or evidence.stall_reason != "stuck-moment" or evidence.beta2 is None:
+        return None
+    parameter = ".".join(p for p in (onset.module, onset.name) if p)
+    last = evidence.trace.steps[-1]
+    stuck, fits = (evidence.health_at(key, last).get(parameter) for key in ("v_stuck", "rms_t"))
+    kept = next((d for d in evidence.optimizer.get("state_dtypes", []) if d in _HALF_ULP), "its format")
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"Adam's second moments in {kept} cannot decay at β2 = {evidence.beta2}: v of {parameter} is stuck far above its gradients",
+        location=Location(step=onset.step, phase="update", module=onset.module, parameter=parameter),
+        exhibits=(
+            Exhibit(claim=f"share of v of {parameter} that kept its bits in step {last}, though g² is less than half of it", value=stuck),
+            Exhibit(claim="RMS of its gradients over sqrt(v): 1 in a steady state", value=fits, threshold=1.0),
+            Exhibit(claim=f"1 - β2, against the half ulp of {kept} relative to v, which it must pass", value=1.0 - evidence.beta2, threshold=_HALF_ULP.get(kept)),
+        ),
+        fixes=(
+            "keep exp_avg_sq in fp32, or round it stochastically",
+            "or take a β2 of 0.99 or less: then even bfloat16 lets v decay",
+        ),
+    )  # fmt: skip
 
 
 def _counted(additions: int) -> str:

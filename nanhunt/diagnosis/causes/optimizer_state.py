@@ -53,6 +53,8 @@ __all__ = ["CAUSE"]
 
 #: Steps after the load in which lost state still shows.
 _SOON = 20
+#: Steps before the onset within which a changed setting is blamed.
+_REACH = 8
 #: rms(Δw)/lr of sign descent is 1, of a steady state 0.23.
 _SIGN_DESCENT = 0.7
 #: A counter below this share of the checkpoint's step was reset; skipped steps make it lag by far less.
@@ -64,7 +66,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset, facts, start = evidence.onset, evidence.optimizer, evidence.manifest.checkpoint_step
     if onset is None or not evidence.is_spike:
         return None
-    again = _started_anew(evidence)
+    again = _started_anew(evidence) or _changed_settings(evidence)
     if again is not None or onset.step > first_step(evidence) + _SOON:
         return again
     if not facts:
@@ -113,6 +115,30 @@ def _started_anew(evidence: Evidence) -> Suspect | None:
         ),
         depth=1,
     )
+
+
+def _changed_settings(evidence: Evidence) -> Suspect | None:
+    """A beta or an epsilon that is another from one step on, and was the same before and after: no schedule's work."""
+    onset = evidence.onset
+    assert onset is not None
+    for name in ("beta1", "beta2", "eps"):
+        series = sorted(evidence.scalars(name).items())
+        changes = [(s, a, b) for (_, a), (s, b) in pairwise(series) if a != b]
+        if len(changes) != 1 or not onset.step - _REACH <= changes[0][0] <= onset.step + 1:
+            continue
+        step, before, after = changes[0]
+        return Suspect(
+            cause="optimizer-state",
+            grade=Grade.SUPPORTED,
+            summary=f"{name} changed from {in_words(before)} to {in_words(after)} at step {step}",
+            location=Location(step=step, phase="update"),
+            exhibits=(Exhibit(claim=f"{name} at step {step}, against the step before", value=after, threshold=before),),
+            fixes=(
+                f"set {name} back to {in_words(before)} after the state is loaded: load_state_dict restores the groups' settings as well",
+            ),
+            depth=1,
+        )
+    return None
 
 
 def _missing(evidence: Evidence) -> Suspect | None:

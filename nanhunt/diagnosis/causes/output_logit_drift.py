@@ -12,9 +12,10 @@ shift costs bits: bf16 has steps of 1 at 128 and of 4 at 512, so that difference
 
 Evidence
 --------
-The mean of the model's own output, step by step before the onset: 30 or more, 3 or more of its standard deviations,
-doubled since the replay began and rising, while the loss has stayed within 20 % of its median. The lead window alone
-counts: at the onset itself, log Z is high because the loss is.
+log Z, the mean logit and the logits' spread are heard at every cross-entropy and log-softmax. A drift is log Z of 30 or
+more, three times what it was and still rising; or a mean logit of 30 or more, 3 or more spreads from zero, doubled and
+rising; while the loss has stayed within 20 % of its median. The lead window alone counts: at the onset of a spike log Z
+is high because the loss is.
 
 Fix
 ---
@@ -42,11 +43,19 @@ from statistics import median
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
+from nanhunt.diagnosis.scores import Logits, is_rising, output_logits
+from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
 #: A mean logit of this size, this many standard deviations from zero, and this many times its first recorded one.
 _FAR, _SPREADS, _GROWN = 30.0, 3.0, 2.0
+#: Growth of log Z that is a drift: that of sharper logits alone is slower.
+_TRIPLED = 3.0
+_FIXES = (
+    "add a z-loss of 1e-4 · log² Z (added, not subtracted)",
+    "put a little weight decay on the head, and compute the loss in fp32",
+)
 #: A loss that has stayed within this factor of its median is flat.
 _FLAT = 1.2
 #: Recorded steps that make a trend.
@@ -56,7 +65,13 @@ _STEPS = 5
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a mean of the model's output that ran away while the loss stood still."""
     onset = evidence.onset
-    if onset is None or not (evidence.is_nonfinite or evidence.is_spike) or _labels(evidence) is None:
+    if onset is None or not (evidence.is_nonfinite or evidence.is_spike):
+        return None
+    heard = output_logits(evidence)
+    drift = evidence.note(NoteKind.DRIFT)
+    if heard is not None and (drift or _has_drifted(evidence, heard)):
+        return _heard(evidence, heard, alone=bool(drift))
+    if _labels(evidence) is None:
         return None
     key = _logits(evidence)
     if key is None:
@@ -81,16 +96,47 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             Exhibit(claim="standard deviation of the logits beside it", value=spreads[-1]),
             Exhibit(claim="loss on the last step before the onset, against its median", value=losses[-1], threshold=median(losses)),
         ),
-        fixes=("add a z-loss of 1e-4 · log² Z", "put a little weight decay on the head, and compute the loss in fp32"),
+        fixes=_FIXES,
+        depth=1,
+    )  # fmt: skip
+
+
+def _has_drifted(evidence: Evidence, heard: Logits) -> bool:
+    """Whether the logits ran away before the onset, at a flat loss."""
+    log_z, losses = evidence.before(heard.log_z), evidence.before(evidence.scalars("loss"))
+    shifts, spreads = evidence.before(heard.shift), evidence.before(heard.spread)
+    if len(log_z) < _STEPS or len(losses) < _STEPS or losses[-1] > _FLAT * median(losses):
+        return False
+    sizes = [abs(z) for z in log_z]
+    ran = is_rising(sizes) and sizes[-1] >= max(_FAR, _TRIPLED * sizes[0])
+    return ran or bool(shifts and spreads and _drifts(shifts, spreads[-1]))
+
+
+def _heard(evidence: Evidence, heard: Logits, *, alone: bool) -> Suspect:
+    onset = evidence.onset
+    assert onset is not None
+    steps = [s for s in sorted(heard.log_z) if alone or s < onset.step] or sorted(heard.log_z)
+    first, last = steps[0], steps[-1]
+    losses = evidence.scalars("loss")
+    return Suspect(
+        cause="output-logit-drift",
+        grade=Grade.SUPPORTED,
+        summary=f"log Z of the output logits ran from {in_words(heard.log_z[first])} at step {first} to {in_words(heard.log_z[last])} at step {last}",
+        location=Location(step=onset.step, phase="forward", module=heard.module),
+        exhibits=(
+            Exhibit(claim=f"log Z at step {last}, against step {first}", value=heard.log_z[last], threshold=heard.log_z[first]),
+            Exhibit(claim=f"mean logit at step {last}, against step {first}", value=heard.shift.get(last), threshold=heard.shift.get(first)),
+            Exhibit(claim="standard deviation of the logits beside it", value=heard.spread.get(last)),
+            Exhibit(claim=f"loss at step {last}, against step {first}", value=losses.get(last), threshold=losses.get(first)),
+        ),
+        fixes=_FIXES,
         depth=1,
     )  # fmt: skip
 
 
 def _drifts(means: list[float], spread: float) -> bool:
     sizes = [abs(m) for m in means]
-    half = len(sizes) // 2
-    rising = max(sizes[:half]) < min(sizes[half:])
-    return rising and sizes[-1] >= max(_FAR, _SPREADS * spread, _GROWN * sizes[0])
+    return is_rising(sizes) and sizes[-1] >= max(_FAR, _SPREADS * spread, _GROWN * sizes[0])
 
 
 def _labels(evidence: Evidence) -> int | None:

@@ -14,7 +14,8 @@ out of step over tensor-parallel ranks for 17 000 steps before anybody saw.
 Evidence
 --------
 Count, sum and extremes of every weight, by rank and step: equal in all ranks when the replay began, different later.
-Tensors that differ from the beginning are shards, and prove nothing.
+Tensors that differ from the beginning are shards, and prove nothing. Where one process keeps the replicas itself, the
+same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike.
 
 Fix
 ---
@@ -39,9 +40,14 @@ from __future__ import annotations
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.replicas import Parted, parted_replicas
 
 __all__ = ["CAUSE"]
 
+_FIXES = (
+    "decide skips on all ranks together: all-reduce the finiteness flag first",
+    "broadcast weights and buffers from one rank after loading, and compare hashes every N steps",
+)
 _NUMBERS = ("numel", "nan", "posinf", "neginf", "zero", "amax", "amin", "l2")
 
 
@@ -49,6 +55,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a weight that is equal in all ranks at first and differs later."""
     if evidence.onset is None:
         return None
+    inside = parted_replicas(evidence)
+    if inside is not None:
+        return _inside(evidence, inside)
     if evidence.manifest.world_size < 2:
         return NotApplicable(reason="one process: there are no ranks to compare")
     if evidence.trace.rank_count < 2:
@@ -66,10 +75,27 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         exhibits=(
             Exhibit(claim=f"weights equal in all ranks when the replay began that differ after step {step}", value=float(count), threshold=0.0),
         ),
-        fixes=(
-            "decide skips on all ranks together: all-reduce the finiteness flag first",
-            "broadcast weights and buffers from one rank after loading, and compare hashes every N steps",
+        fixes=_FIXES,
+        depth=1,
+    )  # fmt: skip
+
+
+def _inside(evidence: Evidence, parted: Parted) -> Suspect:
+    """Replicas that one process keeps."""
+    since = f"from step {parted.step} on" if parted.alike else "when the replay begins"
+    before = f", and {parted.alike} steps had moved them alike" if parted.alike else ", though updates move both alike"
+    return Suspect(
+        cause="rank-divergence",
+        grade=Grade.PROVED if parted.alike else Grade.SUPPORTED,
+        summary=f"{parted.parameter} of the replicas {parted.one} and {parted.other} differs {since}{before}",
+        location=Location(
+            step=parted.step, phase="update" if parted.alike else "load", module=parted.other, parameter=f"{parted.other}.{parted.parameter}"
         ),
+        exhibits=(
+            Exhibit(claim=f"tensors of {parted.one} and {parted.other} that differ {since}", value=float(parted.count), threshold=0.0),
+            Exhibit(claim="steps of the replay that moved both alike before", value=float(parted.alike)),
+        ),
+        fixes=_FIXES,
         depth=1,
     )  # fmt: skip
 

@@ -1,0 +1,231 @@
+"""The softmax probe: what attention scores and output logits are, step by step, without an op-level look.
+
+How it works. A `TorchFunctionMode` hears softmax, log-softmax, cross-entropy and scaled-dot-product attention as the
+user's code calls them, and leaves device-side scalars; nothing it hears is changed. A softmax is attention when what it
+gives (through dropout or a cast) is the first factor of a matrix product. Rows, by the module that is running:
+
+- `attention.score_max`: the largest score, of a hand-written softmax exactly; a mask's constants never enter, for it is
+  the largest and not the largest magnitude.
+- `attention.entropy`: mean over rows of -Σ p ln p, in nats, with `attention.keys` the columns it is over.
+- `attention.score_bound`: of a fused attention, whose scores never exist, max|q| · max|k| · scale ≥ every score
+  (Cauchy-Schwarz, the norms taken per head). With `exact`, scores are computed in fp32, and score_max and entropy told.
+- `logits.log_z`: mean of log Σ exp over the rows of a cross-entropy or log-softmax; `logits.shift` and `logits.spread`:
+  mean and standard deviation of all of its logits.
+
+What it costs: one pass over the scores. What it does not see: attention inside other compiled or C++ code, and softmax
+by hand from exp and sum.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from nanhunt.probes.probe import ModuleStack, RowBuffer, in_backward
+from nanhunt.trace.schema import Phase
+from nanhunt.training.run import TrainingRun
+
+__all__ = ["CALLS_THROUGH", "watch_softmax"]
+
+#: What stands here between the user's call and the function that they called.
+CALLS_THROUGH = ("_call_heard", "__torch_function__", "heard")
+
+_SOFTMAX = frozenset({"softmax"})
+_LOGITS = frozenset({"log_softmax", "cross_entropy"})
+_CARRIERS = frozenset(
+    {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill"}
+)
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
+#: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
+_INNER = ("scaled_dot_product_attention", "softmax")
+#: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
+_CHUNK = 1 << 26
+
+
+@contextmanager
+def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> Iterator[None]:
+    """Record scores, entropies and log Z of what runs inside the body into `rows`."""
+    stack = ModuleStack()
+    ear = _Ear(rows, stack, exact=exact)
+    with stack.following(run.roots()), _inner_heard(ear), ear:
+        yield
+
+
+@contextmanager
+def _inner_heard(ear: _Ear) -> Iterator[None]:
+    """Let the names that `multi_head_attention_forward` calls be heard too."""
+    own = {name: getattr(F, name) for name in _INNER}
+    for name, function in own.items():
+        setattr(F, name, ear.around(function))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(F, name, function)
+
+
+class _Ear(TorchFunctionMode):
+    """Hears the calls, and remembers which tensors are probabilities."""
+
+    def __init__(self, rows: RowBuffer, stack: ModuleStack, *, exact: bool) -> None:
+        super().__init__()
+        self._rows = rows
+        self._stack = stack
+        self._exact = exact
+        self._deep = 0
+        #: inside of nn.MultiheadAttention, whose products are not heard
+        self._whole = 0
+        #: id of a softmax's output, and of what dropout or a cast made of it: scores and the output
+        self._probabilities: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is heard when it is called, and behaves as before."""
+
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            return self._call_heard(function, args, kwargs)
+
+        return heard
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`, and note what it was about."""
+        return self._call_heard(func, args, kwargs or {})
+
+    def _call_heard(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if self._deep or in_backward() or not self._rows.recording:
+            return func(*args, **kwargs)
+        whole = name == "multi_head_attention_forward"
+        # inside of MultiheadAttention the names in F are heard, and what they call in turn is not
+        self._deep, self._whole = self._deep + (not whole), self._whole + whole
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self._deep, self._whole = self._deep - (not whole), self._whole - whole
+        self._deep += 1
+        try:
+            with torch.no_grad(), self._rows.aside(), torch._C.DisableTorchFunction():
+                self._note(name or resolve_name(func) or "", args, kwargs, output)
+        finally:
+            self._deep -= 1
+        return output
+
+    def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        first = args[0] if args else kwargs.get("input", kwargs.get("query"))
+        if name in _PRODUCTS:
+            self._multiplied(args)
+        elif not isinstance(first, Tensor) or not first.is_floating_point() or first.numel() == 0:
+            return
+        elif name in _SOFTMAX and isinstance(output, Tensor) and first.dim() >= 2:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 and isinstance(args[1], int) else -1)
+            found = _scores(first, output, -1 if dim is None else dim)
+            if self._whole:
+                self._told("attention", found)
+            else:
+                self._remember(output, found)
+        elif name in _CARRIERS and id(first) in self._probabilities and isinstance(output, Tensor):
+            self._remember(output, self._probabilities[id(first)][1])
+        elif name in _LOGITS and first.dim() >= 2:
+            dim = kwargs.get("dim", args[1] if name == "log_softmax" and len(args) > 1 else None)
+            self._told(
+                "logits", _normaliser(first, dim if isinstance(dim, int) else (1 if name == "cross_entropy" else -1))
+            )
+        elif name == "scaled_dot_product_attention":
+            self._attended(args, kwargs)
+
+    def _remember(self, output: Tensor, found: dict[str, Tensor]) -> None:
+        key = id(output)
+        gone = weakref.ref(output, lambda _: self._probabilities.pop(key, None))
+        self._probabilities[key] = (gone, found)
+
+    def _multiplied(self, args: tuple[Any, ...]) -> None:
+        for factor in args:
+            held = self._probabilities.get(id(factor)) if isinstance(factor, Tensor) else None
+            if held is not None:
+                self._told("attention", held[1])
+
+    def _attended(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query, key = given["query"], given["key"]
+        scale = given.get("scale") or 1.0 / math.sqrt(query.shape[-1])
+        if query.dim() < 3 or key.numel() == 0:
+            return
+        self._told("attention", {"score_bound": _bound(query, key, scale)})
+        if self._exact:
+            mask = given.get("attn_mask")
+            self._told("attention", _exact_scores(query, key, scale, mask, causal=bool(given.get("is_causal"))))
+
+    def _told(self, what: str, found: dict[str, Tensor]) -> None:
+        for name, value in found.items():
+            self._rows.scalar(f"{what}.{name}", value, phase=Phase.FORWARD, module=self._stack.current)
+
+
+def _scores(scores: Tensor, probabilities: Tensor, dim: int) -> dict[str, Tensor]:
+    """Return the largest score and the mean entropy (nats) of a softmax's rows along `dim`."""
+    p = probabilities.float()
+    return {
+        "score_max": scores.amax().double(),
+        "entropy": torch.special.entr(p).sum(dim=dim).mean().double(),
+        "keys": torch.full((), float(scores.shape[dim]), dtype=torch.float64, device=scores.device),
+    }
+
+
+def _normaliser(logits: Tensor, dim: int) -> dict[str, Tensor]:
+    """Return the mean log Z of rows along `dim`, and mean and spread of the logits; masked ones of -inf are left out."""
+    wide = logits.float()
+    kept = torch.where(torch.isneginf(wide), math.nan, wide)
+    shift = kept.nanmean()
+    return {
+        "log_z": torch.logsumexp(wide, dim=dim).mean().double(),
+        "shift": shift.double(),
+        "spread": (kept - shift).square().nanmean().sqrt().double(),
+    }
+
+
+def _bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return max|q| · max|k| · scale over heads: no score is larger. (…, heads, tokens, d) each."""
+    q: Tensor = torch.linalg.vector_norm(query, dim=-1, dtype=torch.float32).amax(dim=-1)
+    k: Tensor = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).amax(dim=-1)
+    # grouped queries have fewer heads of keys: over all of them it is still a bound
+    largest = (q * k).amax() if q.shape == k.shape else q.amax() * k.amax()
+    return largest.double() * abs(scale)
+
+
+def _exact_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, *, causal: bool) -> dict[str, Tensor]:
+    """Return score_max, entropy and keys of an attention, in fp32, a few heads at a time."""
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    if heads != kv_heads:
+        key = key.repeat_interleave(heads // kv_heads, dim=-3)
+    rows, columns = query.shape[-2], key.shape[-2]
+    q, k = query.reshape(-1, rows, query.shape[-1]).float(), key.reshape(-1, columns, key.shape[-1]).float()
+    masks = None if mask is None else mask.expand(*query.shape[:-1], columns).reshape(-1, rows, columns)
+    if causal:
+        masks = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril().expand(q.shape[0], rows, columns)
+    most, entropy = [], []
+    step = max(1, _CHUNK // max(1, rows * columns))
+    for at in range(0, q.shape[0], step):
+        scores = q[at : at + step] @ k[at : at + step].transpose(-2, -1) * scale
+        if masks is not None:
+            part = masks[at : at + step]
+            scores = scores.masked_fill(~part, -math.inf) if part.dtype == torch.bool else scores + part
+        most.append(scores.amax())
+        entropy.append(torch.special.entr(torch.softmax(scores, dim=-1)).sum(dim=-1).nanmean())
+    return {
+        "score_max": torch.stack(most).amax().double(),
+        "entropy": torch.stack(entropy).mean().double(),
+        "keys": torch.full((), float(columns), dtype=torch.float64, device=q.device),
+    }
