@@ -1,0 +1,81 @@
+"""Makes a program's checkpoint by training its healthy twin, with a plain loop that knows nothing of nanhunt."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from tests.corpus.program import Program
+
+__all__ = ["save_checkpoint"]
+
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def save_checkpoint(program: Program, folder: Path) -> None:
+    """Write `ckpt.pt` beside the program's `train.py`."""
+    sys.path.insert(0, str(folder))
+    train = _module(folder / "train.py")
+    torch.manual_seed(0)
+    state = train.make_checkpoint(train) if hasattr(train, "make_checkpoint") else _trained(program, train)
+    torch.save(state, folder / "ckpt.pt")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _trained(program: Program, train: ModuleType) -> dict[str, Any]:
+    """Train `BEFORE` steps with FAULTY off, by the recipe of the program's CONFIG."""
+    faulty, train.FAULTY = getattr(train, "FAULTY", False), False
+    config, precision = program.config.get("train", {}), program.config.get("precision", {})
+    model = train.build_model().to(_FORMATS.get(precision.get("params"), torch.float32))
+    optimizer = train.make_optimizer(model)
+    scheduler = train.make_scheduler(optimizer) if hasattr(train, "make_scheduler") else None
+    scales = precision.get("grad_scaler", precision.get("autocast") == "fp16")
+    scaler = torch.amp.GradScaler("cpu", enabled=bool(scales), **(scales if isinstance(scales, dict) else {}))
+    data = iter(train.batches())
+    for _ in range(program.before):
+        if hasattr(train, "train_step"):
+            train.train_step(model, next(data), optimizer)
+        else:
+            _step(train, model, optimizer, scaler, data, precision.get("autocast"), config)
+        if scheduler is not None:
+            scheduler.step()
+    train.FAULTY = faulty
+    state = {"model": model.state_dict(), "step": program.before, "rng_state": torch.get_rng_state()}
+    if program.before:
+        state["optimizer"] = optimizer.state_dict()
+    if scheduler is not None:
+        state["scheduler"] = scheduler.state_dict()
+    if scaler.is_enabled():
+        state["scaler"] = scaler.state_dict()
+    return state
+
+
+def _step(
+    train: ModuleType, model: Any, optimizer: Any, scaler: Any, data: Any, autocast: str | None, config: dict[str, Any]
+) -> None:
+    optimizer.zero_grad()
+    micros = config.get("accumulate", 1)
+    for _ in range(micros):
+        half = torch.autocast("cpu", _FORMATS[autocast]) if autocast in _FORMATS else contextlib.nullcontext()
+        with half:
+            loss = train.compute_loss(model, next(data)) / micros
+        scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    if config.get("clip_grad_norm"):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config["clip_grad_norm"])
+    scaler.step(optimizer)
+    scaler.update()

@@ -1,0 +1,127 @@
+"""Runs programs through the command line, as a user would: replay the checkpoint, then report the trace as JSON.
+
+Each command runs in a process of its own, forked from one that has torch loaded already: what is saved is the
+interpreter's start, 3 s a program. A child of its own also keeps one program's threads, seeds and modules from the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.corpus.program import Program
+
+__all__ = ["Job", "Run", "run_all", "run_one"]
+
+#: Seconds that one command may take.
+_LIMIT = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A program as it is, or its mended twin."""
+
+    program: Program
+    faulty: bool
+
+    @property
+    def name(self) -> str:
+        """The program's, with a mark on a twin."""
+        return self.program.name + ("" if self.faulty else " (twin)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What came of a job: the report's JSON, or why there is none."""
+
+    job: Job
+    folder: Path
+    report: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    seconds: float = 0.0
+
+
+def run_all(jobs: Sequence[Job], root: Path, workers: int) -> Iterator[Run]:
+    """Run jobs, `workers` at a time, and yield each as it ends."""
+    import nanhunt.commands.replay  # what the children share is loaded once
+    import nanhunt.commands.report  # noqa: F401
+
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        waiting = [pool.submit(run_one, job, root / f"{i:03d}") for i, job in enumerate(jobs)]
+        for future in as_completed(waiting):
+            yield future.result()
+
+
+def run_one(job: Job, folder: Path) -> Run:
+    """Write the program into `folder`, make its checkpoint, replay and report it."""
+    began = time.perf_counter()
+    job.program.write(folder, faulty=job.faulty)
+    body: dict[str, Any] = {}
+    error = _in_child(_checkpoint, job.program, folder) or _in_child(
+        _command, folder, "replay", "ckpt.pt", "--force", "-q"
+    )
+    if not error:
+        error = _in_child(_command, folder, "report", "trace.parquet", "-f", "json")
+        with contextlib.suppress(json.JSONDecodeError):
+            body = json.loads((folder / "report.out").read_text())
+    return Run(job=job, folder=folder, report=body, error=error, seconds=time.perf_counter() - began)
+
+
+def _checkpoint(program: Program, folder: Path) -> int:
+    from tests.corpus.checkpoint import save_checkpoint
+
+    os.chdir(folder)
+    save_checkpoint(program, folder)
+    return 0
+
+
+def _command(folder: Path, *arguments: str) -> int:
+    from nanhunt.cli import main
+
+    os.chdir(folder)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{arguments[0]}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
+    sys.argv = ["nanhunt", *arguments]
+    main()
+    return 0
+
+
+def _in_child(work: Callable[..., int], *arguments: Any) -> str:
+    """Run a function in a forked process; return what went wrong, or ''."""
+    context = multiprocessing.get_context("fork")
+    told: Any = context.SimpleQueue()
+    child = context.Process(target=_body, args=(told, work, arguments))
+    child.start()
+    child.join(_LIMIT)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        return f"{work.__name__.strip('_')} {arguments[1:]}: not done in {_LIMIT} s"
+    if not told.empty():
+        return str(told.get())
+    return f"killed by signal {-child.exitcode}" if child.exitcode else ""
+
+
+def _body(told: Any, work: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+    os.environ["NO_COLOR"] = "1"
+    try:
+        work(*arguments)
+    except SystemExit as stop:
+        if stop.code:
+            sys.stderr.flush()
+            told.put(f"exit {stop.code}: {Path(f'{arguments[1]}.err').read_text()[-400:]}")
+    except BaseException:
+        told.put(traceback.format_exc()[-1500:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

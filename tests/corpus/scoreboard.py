@@ -1,0 +1,160 @@
+"""The scoreboard: how often the report is right, by cause and in total, and where it is worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.corpus.judge import Verdict
+from tests.corpus.thresholds import Sensitivity
+
+__all__ = ["Scoreboard"]
+
+_MEASURES = ("detected", "top1", "top3", "location", "step", "module", "op", "line", "samples")
+_WORST = 12
+#: What a miss costs, for the list of the worst ones.
+_COST = {"detected": 8, "top1": 4, "samples": 1, "step": 2, "module": 1, "line": 2, "op": 1, "phase": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoreboard:
+    """Verdicts on faulty programs, and (name, outcome, what was said) of healthy ones."""
+
+    verdicts: tuple[Verdict, ...]
+    healthy: tuple[tuple[str, str, str], ...]
+    sensitivities: tuple[Sensitivity, ...] = ()
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row a cause, and the total: name, programs, then a share of each measure."""
+        causes = sorted({v.cause for v in self.verdicts})
+        rows = [_row(cause, [v for v in self.verdicts if v.cause == cause]) for cause in causes]
+        return [*rows, _row("total", self.verdicts)]
+
+    @property
+    def precision(self) -> dict[str, tuple[int, int]]:
+        """How many suspects of each grade were right, of how many."""
+        counts = {}
+        for grade in ("proved", "confirmed"):
+            found = [right for v in self.verdicts for g, _, right in v.graded if g == grade]
+            counts[grade] = (sum(found), len(found))
+        return counts
+
+    @property
+    def false_alarms(self) -> list[tuple[str, str, str]]:
+        """Healthy programs and twins that were called anything but healthy."""
+        return [h for h in self.healthy if h[1] != "healthy"]
+
+    def worst(self, count: int = _WORST) -> list[Verdict]:
+        """Return the verdicts with the costliest misses, worst first."""
+        wrong = [v for v in self.verdicts if v.misses or v.error]
+        return sorted(wrong, key=lambda v: (-sum(_COST[m] for m in v.misses), v.program))[:count]
+
+    def show(self, console: Console, seconds: float) -> None:
+        """Print the tables."""
+        table = Table(title=f"{len(self.verdicts)} faulty programs, {len(self.healthy)} healthy ones, {seconds:.0f} s")
+        for index, name in enumerate(("cause", "n", *_MEASURES)):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in self.rows():
+            table.add_row(*row, end_section=row is self.rows()[-2:][0])
+        console.print(table)
+        for line in self._sentences():
+            console.print(line, highlight=False)
+        for verdict in self.worst():
+            console.print(f"  {verdict.program}: {_said(verdict)}", highlight=False, markup=False)
+        for name, outcome, said in self.false_alarms:
+            console.print(f"  FALSE ALARM {name}: {outcome}: {said}", highlight=False, markup=False)
+
+    def _sentences(self) -> list[str]:
+        lines = [
+            f"{grade}: {right} of {all_} suspects right{_share(right, all_)}"
+            for grade, (right, all_) in self.precision.items()
+        ]
+        lines.append(f"false alarms: {len(self.false_alarms)} of {len(self.healthy)} healthy programs and twins")
+        lines.append(f"the true cause was called innocent in {sum(v.cleared for v in self.verdicts)} programs")
+        return lines
+
+    def markdown(self) -> str:
+        """Return the page."""
+        head = ["cause", "programs", *_MEASURES]
+        table = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+        table += [f"| {' | '.join(row)} |" for row in self.rows()]
+        worst = [f"- `{v.program}`: {_said(v)}" for v in self.worst()]
+        alarms = [f"- `{name}`: {outcome}: {said}" for name, outcome, said in self.false_alarms]
+        parts = [
+            _HEAD.format(faulty=len(self.verdicts), healthy=len(self.healthy), families=len(self.families)),
+            "\n".join(table),
+            "\n".join(f"- {line}" for line in self._sentences()),
+            "## By model family\n\n" + "\n".join(self._by_family()),
+            "## The worst misses\n\n" + ("\n".join(worst) or "None."),
+            *(["## Thresholds\n\n" + _THRESHOLDS + "\n".join(self._by_threshold())] if self.sensitivities else []),
+            *(["## False alarms\n\n" + "\n".join(alarms)] if alarms else []),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _by_threshold(self) -> list[str]:
+        lines = [
+            "| threshold | shipped | right, of | without its family | nothing changes from | to |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for found in self.sensitivities:
+            own, (low, high) = found.threshold, found.plateau
+            where = f"`{own.module.removeprefix('nanhunt.').rpartition('.')[2]}.{own.name}`"
+            shown = [f"{own.value:g}", f"{found.right[1.0]}/{found.of}", f"{found.left_out}/{found.of}"]
+            lines.append(f"| {where} | {' | '.join(shown)} | {low:g} × | {high:g} × |")
+        return lines
+
+    @property
+    def families(self) -> list[str]:
+        """Model families of the faulty programs."""
+        return sorted({v.family for v in self.verdicts})
+
+    def _by_family(self) -> list[str]:
+        lines = ["| family | programs | top1 | location |", "| --- | ---: | ---: | ---: |"]
+        for family in self.families:
+            own = [v for v in self.verdicts if v.family == family]
+            lines.append(f"| {family} | {len(own)} | {_measure(own, 'top1')} | {_measure(own, 'location')} |")
+        return lines
+
+
+_HEAD = """\
+<!-- made by `make corpus`: change the programs in tests/corpus, not this page -->
+
+# Scoreboard
+
+How often the report is right, on {faulty} programs that fail for a known reason, from {families} model families, and on
+{healthy} that are healthy: the mended twin of each, and look-alikes that are often mistaken for a fault. Each is trained,
+replayed and reported through the command line; `tests/corpus` holds them with their truth.
+
+`top1`: the first suspect is the cause, or one that an expert would accept; `location`: step, module, op and line are all
+right, as far as the truth states them; `samples`: exactly the culprits, or none where the fault is no sample's."""
+
+
+_THRESHOLDS = """\
+Each number that was chosen by looking at runs, moved between a quarter and four times its value, all else unchanged.
+*Without its family*: for each model family the value is chosen anew on all other families, and the family is scored
+with it. Cause thresholds are judged by the first suspect of faulty programs, those of `onset` by whether the loss's
+watch sees the fault of a program whose loss shows it, and none in a healthy one.
+
+"""
+
+
+def _row(name: str, verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    return name, str(len(verdicts)), *(_measure(verdicts, m) for m in _MEASURES)
+
+
+def _measure(verdicts: Iterable[Verdict], name: str) -> str:
+    judged = [bool(x) for v in verdicts if (x := getattr(v, name)) is not None]
+    return f"{sum(judged)}/{len(judged)}" if judged else "-"
+
+
+def _share(right: int, all_: int) -> str:
+    return f" ({100 * right / all_:.1f} %)" if all_ else ""
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.error:
+        return f"could not be run: {verdict.error.strip().splitlines()[-1]}"
+    return f"said {verdict.said}; wrong in {', '.join(verdict.misses)}"

@@ -1,0 +1,208 @@
+"""How much the score hangs on each number that was chosen: thresholds moved up and down, and chosen anew without a family.
+
+A report is a pure function of its trace, so a threshold of a cause is tried on the traces that are there, and one of the
+loss's watch on the scalars in them. For every value of a grid around the one shipped: how many programs are right. Then
+leave-one-family-out: for each model family the value that does best on all other families is taken (of equals the one
+nearest to the shipped), and the family is scored with it. Where that total falls far below the shipped one, the number
+was fitted to the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanhunt.diagnosis import diagnose as diagnosing
+from nanhunt.diagnosis.cause import NotApplicable, Suspect
+from nanhunt.diagnosis.causes import CAUSES
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.errors import NanhuntError
+from nanhunt.trace.onset import SpikeWatch, StepScalars
+from nanhunt.trace.reader import Trace
+from tests.corpus.runner import Run
+
+__all__ = ["THRESHOLDS", "Sensitivity", "Threshold", "sensitivities"]
+
+#: Factors on the shipped value.
+GRID = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
+_CAUSES = "nanhunt.diagnosis.causes."
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A module's constant, and the causes whose answer it changes; none: the loss's watch."""
+
+    module: str
+    name: str
+    causes: tuple[str, ...]
+
+    @property
+    def value(self) -> float:
+        """What is shipped."""
+        return float(getattr(importlib.import_module(self.module), self.name))
+
+    @contextlib.contextmanager
+    def times(self, factor: float) -> Iterator[None]:
+        """Multiply it inside the body."""
+        module = importlib.import_module(self.module)
+        own = getattr(module, self.name)
+        setattr(module, self.name, type(own)(own * factor))
+        try:
+            yield
+        finally:
+            setattr(module, self.name, own)
+
+
+def _of(cause: str, *names: str) -> tuple[Threshold, ...]:
+    return tuple(Threshold(_CAUSES + cause.replace("-", "_"), name, (cause,)) for name in names)
+
+
+_RATES = ("learning-rate-too-high", "gradient-explosion", "bad-sample", "attention-logit-growth", "adam-v-collapse")
+#: Every threshold that was chosen by looking at runs, and not given by a format's arithmetic.
+THRESHOLDS = (
+    *_of("adam-v-collapse", "_OUTLIER"),
+    *_of("attention-logit-growth", "_LARGE", "_STRONG", "_GROWN"),
+    *_of("bad-init", "_DIVERGED"),
+    *_of("bad-sample", "_FAR", "_SPREAD", "_OWN", "_FEW", "_DIVERGED"),
+    *_of("gradient-explosion", "_LEAP", "_NORMAL_LOSS", "_DECADES"),
+    *_of("learning-rate-too-high", "_FAR", "_DIVERGED"),
+    *_of("optimizer-state", "_SIGN_DESCENT", "_BEHIND", "_SOON"),
+    *_of("output-logit-drift", "_FAR", "_TRIPLED"),
+    Threshold("nanhunt.diagnosis.dynamics", "_JUMP", _RATES),
+    Threshold("nanhunt.diagnosis.dynamics", "_REACH", _RATES),
+    Threshold("nanhunt.trace.onset", "ALARM", ()),
+    Threshold("nanhunt.trace.onset", "LEAD", ()),
+    Threshold("nanhunt.trace.onset", "EARLY", ()),
+    Threshold("nanhunt.trace.onset", "SLOW_RISE", ()),
+    Threshold("nanhunt.trace.onset", "SLOW_NOISE", ()),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What moving one threshold does: programs right by factor, and right when it is chosen without their family."""
+
+    threshold: Threshold
+    right: dict[float, int]
+    left_out: int
+    of: int
+
+    @property
+    def plateau(self) -> tuple[float, float]:
+        """The factors between which nothing changes."""
+        own = self.right[1.0]
+        low = high = 1.0
+        for factor in reversed([f for f in GRID if f < 1.0]):
+            if self.right[factor] != own:
+                break
+            low = factor
+        for factor in (f for f in GRID if f > 1.0):
+            if self.right[factor] != own:
+                break
+            high = factor
+        return low, high
+
+
+def sensitivities(runs: Sequence[Run], thresholds: Sequence[Threshold] = THRESHOLDS) -> list[Sensitivity]:
+    """Try every threshold on the runs' traces."""
+    traces = []
+    for run in runs:
+        with contextlib.suppress(NanhuntError, OSError):
+            traces.append(_Known.of(run, Trace.open(run.folder / "trace.parquet")))
+    return [_tried(threshold, traces) for threshold in thresholds]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A trace with the answers that the shipped thresholds give."""
+
+    run: Run
+    evidence: Evidence
+    answers: dict[str, Suspect | NotApplicable | None]
+
+    @classmethod
+    def of(cls, run: Run, trace: Trace) -> _Known:
+        evidence = Evidence(trace)
+        answers = {c.slug: diagnosing._answer(c, evidence) for c in CAUSES} if evidence.onset else {}
+        return cls(run, evidence, answers)
+
+    def is_right(self, changed: Sequence[str]) -> bool:
+        """Whether the first suspect is right, with the answers of `changed` asked anew."""
+        answers = self.answers | {c.slug: diagnosing._answer(c, self.evidence) for c in CAUSES if c.slug in changed}
+        suspects = [diagnosing._with_trials(s, self.evidence) for s in answers.values() if isinstance(s, Suspect)]
+        first = next((s for s in diagnosing._ranked(suspects) if s.grade != "refuted"), None)
+        return first is not None and first.cause in self.run.job.program.truth.causes
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether something ought to be found."""
+        return self.run.job.faulty and self.run.job.program.cause is not None
+
+    @property
+    def is_of_the_loss(self) -> bool:
+        """Whether the loss's watch is what found it, or ought to have."""
+        onset = self.evidence.onset
+        return onset.kind in ("loss-spike", "divergence") if onset else self._spikes
+
+    @property
+    def _spikes(self) -> bool:
+        return self.is_faulty and not set(self.run.job.program.truth.kind).isdisjoint(("loss-spike", "divergence"))
+
+    def is_seen(self) -> bool:
+        """Whether the loss's watch calls this run what it is."""
+        return _alarms(self.evidence) == self.is_faulty
+
+
+def _tried(threshold: Threshold, traces: Sequence[_Known]) -> Sensitivity:
+    if threshold.causes:
+        judged = [t for t in traces if t.is_faulty and t.answers]
+    else:
+        judged = [t for t in traces if t.is_of_the_loss or not t.is_faulty]
+    right: dict[float, list[bool]] = {}
+    for factor in GRID:
+        with threshold.times(factor):
+            right[factor] = [t.is_right(threshold.causes) if threshold.causes else t.is_seen() for t in judged]
+    families = [t.run.job.program.truth.family for t in judged]
+    left_out = sum(
+        sum(r for r, f in zip(right[_best(right, families, family)], families, strict=True) if f == family)
+        for family in set(families)
+    )
+    totals = {factor: sum(values) for factor, values in right.items()}
+    return Sensitivity(threshold=threshold, right=totals, left_out=left_out, of=len(judged))
+
+
+def _best(right: dict[float, list[bool]], families: Sequence[str], without: str) -> float:
+    """Return the factor that is right most often outside of a family, of equals the one nearest to what is shipped."""
+
+    def score(factor: float) -> tuple[int, float]:
+        others = sum(r for r, f in zip(right[factor], families, strict=True) if f != without)
+        return others, -abs(math.log(factor))
+
+    return max(GRID, key=score)
+
+
+def _alarms(evidence: Evidence) -> bool:
+    """Whether the loss's watch, fed with the scalars of the trace, sees a fault."""
+    watch = SpikeWatch()
+    norms, updates = evidence.scalars("grad_norm"), _update_norms(evidence)
+    for step, loss in sorted(evidence.scalars("loss").items()):
+        event = watch.observe(
+            StepScalars(step=step, loss=loss, grad_norm=norms.get(step), update_norm=updates.get(step))
+        )
+        if event is not None and event.verdict == "fault":
+            return True
+    last = watch.finish()
+    return last is not None and last.verdict == "fault"
+
+
+def _update_norms(evidence: Evidence) -> dict[int, float]:
+    squares: dict[int, Any] = {}
+    for series in evidence.history("update", "l2").values():
+        for step, norm in series.items():
+            if math.isfinite(norm):
+                squares[step] = squares.get(step, 0.0) + norm * norm
+    return {step: math.sqrt(total) for step, total in squares.items()}
