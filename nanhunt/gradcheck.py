@@ -14,6 +14,7 @@ Not covered: Functions that take no fp64, or that are no function of their argum
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,13 +161,15 @@ def _compared(function: Any, args: tuple[Any, ...], index: int) -> _Compared:
         scale = float(args[index].abs().mean()) or 1.0
         wide, close = (_numeric(function, args, index, direction, scale * h, sloped, draw) for h in (1e-4, 1e-6))
         found.append((wide, close, _analytic(function, args, index, direction, sloped, draw)))
-    sizes = [max(abs(w), abs(c), abs(a), 1e-12) for w, c, a in found]
+    sizes = [max(abs(w), abs(c), abs(a) if math.isfinite(a) else 0.0, 1e-12) for w, c, a in found]
     steady = all(abs(w - c) <= _APART * s for (w, c, _), s in zip(found, sizes, strict=True))
     _, close, analytic = found[0]
     if all(abs(c) <= 1e-9 * s for (_, c, _), s in zip(found, sizes, strict=True)) and any(a for _, _, a in found):
         return _Compared("flat", close, analytic)
     if not steady:
         return _Compared("unknown", close, analytic)
+    if not any(math.isfinite(a) for _, _, a in found):  # a slope that the forward has, and the backward has not
+        return _Compared("wrong", close, analytic)
     apart = [abs(c - a) > _APART * s for (_, c, a), s in zip(found, sizes, strict=True)]
     if all(apart):
         return _Compared("wrong", close, analytic)

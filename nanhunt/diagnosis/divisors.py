@@ -47,6 +47,8 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
     floor = zero_floor(birth, evidence, under)
     if floor is not None:
         return floor
+    if birth.phase == "update" and _is_lost_setting(evidence, under):
+        return Zero(kind="epsilon", epsilon=evidence.hyper("eps"))
     made = producers(evidence, birth, under)
     over = operand(birth, "self")
     vanished = next((m for m in made if m.op in EXPS and m.zero), None)
@@ -57,6 +59,12 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
     if over is not None and not own and over.numel == under.numel and _is_sum(birth, evidence, over, made):
         return Zero(kind="count", made=tuple(made))
     return Zero(kind="plain", made=tuple(made))
+
+
+def _is_lost_setting(evidence: Evidence, under: Operand) -> bool:
+    """Whether the optimizer's own epsilon is zero in the format that it divides in."""
+    epsilon = evidence.hyper("eps")
+    return epsilon is not None and epsilon > 0.0 and rounded(epsilon, under.dtype) == 0.0
 
 
 def _is_sum(birth: Birth, evidence: Evidence, over: Operand, made: list[Made]) -> bool:

@@ -146,6 +146,12 @@ class Evidence:
         """Return what a look at healthy steps found lost ("erased", "pinned", "flushed", "absorbed"), serious ones only."""
         return [b for b in self.notes(NoteKind.SILENT) if b.get("serious") and b.get("kind") in kinds]
 
+    def wrong_backward(self, node: str | None = None) -> dict[str, Any] | None:
+        """Return the first Function of the user's whose backward finite differences contradict; of a node, only its own."""
+        body = self.note(NoteKind.GRADCHECK) or {}
+        wrong = (f for f in body.get("functions", []) if f.get("verdict") == "wrong")
+        return next((f for f in wrong if node is None or f"{f['function']}Backward" == node), None)
+
     @property
     def stall_reason(self) -> str:
         """What a stall was told by (`hunt.stalls`); '' of other faults."""

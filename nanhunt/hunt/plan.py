@@ -17,9 +17,10 @@ from nanhunt.damage import damage_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.replicas import parted_replicas
+from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
-from nanhunt.hunt.silence import look_for_silence, silent_onset
+from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
 from nanhunt.hunt.spikes import spiked
 from nanhunt.hunt.stalls import clipped_away, stalled
@@ -40,6 +41,12 @@ from nanhunt.verdicts import Known, StepFault, fault_of
 from nanhunt.zoom import Zoomed, locate_exception, zoom_in
 
 __all__ = ["hunt"]
+
+#: Steps that reuse a gradient, from which it is the loop's habit.
+_OFTEN = 3
+#: A weight of this size belongs to no model: the exponents of fp32 that only a flipped bit, or memory that was never
+#: written, sets in an ordinary one.
+_BEYOND = 2.0**64
 
 
 def hunt(
@@ -110,6 +117,8 @@ def _note_loop(state: HuntState, step: int) -> None:
         "order": list(result.order),
         "before": list(orders.get(at - 1, ())),
         "alike": sum(set(order) == set(result.order) for order in orders.values()),
+        "reused": [list(pair) for pair in result.reused],
+        "reused_steps": [s for s, r in sorted(state.results.items()) if r.reused],
         "loss_scale": result.loss_scale,
         "clip_coefficient": result.clip_coefficient,
     }
@@ -145,7 +154,34 @@ def _replay(state: HuntState) -> Onset | None:
     onset = spiked(state, event) if event is not None else None
     if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
         state.assume(f"the first {BASELINE} steps define what is normal: a small finite spike among them is not seen")
-    return onset or _begun_badly(state) or silent_onset(state) or _drifted(state) or _parted(state)
+    return onset or _begun_badly(state) or silent_onset(state) or _by_the_numbers(state)
+
+
+def _by_the_numbers(state: HuntState) -> Onset | None:
+    """What the rows of a replay show that has no other fault."""
+    return _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
+
+
+def _reused_gradients(state: HuntState) -> Onset | None:
+    """A custom loop that goes on using gradients which an update has used already."""
+    steps = [s for s, r in sorted(state.results.items()) if r.reused]
+    if len(steps) < _OFTEN:
+        return None
+    name, how = state.results[steps[0]].reused[0]
+    used = "which the step before had used" if how == "leftover" else "which had been used in this step"
+    said = f"the update of {name} uses a gradient {used}, in {len(steps)} of {len(state.results)} steps"
+    module, leaf = split_name(name)
+    return Onset(kind="mismatch", step=steps[0], phase=Phase.BACKWARD.value, module=module, name=leaf, detail=said)
+
+
+def _loaded_giant(state: HuntState) -> Onset | None:
+    """A few elements of a weight, far above all others when they were loaded, that no loss tells of."""
+    giant = lone_giant(Evidence(Trace.open(state.writer.partial)))
+    if giant is None or giant.amax < _BEYOND:
+        return None
+    said = f"{giant.count} of the {giant.numel} elements of {giant.qualified} were loaded with up to {giant.amax:.3g}, where all others end at {giant.rest:.3g}"
+    module, name = split_name(giant.qualified)
+    return Onset(kind="stall", step=state.run.start_step, phase=Phase.LOAD.value, module=module, name=name, detail=said)
 
 
 def _parted(state: HuntState) -> Onset | None:
@@ -245,6 +281,8 @@ def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: St
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
+    if zoomed.onset.phase == Phase.BACKWARD.value:
+        check_backwards(state, seen.step)
     state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
     return replace(_written(state, zoomed), lead_step=lead)
 

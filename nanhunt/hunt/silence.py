@@ -10,12 +10,13 @@ import time
 from itertools import pairwise
 from typing import Any
 
+from nanhunt.accumulation import accumulates_narrowly, accumulation_loss
 from nanhunt.gradcheck import check_functions, has_functions
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
 from nanhunt.stall import can_flush
 from nanhunt.survey import SilentFault, survey
-from nanhunt.trace.schema import NoteKind, Observation, Onset
+from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 
 __all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silent_onset"]
 
@@ -23,6 +24,8 @@ __all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silen
 _SPACING, _BACK = 16, 32
 #: Seconds, and share of the replay's own time, that may go into further looks.
 _SECONDS, _SHARE = 5.0, 0.5
+#: What a sum of gradients may lose: rounding alone takes a hundredth of 64 passes, four hundredths of a thousand.
+_LOST_SUM = 0.05
 #: Looks that surprising zeros may ask for.
 _SURPRISES = 4
 
@@ -89,7 +92,7 @@ def silent_onset(state: HuntState) -> Onset | None:
     serious = [f for f in state.findings if f.serious]
     if serious:
         return _onset(min(serious, key=lambda f: (f.body["step"], f.body["seq"])))
-    return _wrong_backward(state, first)
+    return _wrong_backward(state, first) or _badly_added(state, first)
 
 
 def check_backwards(state: HuntState, step: int) -> list[dict[str, Any]]:
@@ -111,6 +114,19 @@ def _wrong_backward(state: HuntState, step: int) -> Onset | None:
     return Onset(
         kind="mismatch", step=step, phase="backward", module=found["module"], source=found["source"], detail=said
     )
+
+
+def _badly_added(state: HuntState, step: int) -> Onset | None:
+    """Gradients of several backward passes whose sum a narrow format does not hold."""
+    body = accumulation_loss(state.run, state.ring, step) if accumulates_narrowly(state.run) else None
+    if body is None:
+        return None
+    state.writer.note(NoteKind.ACCUMULATION, body)
+    if body["error"] < _LOST_SUM:
+        return None
+    module, _, name = str(body["worst"]).rpartition(".")
+    said = f"{body['error']:.0%} of the gradient is lost where {body['passes']} backward passes are added up in {body['dtype']}"
+    return Onset(kind="stall", step=step, phase=Phase.BACKWARD.value, module=module, name=name, detail=said)
 
 
 def _look_further(state: HuntState, first: int, last: int) -> None:

@@ -54,15 +54,22 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
     _look_at_scores(state, event)
     look_at(state, event.alarm_step)
     check_backwards(state, event.alarm_step)
+    lead_step = _led_silently(state, event)
     phase = {"update_norm": Phase.UPDATE, "grad_norm": Phase.BACKWARD}.get(event.lead, Phase.FORWARD)
     return Onset(
         kind="divergence" if event.kind == "divergence" else "loss-spike",
-        step=event.lead_step,
+        step=lead_step,
         phase=phase.value,
-        samples=outliers if event.lead_step == event.alarm_step else [],
-        lead_step=event.lead_step,
+        samples=outliers if lead_step == event.alarm_step else [],
+        lead_step=lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
+
+
+def _led_silently(state: HuntState, event: Event) -> int:
+    """Return the spike's lead: the step from which values were lost without a NaN, where that began in the replay."""
+    began = [int(f.body["step"]) for f in state.findings if f.serious and f.body["step"] > state.ring.oldest_step]
+    return min([event.lead_step, *began])
 
 
 def _look_at_scores(state: HuntState, event: Event) -> None:

@@ -112,6 +112,8 @@ class NoteKind(StrEnum):
     TWIN = "twin"
     #: what a stall was told by: `{"reason", "step", …}`, the reasons are in `hunt.stalls`
     STALL = "stall"
+    #: gradients added up in a narrow format against their fp64 sum: `{"step", "error", "passes", "dtype", "worst"}`
+    ACCUMULATION = "accumulation"
     #: log Z of the output logits ran away: `{"module", "step", "first", "last"}`
     DRIFT = "drift"
     #: values that a step loses without a NaN, see `survey`: `{"kind", "step", "module", "op", "source", "elements", …}`

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nanhunt.training.clip import clip_gradients, gradient_norm
+from nanhunt.training.leftover import Leftovers
 from nanhunt.training.loss import checked_loss
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step_watch import StepResult, StepWatch
@@ -46,6 +47,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
             losses.append(checked_loss(loss, "train_step").detach().float().to(run.device))
             watch.loss_made(micro, losses[-1])
         loop.ended()
+    reused = loop.reused()
     watch.updated()
     if run.scheduler is not None:
         run.scheduler.step()
@@ -59,6 +61,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         skipped=loop.updates == 0 and (loop.skipped > 0 or loop.withheld),
         by_hand=loop.skipped == 0 and loop.withheld,
         order=tuple(loop.order),
+        reused=reused,
     )
 
 
@@ -104,6 +107,7 @@ class _Loop:
         self.skipped = 0
         #: each optimizer's learning rates as its update used them
         self._rates: dict[int, tuple[float, ...]] = {}
+        self._leftovers = Leftovers(run.trainable(), run.stepped)
         #: reentrant checkpointing calls backward inside of backward
         self._depth = 0
 
@@ -136,6 +140,15 @@ class _Loop:
         return tuple(
             rate for optimizer in self._run.optimizers for rate in self._rates.get(id(optimizer), _rates_of(optimizer))
         )
+
+    def reused(self) -> tuple[tuple[str, str], ...]:
+        """Return (parameter, how) of the gradients that an update used a second time."""
+        found = self._leftovers.end()
+        self._run.stepped = frozenset(self._leftovers.updated)
+        if not found:
+            return ()
+        names = {id(p): n for n, p in self._run.parameters().items()}
+        return tuple((names[key], how) for how, keys in found.items() for key in sorted(keys & names.keys()))
 
     def ended(self) -> None:
         """Tell the gradients of a step that made no update with them."""
@@ -214,6 +227,7 @@ class _Loop:
             self._run.owned.optimizers.append(optimizer)
         self._rates[id(optimizer)] = _rates_of(optimizer)
         if "backward" in self.order:  # an optimizer with a closure has no gradients yet
+            self._leftovers.used(_parameters_of(optimizer))
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))
 

@@ -49,6 +49,8 @@ class TrainingRun:
     start_step: int = 0
     root: Path = field(default_factory=Path)
     assumptions: list[str] = field(default_factory=list)
+    #: ids of the parameters that a custom loop's last step has updated
+    stepped: frozenset[int] = frozenset()
     match: str = ""
 
     @contextlib.contextmanager

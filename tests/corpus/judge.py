@@ -70,7 +70,7 @@ def judge(program: Program, report: dict[str, Any], error: str = "") -> Verdict:
         line=_any(truth.line, places, lambda p: _line(p.get("source")) in program.lines()),
         samples=_samples(truth, onset, first),
         graded=tuple(
-            (s["grade"], s["cause"], s["cause"] in truth.causes)
+            (s["grade"], s["cause"], s["cause"] in (*truth.causes, *truth.also))
             for s in suspects
             if s["grade"] in ("proved", "confirmed")
         ),

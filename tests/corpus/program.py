@@ -36,6 +36,8 @@ class Truth:
     family: str
     #: accepted as the first suspect; the first of them is the one that the program is counted under
     causes: tuple[str, ...] = ()
+    #: true besides, though not what an expert would name first: the proximate fault, the input that exposed it
+    also: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
     #: a step, or the first and last of a range
     step: int | tuple[int, int] | None = None
@@ -56,7 +58,7 @@ class Truth:
         unknown = set(body) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"TRUTH: unknown {sorted(unknown)}")
-        many = {"causes", "kind", "phase", "module", "parameter", "op", "line"}
+        many = {"causes", "also", "kind", "phase", "module", "parameter", "op", "line"}
         made = {k: _tuple(v) if k in many else v for k, v in body.items()}
         if made.get("samples") is not None:
             made["samples"] = tuple(made["samples"])

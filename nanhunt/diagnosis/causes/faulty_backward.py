@@ -80,16 +80,18 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 
 def _checked(evidence: Evidence) -> Suspect | None:
     """A Function of the user's whose backward finite differences of its own forward contradict."""
-    body, onset = evidence.note(NoteKind.GRADCHECK), evidence.onset
-    found = next((f for f in (body or {}).get("functions", []) if f.get("verdict") == "wrong"), None)
-    if found is None or onset is None or evidence.is_nonfinite:
+    onset, birth = evidence.onset, evidence.birth
+    found = evidence.wrong_backward(birth.node if birth is not None and evidence.is_nonfinite else None)
+    if found is None or onset is None or (evidence.is_nonfinite and birth is None):
         return None
     function, numeric, analytic = str(found["function"]), float(found["numeric"]), float(found["analytic"])
     return Suspect(
         cause="faulty-backward",
         grade=Grade.PROVED,
         summary=f"the backward of {function} gives {number(analytic)} where its forward has a slope of {number(numeric)}",
-        location=Location(step=onset.step, phase="backward", module=found["module"], source=found["source"]),
+        location=place_of(evidence)
+        if birth is not None and birth.phase == "backward"
+        else Location(step=onset.step, phase="backward", module=found["module"], source=found["source"]),
         exhibits=(
             Exhibit(
                 claim=f"slope of {function} for its argument {found['input']}, by central differences in fp64",

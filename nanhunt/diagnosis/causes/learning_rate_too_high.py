@@ -82,7 +82,9 @@ def _place(evidence: Evidence, series: str = "lr") -> Location:
     groups = evidence.optimizer.get("groups") or []
     index = int(series.removeprefix("lr").lstrip(".") or 0)
     module = groups[index].get("module") if len(groups) > 1 and index < len(groups) else None
-    return Location(step=evidence.onset.step if evidence.onset else None, phase="update", module=module or None)
+    onset = evidence.onset
+    lead = onset.lead_step if onset and onset.lead_step is not None else onset.step if onset else None
+    return Location(step=lead, phase="update", module=module or None)
 
 
 def _rise(evidence: Evidence) -> float:

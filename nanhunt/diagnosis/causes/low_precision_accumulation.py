@@ -52,11 +52,13 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import limit, number
 from nanhunt.interventions import Prediction
-from nanhunt.trace.schema import Birth
+from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
 
 
+#: Share of a sum of gradients that is lost, from which it is a fault (as the hunt has it).
+_LOST = 0.05
 #: Smallest half ulp relative to a value: β2·v rounds back to v where 1 - β2 is below it.
 _HALF_ULP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 
@@ -178,16 +180,31 @@ def _in_the_update(birth: Birth, evidence: Evidence) -> Suspect | None:
     )
 
 
-def _accumulated(evidence: Evidence) -> NotApplicable | None:
+def _accumulated(evidence: Evidence) -> Suspect | NotApplicable | None:
+    """Gradients of several backward passes, held against their own sum in fp64."""
     train = evidence.manifest.config.get("train") or {}
     micros = train.get("accumulate", 1) if isinstance(train, dict) else 1
     narrow = evidence.weight_dtypes & {"bfloat16", "float16"}
-    if not narrow or not isinstance(micros, int) or micros < 2:
+    body, onset = evidence.note(NoteKind.ACCUMULATION), evidence.onset
+    if body is None:
+        told = narrow and isinstance(micros, int) and micros > 1
+        kept = ", ".join(sorted(narrow))
+        return NotApplicable(reason=f"{micros} micro-batches are accumulated in {kept}, and the trace has no fp64 sum beside it") if told else None  # fmt: skip
+    if onset is None or body["step"] != onset.step or onset.phase != "backward" or body["error"] < _LOST:
         return None
-    kept = ", ".join(sorted(narrow))
-    return NotApplicable(
-        reason=f"{micros} micro-batches are accumulated in {kept}, and the trace has no fp32 sum beside it"
-    )
+    module, _, _name = str(body["worst"]).rpartition(".")
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"{body['passes']} backward passes are added up in {body['dtype']}, and {body['error']:.0%} of their sum is rounded away",
+        location=Location(step=onset.step, phase="backward", module=module, parameter=str(body["worst"])),
+        exhibits=(
+            Exhibit(claim="norm of what is missing from the gradient, over that of the fp64 sum of the same gradients", value=float(body["error"]), threshold=_LOST),
+            Exhibit(claim=f"the same of {body['worst']}, the worst", value=float(body["worst_error"])),
+            Exhibit(claim="backward passes of the step", value=float(body["passes"])),
+        ),
+        fixes=("accumulate gradients in fp32: fp32 weights under autocast, or a main_grad buffer in fp32",),
+    )  # fmt: skip
 
 
 CAUSE = Cause(slug="low-precision-accumulation", doc=__doc__ or "", examine=examine)

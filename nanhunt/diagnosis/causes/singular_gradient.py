@@ -73,6 +73,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if throws_away(birth, evidence) or _is_likelihood(birth, evidence):
         return None
+    if evidence.wrong_backward(birth.node) is not None:  # its forward has a slope there
+        return None
     return _suspect(birth, evidence)
 
 

@@ -63,15 +63,22 @@ _GUARD = (
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look at what the loop did between backward and update, and in which order."""
     onset = evidence.onset
-    if onset is None or onset.kind in ("exception", "mismatch"):
+    if onset is None or onset.kind == "exception":
         return None
-    told = _by_reason(evidence) or _stale(evidence) or _kept(evidence)
+    if onset.kind == "mismatch":
+        return _reused(evidence)
+    told = _by_reason(evidence) or _stale(evidence) or _kept(evidence) or _reused(evidence)
     if told is not None:
         return told
     if evidence.scalars("clip_coefficient").get(onset.step) == 0.0:
         return _overflowed(evidence) or _let_through(evidence)
     if evidence.optimizer.get("custom_step") and evidence.note(NoteKind.LOOP) is None:
         return NotApplicable(reason="the loop is your own train_step, and nothing of it was heard")
+    passes = ((evidence.note(NoteKind.LOOP) or {}).get("order") or []).count("backward")
+    if passes > 1:
+        return NotApplicable(
+            reason=f"the loop makes {passes} backward passes a step: whether their losses are divided by {passes} cannot be told"
+        )
     return None
 
 
@@ -158,6 +165,38 @@ def _kept(evidence: Evidence) -> Suspect | None:
     )
 
 
+def _reused(evidence: Evidence) -> Suspect | None:
+    """A loop that clears some gradients and not others, or updates twice with the same ones."""
+    loop = evidence.note(NoteKind.LOOP) or {}
+    pairs, steps = loop.get("reused") or [], loop.get("reused_steps") or []
+    if not pairs or len(steps) < _OFTEN:
+        return None
+    names, twice = [str(n) for n, _ in pairs], all(how == "twice" for _, how in pairs)
+    shown = f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+    said = (
+        f"{shown}: two updates in one step use the same gradient"
+        if twice
+        else f"the gradients of {shown} are not cleared: an update has used them, and the next one uses them again"
+    )
+    fix = (
+        "update once for each backward: `optimizer.step()` and `scaler.step(optimizer)` are one and the same"
+        if twice
+        else "call `zero_grad` of the optimizer that holds them before the backward that its step is about"
+    )
+    return _suspect(
+        evidence,
+        said,
+        (
+            Exhibit(claim=f"order of the step: {_order(loop)}"),
+            Exhibit(claim="parameters whose gradient is used a second time", value=float(len(names)), threshold=0.0),
+            Exhibit(claim="steps of the replay that do so", value=float(len(steps)), threshold=0.0),
+        ),
+        (fix,),
+        phase="update" if twice else "backward",
+        parameter=names[0],
+    )
+
+
 def _order(loop: dict[str, Any]) -> str:
     names = {"kept": "gradients kept from before"}
     return " → ".join(names.get(part, part) for part in loop.get("order") or []) or "not heard"
@@ -178,7 +217,9 @@ def _suspect(
         cause="training-loop-bug",
         grade=grade,
         summary=summary,
-        location=Location(step=step, phase=phase, parameter=parameter),
+        location=Location(
+            step=step, phase=phase, module=(parameter or "").rpartition(".")[0] or None, parameter=parameter
+        ),
         exhibits=exhibits,
         fixes=fixes,
         depth=2,

@@ -7,7 +7,8 @@ from torch import nn
 FAULTY = True
 TRUTH = {
     "family": "other",
-    "causes": ["domain-error", "singular-gradient", "where-trap"],
+    "causes": ["domain-error", "naive-exp-log", "singular-gradient", "where-trap"],
+    "also": ["bad-sample"],
     "kind": ["nan"],
     "step": 10,
     "phase": ["forward", "backward"],

@@ -12,7 +12,7 @@ TRUTH = {
     "step": 10,
     "phase": ["forward"],
     "op": "aten.log",
-    "line": "corr = torch.log(1 - a ** 2).sum(-1)",
+    "line": "corr = torch.log(1 - a**2).sum(-1)",
     "samples": [9],
     "module": "",
 }

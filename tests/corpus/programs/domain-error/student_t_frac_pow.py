@@ -12,7 +12,7 @@ TRUTH = {
     "step": 10,
     "phase": ["forward"],
     "op": "aten.pow",
-    "line": "return x ** self.gamma",
+    "line": "return x**self.gamma",
     "samples": [2],
     "module": "curve",
 }

@@ -7,6 +7,7 @@ FAULTY = True
 TRUTH = {
     "family": "rnn",
     "causes": ["gradient-explosion", "learning-rate-too-high"],
+    "also": ["activation-overflow"],
     "kind": ["loss-spike", "divergence", "nan", "inf"],
     "step": (80, 83),
     "samples": [],

@@ -11,7 +11,7 @@ TRUTH = {
     "kind": ["nan", "inf", "loss-spike", "mismatch", "divergence"],
     "step": 33,
     "phase": ["forward"],
-    "samples": [9],
+    "samples": [],
 }
 CONFIG = {"train": {"steps": 20}}
 

@@ -12,7 +12,7 @@ TRUTH = {
     "step": 10,
     "phase": ["forward"],
     "op": "aten.log",
-    "line": "neg = (1 - y) * p ** 2 * torch.log(1 - p)",
+    "line": "neg = (1 - y) * p**2 * torch.log(1 - p)",
     "samples": [3],
     "module": "",
 }

@@ -14,7 +14,7 @@ TRUTH = {
     "step": 52,
     "phase": ["forward"],
     "module": "",
-    "samples": [7],
+    "samples": [],
 }
 CONFIG = {"train": {"steps": 20}}
 

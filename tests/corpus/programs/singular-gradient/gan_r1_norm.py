@@ -11,7 +11,7 @@ TRUTH = {
     "step": 10,
     "phase": ["backward"],
     "op": "aten.div.Tensor",
-    "line": "norm = (grad ** 2).sum((1, 2, 3)).sqrt()",
+    "line": "norm = (grad**2).sum((1, 2, 3)).sqrt()",
     "samples": [3],
     "module": "",
 }

@@ -11,7 +11,6 @@ TRUTH = {
     "kind": ["nan", "inf"],
     "step": (24, 43),
     "phase": ["clip", "backward", "update", "unscale"],
-    "samples": [],
 }
 CONFIG = {"train": {"steps": 24}}
 

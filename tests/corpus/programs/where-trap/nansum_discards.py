@@ -11,7 +11,7 @@ TRUTH = {
     "step": 10,
     "phase": ["forward", "backward"],
     "op": "aten.sqrt",
-    "line": "r = torch.sqrt(1 - (xy ** 2).sum(-1))",
+    "line": "r = torch.sqrt(1 - (xy**2).sum(-1))",
     "samples": [1],
     "module": "",
 }
