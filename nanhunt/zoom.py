@@ -157,7 +157,8 @@ def _exception(zoom: _Zoom, rows: RowBuffer, raised: Replayed) -> Zoomed:
     zoomed = locate_exception(run, raised, zoom.fault, module=raising_module(run, zoom.step))
     look = zoom.look(rows)
     micro = max(0, len(look.replayed.layouts) - 1)
-    zoomed.onset = replace(zoomed.onset, micro=micro)
+    same = look.probe.raised is not None and str(look.probe.raised) == str(raised.error)
+    zoomed.onset = replace(zoomed.onset, micro=micro, op=look.probe.raising if same else None)
     births: list[Birth] = []
     if look.root is not None and look.root.event is not None:
         zoomed.rows, births = look.rows, _told_births(zoom, look)

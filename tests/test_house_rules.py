@@ -40,6 +40,7 @@ FLOOR_OF = {
     "nanhunt.replay": "T2",
     "nanhunt.rewind": "T2",
     "nanhunt.gradcheck": "T2",
+    "nanhunt.accumulation": "T2",
     "nanhunt.compiled": "T2",
     "nanhunt.raised": "T2",
     "nanhunt.survey": "T2",

@@ -179,11 +179,24 @@ def constant_of(birth: Birth, evidence: Evidence) -> float | None:
     products = [a * s for a in flat for s in scalars] if base(birth.op) == "mul" else scalars
     found = [c for c in (*flat, *products) if c >= _MASK]
     values = {e.fp64 for e in birth.elements if e.fp64 is not None}
+    if len(values) == 1 and any(_is_filled(birth, evidence, o) for o in birth.inputs):
+        return next(iter(values))  # a mask that was filled in before, and scaled or added to since
     # a mask times a constant has one value where it masks; an activation times a gain has as many as it has elements
     if not found or (base(birth.op) == "mul" and len(values) > 1):
         return None
     sign = -1.0 if output.neginf else 1.0
     return next(iter(values)) if len(values) == 1 else sign * max(found)
+
+
+#: Ops that write a number where a mask says so.
+_FILLS = ("masked_fill", "masked_fill_", "where", "full_like", "fill_", "scatter", "index_put", "index_put_")
+
+
+def _is_filled(birth: Birth, evidence: Evidence, given: Operand) -> bool:
+    """Whether an operand's largest magnitude is a number that a fill of the code wrote into it."""
+    fills = [m for m in producers(evidence, birth, given, reach=2) if m.op in _FILLS]
+    written = [abs(x) for m in fills for x in m.scalars]
+    return any(x >= _MASK and abs(x - given.amax) <= 0.01 * x for x in written)
 
 
 # --- who made an operand ----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
-from nanhunt.hunt.spikes import spiked
+from nanhunt.hunt.spikes import hear_exactly, spiked
 from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
@@ -159,7 +159,23 @@ def _replay(state: HuntState) -> Onset | None:
 
 def _by_the_numbers(state: HuntState) -> Onset | None:
     """What the rows of a replay show that has no other fault."""
-    return _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
+    found = _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
+    return found or _outside_of_the_loss(state)
+
+
+def _outside_of_the_loss(state: HuntState) -> Onset | None:
+    """Targets that their loss is not defined for, from some step on: its minimum lies at infinity then."""
+    first = min(state.outside, default=None)
+    if first is None or first == state.run.start_step:  # what was so all the time is meant so
+        return None
+    body = hear_exactly(state, first)
+    if body is None:
+        return None
+    said = f"{body['outside']} targets of {body['function']} lie outside of what it is defined for"
+    return Onset(
+        kind="loss-spike", step=first, phase=Phase.BATCH.value, source=body["source"], samples=body["samples"],
+        lead_step=first, detail=said,
+    )  # fmt: skip
 
 
 def _reused_gradients(state: HuntState) -> Onset | None:

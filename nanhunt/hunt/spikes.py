@@ -9,17 +9,18 @@ from nanhunt.hunt.silence import check_backwards, look_at
 from nanhunt.hunt.state import HuntState
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.softmax import watch_softmax
+from nanhunt.probes.source import place
 from nanhunt.repeat import repeat_spike
 from nanhunt.replay import replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import add_up, loss_outliers, sample_losses, sample_norms
 from nanhunt.trace.onset import Event
 from nanhunt.trace.schema import NoteKind, Onset, Phase
-from nanhunt.training.batch_layout import why_no_samples
+from nanhunt.training.batch_layout import batch_size, why_no_samples
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.training.tree import map_tensors
 
-__all__ = ["spiked"]
+__all__ = ["hear_exactly", "spiked"]
 
 #: Loss of a step over its baseline from which one outlying sample counts although the run recovers.
 CORRUPT = 10.0
@@ -75,16 +76,32 @@ def _led_silently(state: HuntState, event: Event) -> int:
 def _look_at_scores(state: HuntState, event: Event) -> None:
     """Compute the scores of fused attentions where the spike leads, where it alarms, and on the first step kept."""
     run, ring = state.run, state.ring
-    for step in sorted({max(ring.oldest_step, run.start_step), event.lead_step, event.alarm_step}):
-        if not state.fused or step < ring.oldest_step:
-            continue
-        rows = RowBuffer()
-        rows.step, rows.pass_ = step, "zoom"
-        with kept(run, step + 1):
-            rewind(run, ring, step)
-            with watch_softmax(run, rows, exact=True):
-                replay_step(run, step, RowBuffer(), recorded=False, modules=False)
-        state.writer.write(rows.take())
+    steps = sorted({max(ring.oldest_step, run.start_step), event.lead_step, event.alarm_step})
+    for step in steps if state.fused else [s for s in steps if s in state.outside]:
+        hear_exactly(state, step)
+
+
+def hear_exactly(state: HuntState, step: int) -> dict[str, Any] | None:
+    """Run a step with exact scores into the trace, and return the note of its targets; None where all are as they must be."""
+    run, ring = state.run, state.ring
+    if step < ring.oldest_step:
+        return None
+    rows = RowBuffer()
+    rows.step, rows.pass_ = step, "zoom"
+    with kept(run, step + 1):
+        rewind(run, ring, step)
+        with watch_softmax(run, rows, exact=True) as targets:
+            replay_step(run, step, RowBuffer(), recorded=False, modules=False)
+    state.writer.write(rows.take())
+    found = next((t for t in targets if bool(t.outside.any())), None)
+    if found is None:
+        return None
+    source = place(found.source, run.root) if found.source else None
+    body = {"step": step, "source": source, **found.body()}
+    # rows of the target are samples where there is one for each
+    body["samples"] = body["rows"] if body["size"] == batch_size(run.batches.peek(step, 0)) else []
+    state.writer.note(NoteKind.TARGETS, body)
+    return body
 
 
 def _exchange(state: HuntState, event: Event) -> None:

@@ -95,6 +95,8 @@ class HuntState:
     #: when the replay began, on the clock of `time.perf_counter`
     began: float = field(default_factory=time.perf_counter)
     logits: LogitWatch = field(default_factory=LogitWatch)
+    #: steps with targets outside of what their loss is defined for
+    outside: list[int] = field(default_factory=list)
     #: a fused attention was heard, whose scores only an exact look tells
     fused: bool = False
     #: an 8-bit tensor was seen
@@ -115,6 +117,7 @@ class HuntState:
         """Bring the rows so far to the trace and return them."""
         rows = self.rows.take()
         self.logits.observe(rows)
+        self.outside += sorted({row.step for row in rows if row.name == "target.outside" and (row.value or 0.0) > 0.0})
         self.fused |= any(row.name == "attention.score_bound" for row in rows)
         self.writer.write(rows)
         self.writer.flush()

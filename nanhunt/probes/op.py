@@ -69,6 +69,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._nodes_ran = False
         #: what an op raised
         self.raised: Exception | None = None
+        #: and the op that did
+        self.raising: str = ""
         self.stack = ModuleStack()
         self._run = run
         self._rows = rows
@@ -178,7 +180,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         try:
             result = func(*args, **kwargs)
         except Exception as error:
-            self.raised = error  # the op's own, that is the user's, and not the probe's
+            self.raised, self.raising = error, facts.name  # the op's own, that is the user's, and not the probe's
             raise
         outputs = fresh_outputs(facts, result)
         fresh = len(outputs)

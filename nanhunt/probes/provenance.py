@@ -80,10 +80,11 @@ def _settle(
         event.births = births_by_lane(event.inputs, event.outputs)
         event.constant = is_asked_for(event)
     owner = event.index if event.repeats is None else event.repeats
+    # `unsafe_split` and its kin are views that say they are none: a finite part of a tensor does not heal the rest
+    shared = {id(seen.cell) for seen in event.inputs}
     for position, seen in enumerate(event.outputs):
-        seen.cell.wrote(
-            owner, seen.lane, bad=seen.flags is not FINITE or event.is_factory, whole=position < event.fresh
-        )
+        whole = position < event.fresh and id(seen.cell) not in shared
+        seen.cell.wrote(owner, seen.lane, bad=seen.flags is not FINITE or event.is_factory, whole=whole)
 
 
 def _read(seen: Seen, flags: Sequence[Flags]) -> Seen:

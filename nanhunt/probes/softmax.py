@@ -12,6 +12,8 @@ gives (through dropout or a cast) is the first factor of a matrix product. Rows,
 - `logits.log_z`: mean of log Σ exp over the rows of a cross-entropy or log-softmax; `logits.shift` and `logits.spread`:
   mean and standard deviation of all of its logits.
 
+Losses that have a meaning for some targets only are heard by the way: `target.outside`, how many lie outside of that.
+
 What it costs: one pass over the scores. What it does not see: attention inside other compiled or C++ code, and softmax
 by hand from exp and sum.
 """
@@ -30,6 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from nanhunt.probes.probe import ModuleStack, RowBuffer, in_backward
+from nanhunt.probes.targets import HeardTarget, targets_outside
 from nanhunt.trace.schema import Phase
 from nanhunt.training.run import TrainingRun
 
@@ -51,12 +54,12 @@ _CHUNK = 1 << 26
 
 
 @contextmanager
-def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> Iterator[None]:
-    """Record scores, entropies and log Z of what runs inside the body into `rows`."""
+def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> Iterator[list[HeardTarget]]:
+    """Record scores, entropies and log Z of what runs inside the body into `rows`; yield what targets are heard if `exact`."""
     stack = ModuleStack()
     ear = _Ear(rows, stack, exact=exact)
     with stack.following(run.roots()), _inner_heard(ear), ear:
-        yield
+        yield ear.targets
 
 
 @contextmanager
@@ -83,6 +86,7 @@ class _Ear(TorchFunctionMode):
         self._deep = 0
         #: inside of nn.MultiheadAttention, whose products are not heard
         self._whole = 0
+        self.targets: list[HeardTarget] = []
         #: id of a softmax's output, and of what dropout or a cast made of it: scores and the output
         self._probabilities: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
@@ -125,7 +129,11 @@ class _Ear(TorchFunctionMode):
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         first = args[0] if args else kwargs.get("input", kwargs.get("query"))
-        if name in _PRODUCTS:
+        target = targets_outside(name, args, kwargs)
+        if target is not None:
+            self._rows.scalar("target.outside", target.outside.sum(), phase=Phase.FORWARD, module=self._stack.current)
+            self.targets += [target] if self._exact else []
+        elif name in _PRODUCTS:
             self._multiplied(args)
         elif not isinstance(first, Tensor) or not first.is_floating_point() or first.numel() == 0:
             return

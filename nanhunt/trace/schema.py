@@ -114,6 +114,8 @@ class NoteKind(StrEnum):
     STALL = "stall"
     #: gradients added up in a narrow format against their fp64 sum: `{"step", "error", "passes", "dtype", "worst"}`
     ACCUMULATION = "accumulation"
+    #: targets outside of what their loss is defined for: `{"step", "function", "low", "high", "outside", "rows", …}`
+    TARGETS = "targets"
     #: log Z of the output logits ran away: `{"module", "step", "first", "last"}`
     DRIFT = "drift"
     #: values that a step loses without a NaN, see `survey`: `{"kind", "step", "module", "op", "source", "elements", …}`

@@ -1067,3 +1067,14 @@ def test_a_scripted_module_is_followed_by_its_ops() -> None:
 
     found = found_in(tiny_run(Net(Outer()), mean_loss, [ordinary()]))
     assert (found.onset.op, found.onset.module, found.onset.source) == ("aten.log", "block", born_at("scripted"))
+
+
+def test_a_finite_part_of_an_unsafe_split_does_not_hide_who_spoiled_the_rest() -> None:
+    def in_parts(x: Tensor) -> Tensor:
+        y = torch.stack([x, (x - x) / (x - x)])  # born: unsafe
+        first = y[0].unsafe_split(2, 1)
+        return first[0].sum() + y[1].unsafe_split(2, 1)[0].sum()
+
+    found = found_in(of_function(in_parts, ordinary()))
+    assert (found.root.op, found.root.kind) == ("aten.div.Tensor", "nan-from-finite")
+    assert found.onset.source == born_at("unsafe")

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import math
 
+from nanhunt.diagnosis.births import constant_of
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.dynamics import rate_jump
 from nanhunt.diagnosis.evidence import Evidence
@@ -68,7 +69,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if evidence.is_spike:
         return _of_a_spike(evidence)
     birth, score = _scores(evidence)
-    if birth is None or score < _STRONG:
+    if birth is None or score < _STRONG or constant_of(birth, evidence) is not None:
         return None
     module, growth = _grown(evidence, birth.module)
     if onset.samples and growth < _GROWN:

@@ -74,7 +74,7 @@ def examine(evidence: Evidence) -> Suspect | None:
     if onset.kind == "exception" and not evidence.births:
         return _raised(evidence)
     if not evidence.is_nonfinite:
-        return None
+        return _outside(evidence)
     return _nonfinite_target(evidence) or _undefined_at_target(evidence) or _forbidden(evidence) or _too_long(evidence)
 
 
@@ -133,6 +133,31 @@ def _guilty_field(evidence: Evidence, said: re.Match[str], limit: int | None) ->
         if named is None and limit is not None and (field["max"] >= limit or field["min"] < 0):
             return field, "index out of range" in said.string
     return max(integers, key=lambda f: int(f["max"]), default=None), False
+
+
+# --- a target that the loss is not meant for ---------------------------------------------------------------------------
+
+
+def _outside(evidence: Evidence) -> Suspect | None:
+    """Targets beyond what a loss of torch's is defined for: its value is finite, and its minimum lies at infinity."""
+    body, onset = evidence.note(NoteKind.TARGETS), evidence.onset
+    if body is None or onset is None or not evidence.is_spike:
+        return None
+    high = "and above" if body["high"] is None else f"to {body['high']:g}"
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.PROVED,
+        summary=f"{body['outside']} targets of {body['function']} are {in_words(body['least'])} to {in_words(body['most'])}, where it takes {body['low']:g} {high}",
+        location=Location(step=int(body["step"]), phase="forward", source=body["source"], samples=tuple(body["samples"])),
+        exhibits=(
+            Exhibit(claim=f"targets outside of {body['low']:g} {high}, of {body['of']}", value=float(body["outside"]), threshold=0.0),
+            Exhibit(claim="the one furthest out", value=max(float(body["least"]), float(body["most"]), key=abs)),
+        ),
+        fixes=(
+            "scale or clamp targets where batches are made (masks of 0 and 255 are to be divided by 255), or leave those samples out",
+        ),
+        depth=1,
+    )  # fmt: skip
 
 
 # --- a target that the loss has no value for ---------------------------------------------------------------------------

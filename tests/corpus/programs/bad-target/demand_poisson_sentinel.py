@@ -12,12 +12,13 @@ FAULTY = True
 TRUTH = {
     "family": "tcn",
     "causes": ["bad-target"],
+    "also": ["bad-sample"],
     "kind": ["loss-spike"],
     "step": 66,
     "phase": ["batch", "forward"],
     "samples": [13],
 }
-CONFIG = {"train": {"steps": 18}}
+CONFIG = {"train": {"steps": 16}}
 BEFORE = 55
 
 

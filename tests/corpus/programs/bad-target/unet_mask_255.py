@@ -17,7 +17,7 @@ TRUTH = {
     "phase": ["batch", "forward"],
     "samples": [2, 5],
 }
-CONFIG = {"train": {"steps": 24}}
+CONFIG = {"train": {"steps": 18}}
 BEFORE = 24
 
 
@@ -26,7 +26,7 @@ def block(c_in, c_out):
 
 
 class UNet(nn.Module):
-    def __init__(self, c=8):
+    def __init__(self, c=6):
         super().__init__()
         self.down1, self.down2, self.mid = block(1, c), block(c, 2 * c), block(2 * c, 2 * c)
         self.up1, self.up2 = block(4 * c, c), block(2 * c, c)

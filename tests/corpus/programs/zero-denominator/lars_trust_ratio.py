@@ -11,9 +11,9 @@ TRUTH = {
     "kind": ["nan", "inf"],
     "step": 10,
     "phase": ["update"],
-    "line": "p.sub_(lr * ratio * p.grad)",
+    "line": "ratio = p.norm() / (p.grad.norm()",
     "samples": [],
-    "module": "",
+    "module": "expert",
 }
 CONFIG = {"train": {"steps": 12, "seed": 7}}
 
