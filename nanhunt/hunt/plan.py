@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
+from nanhunt.diagnosis.depth import growth_with_depth
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.replicas import parted_replicas
@@ -229,7 +230,15 @@ def _drifted(state: HuntState) -> Onset | None:
 def _begun_badly(state: HuntState) -> Onset | None:
     """A first loss far above even odds, from which the replay does not come down: the initial values are to blame."""
     evidence = Evidence(Trace.open(state.writer.partial))
-    first = first_loss(evidence) if is_untrained(evidence) else None
+    fresh = is_untrained(evidence) and bool(state.results)
+    deep = growth_with_depth(evidence, min(state.results)) if fresh else None
+    if deep is not None:
+        said = f"activations grow {deep.factor:.3g} times from {deep.first} to {deep.last}, and the first loss is {state.losses[min(state.results)]:.4g}"
+        step = min(state.results)
+        return Onset(
+            kind="loss-spike", step=step, phase=Phase.LOAD.value, module=deep.last, lead_step=step, detail=said
+        )
+    first = first_loss(evidence) if fresh else None
     if first is None or not first.is_far or first.expected is None or len(state.results) < BASELINE:
         return None
     if first.step < state.ring.oldest_step or classes_of(state.run, state.ring, first.step) != first.classes:
@@ -271,13 +280,13 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
 def _earlier_skip(
     state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault
 ) -> tuple[Replayed, list[Observation]]:
-    """Return the second step of a row of skipped ones: the first may be ordinary work, from there on it is not."""
-    second = seen.step - state.skips + 2
-    if not fault.skipped or fault.unscaled or state.skips <= 2 or second < state.ring.oldest_step:
+    """Return the first step of a row of skipped ones: since then no update has been made."""
+    first = seen.step - state.skips + 1
+    if not fault.skipped or fault.unscaled or state.skips <= 2 or first < state.ring.oldest_step:
         return seen, rows
     with kept(state.run, seen.step + 1):
-        rewind(state.run, state.ring, second)
-        again = replay_step(state.run, second, state.rows, recorded=True)
+        rewind(state.run, state.ring, first)
+        again = replay_step(state.run, first, state.rows, recorded=True)
         found = state.rows.take()
     return (again, found) if again.finite.grads else (seen, rows)
 

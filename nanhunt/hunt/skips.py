@@ -24,12 +24,14 @@ def skipped_fault(state: HuntState, seen: Replayed) -> StepFault | None:
     """Tell the scaler's ordinary skipped step from a gradient that is not finite at any loss scale."""
     if seen.result is None or not seen.result.skipped:
         state.skips = 0
+        state.skip_scales.clear()
         return None
     scale = seen.result.loss_scale or 1.0
-    state.skip_scale = state.skip_scale if state.skips else scale
     state.skips += 1
-    stuck = state.skips >= _STUCK and scale >= state.skip_scale
-    if seen.result.by_hand:
+    state.skip_scales.append(scale)
+    stuck = state.skips >= _STUCK and scale >= state.skip_scales[-_STUCK]
+    by_hand = seen.result.by_hand or not state.run.scalers  # a scaler that is not found cannot be held at 1
+    if by_hand:
         look = UnscaledLook(finite=True, amax=math.nan)
         enough = state.skips >= _BY_HAND
     else:
@@ -48,7 +50,7 @@ def skipped_fault(state: HuntState, seen: Replayed) -> StepFault | None:
     if look.finite and not enough:
         return None
     names = look.names or tuple(seen.finite.grads)
-    held = f", at a loss scale that stays at {scale:g}" if stuck and not seen.result.by_hand else ""
+    held = f", at a loss scale that stays at {scale:g}" if stuck and not by_hand else ""
     reason = f"for {state.skips} steps in a row, each skipped{held}" if look.finite else "at a loss scale of 1 too"
     return StepFault(
         kind="gradient",

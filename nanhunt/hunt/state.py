@@ -74,9 +74,9 @@ class HuntState:
     #: twin runs so far, and the share of zeros that they showed to be innocent
     twins: int = 0
     innocent_zeros: float = 0.0
-    #: skipped steps in a row, and the loss scale of the first of them
+    #: skipped steps in a row, and their loss scales
     skips: int = 0
-    skip_scale: float = 0.0
+    skip_scales: list[float] = field(default_factory=list)
     #: what surveys found, by place: the first step that shows it
     silent: dict[tuple[str, str, str, str | None], int] = field(default_factory=dict)
     findings: list[SilentFault] = field(default_factory=list)

@@ -32,6 +32,8 @@ __all__ = ["Owned", "find_owned"]
 _DEPTH, _OBJECTS = 6, 20_000
 #: Items of a container that are followed: a list of optimizers is short, a data set is not.
 _ITEMS = 64
+#: What every optimizer holds.
+_OF_OPTIMIZERS = ("defaults", "state", "param_groups", "step")
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, type)
 
 
@@ -106,6 +108,8 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
     elif isinstance(value, types.ModuleType):
         if not is_installed_module(value):
             yield from ((k, v) for k, v in vars(value).items() if not k.startswith("__"))
+    elif isinstance(value, torch.optim.Optimizer):  # a scaler or a schedule that the user hung on it
+        yield from ((k, v) for k, v in vars(value).items() if k not in _OF_OPTIMIZERS and not k.startswith("_"))
     elif _is_theirs(value):
         yield from vars(value).items()
 

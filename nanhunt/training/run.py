@@ -65,7 +65,7 @@ class TrainingRun:
 
     def look_around(self) -> None:
         """Find again what the user's code keeps: some of it is made in the first step."""
-        self.owned = find_owned([self.train_step, self.loss, self.model], self.model)
+        self.owned = find_owned([self.train_step, self.loss, self.model, self.optimizer, self.handed], self.model)
 
     # --- what there is, by name ----------------------------------------------------------------------------------
 

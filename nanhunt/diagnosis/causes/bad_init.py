@@ -41,6 +41,7 @@ from __future__ import annotations
 import math
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.depth import DepthGrowth, growth_with_depth
 from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
@@ -58,16 +59,71 @@ _DIVERGED = 3.0
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for memory that nobody wrote, then for a first loss that no update can have made."""
     onset, start = evidence.onset, first_step(evidence)
+    if onset is not None and evidence.stall_reason in ("zero-gradient", "flat", "no-motion"):
+        return _degenerate(evidence)
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike) or onset.step > start + _SOON:
         return None
     fresh = start == 0 and is_untrained(evidence)
     unfilled = "missing" in evidence.manifest.match or "shape differs" in evidence.manifest.match
+    written = garbage(evidence)
+    # bits of every size are memory that nobody wrote, whenever it was added to the model
+    told = fresh or (written is not None and (written.qualified in evidence.manifest.match or not written.bad))
+    if written is not None and told:
+        return _unwritten(evidence, written)
     if not fresh and not unfilled:
         return None
-    written = garbage(evidence)
-    if written is not None and (fresh or written.qualified in evidence.manifest.match):
-        return _unwritten(evidence, written)
-    return _misscaled(evidence, start) if fresh and (evidence.is_spike or _diverged(evidence)) else None
+    if not fresh or not (evidence.is_spike or _diverged(evidence)):
+        return None
+    deep = growth_with_depth(evidence, start)
+    return _growing(evidence, deep) if deep is not None else _misscaled(evidence, start)
+
+
+def _degenerate(evidence: Evidence) -> Suspect | None:
+    """Trained weights that are one number all over: zeros whose gradients are each other's products, or equal units."""
+    onset = evidence.onset
+    assert onset is not None
+    moved = {key for key, series in evidence.history("grad", "amax").items() if series}
+    flat = [
+        w
+        for w in loaded_weights(evidence)
+        if len(w.shape) >= 2 and w.numel > 1 and (w.module, w.name) in moved and w.std == 0.0
+    ]
+    if not flat:
+        return None
+    value = flat[0].amax
+    what = "zero" if value == 0.0 else f"{in_words(value)}"
+    return Suspect(
+        cause="bad-init",
+        grade=Grade.SUPPORTED,
+        summary=f"{flat[0].qualified}{f' and {len(flat) - 1} more trained matrices' if len(flat) > 1 else ''} hold {what} in every element: no gradient tells their units apart",
+        location=Location(step=onset.step, phase="load", module=flat[0].module, parameter=flat[0].qualified),
+        exhibits=(
+            Exhibit(claim="trained matrices that are constant when the replay begins", value=float(len(flat)), threshold=0.0),
+            Exhibit(claim=f"their value, in {flat[0].qualified}", value=value),
+        ),
+        fixes=(f"draw {flat[0].qualified} at random: of two factors that are multiplied, one may begin at zero and not both",),
+        depth=1,
+    )  # fmt: skip
+
+
+def _growing(evidence: Evidence, deep: DepthGrowth) -> Suspect:
+    """Activations that grow by a factor at each block from the very first step."""
+    start = first_step(evidence)
+    return Suspect(
+        cause="bad-init",
+        grade=Grade.SUPPORTED,
+        summary=f"activations grow {in_words(deep.factor)} times from {deep.first} to {deep.last} before the first update",
+        location=Location(step=start, phase="load", module=deep.last),
+        exhibits=(
+            Exhibit(claim=f"RMS of the output of {deep.last} over that of {deep.first}", value=deep.factor, threshold=1.0),
+            Exhibit(claim=f"growth exponent over the {deep.records} modules that set a record; near 0 where initial values fit", value=deep.exponent),
+            Exhibit(claim="RMS of that output, against the largest value of the batch", value=deep.rms, threshold=deep.batch),
+        ),
+        fixes=(
+            "scale what each block adds to the residual stream by 1/sqrt(2·layers), or by 0.1 (EDSR), or normalise before it",
+        ),
+        depth=2,
+    )  # fmt: skip
 
 
 def _diverged(evidence: Evidence) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 FAULTY = True
 TRUTH = {
     "family": "audio",
-    "causes": ["activation-overflow"],
+    "causes": ["activation-overflow", "low-precision-accumulation"],
     "kind": ["nan", "inf"],
     "step": 16,
     "phase": ["forward"],

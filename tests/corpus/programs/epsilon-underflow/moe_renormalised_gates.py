@@ -11,7 +11,8 @@ from torch import nn
 FAULTY = True
 TRUTH = {
     "family": "moe",
-    "causes": ["epsilon-underflow", "zero-denominator"],
+    "causes": ["epsilon-underflow"],
+    "also": ["zero-denominator"],
     "kind": ["nan"],
     "step": 21,
     "phase": ["forward"],

@@ -10,8 +10,8 @@ from torch import nn
 FAULTY = True
 TRUTH = {
     "family": "embedding",
-    "causes": ["epsilon-underflow", "zero-denominator"],
-    "also": ["bad-sample"],
+    "causes": ["epsilon-underflow"],
+    "also": ["zero-denominator", "bad-sample"],
     "kind": ["nan"],
     "step": 17,
     "phase": ["forward"],
@@ -44,14 +44,14 @@ def build_model():
 
 
 def make_optimizer(model):
-    return torch.optim.Adam(model.parameters(), lr=2e-3)
+    return torch.optim.Adam(model.parameters(), lr=5e-4)
 
 
 PLACES = F.interpolate(torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(4)), size=16, mode="bilinear")
 
 
 def view(k, g):
-    return PLACES[k] * (0.6 + 0.6 * torch.rand(len(k), 1, 1, 1, generator=g)) + 0.08 * torch.rand(
+    return PLACES[k] * (0.6 + 0.6 * torch.rand(len(k), 1, 1, 1, generator=g)) + 0.2 * torch.rand(
         len(k), 1, 16, 16, generator=g
     )
 
