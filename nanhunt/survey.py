@@ -23,7 +23,7 @@ from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, chains_of,
 from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.trace.schema import Observation, Role
+from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 
@@ -32,7 +32,7 @@ __all__ = ["SilentFault", "ZeroWatch", "classes_of", "loses_at", "survey"]
 #: Share of a tensor's energy that a saturating cast cuts off, from which it is a fault: the amax alone, a tenth over the
 #: end, loses less than a hundredth of that.
 PINNED = 0.01
-#: Share of rows that an 8-bit or narrower cast makes zero, from which it is.
+#: Share of rows that an 8-bit or narrower cast makes zero, or of a gradient's energy that fp16 does, from which it is.
 FLUSHED = 0.1
 #: Additions of one line in one step that change nothing, from which a counter or a sum stands still.
 ABSORBED = 4
@@ -151,6 +151,8 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
     share_of_rows = found.rows_lost / max(1, found.rows)
     scaled = found.dtype.startswith(_SCALED)
     pinned, flushed = found.energy >= PINNED, scaled and share_of_rows >= FLUSHED
+    # behind the loss fp16 may flush the whole signal, which no scale brought along
+    flushed |= found.dtype == "float16" and found.event.phase is not Phase.FORWARD and found.flushed_energy >= FLUSHED
     if not (pinned or flushed or found.pinned):
         return None
     kind = "flushed" if flushed and not pinned else "pinned"
@@ -162,9 +164,10 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
         "elements": found.flushed if kind == "flushed" else found.pinned,
         "of": found.numel,
         "energy": found.energy,
+        "flushed_energy": found.flushed_energy,
         "rows": found.rows,
         "rows_lost": found.rows_lost,
-        "weight": share_of_rows if kind == "flushed" else found.energy,
+        "weight": max(share_of_rows, found.flushed_energy) if kind == "flushed" else found.energy,
         "samples": [],
         "birth": None,
     }

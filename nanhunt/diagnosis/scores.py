@@ -32,14 +32,19 @@ class Attention:
     def grown(self, until: int) -> float:
         """Return how many times the score rose up to a step; 1 where it did not rise, or began below 0.
 
-        The last two values stand above the whole first half: the score rose over steps, and one batch's high score is
-        no rise.
+        Two values or more of the last third stand above the whole first half: the score rose over steps, and one
+        batch's high score is no rise. A collapse at the very end takes nothing from it.
         """
         past = [v for s, v in sorted(self.scores.items()) if s <= until and math.isfinite(v)]
-        half = past[: len(past) // 2]
-        if len(past) < 4 or min(past[-2:]) <= max(half) or median(half) <= 0.0:
+        half, third = past[: len(past) // 2], past[-max(2, len(past) // 3) :]
+        if len(past) < 4 or sum(v > max(half) for v in third) < 2 or median(half) <= 0.0:
             return 1.0
-        return past[-1] / median(half)
+        return max(third) / median(half)
+
+    def is_saturated(self, until: int) -> bool:
+        """Whether the rows' entropy is a quarter or less of what it can be, on the last step that tells it."""
+        past = [v for s, v in sorted(self.entropy.items()) if s <= until and math.isfinite(v)]
+        return bool(past) and self.keys > 1 and past[-1] <= 0.25 * math.log(self.keys)
 
     def at(self, until: int) -> float:
         """Return the largest score known up to a step, the exact one where it was computed."""

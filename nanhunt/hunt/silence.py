@@ -165,6 +165,8 @@ def _said(body: dict[str, Any]) -> str:
     if body["kind"] == "absorbed":
         what = "an addition changes" if body["elements"] == 1 else f"{body['elements']} additions change"
         return f"a sum in {body['dtype']} stands still at {body['amax']:g}: {what} nothing"
+    if body["kind"] == "flushed" and body["dtype"] == "float16":
+        return f"{body['elements']} of {body['of']} values become zero in float16, {body['flushed_energy']:.0%} of the sum of squares"
     if body["kind"] == "flushed":
         return f"{body['rows_lost']} of {body['rows']} rows become zero in a cast to {body['dtype']}"
     return (

@@ -22,6 +22,9 @@ from nanhunt.training.tree import map_tensors
 
 __all__ = ["hear_exactly", "spiked"]
 
+#: Times the worst sample of healthy batches up to which a sample is like it.
+_LIKE_HEALTHY = 2.0
+
 #: Loss of a step over its baseline from which one outlying sample counts although the run recovers.
 CORRUPT = 10.0
 
@@ -154,6 +157,18 @@ def _gone_again(state: HuntState, event: Event) -> Onset | None:
     )
 
 
+def _usual_worst(state: HuntState, event: Event) -> float | None:
+    """Return the largest loss of one sample in three healthy batches before the spike; None where it cannot be had."""
+    run, found = state.run, []
+    for step in range(event.lead_step - 3, event.lead_step):
+        if step < max(state.ring.oldest_step, run.start_step):
+            continue
+        rewind(run, state.ring, step)
+        losses = sample_losses(run, step, 0)
+        found += [x for x in losses or [] if math.isfinite(x)]
+    return max(found, default=None)
+
+
 def _samples_at(state: HuntState, event: Event) -> dict[str, Any]:
     """Return each sample's own loss and gradient norm at the alarm, and who stands out in either.
 
@@ -176,10 +191,13 @@ def _samples_at(state: HuntState, event: Event) -> dict[str, Any]:
             "losses": losses,
             "reason": "the samples' own losses do not add up to the batch's: it takes them together",
         }
+    body["usual"] = _usual_worst(state, event)
     by_loss = sorted(range(len(losses)), key=lambda i: -losses[i] if math.isfinite(losses[i]) else -math.inf)
     rewind(run, state.ring, step)
     norms = sample_norms(run, step, 0, by_loss)
-    far = loss_outliers(losses)
-    if not far and len(norms) >= 3:
+    # a model that is sure of itself is now and then surely wrong: what healthy batches have as well is no outlier
+    raw = loss_outliers(losses)
+    far = [i for i in raw if not losses[i] <= _LIKE_HEALTHY * (body["usual"] or 0.0)]
+    if not raw and len(norms) >= 3:
         far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), ratio=10.0))]
     return body | {"losses": losses, "norms": {str(i): n for i, n in norms.items()}, "outliers": sorted(far)}

@@ -8,7 +8,8 @@ Four ways, each with its own measure.
   as good as well, and no fault.
 - Pinned. A saturating cast, or a clamp at a format's end, leaves its largest number in the place of larger ones. What
   counts is the energy that is cut off: the amax itself stands exactly at the end under ordinary scaling.
-- Flushed. A cast whose scale another element set makes zeros of whole rows.
+- Flushed. A cast whose scale another element set makes zeros of whole rows. Behind the loss a cast to fp16, or a
+  division there by a number, makes zeros of small gradients; what counts is their share of the sum of squares.
 - Absorbed. A sum in half precision, added to in place, that has become too large to feel what is added.
 
 What it costs. Two passes over the operands of casts and clamps, and a second look at the step for erased values only.
@@ -50,6 +51,11 @@ _NORMED = 1e-3
 _DIVISIONS = ("aten.rsqrt", "aten.reciprocal", "aten.div", "aten.true_divide", "aten.pow")
 _NORMS = ("aten.native_layer_norm", "aten._fused_rms_norm", "aten.native_group_norm", "aten.rms_norm")
 _CASTS = ("aten._to_copy", "aten.copy_", "aten.to")
+#: An fp16 gradient times or over a number: by the loss scale, the count of micro-batches or of workers.
+_SCALINGS = ("aten.div", "aten.mul")
+_PRODUCTS = ("aten.mm", "aten.bmm", "aten.addmm", "aten.mul.Tensor", "aten.sum", "aten.convolution_backward")
+#: What fp16 rounds to zero: half of its smallest number.
+_FLUSHED_FP16 = 2.0**-25
 _CLAMPS = ("aten.clamp", "aten.hardtanh", "aten.clip")
 #: Events of one chain, and chains of one step, that are computed again.
 _LONG, _MANY = 12, 8
@@ -67,6 +73,8 @@ class Lossy:
     pinned: int
     energy: float
     flushed: int
+    #: share of the sum of squares that lies in what was flushed
+    flushed_energy: float
     #: rows (along the last dimension) with a non-zero element, and those of which nothing is left
     rows: int
     rows_lost: int
@@ -98,8 +106,8 @@ class CastWatch:
         """Nothing waits here."""
 
     def wants(self, index: int, op: str) -> bool:
-        """Whether the op adds in place: what it added to must be known as it was."""
-        return op.startswith("aten.add_.")
+        """Whether the op adds or scales in place: what it wrote to must be known as it was."""
+        return op.startswith(("aten.add_.", "aten.div_.", "aten.mul_."))
 
     def took(
         self,
@@ -111,8 +119,11 @@ class CastWatch:
         """Measure what the op lost."""
         if event.op.startswith("aten.add_.") and event.phase.value == "forward":
             self._added(event, before, outputs)
+        if event.phase is Phase.BACKWARD and outputs and outputs[0][1].dtype is torch.float16:
+            self._vanished(event, func, before, outputs[0][1])
         is_norm = event.op.startswith(_NORMS) and not event.op.endswith("_backward")
-        if not outputs or not (event.op.startswith(_CASTS) or event.op.startswith(_CLAMPS) or is_norm):
+        is_scaling = event.op.startswith(_SCALINGS) and event.phase is not Phase.FORWARD and _by_a_number(before)
+        if not outputs or not (is_norm or is_scaling or event.op.startswith((*_CASTS, *_CLAMPS))):
             return
         given = [t for _, t in tensors_of([*before[0], *before[1].values()]) if t.is_floating_point() and t.numel()]
         made = outputs[0][1]
@@ -123,10 +134,29 @@ class CastWatch:
                 args, kwargs = map_tensors(_kept, before)
                 self.norms.append((event, Capture(func, args, kwargs, [(n, _kept(t)) for n, t in outputs])))
             return
+        if is_scaling and made.dtype is not torch.float16:
+            return
         operand = given[-1] if event.op.startswith("aten.copy_") else given[0]
         lossy = _measured(event, operand, made, before)
         if lossy is not None:
             self.found.append(lossy)
+
+    def _vanished(self, event: OpEvent, func: Any, before: Any, made: Tensor) -> None:
+        """Note a product in backward of which nothing is left in fp16, where fp64 has small numbers all over."""
+        if not event.op.startswith(_PRODUCTS) or not made.numel() or bool(made.any()):
+            return
+        wide = in_fp64(Capture(func, before[0], before[1], [("output", made)])).outputs.get("output")
+        if wide is None or wide.shape != made.shape or not bool(torch.isfinite(wide).all()) or not bool(wide.any()):
+            return
+        amax = float(wide.abs().max())
+        if amax > _FLUSHED_FP16:
+            return
+        self.found.append(
+            Lossy(
+                event=event, dtype="float16", end=float(torch.finfo(torch.float16).max), amax=amax, numel=made.numel(),
+                pinned=0, energy=0.0, flushed=int((wide != 0).sum()), flushed_energy=1.0, rows=0, rows_lost=0,
+            )
+        )  # fmt: skip
 
     def _added(
         self, event: OpEvent, before: tuple[tuple[Any, ...], dict[str, Any]], outputs: list[tuple[str, Tensor]]
@@ -155,6 +185,8 @@ def _measured(event: OpEvent, operand: Tensor, made: Tensor, before: Any) -> Los
         return None
     is_cast = not event.op.startswith(_CLAMPS)
     end = _end_of_cast(operand, made) if is_cast else _end_of_clamp(before)
+    if event.op.startswith(_SCALINGS):
+        end = float(torch.finfo(made.dtype).max)
     if end is None:
         return None
     x = plain_values(operand.detach()).double()
@@ -175,9 +207,17 @@ def _measured(event: OpEvent, operand: Tensor, made: Tensor, before: Any) -> Los
         pinned=int((over > 0).sum()),
         energy=float(over.square().sum()) / energy if energy > 0.0 and math.isfinite(energy) else 0.0,
         flushed=int(gone.sum()),
+        flushed_energy=float(x[gone].square().sum()) / energy if energy > 0.0 and math.isfinite(energy) else 0.0,
         rows=int(alive.sum()),
         rows_lost=int((alive & ~left).sum()),
     )
+
+
+def _by_a_number(before: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether a product or quotient is one of a tensor and a single number."""
+    args = before[0]
+    other = args[1] if len(args) > 1 else None
+    return isinstance(other, (int, float)) or (isinstance(other, Tensor) and other.dim() == 0)
 
 
 def _meant(bound: float) -> str:

@@ -56,6 +56,8 @@ __all__ = ["CAUSE"]
 _STRONG = 1000.0
 #: Scores from which a softmax that is steadily fed larger ones is on its way there (QK-clip caps at 100).
 _LARGE = 100.0
+#: Scores that leave a row to one key: its neighbours have weights of exp(-30) = 1e-13.
+_SHARP = 30.0
 #: Growth of the scores, or of what makes them, over the recorded steps that is a trend.
 _GROWN = 2.0
 _PRODUCTS = ("bmm", "baddbmm", "mm", "mul", "div", "matmul", "einsum")
@@ -72,21 +74,34 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if birth is None or score < _STRONG or constant_of(birth, evidence) is not None:
         return None
     module, growth = _grown(evidence, birth.module)
-    if onset.samples and growth < _GROWN:
+    before = _before(evidence, birth.module)
+    if onset.samples and growth < _GROWN and before < _STRONG:
         return None
     return Suspect(
         cause="attention-logit-growth",
-        grade=Grade.SUPPORTED if growth >= _GROWN else Grade.CONSISTENT,
+        grade=Grade.SUPPORTED if growth >= _GROWN or before >= _STRONG else Grade.CONSISTENT,
         summary=f"attention scores reach {in_words(score)}"
         + (f", after {module} grew {in_words(growth)} times" if growth >= _GROWN else ""),
         location=place_of(evidence, birth),
         exhibits=(
             Exhibit(claim="largest attention score of the bad step, in fp64", value=score, threshold=_STRONG),
             Exhibit(claim=f"growth of {module or 'what is inside'} before the onset", value=growth, threshold=_GROWN),
+            *(
+                (Exhibit(claim="largest score on the healthy steps before", value=before, threshold=_STRONG),)
+                if before
+                else ()
+            ),
         ),
         fixes=_fixes(birth.module, score),
         depth=1,
     )
+
+
+def _before(evidence: Evidence, module: str) -> float:
+    """Return the largest score that was heard in a module on the steps before the onset; 0 where none was."""
+    onset = evidence.onset
+    own = [a.at(onset.step - 1) for a in attentions(evidence) if a.module == module] if onset else []
+    return max(own, default=0.0)
 
 
 def _fixes(module: str, score: float) -> tuple[str, ...]:
@@ -110,7 +125,7 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
         )
     grown = [(a.grown(lead), a.at(lead), a) for a in heard]
     growing = [g for g in grown if g[0] >= _GROWN and g[1] >= _LARGE]
-    saturated = [g for g in grown if g[1] >= _STRONG]
+    saturated = [g for g in grown if g[1] >= _STRONG or (g[0] > 1.0 and g[1] >= _SHARP and g[2].is_saturated(lead))]
     growth, score, attention = max(growing or saturated, key=lambda g: g[1], default=(1.0, 0.0, None))
     if attention is None:
         return None
@@ -128,7 +143,8 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
             *_entropy(attention, lead),
         ),
         fixes=_fixes(attention.module, score),
-        depth=0 if rate_jump(evidence) else 1,  # a rate that jumped is what made them grow
+        # a rate that jumped is what made them grow
+        depth=0 if rate_jump(evidence) or not growing else 1,
     )  # fmt: skip
 
 

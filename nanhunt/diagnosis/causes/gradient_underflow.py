@@ -45,7 +45,7 @@ import math
 from typing import Any
 
 from nanhunt.diagnosis.births import place, root
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import number
 from nanhunt.interventions import Prediction
@@ -66,6 +66,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset = evidence.onset
     if onset is not None and evidence.is_nonfinite:
         return _collapsed(evidence)
+    flushed = next((b for b in evidence.silent("flushed") if b["dtype"] == "float16"), None)
+    if onset is not None and evidence.is_stall and flushed is not None and flushed["step"] == onset.step:
+        return _made_zero(evidence, flushed)
     if (
         onset is None
         or not evidence.is_stall
@@ -111,6 +114,28 @@ def _collapsed(evidence: Evidence) -> Suspect | None:
         predictions=(Prediction(trial="scale-1", expect="cured"),),
         depth=1,
     )
+
+
+def _made_zero(evidence: Evidence, flushed: dict[str, Any]) -> Suspect:
+    """A cast or a division behind the loss that makes zeros of gradients, counted where it happens."""
+    energy = float(flushed["flushed_energy"])
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"{flushed['op']} in float16 makes zero of {flushed['elements']} of {flushed['of']} gradient values, {energy:.0%} of their sum of squares",
+        location=Location(
+            step=int(flushed["step"]), phase=flushed["phase"], module=flushed["module"], op=flushed["op"], source=flushed["source"]
+        ),
+        exhibits=(
+            Exhibit(claim=f"share of the sum of squares that {flushed['op']} makes zero", value=energy, threshold=0.1),
+            Exhibit(claim="largest value that it is given; float16 makes zero of what is below", value=float(flushed["amax"]), threshold=_FLUSHED_FP16),
+            Exhibit(claim="values that it makes zero", value=float(flushed["elements"]), threshold=0.0),
+        ),
+        fixes=(
+            "scale the loss before backward, and divide in fp32 after it",
+            "send gradients in bf16, which has fp32's range, or divide by the workers after the sum",
+        ),
+    )  # fmt: skip
 
 
 def _suspect(evidence: Evidence, twin: dict[str, Any]) -> Suspect:

@@ -74,6 +74,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if not past and evidence.is_spike:
         return NotApplicable(reason="the rate did not jump, and no update before the onset was recorded")
     usual = median(past[-8:]) if past else 0.0
+    if usual < _FAR and evidence.is_nonfinite and _ran_away(evidence):
+        usual = far or 0.0  # it was stable for most of the replay, and left it in the end
     return _beyond_stability(evidence, usual) if usual >= _FAR else None
 
 
@@ -91,6 +93,12 @@ def _rise(evidence: Evidence) -> float:
     """Return how many times the loss grew, without a break, up to the onset."""
     rise = growth(evidence.scalars("loss"), evidence.onset.step if evidence.onset else 0)
     return rise.factor if rise else 1.0
+
+
+def _ran_away(evidence: Evidence) -> bool:
+    """Whether the loss rose from step to step, twice or more, before the NaN: no single batch did that."""
+    rise = growth(evidence.scalars("loss"), evidence.onset.step if evidence.onset else 0)
+    return rise is not None and rise.steps >= 2 and rise.factor >= _DIVERGED
 
 
 def _undefined_rate(evidence: Evidence) -> Suspect | None:
@@ -164,7 +172,7 @@ def _beyond_stability(evidence: Evidence, usual: float) -> Suspect:
         location=_place(evidence),
         exhibits=(
             Exhibit(
-                claim="median norm of the updates before the onset over the norm of the weights",
+                claim="norm of the updates before the onset over the norm of the weights",
                 value=usual,
                 threshold=_FAR,
             ),

@@ -14,7 +14,7 @@ TRUTH = {
     "causes": ["attention-logit-growth"],
     "also": ["learning-rate-too-high"],
     "kind": ["loss-spike", "divergence"],
-    "step": (66, 73),
+    "step": (66, 74),
     "samples": [],
 }
 CONFIG = {"train": {"steps": 24}}

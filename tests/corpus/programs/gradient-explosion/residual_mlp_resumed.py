@@ -13,7 +13,7 @@ TRUTH = {
     "causes": ["gradient-explosion", "learning-rate-too-high"],
     "also": ["activation-overflow"],
     "kind": ["loss-spike", "divergence", "nan", "inf"],
-    "step": (61, 66),
+    "step": (61, 67),
     "samples": [],
 }
 CONFIG = {"train": {"steps": 12}}

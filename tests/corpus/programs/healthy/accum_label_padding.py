@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "t5"}
-CONFIG = {"train": {"steps": 24, "accumulate": 4, "clip_grad_norm": 1.0}}
+CONFIG = {"train": {"steps": 12, "accumulate": 4, "clip_grad_norm": 1.0}}
 BEFORE = 30
 
 VOCAB, LONGEST, DIM, START = 16, 9, 32, 1

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 TRUTH = {"family": "diffusion"}
-CONFIG = {"train": {"steps": 40}}
+CONFIG = {"train": {"steps": 30}}
 BEFORE = 120
 
 STEPS = 100

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "detection"}
-CONFIG = {"train": {"steps": 36}}
+CONFIG = {"train": {"steps": 22}}
 BEFORE = 60
 
 SIDE = 16

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "transformer"}
-CONFIG = {"train": {"steps": 30, "clip_grad_norm": 1.0}}
+CONFIG = {"train": {"steps": 14, "clip_grad_norm": 1.0}}
 BEFORE = 40
 
 VOCAB, DIM, HEADS, LENGTH = 24, 32, 2, 20

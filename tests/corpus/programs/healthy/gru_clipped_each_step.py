@@ -1,4 +1,4 @@
-"""Character-level GRU; the gradient's norm is 20 to 50 times the limit, and clipping is at work on every single step.
+"""Character-level GRU; the gradient's norm is 20 to 60 times the limit, and clipping is at work on every single step.
 
 The loss is summed over the sequence, as in the old recipes: SGD, a large rate and clip_grad_norm 0.25. Source: construction.
 """

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "mixer"}
-CONFIG = {"train": {"steps": 28, "clip_grad_norm": 1.0}, "precision": {"autocast": "bf16", "grad_scaler": False}}
+CONFIG = {"train": {"steps": 16, "clip_grad_norm": 1.0}, "precision": {"autocast": "bf16", "grad_scaler": False}}
 BEFORE = 30
 
 TOKENS, DIM, CLASSES = 16, 32, 5

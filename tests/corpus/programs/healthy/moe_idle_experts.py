@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "moe"}
-CONFIG = {"train": {"steps": 30}}
+CONFIG = {"train": {"steps": 14}}
 BEFORE = 30
 
 EXPERTS, DIM, CLASSES = 8, 16, 6

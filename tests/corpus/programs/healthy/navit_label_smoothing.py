@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TRUTH = {"family": "vit"}
-CONFIG = {"train": {"steps": 30, "clip_grad_norm": 1.0}}
+CONFIG = {"train": {"steps": 22, "clip_grad_norm": 1.0}}
 BEFORE = 60
 
 PATCHES, PIXELS, DIM, CLASSES = 12, 16, 32, 4
