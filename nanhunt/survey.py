@@ -19,7 +19,7 @@ from nanhunt.probes.event import OpEvent
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, chains_of, erased_in, norms_in
+from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, Unmoved, chains_of, erased_in, norms_in
 from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
@@ -32,6 +32,11 @@ __all__ = ["SilentFault", "ZeroWatch", "classes_of", "loses_at", "survey"]
 #: Share of a tensor's energy that a saturating cast cuts off, from which it is a fault: the amax alone, a tenth over the
 #: end, loses less than a hundredth of that.
 PINNED = 0.01
+#: Share of elements that it pins, from which it is: of a block of 32 scaled by its amax one element may be.
+CROWDED = 0.25
+#: Share of elements that a decay or an average leaves as they were, from which it is one in name only; and the smallest
+#: decay a step that matters: below it weights take more than 2000 steps to forget.
+UNMOVED, MATERIAL = 0.9, 5e-4
 #: Share of rows that an 8-bit or narrower cast makes zero, or of a gradient's energy that fp16 does, from which it is.
 FLUSHED = 0.1
 #: Additions of one line in one step that change nothing, from which a counter or a sum stands still.
@@ -74,6 +79,7 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
         told += [_absorbed(run, a, step) for a in watch.absorbed.values() if _stands_still(a)]
+        told += [_unmoved(run, u, step) for u in watch.unmoved if _stays(u)]
         told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
     return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
@@ -150,7 +156,9 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
     """Return a cast or clamp that lost something worth telling."""
     share_of_rows = found.rows_lost / max(1, found.rows)
     scaled = found.dtype.startswith(_SCALED)
-    pinned, flushed = found.energy >= PINNED, scaled and share_of_rows >= FLUSHED
+    # where all of a block lies between the last number and the end, little energy is cut off and all is the same
+    crowded = scaled and found.pinned >= CROWDED * found.numel
+    pinned, flushed = found.energy >= PINNED or crowded, scaled and share_of_rows >= FLUSHED
     # behind the loss fp16 may flush the whole signal, which no scale brought along
     flushed |= found.dtype == "float16" and found.event.phase is not Phase.FORWARD and found.flushed_energy >= FLUSHED
     if not (pinned or flushed or found.pinned):
@@ -172,6 +180,29 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
         "birth": None,
     }
     return SilentFault(kind=kind, serious=pinned or flushed, body=body)
+
+
+def _stays(found: Unmoved) -> bool:
+    is_material = found.factor is None or 1.0 - found.factor >= MATERIAL
+    return is_material and found.kept >= UNMOVED * found.asked
+
+
+def _unmoved(run: TrainingRun, found: Unmoved, step: int) -> SilentFault:
+    name = found.origin.partition(" ")[2]
+    body = _placed(run, found.event, step) | {
+        "kind": "unmoved",
+        "dtype": found.dtype,
+        "end": 0.0,
+        "amax": found.amax,
+        "elements": found.kept,
+        "of": found.asked,
+        "factor": found.factor,
+        "parameter": name,
+        "weight": found.asked,
+        "samples": [],
+        "birth": None,
+    }
+    return SilentFault(kind="unmoved", serious=True, body=body | {"module": name.rpartition(".")[0] or body["module"]})
 
 
 def _absorbed(run: TrainingRun, found: Absorbed, step: int) -> SilentFault:

@@ -129,6 +129,9 @@ _ALIKE = 16
 
 def _told_onset(onset: Onset | None, suspects: list[Suspect]) -> Onset | None:
     """Give the onset the samples of the first suspect, where the hunt itself left them open."""
+    refuted = {s.location.samples for s in suspects if s.cause == "bad-sample" and s.grade is Grade.REFUTED}
+    if onset is not None and onset.samples and tuple(onset.samples) in refuted:
+        return replace(onset, samples=[])  # without them the fault is there as well
     if onset is None or onset.samples or not suspects or not suspects[0].location.samples:
         return onset
     return replace(onset, samples=list(suspects[0].location.samples))

@@ -162,6 +162,9 @@ def _said(body: dict[str, Any]) -> str:
     if body["kind"] == "erased":
         what = f"{body['elements']} of {body['of']} values are exactly zero"
         return f"{what}, where fp64 has up to {body['amax']:.4g}: an infinity before them was divided by"
+    if body["kind"] == "unmoved":
+        what = "a moving average" if body["factor"] is None else f"a decay by {1.0 - body['factor']:.2g}"
+        return f"{what} leaves {body['elements']} of {body['of']} elements in {body['dtype']} as they were"
     if body["kind"] == "absorbed":
         what = "an addition changes" if body["elements"] == 1 else f"{body['elements']} additions change"
         return f"a sum in {body['dtype']} stands still at {body['amax']:g}: {what} nothing"

@@ -10,6 +10,8 @@ Four ways, each with its own measure.
   counts is the energy that is cut off: the amax itself stands exactly at the end under ordinary scaling.
 - Flushed. A cast whose scale another element set makes zeros of whole rows. Behind the loss a cast to fp16, or a
   division there by a number, makes zeros of small gradients; what counts is their share of the sum of squares.
+- Unmoved. An average or a decay in place, behind the backward pass, that leaves nine of ten half-precision elements as
+  they were: a moving average of weights that stands still, a decay smaller than half an ulp.
 - Absorbed. A sum in half precision, added to in place, that has become too large to feel what is added.
 
 What it costs. Two passes over the operands of casts and clamps, and a second look at the step for erased values only.
@@ -31,7 +33,7 @@ from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.trace.schema import Phase
 from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "chains_of", "erased_in", "norms_in"]
+__all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "Unmoved", "chains_of", "erased_in", "norms_in"]
 
 #: Largest numbers of the formats that a clamp may stand for; smaller ends (6, 28) are activations of their own.
 _ENDS = {
@@ -53,6 +55,10 @@ _NORMS = ("aten.native_layer_norm", "aten._fused_rms_norm", "aten.native_group_n
 _CASTS = ("aten._to_copy", "aten.copy_", "aten.to")
 #: An fp16 gradient times or over a number: by the loss scale, the count of micro-batches or of workers.
 _SCALINGS = ("aten.div", "aten.mul")
+#: What moves a weight behind the backward pass: an average, a decay.
+_MOVES = ("aten.lerp_.", "aten.mul_.")
+#: Relative distance of an average from what it follows from which it ought to move: some ulps of bf16.
+_APART = 0.02
 _PRODUCTS = ("aten.mm", "aten.bmm", "aten.addmm", "aten.mul.Tensor", "aten.sum", "aten.convolution_backward")
 #: What fp16 rounds to zero: half of its smallest number.
 _FLUSHED_FP16 = 2.0**-25
@@ -93,12 +99,29 @@ class Absorbed:
 
 
 @dataclass(slots=True)
+class Unmoved:
+    """A decay or an average in place that changed almost nothing of a half-precision weight."""
+
+    event: OpEvent
+    dtype: str
+    #: what it is called: "parameter target.0.weight"
+    origin: str
+    amax: float
+    #: elements that ought to have moved, and those that did not
+    asked: int
+    kept: int
+    #: the factor of a decay; None of an average
+    factor: float | None
+
+
+@dataclass(slots=True)
 class CastWatch:
     """Looks at every cast to a narrower format, and at every clamp at a format's end."""
 
     found: list[Lossy] = field(default_factory=list)
     #: additions in place that changed no bit of a half-precision sum, by op and line
     absorbed: dict[tuple[str, object], Absorbed] = field(default_factory=dict)
+    unmoved: list[Unmoved] = field(default_factory=list)
     #: outputs of norms with rows of nothing but zeros
     norms: list[tuple[OpEvent, Capture]] = field(default_factory=list)
 
@@ -107,7 +130,7 @@ class CastWatch:
 
     def wants(self, index: int, op: str) -> bool:
         """Whether the op adds or scales in place: what it wrote to must be known as it was."""
-        return op.startswith(("aten.add_.", "aten.div_.", "aten.mul_."))
+        return op.startswith(("aten.add_.", "aten.div_.", "aten.mul_.", "aten.lerp_."))
 
     def took(
         self,
@@ -119,6 +142,8 @@ class CastWatch:
         """Measure what the op lost."""
         if event.op.startswith("aten.add_.") and event.phase.value == "forward":
             self._added(event, before, outputs)
+        if event.op.startswith(_MOVES):
+            self._moved(event, before, outputs)
         if event.phase is Phase.BACKWARD and outputs and outputs[0][1].dtype is torch.float16:
             self._vanished(event, func, before, outputs[0][1])
         is_norm = event.op.startswith(_NORMS) and not event.op.endswith("_backward")
@@ -140,6 +165,32 @@ class CastWatch:
         lossy = _measured(event, operand, made, before)
         if lossy is not None:
             self.found.append(lossy)
+
+    def _moved(self, event: OpEvent, before: Any, outputs: list[tuple[str, Tensor]]) -> None:
+        """Measure what a decay or an average left as it was."""
+        args = before[0]
+        was, other = args[0], args[1] if len(args) > 1 else None
+        origin = next((o for _, _, _, o in event.made if o), "")
+        if not isinstance(was, Tensor) or was.dtype not in (torch.float16, torch.bfloat16) or was.numel() < 2:
+            return
+        if not origin.startswith(("parameter", "buffer")) and (origin or event.phase is not Phase.UPDATE):
+            return  # a moment that cannot decay is told by what it does to the update
+        factor = float(other) if isinstance(other, (int, float)) else None
+        if factor is not None:
+            asked = was != 0 if 0.0 < 1.0 - factor < 0.5 else None
+        else:
+            far = isinstance(other, Tensor) and other.shape == was.shape and other.is_floating_point()
+            asked = (
+                (other.double() - was.double()).abs() > _APART * was.double().abs()
+                if far and isinstance(other, Tensor)
+                else None
+            )
+        if asked is None or not bool(asked.any()):
+            return
+        kept = asked & (outputs[0][1] == was)
+        dtype = str(was.dtype).removeprefix("torch.")
+        amax = float(was.abs().max())
+        self.unmoved.append(Unmoved(event, dtype, origin, amax, int(asked.sum()), int(kept.sum()), factor))
 
     def _vanished(self, event: OpEvent, func: Any, before: Any, made: Tensor) -> None:
         """Note a product in backward of which nothing is left in fp16, where fp64 has small numbers all over."""

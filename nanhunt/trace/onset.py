@@ -37,6 +37,9 @@ EARLY, AWAY = 3.0, 2.0
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
 
+#: A loss that fell and rose again: steps that it takes to see one, and its last level over its first.
+REBOUND_STEPS, REBOUND = 12, 1.1
+
 
 @dataclass(slots=True)
 class Series:
@@ -178,7 +181,7 @@ class SpikeWatch:
         """Decide a pending event when no more steps come: a fault where the loss was still away from its baseline."""
         event = self.event
         if event is None:
-            return self._slow()
+            return self._slow() or self._rebound()
         above = [*event.after] or [event.peak_loss > event.baseline_loss * 1.5]
         return self._closed("fault" if above[-1] and event.severity > ALARM else "benign")
 
@@ -209,6 +212,43 @@ class SpikeWatch:
             verdict="fault",
             kind="divergence",
             losses=losses[last_low + 1 :] or losses[-1:],
+            slow=True,
+        )
+        self.past.append(event)
+        return event
+
+    def _rebound(self) -> Event | None:
+        """Return the event of a loss that had fallen, rose again beyond where it began, and stayed there.
+
+        While it falls its own past is no baseline: what it is held against is its lowest level. A loss that comes back
+        to where it began is none: batches that were repeated after a resume, and then came to an end, look so.
+        """
+        steps = [s for s, x in sorted(self.losses.items()) if math.isfinite(x)]
+        losses = [self.losses[s] for s in steps]
+        if len(steps) < REBOUND_STEPS:
+            return None
+        smooth = [median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))]
+        low = min(range(len(smooth)), key=lambda i: smooth[i])
+        tail = losses[max(low + 1, len(losses) - 5) :]
+        noise = 1.4826 * median(abs(b - a) for a, b in pairwise(losses)) / math.sqrt(2.0)
+        if len(tail) < 5 or smooth[low] <= 0.0:
+            return None
+        far = min(tail) > AWAY * smooth[low] and median(tail) - smooth[low] > SLOW_NOISE * noise
+        if not far or median(tail) < REBOUND * median(losses[:3]):
+            return None
+        lead = next(i for i in range(low, len(losses)) if losses[i] > 1.5 * smooth[low])
+        peak = max(range(low, len(losses)), key=lambda i: losses[i])
+        event = Event(
+            lead_step=steps[lead],
+            lead="loss",
+            alarm_step=steps[lead],
+            severity=(median(tail) - smooth[low]) / max(noise, 1e-12),
+            peak_loss=losses[peak],
+            peak_step=steps[peak],
+            baseline_loss=smooth[low],
+            verdict="fault",
+            kind="divergence",
+            losses=losses[lead:],
             slow=True,
         )
         self.past.append(event)

@@ -120,8 +120,11 @@ def _lost(evidence: Evidence) -> Suspect | None:
         step=onset.step, phase=found["phase"], module=found["module"], op=found["op"], source=found["source"]
     )
     size = Exhibit(claim=f"largest value that was cast; {dtype} ends at", value=float(found["amax"]), threshold=end)
+    lost = Exhibit(
+        claim=f"values that the cast changes so, of {found['of']}", value=float(found["elements"]), threshold=0.0
+    )
     suspect = _suspect(said, location, exhibit, Grade.PROVED if evidence.is_stall else Grade.SUPPORTED)
-    return replace(suspect, exhibits=(*suspect.exhibits, size), depth=0 if evidence.is_stall else 1)
+    return replace(suspect, exhibits=(*suspect.exhibits, lost, size), depth=0 if evidence.is_stall else 1)
 
 
 def _piles(evidence: Evidence) -> list[_Pile]:

@@ -41,9 +41,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from nanhunt.diagnosis.births import place
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import format_of, number
 
@@ -69,6 +70,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset = evidence.onset
     if onset is None or not evidence.is_stall or onset.phase != "update":
         return None
+    unmoved = next(iter(evidence.silent("unmoved")), None)
+    if unmoved is not None and unmoved["step"] == onset.step:
+        return _unmoved(evidence, unmoved)
     rate = evidence.scalars("lr").get(onset.step) or evidence.hyper("lr")
     weights = _still(evidence, onset.step)
     if not rate or not weights:
@@ -80,6 +84,35 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     # Adam divides the gradient by its own size; other optimizers take it as it is
     step = rate if evidence.beta2 is not None else rate * witness.gradient
     return _suspect(evidence, witness, step, 0.5 * float(fmt.ulp(witness.rms)), rate)
+
+
+def _unmoved(evidence: Evidence, body: dict[str, Any]) -> Suspect:
+    """A decay, or a moving average, that is smaller than half an ulp nearly everywhere."""
+    factor = body["factor"]
+    what = "the moving average" if factor is None else f"the decay by {number(1.0 - factor)} a step"
+    name = str(body["parameter"] or "the tensor")
+    fmt = format_of(str(body["dtype"]))
+    exhibits = [
+        Exhibit(claim=f"elements of {name} that it ought to move, and leaves as they are, of {body['of']}", value=float(body["elements"]), threshold=0.0)
+    ]  # fmt: skip
+    if fmt is not None and factor is not None:
+        claim = (
+            f"the decay, against the half ulp of {body['dtype']} relative to a weight that is just below a power of two"
+        )
+        exhibits.append(Exhibit(claim=claim, value=1.0 - factor, threshold=0.5 * float(fmt.ulp(1.0)) / 2))
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"{what} of {name} is lost in {body['dtype']}: {body['elements']} of {body['of']} elements keep their bits",
+        location=Location(
+            step=int(body["step"]), phase=body["phase"], module=body["module"], parameter=name, op=body["op"], source=body["source"]
+        ),
+        exhibits=tuple(exhibits),
+        fixes=(
+            f"keep {name} in fp32 (a copy for the average, master weights for the optimizer)",
+            "or round stochastically",
+        ),
+    )  # fmt: skip
 
 
 def _still(evidence: Evidence, step: int) -> list[_Weight]:

@@ -1,4 +1,4 @@
-"""Adjustment of a survey: points in millimetres, measured from eight stations; coordinates are half precision.
+"""Adjustment of a survey: points in millimetres, measured from eight stations; the refinement keeps coordinates in half precision.
 
 Between 1024 and 2048, fp16 has whole numbers only. A step of the descent, 0.04 of the misfit, is lost once the misfit is
 below a dozen millimetres. Source: construction.
@@ -12,14 +12,13 @@ TRUTH = {
     "family": "points",
     "causes": ["lost-update"],
     "kind": ["stall"],
-    "step": (8, 40),
+    "step": (40, 60),
     "phase": ["update"],
     "parameter": ["position"],
     "samples": [],
 }
 CONFIG = {"precision": {"params": "fp16"}, "train": {"steps": 40}}
 MENDED = {"precision": {"params": "fp32"}}
-BEFORE = 5
 
 POINTS = 400
 G = torch.Generator().manual_seed(17)
@@ -56,3 +55,14 @@ def batches(start_step=0):
 
 def compute_loss(model, batch):
     return 0.5 * (model() - batch).square().sum()
+
+
+def make_checkpoint(train):
+    """The coarse stage, in fp32."""
+    model = train.build_model()
+    opt = train.make_optimizer(model)
+    for _, batch in zip(range(40), train.batches()):
+        opt.zero_grad()
+        train.compute_loss(model, batch).backward()
+        opt.step()
+    return {"model": model.state_dict(), "optimizer": opt.state_dict(), "step": 40}

@@ -86,7 +86,11 @@ def batches(start_step=0):
         for t in range(3, LENGTH + 1):  # a token follows from the one three back
             fixed = torch.rand(16, generator=g) < 0.9
             ids[:, t] = torch.where(fixed, (5 * ids[:, t - 3] + 3) % VOCAB, ids[:, t])
-        first = torch.randint(0, 200, (16, 1), generator=g) if step < 410 else torch.randint(6000, 8000, (16, 1), generator=g)
+        first = (
+            torch.randint(0, 200, (16, 1), generator=g)
+            if step < 410
+            else torch.randint(6000, 8000, (16, 1), generator=g)
+        )
         yield ids, first + torch.arange(LENGTH)
         step += 1
 
