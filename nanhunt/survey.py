@@ -19,7 +19,7 @@ from nanhunt.probes.event import OpEvent
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, Unmoved, chains_of, erased_in, norms_in
+from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, Rounded, Unmoved, chains_of, erased_in, norms_in
 from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
@@ -37,6 +37,10 @@ CROWDED = 0.25
 #: Share of elements that a decay or an average leaves as they were, from which it is one in name only; and the smallest
 #: decay a step that matters: below it weights take more than 2000 steps to forget.
 UNMOVED, MATERIAL = 0.9, 5e-4
+#: The same of an average: what is far away still moves.
+AVERAGED = 0.6
+#: Share of distinct whole numbers that become another's, and of sums that are a tenth off, from which it is a fault.
+ROUNDED = {"collided": 0.25, "rounded": 0.02}
 #: Share of rows that an 8-bit or narrower cast makes zero, or of a gradient's energy that fp16 does, from which it is.
 FLUSHED = 0.1
 #: Additions of one line in one step that change nothing, from which a counter or a sum stands still.
@@ -79,6 +83,7 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
             erased += [e for e in found if e is not None]
         told = [_erased(run, e, probe, replayed, step) for e in erased]
         told += [_absorbed(run, a, step) for a in watch.absorbed.values() if _stands_still(a)]
+        told += [_rounded(run, r, step) for r in watch.rounded if r.share >= ROUNDED[r.kind]]
         told += [_unmoved(run, u, step) for u in watch.unmoved if _stays(u)]
         told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
@@ -184,7 +189,22 @@ def _lossy(run: TrainingRun, found: Lossy, step: int) -> SilentFault | None:
 
 def _stays(found: Unmoved) -> bool:
     is_material = found.factor is None or 1.0 - found.factor >= MATERIAL
-    return is_material and found.kept >= UNMOVED * found.asked
+    return is_material and found.kept >= (AVERAGED if found.factor is None else UNMOVED) * found.asked
+
+
+def _rounded(run: TrainingRun, found: Rounded, step: int) -> SilentFault:
+    body = _placed(run, found.event, step) | {
+        "kind": found.kind,
+        "dtype": found.dtype,
+        "end": 0.0,
+        "amax": found.amax,
+        "elements": round(found.share * found.of),
+        "of": found.of,
+        "weight": found.share,
+        "samples": [],
+        "birth": None,
+    }
+    return SilentFault(kind=found.kind, serious=True, body=body)
 
 
 def _unmoved(run: TrainingRun, found: Unmoved, step: int) -> SilentFault:

@@ -165,6 +165,12 @@ def _said(body: dict[str, Any]) -> str:
     if body["kind"] == "unmoved":
         what = "a moving average" if body["factor"] is None else f"a decay by {1.0 - body['factor']:.2g}"
         return f"{what} leaves {body['elements']} of {body['of']} elements in {body['dtype']} as they were"
+    if body["kind"] == "collided":
+        return (
+            f"{body['elements']} of {body['of']} distinct whole numbers become another's in a cast to {body['dtype']}"
+        )
+    if body["kind"] == "rounded":
+        return f"{body['elements']} of {body['of']} sums that are gathered in {body['dtype']} are a tenth off or more"
     if body["kind"] == "absorbed":
         what = "an addition changes" if body["elements"] == 1 else f"{body['elements']} additions change"
         return f"a sum in {body['dtype']} stands still at {body['amax']:g}: {what} nothing"

@@ -10,6 +10,8 @@ Four ways, each with its own measure.
   counts is the energy that is cut off: the amax itself stands exactly at the end under ordinary scaling.
 - Flushed. A cast whose scale another element set makes zeros of whole rows. Behind the loss a cast to fp16, or a
   division there by a number, makes zeros of small gradients; what counts is their share of the sum of squares.
+- Collided, rounded. Whole numbers (positions, ids) that become the same in half precision; sums that are gathered in it
+  one by one, against fp64.
 - Unmoved. An average or a decay in place, behind the backward pass, that leaves nine of ten half-precision elements as
   they were: a moving average of weights that stands still, a decay smaller than half an ulp.
 - Absorbed. A sum in half precision, added to in place, that has become too large to feel what is added.
@@ -33,7 +35,7 @@ from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.trace.schema import Phase
 from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "Unmoved", "chains_of", "erased_in", "norms_in"]
+__all__ = ["Absorbed", "CastWatch", "Erased", "Lossy", "Rounded", "Unmoved", "chains_of", "erased_in", "norms_in"]
 
 #: Largest numbers of the formats that a clamp may stand for; smaller ends (6, 28) are activations of their own.
 _ENDS = {
@@ -55,6 +57,8 @@ _NORMS = ("aten.native_layer_norm", "aten._fused_rms_norm", "aten.native_group_n
 _CASTS = ("aten._to_copy", "aten.copy_", "aten.to")
 #: An fp16 gradient times or over a number: by the loss scale, the count of micro-batches or of workers.
 _SCALINGS = ("aten.div", "aten.mul")
+#: Sums that are gathered element by element, in the format of what they are added to.
+_SCATTERS = ("aten.index_add", "aten.scatter_add", "aten.index_put", "aten.cumsum", "aten.scatter_reduce")
 #: What moves a weight behind the backward pass: an average, a decay.
 _MOVES = ("aten.lerp_.", "aten.mul_.")
 #: Relative distance of an average from what it follows from which it ought to move: some ulps of bf16.
@@ -115,12 +119,25 @@ class Unmoved:
 
 
 @dataclass(slots=True)
+class Rounded:
+    """Whole numbers that a narrow format tells no more apart, or sums that it holds wrongly: `share` of them, of `of`."""
+
+    event: OpEvent
+    dtype: str
+    kind: str
+    amax: float
+    of: int
+    share: float
+
+
+@dataclass(slots=True)
 class CastWatch:
     """Looks at every cast to a narrower format, and at every clamp at a format's end."""
 
     found: list[Lossy] = field(default_factory=list)
     #: additions in place that changed no bit of a half-precision sum, by op and line
     absorbed: dict[tuple[str, object], Absorbed] = field(default_factory=dict)
+    rounded: list[Rounded] = field(default_factory=list)
     unmoved: list[Unmoved] = field(default_factory=list)
     #: outputs of norms with rows of nothing but zeros
     norms: list[tuple[OpEvent, Capture]] = field(default_factory=list)
@@ -130,7 +147,7 @@ class CastWatch:
 
     def wants(self, index: int, op: str) -> bool:
         """Whether the op adds or scales in place: what it wrote to must be known as it was."""
-        return op.startswith(("aten.add_.", "aten.div_.", "aten.mul_.", "aten.lerp_."))
+        return op.startswith(("aten.add_.", "aten.div_.", "aten.mul_.", "aten.lerp_.", *_SCATTERS))
 
     def took(
         self,
@@ -142,6 +159,8 @@ class CastWatch:
         """Measure what the op lost."""
         if event.op.startswith("aten.add_.") and event.phase.value == "forward":
             self._added(event, before, outputs)
+        if event.phase is Phase.FORWARD and outputs and outputs[0][1].dtype in (torch.float16, torch.bfloat16):
+            self._rounds(event, func, before, outputs)
         if event.op.startswith(_MOVES):
             self._moved(event, before, outputs)
         if event.phase is Phase.BACKWARD and outputs and outputs[0][1].dtype is torch.float16:
@@ -165,6 +184,28 @@ class CastWatch:
         lossy = _measured(event, operand, made, before)
         if lossy is not None:
             self.found.append(lossy)
+
+    def _rounds(self, event: OpEvent, func: Any, before: Any, outputs: list[tuple[str, Tensor]]) -> None:
+        """Measure what a narrow format makes of whole numbers that are cast to it, and of sums that are gathered in it."""
+        name, made = outputs[0]
+        dtype = str(made.dtype).removeprefix("torch.")
+        if event.op.startswith(_CASTS):
+            given = next((t for _, t in tensors_of([*before[0], *before[1].values()])), None)
+            if given is None or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+                return
+            before_, after = (torch.unique(t).numel() for t in (given, made))  # type: ignore[no-untyped-call]
+            if before_ > after:
+                amax = float(given.abs().max())
+                self.rounded.append(Rounded(event, dtype, "collided", amax, before_, 1.0 - after / before_))
+        elif event.op.startswith(_SCATTERS):
+            wide = in_fp64(Capture(func, before[0], before[1], outputs)).outputs
+            twin = wide.get(name, wide.get("output"))
+            if twin is None or twin.shape != made.shape or not bool(torch.isfinite(twin).all()):
+                return
+            off = (made.double() - twin).abs() > 0.1 * twin.abs()
+            if bool(off.any()):
+                amax = float(twin.abs().max())
+                self.rounded.append(Rounded(event, dtype, "rounded", amax, off.numel(), float(off.double().mean())))
 
     def _moved(self, event: OpEvent, before: Any, outputs: list[tuple[str, Tensor]]) -> None:
         """Measure what a decay or an average left as it was."""

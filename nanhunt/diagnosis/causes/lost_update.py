@@ -68,11 +68,13 @@ class _Weight:
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Hold the optimizer's step against half an ulp of the weights that stood still."""
     onset = evidence.onset
-    if onset is None or not evidence.is_stall or onset.phase != "update":
+    if onset is None or not evidence.is_stall:
         return None
     unmoved = next(iter(evidence.silent("unmoved")), None)
     if unmoved is not None and unmoved["step"] == onset.step:
         return _unmoved(evidence, unmoved)
+    if onset.phase != "update":
+        return None
     rate = evidence.scalars("lr").get(onset.step) or evidence.hyper("lr")
     weights = _still(evidence, onset.step)
     if not rate or not weights:

@@ -57,6 +57,8 @@ from nanhunt.trace.schema import Birth, NoteKind
 __all__ = ["CAUSE"]
 
 
+#: Steps from the onset to the look that found it.
+_REACH = 8
 #: Share of a sum of gradients that is lost, from which it is a fault (as the hunt has it).
 _LOST = 0.05
 #: Smallest half ulp relative to a value: β2·v rounds back to v where 1 - β2 is below it.
@@ -66,7 +68,7 @@ _HALF_ULP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
     if not evidence.is_nonfinite:
-        return _absorbed(evidence) or _stuck(evidence) or _accumulated(evidence)
+        return _absorbed(evidence) or _rounded(evidence) or _stuck(evidence) or _accumulated(evidence)
     birth = root(evidence, "update")
     if birth is not None:
         return _in_the_update(birth, evidence)
@@ -122,6 +124,36 @@ def _absorbed(evidence: Evidence) -> Suspect | None:
         fixes=(f"keep the sum of `{found['code']}` in fp32, or count in an integer",),
         depth=1,
     )
+
+
+def _rounded(evidence: Evidence) -> Suspect | None:
+    """Positions that fall together, or sums that come out wrong, counted on the step."""
+    onset = evidence.onset
+    found = next(iter(evidence.silent("collided", "rounded")), None)
+    if found is None or onset is None or not onset.step <= int(found["step"]) <= onset.step + _REACH:
+        return None
+    dtype, count, of = str(found["dtype"]), int(found["elements"]), int(found["of"])
+    whole = found["kind"] == "collided"
+    said = (
+        f"{count} of {of} distinct whole numbers up to {number(found['amax'])} become another's in {dtype}"
+        if whole
+        else f"{count} of {of} sums that {found['op']} gathers in {dtype} are a tenth off or more"
+    )
+    counts = 2.0 ** {"bfloat16": 8, "float16": 11}.get(dtype, 24)
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=said,
+        location=Location(
+            step=int(found["step"]), phase=found["phase"], module=found["module"], op=found["op"], source=found["source"]
+        ),
+        exhibits=(
+            Exhibit(claim="whole numbers that are not told apart any more" if whole else "sums that fp64 has otherwise", value=float(count), threshold=0.0),
+            Exhibit(claim=f"the largest of them; {dtype} counts by ones up to", value=float(found["amax"]), threshold=counts),
+        ),
+        fixes=(f"keep `{found['code']}` in fp32, or in integers",),
+        depth=1,
+    )  # fmt: skip
 
 
 def _stuck(evidence: Evidence) -> Suspect | None:
