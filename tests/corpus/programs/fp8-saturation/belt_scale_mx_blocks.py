@@ -17,7 +17,6 @@ TRUTH = {
     "phase": ["forward"],
     "module": ["read"],
     "line": "q = (blocks / scale).to(torch.float8_e4m3fn)",
-    "samples": [],
 }
 CONFIG = {"train": {"steps": 24}}
 BEFORE = 400
