@@ -115,7 +115,7 @@ def _bound(evidence: Evidence) -> float | None:
     if not 0.0 <= beta1 * beta1 < beta2 < 1.0:
         return None
     largest = max((v for s in evidence.history("weight").values() for v in s.values() if math.isfinite(v)), default=0.0)
-    decay = max(float(g.get("weight_decay", 0.0)) for g in groups) * largest
+    decay = max(abs(float(g.get("weight_decay", 0.0))) for g in groups) * largest
     return 1.05 * (1.0 - beta1) / math.sqrt(1.0 - beta2) / math.sqrt(1.0 - beta1 * beta1 / beta2) + decay
 
 
