@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
+from nanhunt.diagnosis.causes.adam_v_collapse import update_bound
 from nanhunt.diagnosis.depth import growth_with_depth
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
@@ -160,8 +161,21 @@ def _replay(state: HuntState) -> Onset | None:
 
 def _by_the_numbers(state: HuntState) -> Onset | None:
     """What the rows of a replay show that has no other fault."""
-    found = _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
+    found = _leapt(state) or _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
     return found or _outside_of_the_loss(state)
+
+
+def _leapt(state: HuntState) -> Onset | None:
+    """An update that no intact Adam can make, on a step behind which the loss doubled: among the first no alarm sees it."""
+    evidence, losses = Evidence(Trace.open(state.writer.partial)), state.losses
+    bound = update_bound(evidence) if evidence.beta2 is not None else None
+    for health in evidence.health("update_lr") if bound is not None else []:
+        before, after = losses.get(health.step), losses.get(health.step + 1)
+        if before is None or after is None or health.value <= (bound or math.inf) or after < 2.0 * abs(before):
+            continue
+        said = f"loss rises from {before:.4g} to {after:.4g} at step {health.step + 1}"
+        return Onset(kind="loss-spike", step=health.step, phase=Phase.UPDATE.value, lead_step=health.step, detail=said)
+    return None
 
 
 def _outside_of_the_loss(state: HuntState) -> Onset | None:

@@ -193,7 +193,7 @@ class CastWatch:
             given = next((t for _, t in tensors_of([*before[0], *before[1].values()])), None)
             if given is None or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
                 return
-            before_, after = (torch.unique(t).numel() for t in (given, made))  # type: ignore[no-untyped-call]
+            before_, after = int(torch.unique(given).numel()), int(torch.unique(made).numel())
             if before_ > after:
                 amax = float(given.abs().max())
                 self.rounded.append(Rounded(event, dtype, "collided", amax, before_, 1.0 - after / before_))

@@ -50,7 +50,7 @@ from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.interventions import Prediction
 
-__all__ = ["CAUSE"]
+__all__ = ["CAUSE", "update_bound"]
 
 #: An update of this many times the parameter's own past, and above a coherent direction's 1, is an outlier.
 _OUTLIER, _COHERENT = 3.0, 1.05
@@ -79,7 +79,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     worst = _worst(updates, blamed)
     if worst is None:
         return None
-    bound, fallen = _bound(evidence), _fallen(evidence, worst)
+    bound, fallen = update_bound(evidence), _fallen(evidence, worst)
     stale = over_baseline(by_parameter(evidence.health("v_stale")).get(worst.parameter, {}), worst.step)
     proved = bound is not None and worst.size > bound
     if not proved and fallen is None and (stale is None or stale < _OUTLIER):
@@ -100,7 +100,7 @@ def _worst(updates: dict[str, dict[int, float]], blamed: tuple[int, ...]) -> _Up
     return max(found, key=lambda u: u.size, default=None)
 
 
-def _bound(evidence: Evidence) -> float | None:
+def update_bound(evidence: Evidence) -> float | None:
     """Return the largest rms(Δw)/lr that any gradients can give an intact Adam; None where its formula is another.
 
     By Cauchy-Schwarz over the two exponential sums; the decoupled decay adds at most wd · max|w|, and 5 % is left for

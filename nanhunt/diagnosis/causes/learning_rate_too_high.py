@@ -79,10 +79,10 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     return _beyond_stability(evidence, usual) if usual >= _FAR else None
 
 
-def _place(evidence: Evidence, series: str = "lr") -> Location:
+def _place(evidence: Evidence, series: str | None = None) -> Location:
     """The update as a whole, or of the one parameter group whose rate it is: no sample's doing."""
     groups = evidence.optimizer.get("groups") or []
-    index = int(series.removeprefix("lr").lstrip(".") or 0)
+    index = int(series.removeprefix("lr").lstrip(".") or 0) if series is not None else len(groups)
     module = groups[index].get("module") if len(groups) > 1 and index < len(groups) else None
     onset = evidence.onset
     lead = onset.lead_step if onset and onset.lead_step is not None else onset.step if onset else None
