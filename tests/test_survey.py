@@ -566,3 +566,59 @@ def test_classes_are_those_of_a_mean_negative_log_likelihood(
 ) -> None:
     run = tiny_run(nn.Linear(6, 5), loss, [noise(8, 6)])
     assert classes_of(run, trained(run), 0) == classes
+
+
+class Positions(nn.Module):
+    """Adds the cosine of a position that was cast to a narrow format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(1000, 1000 + len(x)).to(self.dtype)  # collides
+        return self.first(x) + at.float().cos()[:, None]
+
+
+@pytest.mark.parametrize(("dtype", "kinds"), [(torch.bfloat16, ["collided"]), (torch.float16, []), (torch.float32, [])])
+def test_positions_that_a_format_tells_no_more_apart_are_told(dtype: torch.dtype, kinds: list[str]) -> None:
+    run = tiny_run(Positions(dtype), mean_loss, [noise(16, 4)])
+    found = serious(survey(run, trained(run), 0))
+    assert [f.kind for f in found] == kinds
+    assert [f.body["source"] for f in found] == [line_of("collides")] * len(kinds)
+
+
+@pytest.mark.parametrize(("terms", "kinds"), [(1000, ["rounded"]), (100, [])])
+def test_a_count_that_is_gathered_beyond_what_bf16_counts_is_told(terms: int, kinds: list[str]) -> None:
+    def counted(x: Tensor) -> Tensor:
+        count = torch.zeros(2, dtype=torch.bfloat16)
+        count.index_add_(0, torch.zeros(terms, dtype=torch.long), torch.ones(terms, dtype=torch.bfloat16))
+        return x / count.float()[0]
+
+    assert [f.kind for f in serious(surveyed(counted, noise()))] == kinds
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "kinds"),
+    [(torch.bfloat16, 1e-3, ["unmoved"]), (torch.bfloat16, 0.5, []), (torch.float32, 1e-3, [])],
+)
+def test_a_moving_average_that_its_format_swallows_is_told(dtype: torch.dtype, rate: float, kinds: list[str]) -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Linear(8, 8, bias=False)
+            self.average = nn.Linear(8, 8, bias=False).to(dtype).requires_grad_(False)
+
+    def step(model: Any, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.zero_grad()
+        loss = model.own(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.average.weight.lerp_(model.own.weight.to(dtype), rate)
+        return loss
+
+    torch.manual_seed(0)
+    run = tiny_run(Averaged(), mean_loss, [noise(4, 8)], train_step=step)
+    assert [f.kind for f in serious(survey(run, trained(run), 0))] == kinds

@@ -36,7 +36,7 @@ class Attention:
         batch's high score is no rise. A collapse at the very end takes nothing from it.
         """
         past = [v for s, v in sorted(self.scores.items()) if s <= until and math.isfinite(v)]
-        half, third = past[: len(past) // 2], past[-max(2, len(past) // 3) :]
+        half, third = past[: len(past) // 2], past[-max(3, len(past) // 3) :]
         if len(past) < 4 or sum(v > max(half) for v in third) < 2 or median(half) <= 0.0:
             return 1.0
         return max(third) / median(half)

@@ -43,5 +43,5 @@ class LogitWatch:
             onset = Onset(
                 kind="divergence", step=begun, phase=Phase.FORWARD.value, module=module, lead_step=begun, detail=said
             )
-            return onset, {"module": module, "step": begun, "first": values[0], "last": values[-1]}
+            return onset, {"module": module, "step": begun, "first": steps[min(steps)], "last": steps[max(steps)]}
         return None

@@ -49,6 +49,8 @@ _CARRIERS = frozenset(
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
+#: The norms are rounded to fp32: so much more is a bound again.
+_ROUNDING = 1.0 + 1e-5
 #: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
 _CHUNK = 1 << 26
 
@@ -210,7 +212,7 @@ def _bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
     k: Tensor = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).amax(dim=-1)
     # grouped queries have fewer heads of keys: over all of them it is still a bound
     largest = (q * k).amax() if q.shape == k.shape else q.amax() * k.amax()
-    return largest.double() * abs(scale)
+    return largest.double() * abs(scale) * _ROUNDING
 
 
 def _exact_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, *, causal: bool) -> dict[str, Tensor]:

@@ -107,3 +107,15 @@ def test_a_rising_value_scores_above_the_alarm_and_a_falling_one_below_the_lead(
         series.observe(step, 2.0 + 0.01 * (step % 3))
     assert (series.score(4.0) or 0) > ALARM
     assert (series.score(0.5) or 0) < LEAD
+
+
+def test_a_loss_that_falls_and_rises_beyond_its_beginning_is_a_divergence_from_where_it_turned() -> None:
+    losses = [1.5, 1.3, 1.1, 0.9, 0.7, 0.5, 0.4, 0.8, 1.6, 1.9, 2.2, 2.1, 2.0, 2.1, 2.0, 2.0]
+    (event,) = watched(losses)
+    assert (event.verdict, event.kind, event.lead_step) == ("fault", "divergence", 7)
+
+
+def test_a_loss_that_comes_back_to_where_it_began_is_none() -> None:
+    """Batches that were seen before, after a resume, and then new ones again."""
+    losses = [2.0, 1.4, 1.2, 1.1, 1.0, 1.0, 1.1, 1.4, 1.7, 1.9, 2.0, 2.0, 1.9, 2.0, 2.0]
+    assert not [e for e in watched(losses) if e.verdict == "fault"]

@@ -1,4 +1,4 @@
-"""attn scores ckpt nonreentrant."""
+"""Attention in an activation checkpoint, fp16: the scores overflow before they are scaled."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""diffusion linattn."""
+"""A denoiser with linear attention in fp16: keys times values are summed beyond the format."""
 
 import torch
 import torch.nn.functional as F

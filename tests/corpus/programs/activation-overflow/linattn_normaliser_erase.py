@@ -1,4 +1,4 @@
-"""linattn normaliser erase."""
+"""Linear attention in fp16: the normaliser overflows, and what it divides becomes zero."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""reentrant fp16 gelu square."""
+"""Squared activations in a reentrant checkpoint, fp16: a value of 3e5."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""ctc long transcript."""
+"""Speech with CTC: one transcript has more labels than its audio has frames."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""mape zero target."""
+"""Demand forecast by relative error: one sample's target is zero."""
 
 import torch
 import torch.nn.functional as F

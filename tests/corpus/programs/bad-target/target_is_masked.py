@@ -1,4 +1,4 @@
-"""target is masked."""
+"""A policy over legal moves: one sample's target is a move that the mask forbids."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""distill zero teacher."""
+"""Distillation: the teacher's probability is exactly zero, and 0 · log 0 is written out."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""flow logit pixels."""
+"""A flow on images: the logit of a pixel that is exactly 1."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""glow slogdet."""
+"""Glow's 1 x 1 convolution: a matrix that is singular has a log-determinant of -inf."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""nerf log transmittance."""
+"""NeRF: the logarithm of a transmittance that has vanished along one ray."""
 
 import torch
 import torch.nn.functional as F

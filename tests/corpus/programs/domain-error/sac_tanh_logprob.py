@@ -1,4 +1,4 @@
-"""sac tanh logprob."""
+"""SAC: the correction log(1 - tanh²) at an action that saturates."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""scvi lgamma pole."""
+"""A count model: lgamma at the pole of a dispersion of zero."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""skip nan loss guard."""
+"""A loop that skips steps whose loss is not finite: the log of zero behind it is the fault."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""student t frac pow."""
+"""A learned exponent: a fractional power of a negative number."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""user guard raises."""
+"""A loop whose own guard raises on a NaN loss: the root of a negative number made it."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""wavelet complex abs log."""
+"""Audio: the log magnitude of a complex wavelet coefficient that is zero."""
 
 import torch
 from torch import nn

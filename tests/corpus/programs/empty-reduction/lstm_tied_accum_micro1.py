@@ -1,4 +1,4 @@
-"""lstm tied accum micro1."""
+"""An LSTM with tied weights: every label of one micro-batch is padding."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""masked maxpool empty."""
+"""Pooling over tokens under a mask: a sample without a single token."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""moe idle expert."""
+"""A mixture of experts: the mean over the tokens of an expert that got none."""
 
 import torch
 import torch.nn.functional as F

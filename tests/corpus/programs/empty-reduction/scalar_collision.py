@@ -1,4 +1,4 @@
-"""scalar collision."""
+"""A loss per positive pair: the batch has no pair, and a sum is divided by a count of zero."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""seg bn all ignored."""
+"""Segmentation: every pixel of the batch carries the ignored label."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""clip eps half."""
+"""CLIP in half precision: the epsilon of the norm is zero in fp16, and one embedding is too."""
 
 import torch
 import torch.nn.functional as F

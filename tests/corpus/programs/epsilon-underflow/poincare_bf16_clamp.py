@@ -1,4 +1,4 @@
-"""poincare bf16 clamp."""
+"""Hyperbolic embeddings in bf16: the clamp at 1 - 1e-5 is a clamp at 1."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""supcon no positive."""
+"""Supervised contrast: a sample whose class nobody shares in the batch."""
 
 import torch
 import torch.nn.functional as F

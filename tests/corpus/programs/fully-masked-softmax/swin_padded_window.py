@@ -1,4 +1,4 @@
-"""swin padded window."""
+"""Swin: a window that lies in the padding altogether has no key."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""inverse depth half."""
+"""Inverse depth in fp16: the slope 1/z² of a near point passes 65504 times the loss scale, at any scale."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""inverse depth noscaler."""
+"""Inverse depth in fp16 without a scaler: one near point's slope overflows."""
 
 import torch
 import torch.nn.functional as F

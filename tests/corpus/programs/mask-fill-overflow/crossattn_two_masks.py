@@ -1,4 +1,4 @@
-"""crossattn two masks."""
+"""Cross-attention with two additive masks, each the smallest number of the format: their sum is -inf."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""smoothing masked logits."""
+"""Label smoothing over logits that a mask set to -inf."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""cox cumsum exp."""
+"""Cox regression: exp of risks, summed, with no shift."""
 
 import torch
 from torch import nn

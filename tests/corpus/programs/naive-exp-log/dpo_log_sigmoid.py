@@ -1,4 +1,4 @@
-"""dpo log sigmoid."""
+"""DPO: -log(sigmoid(h)) at a margin that a long transcript makes (tinker-cookbook PR#188)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""focal interleaved."""
+"""Focal loss by hand: log(1 - p) where p rounds to one."""
 
 import torch
 import torch.nn.functional as F

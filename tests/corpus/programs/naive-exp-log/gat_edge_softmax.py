@@ -1,4 +1,4 @@
-"""gat edge softmax."""
+"""Graph attention: the softmax over edges by exp and scatter, with no shift."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""hand bce."""
+"""Binary cross-entropy by hand: the log of a sigmoid that reached zero."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""mdn underflow."""
+"""A mixture density network: the density of a far point underflows before its logarithm."""
 
 import torch
 import torch.nn.functional as F

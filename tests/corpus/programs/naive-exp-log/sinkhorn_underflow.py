@@ -1,4 +1,4 @@
-"""sinkhorn underflow."""
+"""Sinkhorn with exp(-cost / eps): a whole row underflows, and is divided by."""
 
 import torch
 from torch import nn

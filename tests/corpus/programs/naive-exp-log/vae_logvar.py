@@ -1,4 +1,4 @@
-"""vae logvar."""
+"""A VAE: exp(logvar) of an unbounded head."""
 
 import torch
 import torch.nn.functional as F

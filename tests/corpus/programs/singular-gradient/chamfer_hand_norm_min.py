@@ -1,4 +1,4 @@
-"""chamfer hand norm min."""
+"""Chamfer distance by hand: the root of a distance that is zero for a pair of equal points."""
 
 import torch
 from torch import nn

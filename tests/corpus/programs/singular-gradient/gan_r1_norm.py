@@ -1,4 +1,4 @@
-"""gan r1 norm."""
+"""A gradient penalty: the norm of a gradient that is zero where the critic is flat."""
 
 import torch
 from torch import nn

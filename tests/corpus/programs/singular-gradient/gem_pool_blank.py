@@ -1,4 +1,4 @@
-"""gem pool blank."""
+"""GeM pooling: a fractional power at zero, for a blank image."""
 
 import torch
 import torch.nn.functional as F

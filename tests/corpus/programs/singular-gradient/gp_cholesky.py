@@ -1,4 +1,4 @@
-"""gp cholesky."""
+"""A Gaussian process: two equal points make the covariance singular."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""heading asin."""
+"""Heading from asin: its slope is infinite at exactly one."""
 
 import torch
 from torch import nn

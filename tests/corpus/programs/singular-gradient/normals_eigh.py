@@ -1,4 +1,4 @@
-"""normals eigh."""
+"""Surface normals by eigh: two equal eigenvalues, for a patch that is a sphere."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""quaternion acos."""
+"""Rotation error by acos: its slope is infinite where prediction and target agree."""
 
 import torch
 import torch.nn.functional as F

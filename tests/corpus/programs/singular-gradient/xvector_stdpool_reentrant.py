@@ -1,4 +1,4 @@
-"""xvector stdpool reentrant."""
+"""Pooling by standard deviation in a reentrant checkpoint: the root of a variance of zero."""
 
 import torch
 import torch.nn.functional as F

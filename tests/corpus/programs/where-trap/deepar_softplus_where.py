@@ -1,4 +1,4 @@
-"""deepar softplus where."""
+"""A softplus by where: exp overflows in the branch that is not taken."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""nansum discards."""
+"""nansum throws a NaN away, and its backward does not."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""ppo ratio min."""
+"""PPO: the ratio overflows in the branch that min does not take."""
 
 import torch
 import torch.nn.functional as F

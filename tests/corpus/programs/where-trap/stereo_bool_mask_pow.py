@@ -1,4 +1,4 @@
-"""stereo bool mask pow."""
+"""Stereo: a power at zero, masked out after it was taken."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""triplet cdist topk."""
+"""Triplets: the root of distances of zero, left out by topk."""
 
 import torch
 import torch.nn.functional as F

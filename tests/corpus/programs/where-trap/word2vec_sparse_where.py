@@ -1,4 +1,4 @@
-"""word2vec sparse where."""
+"""Word vectors, sparse gradients: a division by zero behind where."""
 
 import torch
 import torch.nn.functional as F

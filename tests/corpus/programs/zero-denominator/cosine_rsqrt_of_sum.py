@@ -1,4 +1,4 @@
-"""cosine rsqrt of sum."""
+"""Cosine by rsqrt of a sum of squares: a vector of zeros."""
 
 import torch
 import torch.nn.functional as F

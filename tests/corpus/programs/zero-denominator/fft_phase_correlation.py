@@ -1,4 +1,4 @@
-"""fft phase correlation."""
+"""Phase correlation: the cross-spectrum of a blank image, divided by its magnitude."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""fno complex modrelu."""
+"""modReLU on complex features: z/|z| at zero."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""gauss nll var zero."""
+"""Gaussian likelihood: a variance of exp(-large) is exactly zero."""
 
 import torch
 from torch import nn

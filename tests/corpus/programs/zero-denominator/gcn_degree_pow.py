@@ -1,4 +1,4 @@
-"""gcn degree pow."""
+"""A GCN: the degree of an isolated node to the power -1/2."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""giou pad slots."""
+"""GIoU over padded slots: boxes without area have a hull without area."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""lars trust ratio."""
+"""LARS by hand: the trust ratio of an expert whose gradient is zero."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""mesh degenerate normal."""
+"""Mesh normals: a triangle without area."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""ppo lstm adv std."""
+"""PPO: advantages are divided by the deviation of a minibatch of one."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""rl categorical raises."""
+"""A policy by hand: probabilities of 0/0 make Categorical raise."""
 
 import torch
 from torch import nn

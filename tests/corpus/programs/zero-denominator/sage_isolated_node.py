@@ -1,4 +1,4 @@
-"""sage isolated node."""
+"""GraphSAGE: the mean over the neighbours of a node that has none."""
 
 import torch
 import torch.nn.functional as F

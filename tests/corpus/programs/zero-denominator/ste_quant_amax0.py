@@ -1,4 +1,4 @@
-"""ste quant amax0."""
+"""Fake quantisation: x/amax of a sample that is all zeros."""
 
 import torch
 import torch.nn.functional as F
