@@ -41,6 +41,11 @@ class Attention:
             return 1.0
         return max(third) / median(half)
 
+    @property
+    def largest(self) -> float:
+        """The largest score, or bound, of all steps."""
+        return max((v for v in self.scores.values() if math.isfinite(v)), default=0.0)
+
     def is_saturated(self, until: int) -> bool:
         """Whether the rows' entropy is a quarter or less of what it can be, on the last step that tells it."""
         past = [v for s, v in sorted(self.entropy.items()) if s <= until and math.isfinite(v)]

@@ -294,9 +294,15 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
 def _earlier_skip(
     state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault
 ) -> tuple[Replayed, list[Observation]]:
-    """Return the first step of a row of skipped ones: since then no update has been made."""
-    first = seen.step - state.skips + 1
-    if not fault.skipped or fault.unscaled or state.skips <= 2 or first < state.ring.oldest_step:
+    """Return the step from which a row of skipped ones is no ordinary work.
+
+    A scaler that is held at its scale never was at work; of others the first skip may be, and the second is not.
+    """
+    if not fault.skipped or fault.unscaled or state.skips <= 2:
+        return seen, rows
+    held = bool(state.run.scalers) and state.skip_scales[-1] >= state.skip_scales[-3]
+    first = seen.step - state.skips + (1 if held else 2)
+    if first < state.ring.oldest_step:
         return seen, rows
     with kept(state.run, seen.step + 1):
         rewind(state.run, state.ring, first)

@@ -200,7 +200,11 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         number = forward_sequence()
         if number not in self._views and number not in self._by_sequence and self.phase is Phase.FORWARD:
             self._views[number] = self.stack.current, caller_line()
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except Exception as error:
+            self.raised, self.raising = error, facts_of(func).name
+            raise
 
     def _event(self, facts: OpFacts, taken: list[Look], made: list[Look], fresh: int) -> OpEvent:
         node = backward_node()

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-j", "--workers", type=int, default=os.cpu_count() or 1, help="programs run at a time")
     parser.add_argument("-o", "--out", type=Path, help="write the scoreboard here, as markdown")
     parser.add_argument("--keep", type=Path, help="keep projects, traces and reports in this folder")
+    parser.add_argument(
+        "--kept", type=Path, metavar="FOLDER", help="run what PATTERN names; of all others take what --keep left here"
+    )
     parser.add_argument("--thresholds", action="store_true", help="try other thresholds on the traces as well")
     options = parser.parse_args(arguments)
     chosen = programs(*options.patterns)
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.keep or Path(scratch)).resolve()
         runs = _with_bar(chosen, root, options.workers)
+        if options.kept is not None:
+            runs += _earlier(options.kept, {run.job.name for run in runs})
         board = scored(runs)
         if options.thresholds:
             board = replace(board, sensitivities=tuple(sensitivities(runs)))
@@ -69,6 +74,20 @@ def scored(runs: Sequence[Run]) -> Scoreboard:
             if r not in faulty
         ),
     )
+
+
+def _earlier(folder: Path, again: set[str]) -> list[Run]:
+    """Return the runs of an earlier call that are not made again, of programs that are still here."""
+    jobs = {job.name: job for job in jobs_of(programs())}
+    found = []
+    for body in json.loads((folder / "runs.json").read_text()):
+        if body["job"] in again or body["job"] not in jobs:
+            continue
+        report = Path(body["folder"]) / "report.out"
+        told = json.loads(report.read_text()) if report.exists() and report.stat().st_size else {}
+        run = Run(job=jobs[body["job"]], folder=Path(body["folder"]), report=told, error=body["error"])
+        found.append(run)
+    return found
 
 
 def _accused(run: Run) -> str:

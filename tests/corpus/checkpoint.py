@@ -40,7 +40,9 @@ def _trained(program: Program, train: ModuleType) -> dict[str, Any]:
     """Train `BEFORE` steps with FAULTY off, by the recipe of the program's CONFIG."""
     faulty, train.FAULTY = getattr(train, "FAULTY", False), False
     config, precision = program.config.get("train", {}), program.config.get("precision", {})
-    model = train.build_model().to(_FORMATS.get(precision.get("params"), torch.float32))
+    model = train.build_model()
+    if precision.get("params") in _FORMATS:
+        model = model.to(_FORMATS[precision["params"]])
     optimizer = train.make_optimizer(model)
     scheduler = train.make_scheduler(optimizer) if hasattr(train, "make_scheduler") else None
     scales = precision.get("grad_scaler", precision.get("autocast") == "fp16")

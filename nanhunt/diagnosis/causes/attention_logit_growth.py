@@ -56,6 +56,8 @@ __all__ = ["CAUSE"]
 _STRONG = 1000.0
 #: Scores from which a softmax that is steadily fed larger ones is on its way there (QK-clip caps at 100).
 _LARGE = 100.0
+#: Behind every step.
+_END = 1 << 62
 #: Scores that leave a row to one key: its neighbours have weights of exp(-30) = 1e-13.
 _SHARP = 30.0
 #: Growth of the scores, or of what makes them, over the recorded steps that is a trend.
@@ -74,7 +76,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if birth is None or score < _STRONG or constant_of(birth, evidence) is not None:
         return None
     module, growth = _grown(evidence, birth.module)
-    before = _before(evidence, birth.module)
+    before = _before(evidence, birth.module) if growth > 1.0 else 0.0  # scores that stand are no growth
     if onset.samples and growth < _GROWN and before < _STRONG:
         return None
     return Suspect(
@@ -125,7 +127,12 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
         )
     grown = [(a.grown(lead), a.at(lead), a) for a in heard]
     growing = [g for g in grown if g[0] >= _GROWN and g[1] >= _LARGE]
-    saturated = [g for g in grown if g[1] >= _STRONG or (g[0] > 1.0 and g[1] >= _SHARP and g[2].is_saturated(lead))]
+    # a slow divergence feeds its own scores: what they reach in its course is a sign, and no more
+    ends = [(a.grown(_END), a.largest, a) for a in heard] if onset.kind == "divergence" else []
+    late = [g for g in ends if g[0] >= _GROWN and g[1] >= _LARGE]
+    saturated = late + [
+        g for g in grown if g[1] >= _STRONG or (g[0] > 1.0 and g[1] >= _SHARP and g[2].is_saturated(lead))
+    ]
     growth, score, attention = max(growing or saturated, key=lambda g: g[1], default=(1.0, 0.0, None))
     if attention is None:
         return None

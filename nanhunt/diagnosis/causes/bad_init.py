@@ -46,7 +46,7 @@ from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.reading import in_words
-from nanhunt.diagnosis.weights import Loaded, garbage, loaded_weights
+from nanhunt.diagnosis.weights import Loaded, garbage, loaded_weights, lone_giant
 
 __all__ = ["CAUSE"]
 
@@ -67,7 +67,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     unfilled = "missing" in evidence.manifest.match or "shape differs" in evidence.manifest.match
     written = garbage(evidence)
     # bits of every size are memory that nobody wrote, whenever it was added to the model
-    told = fresh or (written is not None and (written.qualified in evidence.manifest.match or not written.bad))
+    rows = written is not None and not written.bad and lone_giant(evidence) is None  # one element is a flipped bit
+    told = fresh or (written is not None and (written.qualified in evidence.manifest.match or rows))
     if written is not None and told:
         return _unwritten(evidence, written)
     if not fresh and not unfilled:

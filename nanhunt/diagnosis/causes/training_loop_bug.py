@@ -70,7 +70,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     told = _by_reason(evidence) or _stale(evidence) or _kept(evidence) or _reused(evidence)
     if told is not None:
         return told
-    if evidence.scalars("clip_coefficient").get(onset.step) == 0.0:
+    born_before = evidence.birth is not None and evidence.birth.phase in ("forward", "batch")
+    if evidence.scalars("clip_coefficient").get(onset.step) == 0.0 and not born_before:
         return _overflowed(evidence) or _let_through(evidence)
     if evidence.optimizer.get("custom_step") and evidence.note(NoteKind.LOOP) is None:
         return NotApplicable(reason="the loop is your own train_step, and nothing of it was heard")
