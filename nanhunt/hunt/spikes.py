@@ -32,6 +32,8 @@ CORRUPT = 10.0
 def spiked(state: HuntState, event: Event) -> Onset | None:
     """Turn a decided event into an onset, or into a note where it did no damage and no sample stands out."""
     run = state.run
+    if _is_a_game(state) and event.peak_loss < CORRUPT * abs(event.baseline_loss):
+        return None
     gone = _gone_again(state, event)
     if gone is not None:
         return gone
@@ -68,6 +70,12 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         lead_step=lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
+
+
+def _is_a_game(state: HuntState) -> bool:
+    """Whether steps make several updates, as a GAN's players do: what one of them loses the other one wins."""
+    counts = [r.order.count("update") for r in state.results.values() if r.order]
+    return bool(counts) and min(counts) > 1
 
 
 def _led_silently(state: HuntState, event: Event) -> int:

@@ -27,7 +27,7 @@ def build_model():
 
 
 def make_optimizer(model):
-    return torch.optim.Adam(model.parameters(), lr=1e-2)
+    return torch.optim.Adam(model.parameters(), lr=4e-3)
 
 
 def batches(start_step=0):
