@@ -21,9 +21,9 @@ from torch import Tensor
 
 from nanhunt.interventions import Intervention, Outcome, Trial
 from nanhunt.precision import in_precision
+from nanhunt.probes.lost.watch import LostValues
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.probes.silent import CastWatch
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import Cutter
@@ -109,7 +109,7 @@ def _run_window(bench: Bench, intervention: Intervention) -> list[Replayed]:
     also_watch: list[StepWatch] = [*also, *([_ZeroShare(bench.run)] if bench.window.zero_share is not None else [])]
     window = bench.window
     for step in range(window.first, window.last + 1):
-        casts = CastWatch()
+        casts = LostValues()
         probe = OpProbe(bench.run, rows, casts, exact=True) if window.silent is not None else None
         before = _weights(bench.run) if window.motion else {}
         try:

@@ -84,11 +84,9 @@ def _repeats(tokens: Tensor) -> int:
     """Return how often, at most, one n-gram of 1 to 13 tokens follows upon itself without a break."""
     most = 1
     for period in range(1, min(_NGRAM, tokens.numel() // 2) + 1):
-        same = (tokens[period:] == tokens[:-period]).tolist()
-        run = longest = 0
-        for equal in same:
-            run = run + 1 if equal else 0
-            longest = max(longest, run)
+        breaks = (tokens[period:] != tokens[:-period]).nonzero().reshape(-1)
+        edges = torch.cat([breaks.new_tensor([-1]), breaks, breaks.new_tensor([tokens.numel() - period])])
+        longest = int(edges.diff().max()) - 1
         most = max(most, longest // period + 1)
     return most
 

@@ -16,10 +16,15 @@ from nanhunt.probes.birth import describe_birth
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import samples_of
 from nanhunt.probes.event import OpEvent
+from nanhunt.probes.lost.casts import Lossy
+from nanhunt.probes.lost.erased import Erased, chains_of, erased_in, norms_in
+from nanhunt.probes.lost.moves import Unmoved
+from nanhunt.probes.lost.rounded import Rounded
+from nanhunt.probes.lost.sums import Absorbed
+from nanhunt.probes.lost.watch import LostValues
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.probes.silent import Absorbed, CastWatch, Erased, Lossy, Rounded, Unmoved, chains_of, erased_in, norms_in
 from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
@@ -67,10 +72,10 @@ class SilentFault:
 def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]:
     """Run `step` again op by op and return what it loses silently, the worst first. The run is put back."""
     with kept(run, step + 1):
-        watch, quiet = CastWatch(), RowBuffer()
+        watch, quiet = LostValues(), RowBuffer()
         probe, replayed = _looked(run, ring, step, quiet, watch)
         chains = chains_of(probe.events)
-        erased = norms_in(watch)
+        erased = norms_in(watch.norms)
         if chains:
             closer = Closer({index for chain in chains.values() for index in chain})
             _looked(run, ring, step, quiet, closer)
@@ -85,7 +90,7 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
         told += [_absorbed(run, a, step) for a in watch.absorbed.values() if _stands_still(a)]
         told += [_rounded(run, r, step) for r in watch.rounded if r.share >= ROUNDED[r.kind]]
         told += [_unmoved(run, u, step) for u in watch.unmoved if _stays(u)]
-        told += [f for f in (_lossy(run, found, step) for found in watch.found) if f is not None]
+        told += [f for f in (_lossy(run, found, step) for found in watch.casts) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
     return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
 
@@ -123,11 +128,11 @@ def classes_of(run: TrainingRun, ring: SnapshotRing, step: int) -> int | None:
     return watch.classes
 
 
-def loses_at(line: str | None, probe: OpProbe, watch: CastWatch) -> bool:
+def loses_at(line: str | None, probe: OpProbe, watch: LostValues) -> bool:
     """Whether an op of a source line overflows into a zero, or loses values in a cast, as a fault does."""
     births = [probe.events[i] for i in chains_of(probe.events)]
     births += [event for event, _ in watch.norms]
-    births += [f.event for f in watch.found if f.energy >= PINNED or f.rows_lost >= FLUSHED * max(1, f.rows)]
+    births += [f.event for f in watch.casts if f.energy >= PINNED or f.rows_lost >= FLUSHED * max(1, f.rows)]
     births += [a.event for a in watch.absorbed.values() if _stands_still(a)]
     return any((place(e.source, probe.root) if e.source else None) == line for e in births)
 

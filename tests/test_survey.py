@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.probes.event import OpEvent
-from nanhunt.probes.silent import CastWatch, norms_in
+from nanhunt.probes.lost.erased import norms_in
+from nanhunt.probes.lost.watch import LostValues
 from nanhunt.stats.summarize import summarize
 from nanhunt.survey import ABSORBED, SilentFault, ZeroWatch, classes_of, survey
 from nanhunt.trace.reader import Trace
@@ -206,9 +207,9 @@ def test_a_fused_norm_that_puts_out_a_row_of_zeros_where_fp64_has_numbers_erased
     right = func(*[a.double() if isinstance(a, Tensor) else a for a in args])[0]
     wrong = right.half()
     wrong[2] = 0.0
-    watch = CastWatch()
+    watch = LostValues()
     watch.took(event_of(f"aten.{func.name().partition('::')[2]}"), func, (args, {}), [("output.0", wrong)])
-    erased = norms_in(watch)
+    erased = norms_in(watch.norms)
     assert [(e.count, e.numel) for e in erased] == [(4, 16)]
     assert erased[0].mask.nonzero()[:, 0].unique().tolist() == [2]
     assert erased[0].amax == pytest.approx(float(right[2].abs().max()))
@@ -221,19 +222,19 @@ def test_a_fused_norm_of_a_row_of_zeros_is_left_alone(
     func, args = call(batch_with([0.0] * 4).half())
     out = func(*args)[0]
     assert bool((out[2] == 0).all())
-    watch = CastWatch()
+    watch = LostValues()
     watch.took(event_of(f"aten.{func.name().partition('::')[2]}"), func, (args, {}), [("output.0", out)])
-    assert norms_in(watch) == []
+    assert norms_in(watch.norms) == []
 
 
 def test_rows_that_are_constant_up_to_an_ulp_are_not_erased() -> None:
     x = torch.ones(4, 8)
     x[:, 3] += torch.finfo(torch.float32).eps
     func, args = layer_norm_call(x)
-    watch = CastWatch()
+    watch = LostValues()
     watch.took(event_of("aten.native_layer_norm"), func, (args, {}), [("output.0", torch.zeros(4, 8))])
     assert len(watch.norms) == 1
-    assert norms_in(watch) == []
+    assert norms_in(watch.norms) == []
 
 
 @pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])

@@ -68,6 +68,7 @@ class Evidence:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.manifest = trace.manifest
+        self._health_frames: dict[str, pd.DataFrame] = {}
 
     # --- the fault ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +214,6 @@ class Evidence:
         """Return the finite values of the steps before `step` (the onset's own by default): the baseline."""
         limit = step if step is not None else (self.onset.step if self.onset else math.inf)
         return [v for s, v in sorted(series.items()) if s < limit and math.isfinite(v)]
-
-    @cached_property
-    def _health_frames(self) -> dict[str, pd.DataFrame]:
-        return {}
 
     def _health_frame(self, pass_: str) -> pd.DataFrame:
         if pass_ not in self._health_frames:

@@ -37,17 +37,19 @@ class Parted:
 
 def parted_replicas(evidence: Evidence) -> Parted | None:
     """Return the first place where two replicas of one process part; None where there are none, or they stay equal."""
-    weights, updates = _moments(evidence, "weight"), _moments(evidence, "update")
-    if not weights:
+    loaded = _moments(evidence, "weight", loaded=True)
+    pairs = list(_pairs(loaded[min(loaded)])) if loaded else []
+    if not pairs:
         return None
-    pairs = _pairs(weights[min(weights)])
+    weights, updates = _moments(evidence, "weight"), _moments(evidence, "update")
     found = [p for one, other, below in pairs if (p := _parted(one, other, below, weights, updates)) is not None]
     return min(found, key=lambda p: p.step, default=None)
 
 
-def _moments(evidence: Evidence, role: str) -> dict[tuple[int, bool], _Moment]:
-    """Return the tensors of a role by (step, whether behind the update)."""
+def _moments(evidence: Evidence, role: str, *, loaded: bool = False) -> dict[tuple[int, bool], _Moment]:
+    """Return the tensors of a role by (step, whether behind the update); if `loaded`, as they were loaded alone."""
     frame = evidence.frame(role, ["step", "phase", "module", "name", *_NUMBERS])
+    frame = frame[frame["phase"] == "load"] if loaded else frame
     numbers = zip(*(frame[n] for n in _NUMBERS), strict=True)
     places = zip(frame["step"], frame["phase"], frame["module"], frame["name"], strict=True)
     moments: dict[tuple[int, bool], _Moment] = defaultdict(dict)

@@ -14,17 +14,13 @@ from dataclasses import replace
 
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
-from nanhunt.diagnosis.causes.adam_v_collapse import update_bound
-from nanhunt.diagnosis.depth import growth_with_depth
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.first_loss import first_loss, is_untrained
-from nanhunt.diagnosis.replicas import parted_replicas
-from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
+from nanhunt.hunt.hindsight import begun_badly, seen_in_the_rows
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
-from nanhunt.hunt.spikes import hear_exactly, spiked
+from nanhunt.hunt.spikes import spiked
 from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
@@ -32,7 +28,6 @@ from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import split_name
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.survey import classes_of
 from nanhunt.trace.onset import BASELINE, StepScalars
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Observation, Onset, OnsetKind, Phase, Role
@@ -43,12 +38,6 @@ from nanhunt.verdicts import Known, StepFault, fault_of
 from nanhunt.zoom import Zoomed, locate_exception, zoom_in
 
 __all__ = ["hunt"]
-
-#: Steps that reuse a gradient, from which it is the loop's habit.
-_OFTEN = 3
-#: A weight of this size belongs to no model: the exponents of fp32 that only a flipped bit, or memory that was never
-#: written, sets in an ordinary one.
-_BEYOND = 2.0**64
 
 
 def hunt(
@@ -156,112 +145,10 @@ def _replay(state: HuntState) -> Onset | None:
     onset = spiked(state, event) if event is not None else None
     if onset is None and len(state.watch.loss.accepted) < 2 * BASELINE:
         state.assume(f"the first {BASELINE} steps define what is normal: a small finite spike among them is not seen")
-    return onset or _begun_badly(state) or silent_onset(state) or _by_the_numbers(state)
-
-
-def _by_the_numbers(state: HuntState) -> Onset | None:
-    """What the rows of a replay show that has no other fault."""
-    found = _leapt(state) or _drifted(state) or _parted(state) or _loaded_giant(state) or _reused_gradients(state)
-    return found or _outside_of_the_loss(state)
-
-
-def _leapt(state: HuntState) -> Onset | None:
-    """An update that no intact Adam can make, on a step behind which the loss doubled: among the first no alarm sees it."""
-    evidence, losses = Evidence(Trace.open(state.writer.partial)), state.losses
-    bound = update_bound(evidence) if evidence.beta2 is not None else None
-    for health in evidence.health("update_lr") if bound is not None else []:
-        before, after = losses.get(health.step), losses.get(health.step + 1)
-        if before is None or after is None or health.value <= (bound or math.inf) or after < 2.0 * abs(before):
-            continue
-        said = f"loss rises from {before:.4g} to {after:.4g} at step {health.step + 1}"
-        return Onset(kind="loss-spike", step=health.step, phase=Phase.UPDATE.value, lead_step=health.step, detail=said)
-    return None
-
-
-def _outside_of_the_loss(state: HuntState) -> Onset | None:
-    """Targets that their loss is not defined for, from some step on: its minimum lies at infinity then."""
-    first = min(state.outside, default=None)
-    if first is None or first == state.run.start_step:  # what was so all the time is meant so
-        return None
-    body = hear_exactly(state, first)
-    if body is None:
-        return None
-    said = f"{body['outside']} targets of {body['function']} lie outside of what it is defined for"
-    return Onset(
-        kind="loss-spike", step=first, phase=Phase.BATCH.value, source=body["source"], samples=body["samples"],
-        lead_step=first, detail=said,
-    )  # fmt: skip
-
-
-def _reused_gradients(state: HuntState) -> Onset | None:
-    """A custom loop that goes on using gradients which an update has used already."""
-    steps = [s for s, r in sorted(state.results.items()) if r.reused]
-    if len(steps) < _OFTEN:
-        return None
-    name, how = state.results[steps[0]].reused[0]
-    used = "which the step before had used" if how == "leftover" else "which had been used in this step"
-    said = f"the update of {name} uses a gradient {used}, in {len(steps)} of {len(state.results)} steps"
-    module, leaf = split_name(name)
-    return Onset(kind="mismatch", step=steps[0], phase=Phase.BACKWARD.value, module=module, name=leaf, detail=said)
-
-
-def _loaded_giant(state: HuntState) -> Onset | None:
-    """A few elements of a weight, far above all others when they were loaded, that no loss tells of."""
-    giant = lone_giant(Evidence(Trace.open(state.writer.partial)))
-    if giant is None or giant.amax < _BEYOND:
-        return None
-    said = f"{giant.count} of the {giant.numel} elements of {giant.qualified} were loaded with up to {giant.amax:.3g}, where all others end at {giant.rest:.3g}"
-    module, name = split_name(giant.qualified)
-    return Onset(kind="stall", step=state.run.start_step, phase=Phase.LOAD.value, module=module, name=name, detail=said)
-
-
-def _parted(state: HuntState) -> Onset | None:
-    """Replicas inside of one process that steps have moved alike, and that part."""
-    parted = parted_replicas(Evidence(Trace.open(state.writer.partial)))
-    if parted is None or not parted.alike:
-        return None
-    said = f"the replicas {parted.one} and {parted.other} part after {parted.alike} steps that moved them alike"
-    return Onset(
-        kind="mismatch",
-        step=parted.step,
-        phase=Phase.UPDATE.value,
-        module=parted.other,
-        lead_step=parted.step,
-        detail=said,
-    )
-
-
-def _drifted(state: HuntState) -> Onset | None:
-    """Logits that ran away though the loss shows no fault."""
-    found = state.logits.drifted()
-    if found is None:
-        return None
-    onset, body = found
-    state.writer.note(NoteKind.DRIFT, body)
-    return onset
-
-
-def _begun_badly(state: HuntState) -> Onset | None:
-    """A first loss far above even odds, from which the replay does not come down: the initial values are to blame."""
+    if onset is not None:
+        return onset
     evidence = Evidence(Trace.open(state.writer.partial))
-    fresh = is_untrained(evidence) and bool(state.results)
-    deep = growth_with_depth(evidence, min(state.results)) if fresh else None
-    if deep is not None:
-        said = f"activations grow {deep.factor:.3g} times from {deep.first} to {deep.last}, and the first loss is {state.losses[min(state.results)]:.4g}"
-        step = min(state.results)
-        return Onset(
-            kind="loss-spike", step=step, phase=Phase.LOAD.value, module=deep.last, lead_step=step, detail=said
-        )
-    first = first_loss(evidence) if fresh else None
-    if first is None or not first.is_far or first.expected is None or len(state.results) < BASELINE:
-        return None
-    if first.step < state.ring.oldest_step or classes_of(state.run, state.ring, first.step) != first.classes:
-        return None  # the model's last dimension is no number of classes
-    tail = [r.loss for _, r in sorted(state.results.items())][-3:]
-    if min(tail) <= 1.5 * first.expected:
-        return None
-    said = f"the first loss is {first.loss:.4g}, where even odds on {first.classes} classes give {first.expected:.3g}"
-    return Onset(kind="loss-spike", step=first.step, phase=Phase.LOAD.value, lead_step=first.step, detail=said)
+    return begun_badly(state, evidence) or silent_onset(state) or seen_in_the_rows(state, evidence)
 
 
 def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from nanhunt.accumulation import accumulates_narrowly, accumulation_loss
+from nanhunt.diagnosis.causes.low_precision_accumulation import LOST
 from nanhunt.gradcheck import check_functions, has_functions
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
@@ -24,8 +25,6 @@ __all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silen
 _SPACING, _BACK = 16, 32
 #: Seconds, and share of the replay's own time, that may go into further looks.
 _SECONDS, _SHARE = 5.0, 0.5
-#: What a sum of gradients may lose: rounding alone takes a hundredth of 64 passes, four hundredths of a thousand.
-_LOST_SUM = 0.05
 #: Looks that surprising zeros may ask for.
 _SURPRISES = 4
 
@@ -122,7 +121,7 @@ def _badly_added(state: HuntState, step: int) -> Onset | None:
     if body is None:
         return None
     state.writer.note(NoteKind.ACCUMULATION, body)
-    if body["error"] < _LOST_SUM:
+    if body["error"] < LOST:
         return None
     module, _, name = str(body["worst"]).rpartition(".")
     said = f"{body['error']:.0%} of the gradient is lost where {body['passes']} backward passes are added up in {body['dtype']}"

@@ -73,9 +73,12 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
 
 
 def _is_a_game(state: HuntState) -> bool:
-    """Whether steps make several updates, as a GAN's players do: what one of them loses the other one wins."""
-    counts = [r.order.count("update") for r in state.results.values() if r.order]
-    return bool(counts) and min(counts) > 1
+    """Whether every step has several players that move in turn, as a GAN has: what one of them loses the other one wins.
+
+    Several optimizers that share one backward pass are one player.
+    """
+    moves = [[part for part in r.order if part in ("backward", "update")] for r in state.results.values() if r.order]
+    return bool(moves) and all(("update", "backward", "update") in zip(m, m[1:], m[2:], strict=False) for m in moves)
 
 
 def _led_silently(state: HuntState, event: Event) -> int:

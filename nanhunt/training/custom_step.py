@@ -47,7 +47,6 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
             losses.append(checked_loss(loss, "train_step").detach().float().to(run.device))
             watch.loss_made(micro, losses[-1])
         loop.ended()
-    reused = loop.reused()
     watch.updated()
     if run.scheduler is not None:
         run.scheduler.step()
@@ -61,7 +60,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         skipped=loop.updates == 0 and (loop.skipped > 0 or loop.withheld),
         by_hand=loop.skipped == 0 and loop.withheld,
         order=tuple(loop.order),
-        reused=reused,
+        reused=loop.reused(),  # and here
     )
 
 
@@ -108,6 +107,8 @@ class _Loop:
         #: each optimizer's learning rates as its update used them
         self._rates: dict[int, tuple[float, ...]] = {}
         self._leftovers = Leftovers(run.trainable(), run.stepped)
+        #: an optimizer may be a class around others: what counts as an update is the outermost
+        self._nested = 0
         #: reentrant checkpointing calls backward inside of backward
         self._depth = 0
 
@@ -131,6 +132,7 @@ class _Loop:
                 register_optimizer_step_post_hook(self._after_update),
             ):
                 stack.callback(handle.remove)
+            stack.callback(self._leftovers.release)
             for owner, name, listener in replaced:
                 stack.enter_context(_replaced(owner, name, listener))
             yield
@@ -142,8 +144,8 @@ class _Loop:
         )
 
     def reused(self) -> tuple[tuple[str, str], ...]:
-        """Return (parameter, how) of the gradients that an update used a second time."""
-        found = self._leftovers.end()
+        """Return (parameter, how) of the gradients that an update used a second time (the host may wait)."""
+        found = self._leftovers.found()
         self._run.stepped = frozenset(self._leftovers.updated)
         if not found:
             return ()
@@ -226,13 +228,18 @@ class _Loop:
         if all(optimizer is not known for known in self._run.optimizers):
             self._run.owned.optimizers.append(optimizer)
         self._rates[id(optimizer)] = _rates_of(optimizer)
+        self._nested += 1
         if "backward" in self.order:  # an optimizer with a closure has no gradients yet
-            self._leftovers.used(_parameters_of(optimizer))
+            if self._nested == 1:
+                self._leftovers.used(_parameters_of(optimizer))
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))
 
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._tell(_parameters_of(optimizer))
+        self._nested -= 1
+        if self._nested:
+            return
         self.updates += 1
         self.order.append("update")
         self._watch.update_made()

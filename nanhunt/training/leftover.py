@@ -40,19 +40,24 @@ class Leftovers:
             key, grad = id(parameter), parameter.grad
             if grad is None:
                 continue
-            now = (grad, grad._version)
             before = self._used.get(key)
             if before is not None and before[0] is grad and before[1] == grad._version and key in self.updated:
                 self._flags.append(("twice", key, _any(grad)))
             if key in self._left and key in self._stepped:
                 self._flags.append(("leftover", key, self._left[key]))
-            self._used[key] = now
+            self._used[key] = (grad, grad._version)
             self.updated.add(key)
 
-    def end(self) -> dict[str, frozenset[int]]:
-        """Take the hooks off, and return the ids of parameters by what became of their gradient (the host waits)."""
+    def release(self) -> None:
+        """Take the hooks off, and let go of the gradients."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        self._held.clear()
+        self._used.clear()
+
+    def found(self) -> dict[str, frozenset[int]]:
+        """Return the ids of parameters by what became of their gradient (the host waits where there may be any)."""
         if not self._flags:
             return {}
         values = torch.stack([flag.to(self._flags[0][2].device) for _, _, flag in self._flags]).tolist()

@@ -45,6 +45,8 @@ class Snapshot:
     #: (scaler or scheduler, its state)
     others: list[tuple[Any, dict[str, Any]]] = field(repr=False)
     rng: RngState
+    #: what a custom loop's step before has updated, by id
+    stepped: frozenset[int] = frozenset()
 
     @classmethod
     def take(cls, run: TrainingRun, step: int) -> Snapshot:
@@ -56,6 +58,7 @@ class Snapshot:
             grads={name: _to_host(grad) for name, grad in run.gradients().items()},
             training={name: module.training for name, module in _modules(run).items()},
             optimizers=[_OptimizerCopy.of(optimizer) for optimizer in run.optimizers],
+            stepped=run.stepped,
             others=[(o, copy.deepcopy(o.state_dict())) for o in (*run.scalers, *run.schedulers)],
             rng=RngState.capture(),
         )
@@ -70,6 +73,7 @@ class Snapshot:
             if isinstance(other, torch.amp.GradScaler):
                 # what the scaler noted of the last step (found_inf, stage) belongs to that step
                 other._per_optimizer_states.clear()
+        run.stepped = self.stepped
         self.rng.restore()
 
 

@@ -260,3 +260,62 @@ def test_nothing_of_torch_stays_replaced(fails: bool) -> None:
     with contextlib.suppress(ArithmeticError):
         train_step(run_of(step), 0, StepWatch())
     assert [torch.autograd.backward, torch.optim.Optimizer.zero_grad, torch.amp.GradScaler.step] == before
+
+
+class Around(torch.optim.Optimizer):
+    """A class around another optimizer, as LookAhead or a pair of SGDs in one object."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        super().__init__(inner.param_groups, inner.defaults)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.inner.step()
+
+
+def plain_step(model: nn.Module, batch: Tensor, optimizer: Any) -> Tensor:
+    optimizer.zero_grad()
+    loss: Tensor = model(batch).mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def test_an_optimizer_around_another_makes_one_update_and_uses_no_gradient_twice() -> None:
+    model = linear()
+    run = run_of(plain_step, model, optimizer=Around(torch.optim.SGD(model.parameters(), lr=0.1)))
+    for step in range(3):
+        _, result = told_by(run, step)
+        assert (result.order, result.reused) == (("zero_grad", "backward", "update"), ())
+
+
+def test_a_gradient_that_nobody_clears_is_told_by_its_parameter_from_the_second_step_on() -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        loss = model(batch).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = run_of(step)
+    assert [told_by(run, i)[1].reused for i in range(3)] == [(), (("weight", "leftover"),), (("weight", "leftover"),)]
+
+
+def test_a_step_that_is_run_again_from_a_snapshot_tells_the_same_of_its_gradients() -> None:
+    def step(model: Any, batch: Tensor, optimizer: Any) -> Any:
+        loss = model(batch).mean()
+        loss.backward()
+        model.calls += 1
+        if model.calls % 3 != 1:  # the first call of three adds to what the second one uses; the third clears nothing
+            optimizer.step()
+        if model.calls % 3 == 2:
+            optimizer.zero_grad()
+        return loss
+
+    model = linear()
+    model.register_buffer("calls", torch.tensor(0))
+    run = run_of(step, model)
+    told_by(run, 0)
+    second = Snapshot.take(run, 1)
+    told = [told_by(run, i)[1].reused for i in (1, 2)]
+    second.restore(run)  # the last update was the third call's, and the one before the second call made none
+    assert [told_by(run, i)[1].reused for i in (1, 2)] == told == [(), ()]

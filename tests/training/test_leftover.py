@@ -21,7 +21,8 @@ def steps(loop: Callable[[nn.Module, torch.optim.Optimizer, Callable[[], None]],
     for _ in range(count):
         left = Leftovers(list(model.parameters()), stepped)
         loop(model, optimizer, lambda left=left: left.used(list(model.parameters())))  # type: ignore[misc]
-        found, stepped = left.end(), frozenset(left.updated)
+        left.release()
+        found, stepped = left.found(), frozenset(left.updated)
     return sorted(found)
 
 

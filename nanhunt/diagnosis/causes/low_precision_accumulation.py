@@ -50,19 +50,18 @@ from nanhunt.diagnosis.births import (
 )
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import limit, number
+from nanhunt.diagnosis.ops import format_of, limit, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind
 
-__all__ = ["CAUSE"]
+__all__ = ["CAUSE", "LOST"]
 
 
 #: Steps from the onset to the look that found it.
 _REACH = 8
-#: Share of a sum of gradients that is lost, from which it is a fault (as the hunt has it).
-_LOST = 0.05
-#: Smallest half ulp relative to a value: β2·v rounds back to v where 1 - β2 is below it.
-_HALF_ULP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
+#: Share of a sum of gradients that is lost, from which it is a fault: rounding alone takes a hundredth of 64 passes, four
+#: hundredths of a thousand.
+LOST = 0.05
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -117,7 +116,7 @@ def _absorbed(evidence: Evidence) -> Suspect | None:
             Exhibit(
                 claim=f"the sum; {dtype} counts by ones up to",
                 value=float(found["amax"]),
-                threshold=2.0 ** {"bfloat16": 8, "float16": 11}.get(dtype, 24),
+                threshold=_counts_to(dtype),
             ),
             Exhibit(claim="additions of the step that changed nothing", value=float(found["elements"]), threshold=0.0),
         ),
@@ -139,7 +138,6 @@ def _rounded(evidence: Evidence) -> Suspect | None:
         if whole
         else f"{count} of {of} sums that {found['op']} gathers in {dtype} are a tenth off or more"
     )
-    counts = 2.0 ** {"bfloat16": 8, "float16": 11}.get(dtype, 24)
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,
@@ -149,7 +147,7 @@ def _rounded(evidence: Evidence) -> Suspect | None:
         ),
         exhibits=(
             Exhibit(claim="whole numbers that are not told apart any more" if whole else "sums that fp64 has otherwise", value=float(count), threshold=0.0),
-            Exhibit(claim=f"the largest of them; {dtype} counts by ones up to", value=float(found["amax"]), threshold=counts),
+            Exhibit(claim=f"the largest of them; {dtype} counts by ones up to", value=float(found["amax"]), threshold=_counts_to(dtype)),
         ),
         fixes=(f"keep `{found['code']}` in fp32, or in integers",),
         depth=1,
@@ -164,7 +162,8 @@ def _stuck(evidence: Evidence) -> Suspect | None:
     parameter = ".".join(p for p in (onset.module, onset.name) if p)
     last = evidence.trace.steps[-1]
     stuck, fits = (evidence.health_at(key, last).get(parameter) for key in ("v_stuck", "rms_t"))
-    kept = next((d for d in evidence.optimizer.get("state_dtypes", []) if d in _HALF_ULP), "its format")
+    kept = next((d for d in evidence.optimizer.get("state_dtypes", []) if d in ("bfloat16", "float16")), "its format")
+    fmt = format_of(kept)
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,
@@ -173,13 +172,19 @@ def _stuck(evidence: Evidence) -> Suspect | None:
         exhibits=(
             Exhibit(claim=f"share of v of {parameter} that kept its bits in step {last}, though g² is less than half of it", value=stuck),
             Exhibit(claim="RMS of its gradients over sqrt(v): 1 in a steady state", value=fits, threshold=1.0),
-            Exhibit(claim=f"1 - β2, against the half ulp of {kept} relative to v, which it must pass", value=1.0 - evidence.beta2, threshold=_HALF_ULP.get(kept)),
+            Exhibit(claim=f"1 - β2, against the half ulp of {kept} relative to v, which it must pass", value=1.0 - evidence.beta2, threshold=fmt.eps / 4 if fmt else None),
         ),
         fixes=(
             "keep exp_avg_sq in fp32, or round it stochastically",
             "or take a β2 of 0.99 or less: then even bfloat16 lets v decay",
         ),
     )  # fmt: skip
+
+
+def _counts_to(dtype: str) -> float | None:
+    """Return up to which number a format counts by ones."""
+    fmt = format_of(dtype)
+    return 2.0**fmt.precision if fmt else None
 
 
 def _counted(additions: int) -> str:
@@ -222,7 +227,7 @@ def _accumulated(evidence: Evidence) -> Suspect | NotApplicable | None:
         told = narrow and isinstance(micros, int) and micros > 1
         kept = ", ".join(sorted(narrow))
         return NotApplicable(reason=f"{micros} micro-batches are accumulated in {kept}, and the trace has no fp64 sum beside it") if told else None  # fmt: skip
-    if onset is None or body["step"] != onset.step or onset.phase != "backward" or body["error"] < _LOST:
+    if onset is None or body["step"] != onset.step or onset.phase != "backward" or body["error"] < LOST:
         return None
     module, _, _name = str(body["worst"]).rpartition(".")
     return Suspect(
@@ -231,7 +236,7 @@ def _accumulated(evidence: Evidence) -> Suspect | NotApplicable | None:
         summary=f"{body['passes']} backward passes are added up in {body['dtype']}, and {body['error']:.0%} of their sum is rounded away",
         location=Location(step=onset.step, phase="backward", module=module, parameter=str(body["worst"])),
         exhibits=(
-            Exhibit(claim="norm of what is missing from the gradient, over that of the fp64 sum of the same gradients", value=float(body["error"]), threshold=_LOST),
+            Exhibit(claim="norm of what is missing from the gradient, over that of the fp64 sum of the same gradients", value=float(body["error"]), threshold=LOST),
             Exhibit(claim=f"the same of {body['worst']}, the worst", value=float(body["worst_error"])),
             Exhibit(claim="backward passes of the step", value=float(body["passes"])),
         ),

@@ -134,7 +134,7 @@ def test_an_update_beyond_what_any_gradients_allow_is_proof() -> None:
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.95), (0.8, 0.99)])
 def test_no_sequence_of_gradients_takes_torchs_adam_past_the_bound(beta1: float, beta2: float) -> None:
     optimizer = {**ADAMW, "groups": [{"betas": [beta1, beta2], "weight_decay": 0.0}]}
-    limit = adam_v_collapse._bound(run(spike(36), [], optimizer))
+    limit = adam_v_collapse.update_bound(run(spike(36), [], optimizer))
     assert limit is not None
     draw, worst = random.Random(0), 0.0
     for trial in range(60):
