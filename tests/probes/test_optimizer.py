@@ -128,6 +128,7 @@ def test_adams_health_follows_its_definitions(step: int) -> None:
         "kappa_eps": np.sqrt(v_hat.mean()) / eps,
         "v_zero": 1 / 20,
         "v_below_eps2": 1 / 20,
+        "v_stuck": 0.0,  # each element moved: no format stood in its way
         "v_stale": np.sqrt(np.mean(g**2) / v_old.mean()),
     }
     assert {k: float(x) for k, x in health.items() if x is not None} == pytest.approx(expected, rel=1e-9)

@@ -70,7 +70,7 @@ def batches(start_step=0):
         g = torch.Generator().manual_seed(2900 + step)
         level = 1000 + 10 * torch.randn(24, 1, generator=g)
         slope = torch.randn(24, 1, generator=g) / 20
-        noise = 0.3 + 0.7 * torch.rand(24, 1, generator=g)
+        noise = 0.8 + 0.7 * torch.rand(24, 1, generator=g)
         if step >= 33:
             slope[5], noise[5] = 0.0, 0.005
         x = level + slope * torch.arange(96) + noise * torch.randn(24, 96, generator=g)
