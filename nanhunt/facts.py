@@ -113,6 +113,7 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "state_steps": steps[:4],
         "with_state": len(states),
         "trainable": len(run.trainable()),
+        **_held(run),
         "embeddings": _embeddings(run),
         "autocast": run.autocast,
         "scaler": bool(run.scalers),
@@ -121,6 +122,12 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "agc": run.agc,
         "custom_step": run.train_step is not None,
     }
+
+
+def _held(run: TrainingRun) -> dict[str, int]:
+    """Count the parameters of the user's modules, and those of them that an optimizer holds."""
+    ours = {id(p) for module in run.roots().values() for p in module.parameters()}
+    return {"parameters": len(ours), "held": len(ours & set(map(id, run.trainable())))}
 
 
 def _common(names: list[str]) -> str:

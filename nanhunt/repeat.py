@@ -157,6 +157,8 @@ def deterministic_kernels() -> Iterator[None]:
         _FILLING.fill_uninitialized_memory = fill
 
 
+#: Steps with the same loss in each bit after which another loss is no rounding's.
+_QUIET = 3
 #: Share of a loss from which two runs of a step have left one another: rounding alone drifts less in twenty steps.
 _DEPARTED = 1e-2
 
@@ -190,7 +192,23 @@ def repeat_spike(
         "same_gradients": _same(*runs),
         "same_as_seen": _same(was, runs[0]),
         "judged_by": "the losses alone",
+        "departs": _departs(*runs, first=first),
     }
+
+
+def _departs(*runs: list[float], first: int) -> dict[str, float] | None:
+    """Return where runs of the same steps leave one another at once, by a share of the loss that no rounding makes.
+
+    Rounding shows in the last bits first and grows; so the losses before must be the same in each bit, for three steps.
+    """
+    for index, losses in enumerate(zip(*runs, strict=True)):
+        if len(set(losses)) == 1:
+            continue
+        low, high = min(losses), max(losses)
+        if index < _QUIET or not high - low > _DEPARTED * abs(high):
+            return None
+        return {"step": first + index, "low": low, "high": high, "same": index}
+    return None
 
 
 def _same(a: list[float], b: list[float]) -> bool:

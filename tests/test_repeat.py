@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.hunt import HuntSettings, hunt
-from nanhunt.repeat import deterministic_kernels
+from nanhunt.repeat import deterministic_kernels, repeat_spike
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.state import SnapshotRing
+from nanhunt.training.step import StepWatch, train_step
 from tests.conftest import tiny_run
 
 
@@ -121,6 +124,39 @@ def test_a_fault_of_arithmetic_comes_again_bit_for_bit(tmp_path: Path) -> None:
     assert body is not None
     assert (body["reproduced"], body["runs"], body["shown"], body["same_gradients"]) == (True, 2, 2, True)
     assert body["judged_by"] == "the bits alone"
+
+
+def repeated_spike(first: int) -> dict[str, Any] | None:
+    """The note of a spike at step 8, where the loss is multiplied by a number that no seed reaches from `first` on."""
+    wire = random.SystemRandom()
+
+    def noisy(model: nn.Module, batch: Any) -> Tensor:
+        step = int(batch[2])
+        value: Tensor = (model(batch[0]) - batch[1]).square().mean()
+        return value * (wire.uniform(50, 100) if step == 8 else wire.uniform(1, 1.2) if step >= first else 1.0)
+
+    torch.manual_seed(0)
+    data = ((x, y, torch.tensor(step)) for step, (x, y) in enumerate(batches()))
+    run = tiny_run(nn.Linear(4, 1), noisy, data)
+    ring, losses = SnapshotRing(run), {}
+    for step in range(9):
+        ring.offer(run, step)
+        losses[step] = train_step(run, step, StepWatch()).loss
+    return repeat_spike(run, ring, losses, 8, losses[7])
+
+
+def test_a_spike_whose_loss_is_another_each_time_parts_from_equal_bits() -> None:
+    body = repeated_spike(first=8)
+    assert body is not None
+    assert body["reproduced"]
+    assert body["departs"]["step"] == 8
+    assert body["departs"]["high"] > 1.01 * body["departs"]["low"]
+
+
+def test_a_loop_that_draws_its_own_numbers_in_each_step_does_not_part_at_the_spike() -> None:
+    body = repeated_spike(first=0)
+    assert body is not None
+    assert body["departs"] is None
 
 
 def test_deterministic_kernels_leave_torch_as_it_was() -> None:

@@ -149,8 +149,8 @@ class Evidence:
 
     def wrong_backward(self, node: str | None = None) -> dict[str, Any] | None:
         """Return the first Function of the user's whose backward finite differences contradict; of a node, only its own."""
-        body = self.note(NoteKind.GRADCHECK) or {}
-        wrong = (f for f in body.get("functions", []) if f.get("verdict") == "wrong")
+        checked = [f for body in self.notes(NoteKind.GRADCHECK) for f in body.get("functions", [])]
+        wrong = (f for f in checked if f.get("verdict") == "wrong")
         return next((f for f in wrong if node is None or f"{f['function']}Backward" == node), None)
 
     @property

@@ -34,6 +34,8 @@ class Repetitions:
     difference: dict[str, Any]
     healthy: dict[str, Any]
     left: dict[str, Any]
+    #: the step at which losses that were the same in each bit part, with the "low" and "high" of it; {} without
+    departs: dict[str, Any]
 
     @property
     def agree(self) -> bool:
@@ -63,4 +65,5 @@ def repetitions(evidence: Evidence) -> Repetitions | None:
         difference=difference,
         healthy=healthy,
         left=body.get("seen_difference") or {},
+        departs=body.get("departs") or {},
     )

@@ -103,13 +103,16 @@ def _note_loop(state: HuntState, step: int) -> None:
     if at is None:
         return
     result = state.results[at]
+    used_twice = [s for s, r in sorted(state.results.items()) if r.reused]
+    before = [s for s in used_twice if s <= at]
     body = {
         "step": at,
         "order": list(result.order),
         "before": list(orders.get(at - 1, ())),
         "alike": sum(set(order) == set(result.order) for order in orders.values()),
-        "reused": [list(pair) for pair in result.reused],
-        "reused_steps": [s for s, r in sorted(state.results.items()) if r.reused],
+        # the bad step itself may make no update
+        "reused": [list(pair) for pair in state.results[before[-1]].reused] if before else [],
+        "reused_steps": used_twice,
         "loss_scale": result.loss_scale,
         "clip_coefficient": result.clip_coefficient,
     }
@@ -213,8 +216,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: St
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
-    if zoomed.onset.phase == Phase.BACKWARD.value:
-        check_backwards(state, seen.step)
+    wrong = check_backwards(state, seen.step) if zoomed.onset.phase == Phase.BACKWARD.value else []
+    if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
+        check_backwards(state, lead)
     state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
     return replace(_written(state, zoomed), lead_step=lead)
 

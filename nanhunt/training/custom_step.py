@@ -31,7 +31,10 @@ from nanhunt.training.loss import checked_loss
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step_watch import StepResult, StepWatch
 
-__all__ = ["closure_step", "custom_step", "needs_closure"]
+__all__ = ["CLIP_OF_NOTHING", "closure_step", "custom_step", "needs_closure"]
+
+#: How a clip is called that is given no gradient: `model.parameters()` is a generator, and empty the second time.
+CLIP_OF_NOTHING = "clip of nothing"
 
 
 def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
@@ -97,7 +100,7 @@ class _Loop:
         #: optimizers whose gradients are without a loss scale
         self._unscaled: set[int] = set()
         #: what was done, in its order: "backward", "unscale", "clip", "update", "skip", "zero_grad"; "kept" where a
-        #: backward found gradients from before the step
+        #: backward found gradients from before the step, `CLIP_OF_NOTHING` where a clip was given no gradient
         self.order: list[str] = []
         self.norms: list[Tensor] = []
         self.coefficient: Tensor | None = None
@@ -205,7 +208,7 @@ class _Loop:
         self, call: Callable[[], Any], parameters: Any, max_norm: float, total_norm: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        self.order.append("clip")
+        self.order.append("clip" if any(p.grad is not None for p in given) else CLIP_OF_NOTHING)
         if not self._is_scaled(given):
             self._tell(given)
         self.coefficient = torch.clamp(max_norm / (total_norm.detach().float() + 1e-6), max=1.0)

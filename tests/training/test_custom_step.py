@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanhunt.replay import Finiteness
-from nanhunt.training.custom_step import needs_closure
+from nanhunt.training.custom_step import CLIP_OF_NOTHING, needs_closure
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepResult, StepWatch, train_step
@@ -84,6 +84,26 @@ def scaled_step(scaler: torch.amp.GradScaler, order: str) -> Callable[..., Any]:
         return loss
 
     return step
+
+
+@pytest.mark.parametrize("empty", ["spent", "no gradient"])
+def test_a_clip_that_is_given_no_gradient_is_told_from_a_clip(empty: str) -> None:
+    frozen = nn.Linear(2, 1)
+
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(batch).mean()
+        loss.backward()
+        parameters = model.parameters() if empty == "spent" else frozen.parameters()
+        if empty == "spent":
+            list(parameters)  # a generator, and used up
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimizer.step()
+        return loss
+
+    story, result = told_by(run_of(step))
+    assert result.order == ("zero_grad", "backward", CLIP_OF_NOTHING, "update")
+    assert story.peaks == [3.0]
 
 
 @pytest.mark.parametrize("order", ["unscale clip", ""])

@@ -44,8 +44,8 @@ import re
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import number
-from nanhunt.diagnosis.reading import place_of
+from nanhunt.diagnosis.ops import EXPS, number
+from nanhunt.diagnosis.reading import bare, place_of
 from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
@@ -81,8 +81,10 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 def _checked(evidence: Evidence) -> Suspect | None:
     """A Function of the user's whose backward finite differences of its own forward contradict."""
     onset, birth = evidence.onset, evidence.birth
-    found = evidence.wrong_backward(birth.node if birth is not None and evidence.is_nonfinite else None)
-    if found is None or onset is None or (evidence.is_nonfinite and birth is None):
+    own = evidence.wrong_backward(birth.node) if birth is not None else None
+    ran_away = onset is not None and (not evidence.is_nonfinite or onset.lead_step is not None)
+    found = own or (evidence.wrong_backward() if ran_away else None)
+    if found is None or onset is None:
         return None
     function, numeric, analytic = str(found["function"]), float(found["numeric"]), float(found["analytic"])
     return Suspect(
@@ -90,8 +92,10 @@ def _checked(evidence: Evidence) -> Suspect | None:
         grade=Grade.PROVED,
         summary=f"the backward of {function} gives {number(analytic)} where its forward has a slope of {number(numeric)}",
         location=place_of(evidence)
-        if birth is not None and birth.phase == "backward"
-        else Location(step=onset.step, phase="backward", module=found["module"], source=found["source"]),
+        if own is not None and birth is not None and birth.phase == "backward"
+        else Location(
+            step=onset.lead_step or onset.step, phase="backward", module=found["module"], source=found["source"]
+        ),
         exhibits=(
             Exhibit(
                 claim=f"slope of {function} for its argument {found['input']}, by central differences in fp64",
@@ -128,7 +132,10 @@ def _only_compiled(evidence: Evidence) -> Suspect | None:
 
 def _written_by_hand(evidence: Evidence, birth: Birth) -> Suspect | None:
     function = birth.node.removesuffix("Backward") if birth.node else ""
-    if birth.fp64 == "beyond-range":
+    exp = bare(birth.op) in EXPS
+    if birth.fp64 == "beyond-range" and exp:  # what exp gets is no gradient, and the forward took the same without harm
+        grade, said = Grade.SUPPORTED, "overflows on values that its forward is finite with"
+    elif birth.fp64 == "beyond-range":
         grade, said = Grade.CONSISTENT, "overflows its format there"
     else:
         grade, said = (

@@ -14,7 +14,8 @@ Evidence
 --------
 Up to five exact repetitions of the bad step, compared by the bits of the loss and of every gradient. The fault shows in
 some of them and not in others; or in none, and they differ from each other by more than rounding: by more than 1e-3 of
-the gradients' norm, and more than ten times what repetitions of the healthy step before differ by.
+the gradients' norm, and more than ten times what repetitions of the healthy step before differ by. In a spike: losses
+that agree in each bit for steps, and at the next one are a hundredth apart or more.
 
 Fix
 ---
@@ -38,13 +39,19 @@ PyTorch documentation, 'Reproducibility'; Megatron-LM, REPORT_DETERMINISM_STATS 
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of_onset
 from nanhunt.diagnosis.repetition import Repetitions, repetitions
 from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
+
+_FIXES = (
+    "replay with torch.use_deterministic_algorithms(True) and CUBLAS_WORKSPACE_CONFIG=:4096:8",
+    "look for random numbers that no seed reaches, time, threads, and state kept outside of the model",
+    "judge trials by several repetitions",
+)
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -57,6 +64,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if again is None:
         shown = evidence.is_stall or evidence.outcome("exact") == "persists"
         return None if shown else NotApplicable(reason="the bad step was not run again by itself")
+    if again.departs:
+        return _departed(again)
     if again.shown == again.runs or (not again.shown and again.agree):
         return None
     flaky = f"the fault shows in {again.shown} of {again.runs} exact repetitions"
@@ -68,12 +77,25 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         else f"exact repetitions differ among themselves, and {flaky.removeprefix('the ')}",
         location=place_of_onset(evidence),
         exhibits=tuple(_exhibits(evidence, again)),
-        fixes=(
-            "replay with torch.use_deterministic_algorithms(True) and CUBLAS_WORKSPACE_CONFIG=:4096:8",
-            "look for random numbers that no seed reaches, time, threads, and state kept outside of the model",
-            "judge trials by several repetitions",
-        ),
+        fixes=_FIXES,
     )
+
+
+def _departed(again: Repetitions) -> Suspect:
+    """Runs of the same steps that agree in each bit, and at one step have losses which no rounding explains."""
+    step, low, high = int(again.departs["step"]), float(again.departs["low"]), float(again.departs["high"])
+    return Suspect(
+        cause="nondeterminism",
+        grade=Grade.SUPPORTED,
+        summary=f"the loss of step {step} lies between {low:.4g} and {high:.4g} in exact repetitions, and no step before it differs in a bit",
+        location=Location(step=step, phase="forward"),
+        exhibits=(
+            Exhibit(claim=f"largest loss of step {step} in {again.runs} runs from the same bits", value=high, threshold=low),
+            Exhibit(claim="steps just before it with the same loss in each bit", value=float(again.departs["same"])),
+        ),
+        fixes=_FIXES,
+        depth=1,
+    )  # fmt: skip
 
 
 def _exhibits(evidence: Evidence, again: Repetitions) -> list[Exhibit]:

@@ -60,6 +60,8 @@ _PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64
 def examine(evidence: Evidence) -> Suspect | None:
     """Look for a root that was inherited from weights, buffers or optimizer state, then for one giant element."""
     onset = evidence.onset
+    if evidence.is_stall:
+        return _held_still(evidence)
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike or onset.phase == "load"):
         return None
     if evidence.is_nonfinite:
@@ -77,6 +79,20 @@ def examine(evidence: Evidence) -> Suspect | None:
         if not evidence.births and poison and onset.step == evidence.manifest.checkpoint_step:
             return _inherited(evidence, str(poison[0]["where"]), _qualified(poison[0]), poison)
     return _corrupt(evidence)
+
+
+def _held_still(evidence: Evidence) -> Suspect | None:
+    """An optimizer's state that is not finite, and whose weights do not move: a gradient over an infinite root is 0."""
+    onset = evidence.onset
+    if onset is None or evidence.stall_reason not in ("lost-update", "no-motion"):
+        return None
+    poison = [p for p in evidence.notes(NoteKind.POISON) if p["where"] == "state"]
+    parameter = ".".join(part for part in (onset.module, onset.name) if part)
+    stuck = next((p for p in poison if parameter in ("", p["module"])), None)
+    if stuck is None:
+        return None
+    how = f"the updates leave {stuck['module']} as it is: a gradient over an infinite root is 0"
+    return _inherited(evidence, "state", _qualified(stuck), poison, how)
 
 
 def _impossible(evidence: Evidence) -> Suspect | None:
@@ -123,14 +139,15 @@ def _qualified(poison: dict[str, Any]) -> str:
     return f"{poison['module']}.{poison['name']}".lstrip(".")
 
 
-def _inherited(evidence: Evidence, kind: str, name: str, poison: list[dict[str, Any]]) -> Suspect:
+def _inherited(evidence: Evidence, kind: str, name: str, poison: list[dict[str, Any]], how: str = "") -> Suspect:
     onset = evidence.onset
     assert onset is not None
     found = next((p for p in poison if _qualified(p) == name), None)
     bad = int(found["nan"] + found["posinf"] + found["neginf"]) if found else 0
     exhibits = [
         Exhibit(
-            claim=f"the first op that carried a non-finite value took it from {kind} {name}".replace(
+            claim=how
+            or f"the first op that carried a non-finite value took it from {kind} {name}".replace(
                 "tensor a tensor", "a tensor"
             )
         )

@@ -18,7 +18,7 @@ Of the bad step: gradients before the clip (inf elements, and no NaN), the coeff
 update (NaN). Or the coefficient is 0 while the gradient norm, taken in fp32 or else in fp64, is finite: proof that the
 norm overflowed. Of a loop of your own, the order of its calls as torch's hooks saw them: gradients that were not finite
 before the step's own backward (those of a skipped step, never cleared), gradients that are never cleared at all, a clip
-of gradients that still carry the loss scale.
+of gradients that still carry the loss scale, or of none. Of an optimizer, how many of the model's parameters it holds.
 
 Fix
 ---
@@ -50,6 +50,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.trace.schema import NoteKind
+from nanhunt.training.custom_step import CLIP_OF_NOTHING
 
 __all__ = ["CAUSE"]
 
@@ -67,7 +68,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if onset.kind == "mismatch":
         return _reused(evidence)
-    told = _by_reason(evidence) or _stale(evidence) or _kept(evidence) or _reused(evidence)
+    told = (
+        _by_reason(evidence) or _stale(evidence) or _kept(evidence) or _reused(evidence) or _clip_of_nothing(evidence)
+    )
     if told is not None:
         return told
     born_before = evidence.birth is not None and evidence.birth.phase in ("forward", "batch")
@@ -104,6 +107,8 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
             ),
             ("call `scaler.unscale_(optimizer)` before `clip_grad_norm_`",),
         )
+    if reason in ("no-motion", "no-gradient") and evidence.optimizer.get("held") == 0:
+        return _not_the_models(evidence)
     if reason == "no-gradient":
         return _suspect(
             evidence,
@@ -123,6 +128,49 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
             phase="update",
         )
     return None
+
+
+def _not_the_models(evidence: Evidence) -> Suspect:
+    """Optimizers that hold tensors, and none of the model's."""
+    held = int(evidence.optimizer.get("trainable", 0))
+    return _suspect(
+        evidence,
+        f"none of the {held} tensors that the optimizer updates is a parameter of the model: it holds copies, or another model's",
+        (
+            Exhibit(
+                claim=f"parameters of the model that an optimizer holds, of {evidence.optimizer['parameters']}",
+                value=0.0,
+                threshold=1.0,
+            ),
+            Exhibit(claim="tensors that the optimizer holds", value=float(held)),
+        ),
+        (
+            "build the optimizer from `model.parameters()` of the very model that computes the loss, after anything that copies or wraps it",
+        ),
+        phase="update",
+    )
+
+
+def _clip_of_nothing(evidence: Evidence) -> Suspect | None:
+    """A clip that is given no gradient at all, in a run whose gradients grew out of hand."""
+    loop = evidence.note(NoteKind.LOOP) or {}
+    order, alike = loop.get("order") or [], int(loop.get("alike", 0))
+    if CLIP_OF_NOTHING not in order or "clip" in order or alike < _OFTEN:
+        return None
+    return _suspect(
+        evidence,
+        "the clip is given no gradient: what it is called with is empty, or has none",
+        (
+            Exhibit(claim=f"order of the step: {_order(loop)}"),
+            Exhibit(claim="steps of the replay with that order", value=float(alike), threshold=1.0),
+        ),
+        (
+            "`model.parameters()` is a generator and empty after one loop over it: call it anew for the clip, or keep a list",
+            "clip after backward and before zero_grad",
+        ),
+        grade=Grade.PROVED if evidence.is_spike else Grade.SUPPORTED,
+        parameter=None,
+    )
 
 
 def _stale(evidence: Evidence) -> Suspect | None:
@@ -195,6 +243,7 @@ def _reused(evidence: Evidence) -> Suspect | None:
         (fix,),
         phase="update" if twice else "backward",
         parameter=names[0],
+        step=int(steps[0]),
     )
 
 
@@ -212,14 +261,18 @@ def _suspect(
     grade: Grade = Grade.PROVED,
     phase: str = "clip",
     parameter: str | None = None,
+    step: int | None = None,
 ) -> Suspect:
-    step = evidence.onset.step if evidence.onset else None
+    onset_step = evidence.onset.step if evidence.onset else None
     return Suspect(
         cause="training-loop-bug",
         grade=grade,
         summary=summary,
         location=Location(
-            step=step, phase=phase, module=(parameter or "").rpartition(".")[0] or None, parameter=parameter
+            step=onset_step if step is None else step,
+            phase=phase,
+            module=(parameter or "").rpartition(".")[0] or None,
+            parameter=parameter,
         ),
         exhibits=exhibits,
         fixes=fixes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nanhunt.diagnosis.causes import (
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Observation, Onset
+from nanhunt.training.custom_step import CLIP_OF_NOTHING
 from tests.diagnosis.builders_b import (
     ADAMW,
     batch,
@@ -119,6 +121,24 @@ def test_a_flipped_exponent_bit_in_a_trained_weight_is_seen_by_the_gap_below_it(
 def test_ordinary_heavy_tails_are_no_flip() -> None:
     rows = [loaded("h.weight", NORMAL | {-1: 3, 3: 1, 6: 1}, 4101)]
     assert poisoned_state.examine(evidence(spike(36), rows=rows)) is None
+
+
+@pytest.mark.parametrize(("reason", "found"), [("lost-update", True), ("no-motion", True), ("underflow", False)])
+def test_an_infinite_root_that_no_update_moves_past_is_told_of_a_stall(reason: str, found: bool) -> None:
+    stall = Onset(kind="stall", step=30, phase="update", module="h", name="weight")
+    notes = [poison("h.weight.sum", "state", posinf=4096), (NoteKind.STALL, {"reason": reason, "step": 30})]
+    answer = poisoned_state.examine(evidence(stall, notes=notes))
+    assert (answer is not None) == found
+    if found:
+        suspect = accused(answer)
+        assert (suspect.grade, suspect.location.parameter) == (Grade.PROVED, "h.weight.sum")
+        assert not any("carried" in e.claim for e in suspect.exhibits)
+
+
+def test_a_stall_elsewhere_is_not_the_bad_states() -> None:
+    stall = Onset(kind="stall", step=30, phase="update", module="g", name="weight")
+    notes = [poison("h.weight.sum", "state", posinf=4096), (NoteKind.STALL, {"reason": "lost-update", "step": 30})]
+    assert poisoned_state.examine(evidence(stall, notes=notes)) is None
 
 
 # --- bad-init --------------------------------------------------------------------------------------------------------------
@@ -231,6 +251,31 @@ def test_a_kernel_that_fp64_contradicts_is_suspect_and_one_out_of_range_is_not()
     assert backward(node, "beyond-range") is None
 
 
+def test_exp_that_overflows_in_the_backward_alone_is_the_functions_fault_and_a_product_may_be_the_gradients() -> None:
+    exp = birth("aten.exp", phase="backward", node="SoftplusBackward", fp64="beyond-range", outputs=[operand("output")])
+    found = accused(faulty_backward.examine(evidence(nan(phase="backward"), notes=[exp])))
+    assert (found.grade, found.depth) == (Grade.SUPPORTED, 1)
+    assert accused(backward("SoftplusBackward", "beyond-range")).grade is Grade.CONSISTENT
+
+
+def checked(onset: Onset, node: str) -> object:
+    function = {"function": "Norm", "module": "norm", "source": "a.py:3", "verdict": "wrong", "input": 1}
+    notes = [
+        birth("aten.mm", phase="backward", node=node, fp64="beyond-range", outputs=[operand("output")]),
+        (NoteKind.GRADCHECK, {"step": 36, "functions": []}),
+        (NoteKind.GRADCHECK, {"step": 33, "functions": [function | {"numeric": 1.0, "analytic": 12.0}]}),
+    ]
+    return faulty_backward.examine(evidence(onset, notes=notes))
+
+
+def test_a_wrong_backward_explains_a_run_that_ran_away_and_no_nan_elsewhere_out_of_the_blue() -> None:
+    away = replace(nan(phase="backward"), lead_step=33)
+    found = accused(checked(away, "MmBackward0"))
+    assert (found.grade, found.location.module, found.location.step) == (Grade.PROVED, "norm", 33)
+    assert checked(nan(phase="backward"), "MmBackward0") is None
+    assert accused(checked(nan(phase="backward"), "NormBackward")).grade is Grade.PROVED
+
+
 def test_the_gradient_of_a_spike_cannot_be_judged_and_its_loss_need_not_be() -> None:
     assert isinstance(faulty_backward.examine(evidence(spike(36, "backward"))), NotApplicable)
     assert faulty_backward.examine(evidence(spike(36, "forward"))) is None
@@ -299,6 +344,27 @@ def test_gradients_that_nothing_clears_accuse_the_loop(order: tuple[str, ...], a
     assert (answer.grade if isinstance(answer, Suspect) else None) == grade
 
 
+@pytest.mark.parametrize(("onset", "grade"), [(spike(36), Grade.PROVED), (nan(36), Grade.SUPPORTED)])
+def test_a_clip_that_is_given_nothing_accuses_the_loop(onset: Onset, grade: Grade) -> None:
+    order = ("zero_grad", "backward", CLIP_OF_NOTHING, "update")
+    assert accused(training_loop_bug.CAUSE.examine(evidence(onset, notes=[heard(*order)]))).grade is grade
+    for innocent in (heard(*order, alike=1), heard(*order, "backward", "clip", "update")):
+        assert not isinstance(training_loop_bug.CAUSE.examine(evidence(onset, notes=[innocent])), Suspect)
+
+
+def test_gradients_used_twice_are_told_with_the_first_step_that_did_so() -> None:
+    loop = heard("backward", "skip", "update", reused=[["h.weight", "twice"]], reused_steps=[31, 32, 33])
+    assert accused(training_loop_bug.CAUSE.examine(evidence(nan(36), notes=[loop]))).location.step == 31
+
+
+@pytest.mark.parametrize(("held", "found"), [(0, True), (2, False)])
+def test_an_optimizer_of_copies_is_told_by_whose_tensors_it_holds(held: int, found: bool) -> None:
+    stall = Onset(kind="stall", step=30, phase="update")
+    notes = [(NoteKind.STALL, {"reason": "no-motion", "step": 30})]
+    told = evidence(stall, notes=notes, optimizer={**ADAMW, "parameters": 2, "held": held})
+    assert isinstance(training_loop_bug.CAUSE.examine(told), Suspect) == found
+
+
 def test_a_clip_before_the_unscaling_accuses_the_loop_with_what_it_left() -> None:
     stall = Onset(kind="stall", step=36, phase="clip")
     loop = heard("backward", "clip", "unscale", "update", loss_scale=32768.0, clip_coefficient=1e-5)
@@ -362,6 +428,14 @@ def test_repetitions_tell_a_machine_that_failed_once_from_arithmetic_that_is_nev
     for cause, grade in ((hardware_fault, hardware), (nondeterminism, rounding)):
         answer = cause.examine(told)
         assert (answer.grade if isinstance(answer, Suspect) else answer) == grade
+
+
+def test_losses_that_part_at_once_after_equal_bits_are_no_rounding_even_where_the_spike_comes_again() -> None:
+    kind, body = repeat(2, 2, None)
+    parting = {"step": 36, "low": 31.0, "high": 39.0, "same": 4}
+    found = accused(nondeterminism.examine(evidence(spike(37), notes=[(kind, body | {"departs": parting})])))
+    assert (found.location.step, found.exhibits[0].value, found.exhibits[0].threshold) == (36, 39.0, 31.0)
+    assert hardware_fault.examine(evidence(spike(37), notes=[(kind, body | {"departs": parting})])) is None
 
 
 def test_a_step_that_was_not_repeated_cannot_be_judged_until_the_exact_trial_fails_again() -> None:
