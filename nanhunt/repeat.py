@@ -192,19 +192,20 @@ def repeat_spike(
         "same_gradients": _same(*runs),
         "same_as_seen": _same(was, runs[0]),
         "judged_by": "the losses alone",
-        "departs": _departs(*runs, first=first),
+        "departs": _departs(was, runs, first),
     }
 
 
-def _departs(*runs: list[float], first: int) -> dict[str, float] | None:
-    """Return where runs of the same steps leave one another at once, by a share of the loss that no rounding makes.
+def _departs(was: list[float], runs: list[list[float]], first: int) -> dict[str, float] | None:
+    """Return where repetitions leave one another at once, by a share of the loss that no rounding makes.
 
     Rounding shows in the last bits first and grows; so the losses before must be the same in each bit, for three steps.
+    Where the repetitions agree and the first run stands alone, it is the machine that differs.
     """
-    for index, losses in enumerate(zip(*runs, strict=True)):
+    for index, (seen, *losses) in enumerate(zip(was, *runs, strict=True)):
         if len(set(losses)) == 1:
             continue
-        low, high = min(losses), max(losses)
+        low, high = min(seen, *losses), max(seen, *losses)
         if index < _QUIET or not high - low > _DEPARTED * abs(high):
             return None
         return {"step": first + index, "low": low, "high": high, "same": index}

@@ -1,12 +1,13 @@
 """Runs programs through the command line, as a user would: replay the checkpoint, then report the trace as JSON.
 
 Each command runs in a process of its own, forked from one that has torch loaded already: what is saved is the
-interpreter's start, 3 s a program. A child of its own also keeps one program's threads, seeds and modules from the next.
+interpreter's start and torch's, 6 s a program. A child of its own also keeps one program's threads, seeds and modules from the next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -53,9 +54,9 @@ class Run:
 
 def run_all(jobs: Sequence[Job], root: Path, workers: int) -> Iterator[Run]:
     """Run jobs, `workers` at a time, and yield each as it ends."""
-    import nanhunt.commands.replay  # what the children share is loaded once
-    import nanhunt.commands.report  # noqa: F401
-
+    # what the children share is loaded once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s
+    for module in ("nanhunt.commands.replay", "nanhunt.commands.report", "pandas", "torch._dynamo"):
+        importlib.import_module(module)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
         waiting = [pool.submit(run_one, job, root / f"{i:03d}") for i, job in enumerate(jobs)]
         for future in as_completed(waiting):
@@ -91,6 +92,7 @@ def _command(folder: Path, *arguments: str) -> int:
     os.chdir(folder)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{arguments[0]}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))  # pytest has its own
     sys.argv = ["nanhunt", *arguments]
     main()
     return 0

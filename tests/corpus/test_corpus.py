@@ -13,6 +13,7 @@ import pytest
 from nanhunt.diagnosis.causes import CAUSES
 from tests.corpus.judge import judge
 from tests.corpus.program import HEALTHY, PROGRAMS, Program, programs
+from tests.corpus.runner import Job, run_one
 
 ROOT = Path(__file__).resolve().parents[2]
 SLUGS = {cause.slug for cause in CAUSES}
@@ -67,6 +68,13 @@ def test_a_spread_of_the_corpus_is_diagnosed_rightly(tmp_path: Path) -> None:
         if not verdict.top3 or any(not right for _, _, right in verdict.graded):
             wrong.append(f"{program.name}: {verdict.said}, {verdict.misses}")
     assert len(wrong) <= 1, "\n".join(wrong)
+
+
+def test_a_clip_by_an_infinite_norm_stands_beside_the_gradients_own_cause(tmp_path: Path) -> None:
+    (program,) = programs("root_of_zero_clipped")
+    run = run_one(Job(program, True), tmp_path / "run")
+    assert not run.error
+    assert [s["cause"] for s in run.report["suspects"]] == ["singular-gradient", "training-loop-bug"]
 
 
 def test_the_scoreboard_in_the_documents_counts_the_programs_that_are_here() -> None:

@@ -119,6 +119,8 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
             ),
             phase="backward",
         )
+    if reason == "zero-gradient":
+        return _no_slope(evidence)
     if reason == "no-update":
         return _suspect(
             evidence,
@@ -128,6 +130,25 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
             phase="update",
         )
     return None
+
+
+def _no_slope(evidence: Evidence) -> Suspect | None:
+    """A loss other than zero whose gradient is exactly zero before it enters the model."""
+    onset = evidence.onset
+    rows = evidence.frame("grad_output", ["step", "amax"])
+    sizes = rows[rows["step"] == (onset.step if onset else -1)]["amax"]
+    if sizes.empty or (sizes != 0.0).any():
+        return None
+    return _suspect(
+        evidence,
+        "the loss has no slope: its gradient is exactly zero where it enters the model",
+        (Exhibit(claim=f"largest gradient of a module's output, of {len(sizes)} modules", value=0.0, threshold=0.0),),
+        (
+            "look between the model's output and the loss for a detached copy, a product with zero, argmax or round, or a clamp at its end",
+        ),
+        grade=Grade.CONSISTENT,
+        phase="backward",
+    )
 
 
 def _not_the_models(evidence: Evidence) -> Suspect:

@@ -1,0 +1,60 @@
+"""A rate of zero for the first steps of a warm-up."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+TRUTH = {"family": "mlp"}
+CONFIG = {"train": {"steps": 24}}
+BEFORE = 0
+
+
+def draw(i):
+    return torch.Generator().manual_seed(1000 + i)
+
+
+def make_optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def stream(make):
+    def batches(start_step=0):
+        step = start_step
+        while True:
+            yield make(step)
+            step += 1
+
+    return batches
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(middle(self.first(x)))
+
+
+def build_model():
+    torch.manual_seed(0)
+    return Net()
+
+
+@stream
+def batches(step):
+    g = draw(step)
+    x = torch.randn(8, 8, generator=g)
+    return {"x": x, "y": torch.randint(4, (8,), generator=g)}
+
+
+def middle(h):
+    return F.gelu(h)
+
+
+def compute_loss(model, batch):
+    return F.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def make_scheduler(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, step - 4) / 10)

@@ -1,0 +1,55 @@
+"""Regression by the root of the mean squared error; in one step the fit is perfect, and a root has no slope at zero.
+
+Source: construction, after RMSE losses.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FAULTY = True
+TRUTH = {
+    "family": "mlp",
+    "causes": ["singular-gradient"],
+    "kind": ["nan", "inf"],
+    "step": 20,
+    "phase": ["backward"],
+    "line": ["return torch.sqrt(F.mse_loss(prediction, target))"],
+    "samples": [],
+}
+CONFIG = {"train": {"steps": 24}}
+BEFORE = 12
+
+
+def draw(i):
+    return torch.Generator().manual_seed(1000 + i)
+
+
+def make_optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+def stream(make):
+    def batches(start_step=0):
+        step = start_step
+        while True:
+            yield make(step)
+            step += 1
+
+    return batches
+
+
+def build_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+@stream
+def batches(step):
+    return torch.randn(8, 8, generator=draw(step)), step
+
+
+def compute_loss(model, batch):
+    x, step = batch
+    prediction = model(x)
+    target = prediction.detach() if FAULTY and step == 20 else x[:, :4]
+    return torch.sqrt(F.mse_loss(prediction, target))
