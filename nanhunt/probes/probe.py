@@ -52,10 +52,11 @@ class RowBuffer:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Run the body without the op probe looking at it."""
+        """Run the body without the probes of ops and of attention looking at it."""
         self._aside += 1
         try:
-            yield
+            with torch._C.DisableTorchFunction():
+                yield
         finally:
             self._aside -= 1
 

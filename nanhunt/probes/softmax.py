@@ -123,7 +123,7 @@ class _Ear(TorchFunctionMode):
             self._deep, self._whole = self._deep - (not whole), self._whole - whole
         self._deep += 1
         try:
-            with torch.no_grad(), self._rows.aside(), torch._C.DisableTorchFunction():
+            with torch.no_grad(), self._rows.aside():
                 self._note(name or resolve_name(func) or "", args, kwargs, output)
         finally:
             self._deep -= 1
