@@ -2,10 +2,11 @@
 
 How it works. A `TorchFunctionMode` hears softmax, log-softmax, cross-entropy and scaled-dot-product attention as the
 user's code calls them, and leaves device-side scalars; nothing it hears is changed. A softmax is attention when what it
-gives (through dropout or a cast) is the first factor of a matrix product. Rows, by the module that is running:
+gives (through dropout or a cast) is a factor of a matrix product, or weighs vectors: (…, 1) times (…, d). One that is
+written by hand, over the edges of a graph say, is an exp whose output is divided. Rows, by the module that is running:
 
-- `attention.score_max`: the largest score, of a hand-written softmax exactly; a mask's constants never enter, for it is
-  the largest and not the largest magnitude.
+- `attention.score_max`: the largest score, where the softmax is the user's own; a mask's constants never enter, for it is
+  the largest and not the largest magnitude. Of an exp that had the maximum taken from it, the largest distance to that.
 - `attention.entropy`: mean over rows of -Σ p ln p, in nats, with `attention.keys` the columns it is over.
 - `attention.score_bound`: of a fused attention, whose scores never exist, max|q| · max|k| · scale ≥ every score
   (Cauchy-Schwarz, the norms taken per head). With `exact`, scores are computed in fp32, and score_max and entropy told.
@@ -14,8 +15,7 @@ gives (through dropout or a cast) is the first factor of a matrix product. Rows,
 
 Losses that have a meaning for some targets only are heard by the way: `target.outside`, how many lie outside of that.
 
-What it costs: one pass over the scores. What it does not see: attention inside other compiled or C++ code, and softmax
-by hand from exp and sum.
+What it costs: one pass over the scores. What it does not see: attention inside other compiled or C++ code.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ CALLS_THROUGH = ("_call_heard", "__torch_function__", "heard")
 _SOFTMAX = frozenset({"softmax"})
 _LOGITS = frozenset({"log_softmax", "cross_entropy"})
 _CARRIERS = frozenset(
-    {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill"}
+    {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill", "unsqueeze"}
+    | {"__getitem__", "contiguous"}
 )
+_QUOTIENTS = frozenset({"div", "div_", "true_divide", "__truediv__"})
+_WEIGHTED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
+#: ln of an exponential that is 1 but for rounding: its maximum was taken from the scores.
+_ROUNDED_ZERO = 1e-2
 #: The norms are rounded to fp32: so much more is a bound again.
 _ROUNDING = 1.0 + 1e-5
 #: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
@@ -91,6 +96,8 @@ class _Ear(TorchFunctionMode):
         self.targets: list[HeardTarget] = []
         #: id of a softmax's output, and of what dropout or a cast made of it: scores and the output
         self._probabilities: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+        #: id of what exp gave
+        self._exponentials: dict[int, Any] = {}
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that is heard when it is called, and behaves as before."""
@@ -135,7 +142,7 @@ class _Ear(TorchFunctionMode):
         if target is not None:
             self._rows.scalar("target.outside", target.outside.sum(), phase=Phase.FORWARD, module=self._stack.current)
             self.targets += [target] if self._exact else []
-        elif name in _PRODUCTS:
+        elif name in _PRODUCTS or (name in _WEIGHTED and _weighs_vectors(args)):
             self._multiplied(args)
         elif not isinstance(first, Tensor) or not first.is_floating_point() or first.numel() == 0:
             return
@@ -146,6 +153,11 @@ class _Ear(TorchFunctionMode):
                 self._told("attention", found)
             else:
                 self._remember(output, found)
+        elif name == "exp" and isinstance(output, Tensor):
+            key = id(output)
+            self._exponentials[key] = weakref.ref(output, lambda _: self._exponentials.pop(key, None))
+        elif name in _QUOTIENTS and id(first) in self._exponentials and isinstance(output, Tensor):
+            self._remember(output, _scores_by_hand(first, output))
         elif name in _CARRIERS and id(first) in self._probabilities and isinstance(output, Tensor):
             self._remember(output, self._probabilities[id(first)][1])
         elif name in _LOGITS and first.dim() >= 2:
@@ -191,6 +203,24 @@ def _scores(scores: Tensor, probabilities: Tensor, dim: int) -> dict[str, Tensor
         "score_max": scores.amax().double(),
         "entropy": torch.special.entr(p).sum(dim=dim).mean().double(),
         "keys": torch.full((), float(scores.shape[dim]), dtype=torch.float64, device=scores.device),
+    }
+
+
+def _weighs_vectors(args: tuple[Any, ...]) -> bool:
+    """Whether (…, 1) is multiplied with (…, d)."""
+    ends = [a.shape[-1] for a in args[:2] if isinstance(a, Tensor) and a.dim() >= 2]
+    return len(ends) == 2 and min(ends) == 1 < max(ends)
+
+
+def _scores_by_hand(exponentials: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    """Return the same of exp(scores) and what a division made of it, whatever the rows are: each of them adds up to 1."""
+    e, p = exponentials.double(), probabilities.double()
+    high, low = e.amax().log(), torch.where(e > 0, e, math.inf).amin().log()
+    rows = p.sum()
+    return {
+        "score_max": torch.where(high.abs() < _ROUNDED_ZERO, -low, high),
+        "entropy": torch.special.entr(p).sum() / rows,
+        "keys": p.numel() / rows,
     }
 
 

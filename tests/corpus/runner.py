@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.corpus.program import Program
 
 __all__ = ["Job", "Run", "run_all", "run_one"]
@@ -57,6 +59,7 @@ def run_all(jobs: Sequence[Job], root: Path, workers: int) -> Iterator[Run]:
     # what the children share is loaded once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s
     for module in ("nanhunt.commands.replay", "nanhunt.commands.report", "pandas", "torch._dynamo"):
         importlib.import_module(module)
+    torch.set_num_threads(1)  # sums of several threads differ in their last bits, and a run near its edge tips over
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
         waiting = [pool.submit(run_one, job, root / f"{i:03d}") for i, job in enumerate(jobs)]
         for future in as_completed(waiting):

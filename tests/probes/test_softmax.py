@@ -103,6 +103,37 @@ def test_attention_inside_of_multihead_attention_is_heard(weights: bool) -> None
     assert names & {"attention.score_max", "attention.score_bound"}
 
 
+class Edges(nn.Module):
+    """Attention along the edges of a graph, with the maximum of each node taken from its scores or not."""
+
+    def __init__(self, *, shifted: bool, weighs: bool = True) -> None:
+        super().__init__()
+        self.shifted, self.weighs = shifted, weighs
+
+    def forward(self, scores: Tensor, to: Tensor, values: Tensor) -> Tensor:
+        n = int(to.max()) + 1
+        top = scores.new_full((n,), -math.inf).scatter_reduce(0, to, scores, "amax")
+        e = torch.exp(scores - top[to] if self.shifted else scores)
+        p = e / scores.new_zeros(n).index_add(0, to, e)[to]
+        return p[:, None] * values if self.weighs else (p * scores).sum()
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_softmax_by_hand_over_a_graphs_edges_is_heard_where_it_weighs_vectors(shifted: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    to = torch.arange(6).repeat_interleave(5)
+    scores, values = 4 * torch.randn(30, generator=draw), torch.randn(30, 3, generator=draw)
+    found = heard(Edges(shifted=shifted), scores, to, values)
+    rows = scores.double().numpy().reshape(6, 5)
+    p = np.exp(rows - rows.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    score = (rows.max(1) - rows.min(1)).max() if shifted else rows.max()
+    assert found["", "attention.score_max"] == pytest.approx([score], rel=1e-5)
+    assert found["", "attention.entropy"] == pytest.approx([-(p * np.log(p)).sum(1).mean()], rel=1e-5)
+    assert found["", "attention.keys"] == pytest.approx([5.0], rel=1e-5)
+    assert heard(Edges(shifted=shifted, weighs=False), scores, to, values) == {}
+
+
 def test_a_softmax_that_multiplies_nothing_is_no_attention() -> None:
     class Policy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ _PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64
 def examine(evidence: Evidence) -> Suspect | None:
     """Look for a root that was inherited from weights, buffers or optimizer state, then for one giant element."""
     onset = evidence.onset
-    if evidence.is_stall:
+    if evidence.is_stall and onset is not None and onset.phase != "load":
         return _held_still(evidence)
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike or onset.phase == "load"):
         return None
