@@ -189,7 +189,8 @@ def _weighed(function: Any, args: list[Any], sloped: list[int], draw: int) -> Te
     """Return the sum of the differentiable outputs under random weights, the same for the same draw."""
     made = [t for _, t in tensors_of(function.apply(*args))]
     generator = torch.Generator().manual_seed(100 + draw)
-    weights = {i: torch.randn(made[i].shape, generator=generator, dtype=torch.float64) for i in sloped}
+    draws = {i: torch.randn(made[i].shape, generator=generator, dtype=torch.float64) for i in sloped}
+    weights = {i: w + 2.0 * torch.where(w < 0, -1.0, 1.0) for i, w in draws.items()}  # a backward may take them for 1
     return torch.stack([(made[i] * w.to(made[i].device)).sum() for i, w in weights.items()]).sum()
 
 

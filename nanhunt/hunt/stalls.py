@@ -22,6 +22,7 @@ from nanhunt.stall import (
     is_flat,
     zero_share,
 )
+from nanhunt.stochastic import rounds_by_lot
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 from nanhunt.training.step import StepResult
 
@@ -136,7 +137,13 @@ def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> O
 
 def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
     """Three steps in a row whose updates leave most weights as they were."""
-    if not state.lost.observe(seen.step, frozen_share(rows)):
+    if state.by_lot or not state.lost.observe(seen.step, frozen_share(rows)):
+        return None
+    run, step = state.run, seen.step
+    with kept(run, step + 1):
+        state.by_lot = rounds_by_lot(run, step, lambda: rewind(run, state.ring, step))
+    if state.by_lot:
+        state.assume("the optimizer rounds its updates by lot: weights that stand still for a step have lost nothing")
         return None
     module, _, name = state.lost.parameter.rpartition(".")
     state.stall = "lost-update"

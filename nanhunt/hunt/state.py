@@ -68,6 +68,8 @@ class HuntState:
     ring: SnapshotRing = field(init=False)
     watch: SpikeWatch = field(default_factory=SpikeWatch)
     lost: UpdateLoss = field(default_factory=UpdateLoss)
+    #: the optimizer draws how it rounds
+    by_lot: bool = False
     stuck: StuckMoments = field(default_factory=StuckMoments)
     motion: Motion = field(default_factory=Motion)
     zeros_seen: ZeroWatch = field(default_factory=ZeroWatch)

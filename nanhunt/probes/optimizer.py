@@ -10,6 +10,7 @@ Adam's health is measured where all its parts are at hand, per parameter:
   cannot take the decay, and v is a running maximum instead of an average.
 - `v_zero` = share of elements with v = 0 and m ≠ 0: their update is m/ε.
 - `frozen` = share of elements with a gradient whose weight did not change by a bit.
+- `moved_outside`: a lower bound of the norm of what was written into a weight after its update, in the same step.
 - `update_lr` = rms(Δw) / lr: 0.23 to 1 in ordinary training.
 
 The update is w_after - w_before, so a copy of the weights lives from the clip to the update.
@@ -41,6 +42,8 @@ class OptimizerProbe(StepWatch):
         self._before: dict[str, Tensor] = {}
         self._v_before: dict[str, Tensor] = {}
         self._names: dict[Tensor, str] = {}
+        #: sum and norm of each weight as its optimizer left it
+        self._left: dict[str, Tensor] = {}
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Record every gradient: accumulated, unscaled, not yet clipped."""
@@ -60,9 +63,15 @@ class OptimizerProbe(StepWatch):
             if name is None or name in self._before:
                 continue
             self._before[name] = parameter.detach().clone()
-            v = self._run.state_of(parameter).get("exp_avg_sq")
-            if isinstance(v, Tensor):
+            v = _second_moment(self._run.state_of(parameter))
+            if v is not None:
                 self._v_before[name] = v.detach().clone()
+
+    def update_made(self) -> None:
+        """Keep sum and norm of the weights as an optimizer leaves them: a loop may write into them after that."""
+        if self._rows.recording:
+            named = self._run.parameters()
+            self._left = {n: _sum_and_norm(named[n]) for n in self._before if n in named}
 
     def updated(self) -> None:
         """Record weights, moments, the applied update and Adam's health."""
@@ -80,6 +89,7 @@ class OptimizerProbe(StepWatch):
                         self._record_update(parameter, group)
         self._before.clear()
         self._v_before.clear()
+        self._left.clear()
 
     def _record_betas(self, group: dict[str, Any], index: int) -> None:
         """Record what a schedule, a reload or a hand may have changed: `beta1`, `beta2`, `eps`, with the group's number."""
@@ -96,6 +106,9 @@ class OptimizerProbe(StepWatch):
         module, leaf = split_name(name)
         update = parameter.detach() - before
         self._rows.tensor(update, phase=Phase.UPDATE, role=Role.UPDATE, module=module, name=leaf)
+        if name in self._left:
+            moved = (_sum_and_norm(parameter) - self._left[name]).abs()
+            self._rows.scalar(f"{leaf}.moved_outside", moved.amax(), phase=Phase.UPDATE, module=module)
         grad = parameter.grad
         lr = float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
@@ -108,6 +121,12 @@ class OptimizerProbe(StepWatch):
             self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
 
 
+def _sum_and_norm(tensor: Tensor) -> Tensor:
+    """Return [Σw / sqrt(n), |w|] in fp64: what either of them changes by is a lower bound of |Δw|."""
+    wide = tensor.detach().double()
+    return torch.stack([wide.sum() / math.sqrt(max(1, wide.numel())), torch.linalg.vector_norm(wide)])
+
+
 def adam_health(
     grad: Tensor, state: dict[str, Any], group: dict[str, Any], v_before: Tensor | None
 ) -> dict[str, Tensor | None]:
@@ -116,9 +135,11 @@ def adam_health(
     `grad` is the gradient that the optimizer saw (unscaled, clipped); all tensors have the parameter's shape. The
     values are scalars on the parameter's device.
     """
-    v, m = state.get("exp_avg_sq"), state.get("exp_avg")
-    if not isinstance(v, Tensor) or not isinstance(m, Tensor) or v.shape != grad.shape:
+    v, m = _second_moment(state), state.get("exp_avg")
+    if v is None or v.shape != grad.shape:
         return {}
+    if not isinstance(m, Tensor):  # RMSprop: no first moment, and nothing is corrected for a start at zero
+        return {} if v_before is None else {"v_stale": _stale(grad, v_before.double(), float(group["eps"]))}
     beta2, eps = float(group["betas"][1]), float(group["eps"])
     # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
     counter = state.get("step", 0)
@@ -136,9 +157,18 @@ def adam_health(
     if v_before is not None:
         stuck = (v == v_before) & (g2 > 0) & (g2 < 0.5 * v.double())
         health["v_stuck"] = stuck.sum() / (g2 > 0).sum().clamp(min=1)
-        before = v_before.double() / _correction(beta2, step - 1)
-        health["v_stale"] = (g2.mean() / before.mean().clamp(min=eps * eps)).sqrt()
+        health["v_stale"] = _stale(grad, v_before.double() / _correction(beta2, step - 1), eps)
     return health
+
+
+def _second_moment(state: dict[str, Any]) -> Tensor | None:
+    """Return what Adam and its kin (`exp_avg_sq`) or RMSprop (`square_avg`) keep of squared gradients."""
+    found = state.get("exp_avg_sq", state.get("square_avg"))
+    return found if isinstance(found, Tensor) else None
+
+
+def _stale(grad: Tensor, v_before: Tensor, eps: float) -> Tensor:
+    return (grad.double().square().mean() / v_before.mean().clamp(min=eps * eps)).sqrt()
 
 
 def step_counter(run: TrainingRun) -> float | None:

@@ -34,6 +34,8 @@ GAP = 2
 #: Before there is a baseline: rise over all n losses so far from which a step counts, times 1 + 4/n, for one loss alone
 #: says little of its noise; and the loss that is still away.
 EARLY, AWAY = 3.0, 2.0
+#: Times the peak of an event that the run recovered from, up to which one at the replay's end is like it.
+LIKE = 1.5
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
 
@@ -301,6 +303,9 @@ class SpikeWatch:
     def _closed(self, verdict: str) -> Event:
         event = self.event
         assert event is not None
+        cut_short = len(event.after) <= 3  # the replay ends behind it
+        if cut_short and any(e.verdict == "benign" and event.peak_loss <= LIKE * e.peak_loss for e in self.past):
+            verdict = "benign"
         event.verdict = verdict
         tail = event.losses[-3:]
         rising = len(event.losses) > 4 and min(tail) > 1.2 * event.losses[0] and event.losses[-1] >= max(tail)

@@ -37,9 +37,10 @@ def _module(path: Path) -> ModuleType:
 
 
 def _trained(program: Program, train: ModuleType) -> dict[str, Any]:
-    """Train `BEFORE` steps with FAULTY off, by the recipe of the program's CONFIG."""
+    """Train `BEFORE` steps with FAULTY off, by the recipe of the twin's CONFIG."""
     faulty, train.FAULTY = getattr(train, "FAULTY", False), False
-    config, precision = program.config.get("train", {}), program.config.get("precision", {})
+    mended = program.config | program.mended
+    config, precision = mended.get("train", {}), mended.get("precision", {})
     model = train.build_model()
     if precision.get("params") in _FORMATS:
         model = model.to(_FORMATS[precision["params"]])

@@ -56,12 +56,17 @@ from nanhunt.diagnosis.births import (
     root,
 )
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import growth
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, base, limit, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
+
+_WIDE = ("float32", "bfloat16", "float64")
+#: Unbroken growth of the loss before an overflow, from which the overflow is the end of something else.
+_AWAY = 100.0
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -113,9 +118,12 @@ def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
         return None
     end = limit(output.dtype)
     inputs = max((o.amax for o in birth.inputs), default=0.0)
+    rise = growth(evidence.scalars("loss"), evidence.onset.step if evidence.onset else 0)
+    # a wide format is where a run ends that has run away: true, and not what began it
+    away = output.dtype in _WIDE and rise is not None and rise.factor >= _AWAY
     return Suspect(
         cause=CAUSE.slug,
-        grade=Grade.PROVED,
+        grade=Grade.SUPPORTED if away else Grade.PROVED,
         summary=f"a value of {number(peak)} in {output.dtype}, which ends at {number(end)}",
         location=place(evidence, birth),
         exhibits=(
@@ -130,7 +138,7 @@ def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
 
 def _fixes(birth: Birth, dtype: str, peak: float) -> tuple[str, ...]:
     what = f"`{birth.code.strip()}`" if birth.code.strip() else birth.op
-    if dtype in ("float32", "bfloat16"):
+    if dtype in _WIDE:
         return (
             f"look for what grew to {number(peak)} before {what}: {dtype} ends at 3.4e38 like fp32, no format mends it",
         )

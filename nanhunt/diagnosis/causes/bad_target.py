@@ -61,7 +61,9 @@ _SAYS = re.compile(
 _AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power")
 #: What leaves a value what it is, as far as zero and its kin go.
 _SAME = frozenset({"abs", "neg", "clone", "_to_copy", "unsqueeze", "contiguous"})
-_BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt")
+_BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt", "lgamma", "digamma", "polygamma")
+#: What shifts or scales it by a constant.
+_AFFINE = frozenset({"add", "sub", "rsub", "mul"})
 
 _DROP = (Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists"))
 
@@ -206,6 +208,7 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
             "check targets where batches are made",
         ),
         predictions=(*((Prediction(trial="fp64", expect="persists"),) if proved else ()), *(_DROP if onset.samples else ())),
+        depth=1,
     )  # fmt: skip
 
 
@@ -264,14 +267,14 @@ def _undefined(op: str, given: Operand) -> bool:
 
 
 def _batch_field(evidence: Evidence, birth: Birth, given: Operand) -> str:
-    """Return the batch field that an operand is, but for its sign, shape or dtype; '' where it is something else."""
+    """Return the batch field that an operand is, but for its sign, shape, dtype, scale and offset; '' otherwise."""
     if given.origin.startswith("batch"):
         return given.origin
     made = producers(evidence, birth, given, reach=3)
-    if not made or any(m.op not in _SAME for m in made):
+    if not made or any(m.op not in _SAME | _AFFINE for m in made):
         return ""
-    fields = [o for m in made for o in m.origins if o.startswith("batch")]
-    return fields[0] if len(set(fields)) == 1 else ""
+    origins = {o for m in made for o in m.origins}
+    return origins.pop() if len(origins) == 1 and min(origins).startswith("batch") else ""
 
 
 def _zeros(given: Operand) -> str:

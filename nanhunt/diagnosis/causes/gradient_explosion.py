@@ -13,7 +13,8 @@ norm or skip, and gradient penalties have such products. Plain SGD passes the le
 Evidence
 --------
 Step by step: the gradient norm at the onset over its median before, 10 or more, with the loss within 2 of its own, an
-unchanged rate, no clip and no second moment. Within the bad step: the largest gradient of each backward op sets a new
+unchanged rate, no clip and no second moment. Where there is no past to hold it against: rate · |g|², by which the loss
+should fall, is 100 times the loss or more. Within the bad step: the largest gradient of each backward op sets a new
 record at 6 or more ops, over 6 decades, none of them taking half of the growth: a slope that is infinite at one op
 would take it all.
 
@@ -52,6 +53,8 @@ __all__ = ["CAUSE"]
 
 #: A leap of the gradient norm over its median, and the loss that still counts as normal beside it.
 _LEAP, _NORMAL_LOSS = 10.0, 2.0
+#: Times the loss that the first step of a replay may be expected to take from it: a parabola at the edge gives 4.
+_CLIFF = 100.0
 #: Growth inside one backward pass: decades in all, and ops that set a new record.
 _DECADES, _RECORDS = 6.0, 6
 
@@ -82,6 +85,8 @@ def _leap(evidence: Evidence) -> Suspect | None:
     step = onset.step if evidence.is_spike else onset.step - 1
     norms, losses = evidence.scalars("grad_norm"), evidence.scalars("loss")
     leap, loss = over_baseline(norms, step), over_baseline(losses, step)
+    if leap is None and evidence.is_spike:
+        return _over_the_cliff(evidence, step)
     if leap is None or loss is None or leap < _LEAP or not 0.0 < loss <= _NORMAL_LOSS:
         return None
     return Suspect(
@@ -101,6 +106,37 @@ def _leap(evidence: Evidence) -> Suspect | None:
         ),
         depth=1 if evidence.is_nonfinite else 0,
     )
+
+
+def _over_the_cliff(evidence: Evidence, step: int) -> Suspect | None:
+    """A step of plain descent that reaches far beyond any minimum: by the slope, rate · |g|² is what the loss should fall.
+
+    On a parabola a rate just beyond stability makes it a few times the loss. A hundred times is a cliff: the slope holds
+    for a hundredth of the step's length, and a product of many Jacobians has such slopes.
+    """
+    norm, loss, rate = (evidence.scalars(name).get(step) for name in ("grad_norm", "loss", "lr"))
+    if norm is None or not loss or rate is None or not math.isfinite(norm):
+        return None
+    reach = rate * norm * norm / abs(loss)
+    if reach < _CLIFF:
+        return None
+    place, carried = _carrier(evidence, step)
+    return Suspect(
+        cause="gradient-explosion",
+        grade=Grade.SUPPORTED,
+        summary=f"a gradient norm of {in_words(norm)} at a loss of {in_words(loss)}, without a clip: the update reaches {in_words(reach)} times as far as the loss can fall",
+        location=place,
+        exhibits=(
+            Exhibit(claim="rate · |gradient|² over the loss, at the update that did it", value=reach, threshold=_CLIFF),
+            Exhibit(claim="gradient norm of that step", value=norm),
+            *carried,
+        ),
+        fixes=(
+            "clip the gradient norm: torch.nn.utils.clip_grad_norm_",
+            "bound the gain of what is applied over and over: orthogonal recurrent weights, gated cells, a norm per layer",
+        ),
+        depth=1,
+    )  # fmt: skip
 
 
 def _carrier(evidence: Evidence, step: int) -> tuple[Location, list[Exhibit]]:

@@ -71,9 +71,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if evidence.is_nonfinite and _rise(evidence) < _DIVERGED:
         return None
     past = [v for s, v in ratios.items() if s < blamed[-1]]
-    if not past and evidence.is_spike:
+    if not past and far is None and evidence.is_spike:
         return NotApplicable(reason="the rate did not jump, and no update before the onset was recorded")
-    usual = median(past[-8:]) if past else 0.0
+    usual = median(past[-8:]) if past else far or 0.0  # the very first update that was replayed
     if usual < _FAR and evidence.is_nonfinite and _ran_away(evidence):
         usual = far or 0.0  # it was stable for most of the replay, and left it in the end
     return _beyond_stability(evidence, usual) if usual >= _FAR else None

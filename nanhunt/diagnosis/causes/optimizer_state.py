@@ -57,6 +57,8 @@ _SOON = 20
 _REACH = 8
 #: rms(Δw)/lr of sign descent is 1, of a steady state 0.23.
 _SIGN_DESCENT = 0.7
+#: First gradient over its loaded second moment, either way, that no batch makes: steady training stays within 3.
+_FOREIGN = 10.0
 #: A counter below this share of the checkpoint's step was reset; skipped steps make it lag by far less.
 _BEHIND = 0.5
 
@@ -73,7 +75,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return NotApplicable(reason="the optimizer's state was not noted")
     if start <= 0:
         return None
-    for find in (_missing, _reset, _schedule):
+    for find in (_missing, _reset, _exchanged, _schedule):
         suspect = find(evidence)
         if suspect is not None:
             return suspect
@@ -170,6 +172,32 @@ def _reset(evidence: Evidence) -> Suspect | None:
         threshold=float(start),
     )
     return _suspect(evidence, f"{said} at step {start}", exhibit, grade=None if whole else Grade.CONSISTENT)
+
+
+def _exchanged(evidence: Evidence) -> Suspect | None:
+    """Second moments that are far too small for some parameters and far too large for others: they are not theirs."""
+    stale = evidence.health_at("v_stale", first_step(evidence))
+    known = {p: v for p, v in stale.items() if math.isfinite(v) and v > 0.0}
+    small, large = (sorted(known.items(), key=lambda item: sign * item[1])[:1] for sign in (-1, 1))
+    if not small or small[0][1] < _FOREIGN or large[0][1] > 1.0 / _FOREIGN:
+        return None
+    (one, high), (other, low) = small[0], large[0]
+    module, _, _leaf = one.rpartition(".")
+    return Suspect(
+        cause="optimizer-state",
+        grade=Grade.SUPPORTED,
+        summary=f"the loaded second moments do not belong to these parameters: the first gradient of {one} is {in_words(high)} times what its own tells, that of {other} {in_words(low)} times",
+        location=Location(step=first_step(evidence), phase="load", module=module, parameter=one),
+        exhibits=(
+            Exhibit(claim=f"RMS of the first gradient of {one} over that of its loaded second moment", value=high, threshold=_FOREIGN),
+            Exhibit(claim=f"the same of {other}", value=low, threshold=1.0 / _FOREIGN),
+        ),
+        fixes=(
+            "load_state_dict goes by position: build the parameter groups in the order in which they were saved, or match the state by name",
+            "or start with fresh moments, and warm the rate up",
+        ),
+        depth=1,
+    )  # fmt: skip
 
 
 def _schedule(evidence: Evidence) -> Suspect | None:

@@ -18,7 +18,8 @@ Of the bad step: gradients before the clip (inf elements, and no NaN), the coeff
 update (NaN). Or the coefficient is 0 while the gradient norm, taken in fp32 or else in fp64, is finite: proof that the
 norm overflowed. Of a loop of your own, the order of its calls as torch's hooks saw them: gradients that were not finite
 before the step's own backward (those of a skipped step, never cleared), gradients that are never cleared at all, a clip
-of gradients that still carry the loss scale, or of none. Of an optimizer, how many of the model's parameters it holds.
+of gradients that still carry the loss scale, or of none. Of an optimizer, how many of the model's parameters it holds. Weights that were written into after their
+update.
 
 Fix
 ---
@@ -47,6 +48,7 @@ import math
 from typing import Any
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
+from nanhunt.diagnosis.dynamics import by_parameter
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.trace.schema import NoteKind
@@ -54,6 +56,8 @@ from nanhunt.training.custom_step import CLIP_OF_NOTHING
 
 __all__ = ["CAUSE"]
 
+#: Change of a weight outside of its update, over its norm, that no rounding makes; and over what it was before.
+_WRITTEN, _WRITTEN_MORE = 1e-3, 10.0
 #: Steps alike from which an order is the loop's own and no exception.
 _OFTEN = 3
 _GUARD = (
@@ -69,7 +73,12 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if onset.kind == "mismatch":
         return _reused(evidence)
     told = (
-        _by_reason(evidence) or _stale(evidence) or _kept(evidence) or _reused(evidence) or _clip_of_nothing(evidence)
+        _by_reason(evidence)
+        or _stale(evidence)
+        or _kept(evidence)
+        or _reused(evidence)
+        or _clip_of_nothing(evidence)
+        or _written_into(evidence)
     )
     if told is not None:
         return told
@@ -170,6 +179,40 @@ def _not_the_models(evidence: Evidence) -> Suspect:
         ),
         phase="update",
     )
+
+
+def _written_into(evidence: Evidence) -> Suspect | None:
+    """Weights that something else wrote into after their update, further than ever before, where the spike begins."""
+    onset = evidence.onset
+    if onset is None or not evidence.is_spike:
+        return None
+    sizes, found = evidence.history("weight", "l2"), []
+    for parameter, series in by_parameter(evidence.health("moved_outside")).items():
+        module, _, name = parameter.rpartition(".")
+        for step in (onset.step - 1, onset.step):
+            moved, size = series.get(step, 0.0), sizes.get((module, name), {}).get(step, 0.0)
+            usual = max((v for s, v in series.items() if s < step), default=0.0)
+            if math.isfinite(moved) and size and moved > max(_WRITTEN * size, _WRITTEN_MORE * usual):
+                found.append((moved / size, parameter, step, usual / size))
+    if not found:
+        return None
+    share, parameter, step, usual = max(found)
+    return _suspect(
+        evidence,
+        f"after the update of step {step} something else writes into {parameter}, and moves it by {in_words(share)} of its norm or more",
+        (
+            Exhibit(claim=f"change of {parameter} after its optimizer's step, over its norm: at least", value=share, threshold=_WRITTEN),
+            Exhibit(claim="the most of the steps before", value=usual),
+            Exhibit(claim="parameters that were written into", value=float(len(found))),
+        ),
+        (
+            "look for what the loop does with the weights after `optimizer.step()`: a probe or an evaluation that does not put them back, averaged weights that stay in, a reset",
+        ),
+        grade=Grade.SUPPORTED,
+        phase="update",
+        parameter=parameter,
+        step=step,
+    )  # fmt: skip
 
 
 def _clip_of_nothing(evidence: Evidence) -> Suspect | None:
