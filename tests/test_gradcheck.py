@@ -130,6 +130,20 @@ class Noisy(torch.autograd.Function):
         return grad
 
 
+class Total(torch.autograd.Function):
+    """Takes the gradient of its sum for 1, which it is where nothing scales the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(2 * x)
+        return (x * x).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return slope
+
+
 class Scores(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -155,7 +169,7 @@ def run_of(function: Any) -> tuple[TrainingRun, SnapshotRing]:
     ("function", "verdict"),
     [
         (Halved, "wrong"), (Squared, "agrees"), (Kinked, "agrees"), (Rounded, "by design"), (Reversed, "by design"),
-        (Masked, "agrees"), (Scaled, "agrees"), (OnlyFloat, "unknown"), (Noisy, "unknown"),
+        (Total, "wrong"), (Masked, "agrees"), (Scaled, "agrees"), (OnlyFloat, "unknown"), (Noisy, "unknown"),
     ],
 )  # fmt: skip
 def test_only_a_backward_that_differences_contradict_is_wrong(function: Any, verdict: str) -> None:

@@ -50,6 +50,7 @@ FLOOR_OF = {
     "nanhunt.precision": "T2",
     "nanhunt.samples": "T2",
     "nanhunt.stall": "T2",
+    "nanhunt.stochastic": "T2",
     "nanhunt.verdicts": "T2",
     "nanhunt.facts": "T2",
     "nanhunt.zoom": "T2",

@@ -210,6 +210,27 @@ def test_a_rate_below_the_weights_ulp_in_bf16_is_told_with_its_first_step(tmp_pa
     assert told.diagnosis.suspects[0].cause == "lost-update"
 
 
+class RoundedByLot(torch.optim.Optimizer):
+    """SGD that rounds what it makes of a bf16 weight up or down by the odds of what is cut off."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                bits = (p.float() - group["lr"] * p.grad.float()).view(torch.int32)
+                lot = torch.randint_like(bits, 1 << 16)
+                p.copy_(((bits + lot) & -(1 << 16)).view(torch.float32).bfloat16())
+
+
+def test_an_update_that_is_rounded_by_lot_is_not_lost(tmp_path: Path) -> None:
+    model = network().bfloat16()
+    run = tiny_run(model, entropy, batches(), optimizer=RoundedByLot(model.parameters(), lr=1e-3))
+    assert hunted(run, tmp_path).onset is None
+
+
 def test_the_same_rate_in_fp32_moves_the_weights(tmp_path: Path) -> None:
     model = network()
     run = tiny_run(model, entropy, batches(), optimizer=torch.optim.AdamW(model.parameters(), lr=1e-6))

@@ -18,6 +18,7 @@ import pyarrow as pa
 from nanhunt.stats.tensor_stats import TensorStats
 
 __all__ = [
+    "CLIP_OF_NOTHING",
     "COLUMNS",
     "SCHEMA_VERSION",
     "ArrowSchema",
@@ -39,6 +40,9 @@ __all__ = [
 #: Version of the columns and notes.
 #: 1 - first one.
 SCHEMA_VERSION = 1
+
+#: How the order of a step calls a clip that was given no gradient: `model.parameters()` is empty the second time.
+CLIP_OF_NOTHING = "clip of nothing"
 
 
 class Phase(StrEnum):

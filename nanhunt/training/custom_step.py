@@ -25,16 +25,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from nanhunt.trace.schema import CLIP_OF_NOTHING
 from nanhunt.training.clip import clip_gradients, gradient_norm
 from nanhunt.training.leftover import Leftovers
 from nanhunt.training.loss import checked_loss
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step_watch import StepResult, StepWatch
 
-__all__ = ["CLIP_OF_NOTHING", "closure_step", "custom_step", "needs_closure"]
-
-#: How a clip is called that is given no gradient: `model.parameters()` is a generator, and empty the second time.
-CLIP_OF_NOTHING = "clip of nothing"
+__all__ = ["closure_step", "custom_step", "needs_closure"]
 
 
 def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:

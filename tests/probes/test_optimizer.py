@@ -134,6 +134,30 @@ def test_adams_health_follows_its_definitions(step: int) -> None:
     assert {k: float(x) for k, x in health.items() if x is not None} == pytest.approx(expected, rel=1e-9)
 
 
+def test_rmsprops_gradient_is_held_against_its_own_second_moment() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    batches = [torch.full((1, 3), size) for size in (1.0, 1.0, 20.0)]
+    run = tiny_run(model, lambda m, x: m(x).sum(), batches, optimizer=optimizer)
+    assert scalars(rows_of(run, 3))[".weight.v_stale"] == pytest.approx(20 / math.sqrt(0.0199), rel=1e-5)
+
+
+def test_what_is_written_into_a_weight_after_its_update_is_told_apart_from_the_update() -> None:
+    model = nn.Linear(4, 1, bias=False)
+
+    def step(module: nn.Module, batch: Any, optimizer: Any) -> Any:
+        optimizer.zero_grad()
+        loss = module(batch).mean()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            module.weight += 0.25  # type: ignore[operator]
+        return loss
+
+    run = tiny_run(model, lambda m, x: m(x).mean(), [torch.ones(2, 4)], train_step=step)
+    assert scalars(rows_of(run))[".weight.moved_outside"] >= 0.25 * 2 - 1e-6
+
+
 def test_a_steady_state_has_an_rms_near_one_and_a_jump_more() -> None:
     model = nn.Linear(64, 1, bias=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.95))

@@ -59,6 +59,15 @@ def test_a_hard_batch_that_recovers_at_once_is_benign() -> None:
     assert event.verdict == "benign"
 
 
+@pytest.mark.parametrize(("last", "verdict"), [(4.0, "benign"), (20.0, "fault")])
+def test_a_rise_at_the_very_end_is_judged_by_those_that_the_run_recovered_from(last: float, verdict: str) -> None:
+    losses = healthy(80)
+    losses[30] *= 4
+    losses[55] *= 4
+    losses[-1] *= last
+    assert [e.verdict for e in watched(losses)] == ["benign", "benign", verdict]
+
+
 def test_a_burst_does_not_hide_its_own_continuation() -> None:
     losses = healthy(60, noise=0.01)
     losses[40:52] = [8.0] * 12

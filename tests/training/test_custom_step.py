@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanhunt.replay import Finiteness
-from nanhunt.training.custom_step import CLIP_OF_NOTHING, needs_closure
+from nanhunt.trace.schema import CLIP_OF_NOTHING
+from nanhunt.training.custom_step import needs_closure
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepResult, StepWatch, train_step

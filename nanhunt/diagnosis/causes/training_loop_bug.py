@@ -51,8 +51,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.dynamics import by_parameter
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
-from nanhunt.trace.schema import NoteKind
-from nanhunt.training.custom_step import CLIP_OF_NOTHING
+from nanhunt.trace.schema import CLIP_OF_NOTHING, NoteKind
 
 __all__ = ["CAUSE"]
 

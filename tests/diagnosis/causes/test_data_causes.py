@@ -203,6 +203,16 @@ def test_the_log_of_a_zero_target_is_proved() -> None:
     assert (found.grade, found.location.samples, found.location.parameter) == (Grade.PROVED, (4,), "depth")
 
 
+@pytest.mark.parametrize(("op", "found"), [("aten.add.Tensor", True), ("aten.exp", False)])
+def test_a_target_that_is_shifted_on_its_way_is_a_target_still(op: str, found: bool) -> None:
+    maker = {"index": 9, "op": op, "numel": 8, "zero": 0, "neginf": 0, "writers": [], "scalars": [1.0],
+             "origins": ["batch y"], "source": "a.py:3", "code": ""}  # fmt: skip
+    above = (NoteKind.ANCESTRY, {"ops": [maker]})
+    made = birth("aten.lgamma", inputs=[operand("self", "op 9", low=-1.0)], fp64="non-finite")
+    answer = bad_target.examine(evidence(nan(), notes=[above, made, lineage(("aten.lgamma", ""), ("aten.mean", ""))]))
+    assert (answer is not None) == found
+
+
 def test_the_log_of_a_zero_input_that_goes_through_the_model_is_no_target() -> None:
     given = operand("self", "batch mel", zero=1, low=0.0)
     notes = [birth("aten.log", fp64="non-finite", inputs=[given]), THROUGH_THE_MODEL]

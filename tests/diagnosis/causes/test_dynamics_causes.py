@@ -300,6 +300,21 @@ def test_a_scaled_fp16_gradient_that_overflows_is_no_explosion() -> None:
     assert gradient_explosion.examine(told) is None
 
 
+@pytest.mark.parametrize(("norm", "rate", "cause"), [(1470.0, 4e-4, True), (3.0, 4e-4, False), (20.0, 0.01, False)])
+def test_the_first_replayed_update_is_a_cliff_where_it_reaches_far_beyond_the_loss(
+    norm: float, rate: float, cause: bool
+) -> None:
+    told = evidence(spike(30), optimizer=SGD, scalars={
+        "loss": {30: 1.13, 31: 4e9}, "grad_norm": {30: norm, 31: 3e11}, "lr": dict.fromkeys((30, 31), rate),
+    })  # fmt: skip
+    assert isinstance(gradient_explosion.examine(told), Suspect) == cause
+
+
+def test_the_very_first_update_counts_against_the_rate() -> None:
+    found = accused(learning_rate_too_high.examine(run(spike(30), moved({30: 0.03}), SGD)))
+    assert found.exhibits[0].value == pytest.approx(0.3, rel=1e-3)
+
+
 # --- optimizer-state ---------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +343,27 @@ def test_missing_moments_right_after_a_resume_are_supported() -> None:
 )
 def test_state_that_is_as_it_should_be_is_innocent(optimizer: dict[str, Any], step: int, checkpoint: int) -> None:
     assert resumed(optimizer, step, checkpoint_step=checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("stale", "found"),
+    [
+        ({"a.w": 40.0, "b.w": 0.02}, True),
+        ({"a.w": 40.0, "b.w": 0.5}, False),
+        ({"a.w": 2.0, "b.w": 0.4}, False),
+        ({"a.w": math.inf, "b.w": 0.0}, False),
+    ],
+    ids=["both ways", "one grew", "a steady state", "no numbers"],
+)
+def test_moments_of_other_parameters_are_too_small_here_and_too_large_there(
+    stale: dict[str, float], found: bool
+) -> None:
+    rows = [row for name, value in stale.items() for row in health(name, "v_stale", {30: value})]
+    told = evidence(spike(31), rows=rows, optimizer=ADAMW, scalars={"loss": LOSS, "lr": RATE})
+    answer = optimizer_state.examine(told)
+    assert (answer is not None) == found
+    if found:
+        assert (accused(answer).location.parameter, accused(answer).location.phase) == ("a.w", "load")
 
 
 def test_counters_that_were_reset_are_told_from_the_checkpoints_step() -> None:

@@ -21,13 +21,13 @@ from nanhunt.diagnosis.causes import (
 )
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import NoteKind, Observation, Onset
-from nanhunt.training.custom_step import CLIP_OF_NOTHING
+from nanhunt.trace.schema import CLIP_OF_NOTHING, NoteKind, Observation, Onset
 from tests.diagnosis.builders_b import (
     ADAMW,
     batch,
     birth,
     evidence,
+    health,
     integers,
     nan,
     operand,
@@ -350,6 +350,20 @@ def test_a_clip_that_is_given_nothing_accuses_the_loop(onset: Onset, grade: Grad
     assert accused(training_loop_bug.CAUSE.examine(evidence(onset, notes=[heard(*order)]))).grade is grade
     for innocent in (heard(*order, alike=1), heard(*order, "backward", "clip", "update")):
         assert not isinstance(training_loop_bug.CAUSE.examine(evidence(onset, notes=[innocent])), Suspect)
+
+
+@pytest.mark.parametrize(
+    ("moved", "found"),
+    [({36: 1.5}, True), ({35: 1.5}, True), ({36: 1e-6}, False), (steady(30, 36, 1.5), False), ({33: 1.5}, False)],
+    ids=["at the lead", "just before", "rounding", "as always", "long before"],
+)
+def test_a_weight_that_is_written_into_after_its_update_accuses_the_loop(moved: dict[int, float], found: bool) -> None:
+    rows = health("h.weight", "moved_outside", steady(30, 36, 0.0) | moved)
+    rows += [tensor(s, "weight", "h.weight", rms=0.1) for s in range(30, 37)]
+    answer = training_loop_bug.CAUSE.examine(evidence(spike(36), rows=rows))
+    assert isinstance(answer, Suspect) == found
+    if found:
+        assert (accused(answer).location.parameter, accused(answer).location.step) == ("h.weight", min(moved))
 
 
 def test_gradients_used_twice_are_told_with_the_first_step_that_did_so() -> None:
