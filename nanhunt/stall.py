@@ -7,7 +7,7 @@ is run once more in fp32 (the twin). Where the twin's gradient is not zero, the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,18 @@ from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
 
-__all__ = ["Motion", "StuckMoments", "UpdateLoss", "can_flush", "compare_twin", "frozen_share", "is_flat", "zero_share"]
+__all__ = [
+    "LostAlone",
+    "Motion",
+    "StuckMoments",
+    "UpdateLoss",
+    "can_flush",
+    "compare_twin",
+    "frozen_alone",
+    "frozen_share",
+    "is_flat",
+    "zero_share",
+]
 
 #: Share of zero gradients from which the twin is worth its step.
 SUSPICIOUS_ZEROS = 0.2
@@ -206,6 +217,43 @@ def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
         frozen, total = frozen + row.value * moved, total + moved
         worst = max(worst, (row.value, f"{row.module}.{parameter}".lstrip(".")))
     return (frozen / total, worst[1]) if total else None
+
+
+#: Share of a tensor that stands still, elements that it takes, and steps in a row, of a tensor that is lost alone.
+_ALONE, _ENOUGH, _ALONE_STEPS = 0.95, 8, 8
+
+
+def frozen_alone(rows: Sequence[Observation]) -> frozenset[str]:
+    """Return the fp32 parameters that stand still though they have a gradient and Adam's moments.
+
+    Adam moves a weight by about the rate, whatever its gradient: one that stands still is 2^24 rates or more in size.
+    """
+    adam = {(r.module, r.name.removesuffix(".rms_t")) for r in rows if r.name.endswith(".rms_t")}
+    wide = {(r.module, r.name) for r in rows if r.role == Role.WEIGHT.value and r.dtype == "float32"}
+    live = {
+        (r.module, r.name)
+        for r in rows
+        if r.role == Role.GRAD.value and r.stats is not None and r.stats.finite - r.stats.zero >= _ENOUGH
+    }
+    still = {
+        (r.module, r.name.removesuffix(".frozen"))
+        for r in rows
+        if r.name.endswith(".frozen") and (r.value or 0.0) >= _ALONE
+    }
+    return frozenset(f"{module}.{name}".lstrip(".") for module, name in still & adam & wide & live)
+
+
+@dataclass(slots=True)
+class LostAlone:
+    """Counts, for each parameter, the steps in a row in which it stands still."""
+
+    #: by parameter: its first step, and how many
+    still: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def observe(self, step: int, names: frozenset[str]) -> tuple[str, int] | None:
+        """Take a recorded step; return a parameter that has stood still for long, and since when."""
+        self.still = {n: (self.still.get(n, (step, 0))[0], self.still.get(n, (step, 0))[1] + 1) for n in sorted(names)}
+        return next(((n, first) for n, (first, steps) in self.still.items() if steps >= _ALONE_STEPS), None)
 
 
 #: Share of v that is stuck, and RMS_t below which it stands too high for its gradients; steps in a row that show it.

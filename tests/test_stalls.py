@@ -210,6 +210,33 @@ def test_a_rate_below_the_weights_ulp_in_bf16_is_told_with_its_first_step(tmp_pa
     assert told.diagnosis.suspects[0].cause == "lost-update"
 
 
+class Levelled(nn.Module):
+    """A layer and a level to which a large constant was added."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__()
+        self.constant = constant
+        self.layer, self.level = nn.Linear(8, 4), nn.Parameter(torch.full((16, 4), constant))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x) + self.level - self.constant
+        return made
+
+
+@pytest.mark.parametrize(("constant", "lost"), [(101325.0, True), (10.0, False)])
+def test_one_fp32_tensor_that_adam_cannot_move_is_told_while_the_others_train(
+    constant: float, lost: bool, tmp_path: Path
+) -> None:
+    model = Levelled(constant)
+    data = [{"x": torch.randn(16, 8), "y": torch.randint(4, (16,))} for _ in range(STEPS)]
+    run = tiny_run(model, entropy, data, optimizer=torch.optim.Adam(model.parameters(), lr=3e-3))
+    told = hunted(run, tmp_path)
+    assert (told.onset is not None) == lost
+    if lost:
+        assert told.place == ("lost-update", 0, "update")
+        assert told.diagnosis.suspects[0].location.parameter == "level"
+
+
 class RoundedByLot(torch.optim.Optimizer):
     """SGD that rounds what it makes of a bf16 weight up or down by the odds of what is cut off."""
 

@@ -18,6 +18,7 @@ from nanhunt.stall import (
     SUSPICIOUS_ZEROS,
     can_flush,
     compare_twin,
+    frozen_alone,
     frozen_share,
     is_flat,
     zero_share,
@@ -67,6 +68,7 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
 def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
     return (
         _lost(state, seen, rows)
+        or _lost_alone(state, seen, rows)
         or _motionless(state, seen, rows)
         or _flat(state, seen)
         or _stuck_moments(state, seen, rows)
@@ -155,6 +157,18 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
         name=name,
         detail=f"{state.lost.share:.0%} of the weights with a gradient did not change in {state.lost.steps} steps",
     )
+
+
+def _lost_alone(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    """One tensor in fp32 that no update moves, while the others train."""
+    found = state.alone.observe(seen.step, frozen_alone(rows))
+    if found is None:
+        return None
+    parameter, first = found
+    module, _, name = parameter.rpartition(".")
+    state.stall = "lost-update"
+    said = f"{seen.step - first + 1} updates in a row change nothing of one weight, though its gradient is there; others move"
+    return Onset(kind="stall", step=first, phase=Phase.UPDATE.value, module=module, name=name, detail=said)
 
 
 def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.stall import Motion, StuckMoments, UpdateLoss
+from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
@@ -68,6 +68,7 @@ class HuntState:
     ring: SnapshotRing = field(init=False)
     watch: SpikeWatch = field(default_factory=SpikeWatch)
     lost: UpdateLoss = field(default_factory=UpdateLoss)
+    alone: LostAlone = field(default_factory=LostAlone)
     #: the optimizer draws how it rounds
     by_lot: bool = False
     stuck: StuckMoments = field(default_factory=StuckMoments)

@@ -79,7 +79,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     weights = _still(evidence, onset.step)
     if not rate or not weights:
         return NotApplicable(reason="the trace has no learning rate, or no share of unchanged weights, at the onset")
-    witness = max(weights, key=lambda w: w.numel)
+    own = f"{onset.module}.{onset.name}".strip(".")
+    witness = max(weights, key=lambda w: (w.name == own, w.numel))
     fmt = format_of(witness.dtype)
     if fmt is None or not witness.rms > 0:
         return NotApplicable(reason=f"{witness.name} is kept in {witness.dtype}, whose ulp is not known")
