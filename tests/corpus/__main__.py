@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="run what PATTERN names; of all others take what --keep left here"
     )
+    parser.add_argument("--reach", action="store_true", help="exit with 1 where the scoreboard is short of its reach")
     parser.add_argument("--thresholds", action="store_true", help="try other thresholds on the traces as well")
     options = parser.parse_args(arguments)
     chosen = programs(*options.patterns)
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board.show(Console(), time.perf_counter() - began)
     if options.out is not None:
         options.out.write_text(board.markdown())
-    return 0
+    short = board.short_of() if options.reach else ()
+    for said in short:
+        print(f"short of its reach: {said}", file=sys.stderr)
+    return 1 if short else 0
 
 
 def jobs_of(chosen: Sequence[Program]) -> list[Job]:

@@ -57,7 +57,8 @@ class Run:
 def run_all(jobs: Sequence[Job], root: Path, workers: int) -> Iterator[Run]:
     """Run jobs, `workers` at a time, and yield each as it ends."""
     # what the children share is loaded once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s
-    for module in ("nanhunt.commands.replay", "nanhunt.commands.report", "pandas", "torch._dynamo"):
+    own = ("nanhunt.commands.replay", "nanhunt.commands.report")
+    for module in (*own, "pandas", "pyarrow.parquet", "pydantic.type_adapter", "torch._dynamo"):
         importlib.import_module(module)
     torch.set_num_threads(1)  # sums of several threads differ in their last bits, and a run near its edge tips over
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:

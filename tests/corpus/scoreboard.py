@@ -15,6 +15,10 @@ __all__ = ["Scoreboard"]
 
 _MEASURES = ("detected", "top1", "top3", "location", "step", "module", "op", "line", "samples")
 _WORST = 12
+#: Shares that are to be right, and of the suspects that are called proved or confirmed.
+_REACH = {"top1": 0.95, "top3": 0.99, "location": 0.95, "samples": 0.95}
+_PRECISION = 0.99
+_TIPPED = 2
 #: What a miss costs, for the list of the worst ones.
 _COST = {"detected": 8, "top1": 4, "samples": 1, "step": 2, "module": 1, "line": 2, "op": 1, "phase": 1}
 
@@ -46,6 +50,20 @@ class Scoreboard:
     def false_alarms(self) -> list[tuple[str, str, str]]:
         """Healthy programs and twins that were called anything but healthy."""
         return [h for h in self.healthy if h[1] != "healthy"]
+
+    def short_of(self) -> list[str]:
+        """Return what is below its reach, in words; another machine's rounding may tip over `_TIPPED` programs."""
+        found = []
+        for name, reach in _REACH.items():
+            judged = [bool(x) for v in self.verdicts if (x := getattr(v, name)) is not None]
+            if sum(not right for right in judged) > (1.0 - reach) * len(judged) + _TIPPED:
+                found.append(f"{name} {sum(judged)}/{len(judged)}, for {reach:.0%}")
+        for grade, (right, all_) in self.precision.items():
+            if all_ - right > (1.0 - _PRECISION) * all_ + _TIPPED:
+                found.append(f"{grade} {right}/{all_}, for {_PRECISION:.0%}")
+        if len(self.false_alarms) > _TIPPED:
+            found.append(f"{len(self.false_alarms)} false alarms")
+        return found
 
     def worst(self, count: int = _WORST) -> list[Verdict]:
         """Return the verdicts with the costliest misses, worst first."""

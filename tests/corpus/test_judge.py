@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.corpus.judge import judge
+import pytest
+
+from tests.corpus.judge import Verdict, judge
 from tests.corpus.program import Program, Truth
+from tests.corpus.scoreboard import Scoreboard
 
 SOURCE = "import torch\n\nFAULTY = True\nx = torch.log(torch.zeros(1))\n"
 
@@ -62,3 +66,22 @@ def test_what_the_truth_leaves_open_is_not_judged() -> None:
 
 def test_a_range_of_steps_holds_both_its_ends() -> None:
     assert [judge(program(step=(5, 7)), report(step=s)).step for s in (4, 5, 7, 8)] == [False, True, True, False]
+
+
+def verdict(**wrong: bool) -> Verdict:
+    right = judge(program(), report())
+    return replace(right, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "short"), [(0, False), (12, False), (13, True)], ids=["none", "5 % and two", "one more"]
+)
+def test_a_scoreboard_is_short_of_its_reach_beyond_what_rounding_may_tip_over(wrong: int, short: bool) -> None:
+    verdicts = [verdict(top1=False)] * wrong + [verdict()] * (200 - wrong)
+    board = Scoreboard(verdicts=tuple(verdicts), healthy=())
+    assert [said.split()[0] for said in board.short_of()] == (["top1"] if short else [])
+
+
+def test_three_false_alarms_are_short_of_the_reach() -> None:
+    alarm = ("healthy/a", "fault", "loss rises")
+    assert [len(Scoreboard(verdicts=(), healthy=(alarm,) * n).short_of()) for n in (0, 2, 3)] == [0, 0, 1]
