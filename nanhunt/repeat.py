@@ -192,24 +192,32 @@ def repeat_spike(
         "same_gradients": _same(*runs),
         "same_as_seen": _same(was, runs[0]),
         "judged_by": "the losses alone",
-        "departs": _departs(was, runs, first),
+        "departs": _departs(runs, first),
     }
 
 
-def _departs(was: list[float], runs: list[list[float]], first: int) -> dict[str, float] | None:
+def _departs(runs: list[list[float]], first: int) -> dict[str, float] | None:
     """Return where repetitions leave one another at once, by a share of the loss that no rounding makes.
 
     Rounding shows in the last bits first and grows; so the losses before must be the same in each bit, for three steps.
-    Where the repetitions agree and the first run stands alone, it is the machine that differs.
+    A loss in half precision hides its last bits, and is not judged.
     """
-    for index, (seen, *losses) in enumerate(zip(was, *runs, strict=True)):
+    if all(_is_half(loss) for losses in runs for loss in losses):
+        return None
+    for index, losses in enumerate(zip(*runs, strict=True)):
         if len(set(losses)) == 1:
             continue
-        low, high = min(seen, *losses), max(seen, *losses)
+        low, high = min(losses), max(losses)
         if index < _QUIET or not high - low > _DEPARTED * abs(high):
             return None
         return {"step": first + index, "low": low, "high": high, "same": index}
     return None
+
+
+def _is_half(loss: float) -> bool:
+    """Whether bfloat16 or float16 holds the very number."""
+    value = torch.tensor(loss)
+    return any(bool(value.to(dtype).float() == value) for dtype in (torch.bfloat16, torch.float16))
 
 
 def _same(a: list[float], b: list[float]) -> bool:

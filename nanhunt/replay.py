@@ -78,9 +78,9 @@ class WatchList(StepWatch):
         """Pass on."""
         self._tell("turned_to", phase)
 
-    def update_made(self) -> None:
+    def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Pass on."""
-        self._tell("update_made")
+        self._tell("update_made", parameters)
 
     def updated(self) -> None:
         """Pass on."""
@@ -260,7 +260,7 @@ def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.name not in CALLS_THROUGH]
     innermost = own[-1].filename if own else ""
-    return Path(innermost).parent in _PROBES
+    return any(folder in Path(innermost).parents for folder in _PROBES)
 
 
 def device_is_lost(error: BaseException | None) -> bool:

@@ -223,13 +223,24 @@ def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
 _ALONE, _ENOUGH, _ALONE_STEPS = 0.95, 8, 8
 
 
-def frozen_alone(rows: Sequence[Observation]) -> frozenset[str]:
-    """Return the fp32 parameters that stand still though they have a gradient and Adam's moments.
+def frozen_alone(rows: Sequence[Observation], rate: float) -> frozenset[str]:
+    """Return the fp32 parameters that Adam cannot move at this rate: they have a gradient, and stand still.
 
-    Adam moves a weight by about the rate, whatever its gradient: one that stands still is 2^24 rates or more in size.
+    Adam moves a weight by about the rate, whatever its gradient; half an ulp of w is 2^-25·|w| at least. Pruned weights
+    stand at zero, and those that something writes into after the update are held there.
     """
     adam = {(r.module, r.name.removesuffix(".rms_t")) for r in rows if r.name.endswith(".rms_t")}
-    wide = {(r.module, r.name) for r in rows if r.role == Role.WEIGHT.value and r.dtype == "float32"}
+    held = {
+        (r.module, r.name.removesuffix(".moved_outside")) for r in rows if r.name.endswith(".moved_outside") and r.value
+    }
+    large = {
+        (r.module, r.name)
+        for r in rows
+        if r.role == Role.WEIGHT.value
+        and r.dtype == "float32"
+        and r.stats is not None
+        and r.stats.amin * 2.0**-24 > rate
+    }
     live = {
         (r.module, r.name)
         for r in rows
@@ -240,20 +251,24 @@ def frozen_alone(rows: Sequence[Observation]) -> frozenset[str]:
         for r in rows
         if r.name.endswith(".frozen") and (r.value or 0.0) >= _ALONE
     }
-    return frozenset(f"{module}.{name}".lstrip(".") for module, name in still & adam & wide & live)
+    return frozenset(f"{module}.{name}".lstrip(".") for module, name in (still & adam & large & live) - held)
 
 
 @dataclass(slots=True)
 class LostAlone:
-    """Counts, for each parameter, the steps in a row in which it stands still."""
+    """Counts, for each parameter, the recorded steps in a row in which it stands still."""
 
     #: by parameter: its first step, and how many
     still: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def observe(self, step: int, names: frozenset[str]) -> tuple[str, int] | None:
-        """Take a recorded step; return a parameter that has stood still for long, and since when."""
+    def observe(self, step: int, names: frozenset[str]) -> None:
+        """Take a recorded step."""
         self.still = {n: (self.still.get(n, (step, 0))[0], self.still.get(n, (step, 0))[1] + 1) for n in sorted(names)}
-        return next(((n, first) for n, (first, steps) in self.still.items() if steps >= _ALONE_STEPS), None)
+
+    def longest(self) -> tuple[str, int, int] | None:
+        """Return a parameter that has stood still up to now, since when and how many steps; None where none did for long."""
+        found = max(((steps, n, first) for n, (first, steps) in self.still.items()), default=(0, "", 0))
+        return (found[1], found[2], found[0]) if found[0] >= _ALONE_STEPS else None
 
 
 #: Share of v that is stuck, and RMS_t below which it stands too high for its gradients; steps in a row that show it.

@@ -7,6 +7,7 @@ count, zeros and extremes as the operand that it became, to the last bit. `produ
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Location, NotApplicable
@@ -23,6 +24,7 @@ __all__ = [
     "is_discarded",
     "is_long_sum",
     "is_range_alone",
+    "made_only_of",
     "masked_softmax",
     "no_births",
     "operand",
@@ -224,6 +226,25 @@ def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: in
     """
     start = _writer_of(given)
     return _above(evidence.ancestry, start, reach) if start is not None else []
+
+
+def made_only_of(evidence: Evidence, given: Operand | None, ops: Collection[str]) -> set[str]:
+    """Return the origins of an operand that ops of these kinds alone made; empty where another op had a part in it.
+
+    The whole way back: an op that was not kept may be the model's.
+    """
+    start = _writer_of(given)
+    found: set[str] = set()
+    layer, seen = [start] if start is not None else [], set[int]()
+    while layer:
+        index = layer.pop()
+        maker = evidence.ancestry.get(index)
+        if maker is None or base(maker.op) not in ops:
+            return set()
+        seen.add(index)
+        found.update(maker.origins)
+        layer += [w for w in maker.writers if w not in seen]
+    return found
 
 
 def _writer_of(given: Operand | None) -> int | None:

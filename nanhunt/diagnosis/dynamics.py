@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count, takewhile
 from statistics import median
 
 from nanhunt.diagnosis.evidence import Evidence, Health
@@ -38,6 +39,8 @@ class RateJump:
     rate: float
     before: float
     series: str = "lr"
+    #: of a parameter group that a loop added at `step`: `before` is what the first group had
+    is_new: bool = False
 
     @property
     def ratio(self) -> float:
@@ -99,20 +102,23 @@ def rate_jump(evidence: Evidence) -> RateJump | None:
     blamed = blamed_steps(evidence)
     if not blamed:
         return None
-    groups = max(1, len(evidence.optimizer.get("groups") or []))
-    jumps = (_jump_of(evidence, "lr" if i == 0 else f"lr.{i}", blamed[0] - _REACH, blamed[-1]) for i in range(groups))
+    names = takewhile(evidence.scalars, ("lr" if i == 0 else f"lr.{i}" for i in count()))
+    jumps = (_jump_of(evidence, name, blamed[0] - _REACH, blamed[-1]) for name in names)
     found = [j for j in jumps if j is not None]
     return max(found, key=lambda j: j.ratio, default=None)
 
 
 def _jump_of(evidence: Evidence, name: str, first: int, last: int) -> RateJump | None:
-    series = sorted(evidence.scalars(name).items())
+    series, main = sorted(evidence.scalars(name).items()), sorted(evidence.scalars("lr").items())
+    is_new = bool(series) and series[0][0] > main[0][0]
+    if is_new:
+        series = [(s, v) for s, v in main if s < series[0][0]] + series
     for index, (step, rate) in enumerate(series):
         past = [v for _, v in series[max(0, index - _REACH) : index] if math.isfinite(v) and v > 0.0]
         if not (first <= step <= last) or not past or not math.isfinite(rate):
             continue
         if rate >= _JUMP * median(past):
-            return RateJump(step=step, rate=rate, before=median(past), series=name)
+            return RateJump(step=step, rate=rate, before=median(past), series=name, is_new=is_new)
     return None
 
 

@@ -1,7 +1,7 @@
 """What a replay that came to its end shows in its rows: signs that no single step is a fault by.
 
-Asked in this order, when neither a step, the loss nor a look at ops has told a fault. Each sign is arithmetic on what was
-recorded, and names the step from which it stands.
+`begun_badly` is asked first; `seen_in_the_rows` when neither a step, the loss nor a look at ops has told a fault, its
+signs in their order. Each is arithmetic on what was recorded, and names the step from which it stands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.replicas import parted_replicas
 from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.hunt.spikes import hear_exactly
+from nanhunt.hunt.stalls import lost_alone
 from nanhunt.hunt.state import HuntState
 from nanhunt.probes.probe import split_name
 from nanhunt.survey import classes_of
@@ -127,6 +128,17 @@ def _parted(state: HuntState, evidence: Evidence) -> Onset | None:
     )
 
 
+def _lost_alone(state: HuntState, evidence: Evidence) -> Onset | None:
+    """A weight that stood still at the replay's end, though the rate had come to its height."""
+    rates = [max(r.lr, default=0.0) for _, r in sorted(state.results.items())]
+    return None if _is_rising(rates) else lost_alone(state)
+
+
+def _is_rising(rates: list[float]) -> bool:
+    """Whether the rate rises to the end: a warm-up, behind which the weight may move."""
+    return len(rates) > 1 and rates[-1] > rates[-2]
+
+
 def _drifted(state: HuntState, evidence: Evidence) -> Onset | None:
     """Logits that ran away though the loss shows no fault."""
     found = state.logits.drifted()
@@ -138,7 +150,7 @@ def _drifted(state: HuntState, evidence: Evidence) -> Onset | None:
 
 
 #: In the order in which they are asked.
-_SIGNS = (_leapt, _drifted, _parted, _loaded_giant, _reused_gradients, _outside_of_the_loss)
+_SIGNS = (_leapt, _drifted, _parted, _loaded_giant, _reused_gradients, _outside_of_the_loss, _lost_alone)
 
 
 def seen_in_the_rows(state: HuntState, evidence: Evidence) -> Onset | None:

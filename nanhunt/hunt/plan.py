@@ -103,20 +103,32 @@ def _note_loop(state: HuntState, step: int) -> None:
     if at is None:
         return
     result = state.results[at]
-    used_twice = [s for s, r in sorted(state.results.items()) if r.reused]
-    before = [s for s in used_twice if s <= at]
+    used_twice = _habit(state, at)
     body = {
         "step": at,
         "order": list(result.order),
         "before": list(orders.get(at - 1, ())),
         "alike": sum(set(order) == set(result.order) for order in orders.values()),
-        # the bad step itself may make no update
-        "reused": [list(pair) for pair in state.results[before[-1]].reused] if before else [],
+        "reused": [list(pair) for pair in state.results[used_twice[-1]].reused] if used_twice else [],
         "reused_steps": used_twice,
         "loss_scale": result.loss_scale,
         "clip_coefficient": result.clip_coefficient,
     }
     state.writer.note(NoteKind.LOOP, body)
+
+
+def _habit(state: HuntState, at: int) -> list[int]:
+    """Return the steps up to `at` that used a gradient twice, without a step between them that made a clean update.
+
+    The bad step itself may make no update.
+    """
+    found: list[int] = []
+    for step, result in sorted(state.results.items(), reverse=True):
+        if step <= at and result.reused:
+            found.append(step)
+        elif step < at and "update" in result.order:
+            break
+    return found[::-1]
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------

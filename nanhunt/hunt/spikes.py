@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from nanhunt.hunt.silence import check_backwards, look_at
@@ -73,12 +75,20 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
 
 
 def _is_a_game(state: HuntState) -> bool:
-    """Whether every step has several players that move in turn, as a GAN has: what one of them loses the other one wins.
+    """Whether steps have several players that move in turn, as a GAN has: what one of them loses the other one wins.
 
-    Several optimizers that share one backward pass are one player.
+    Several optimizers that share one backward pass are one player, and so is one that makes many rounds in a step. A
+    move that a scaler skips is a move.
     """
-    moves = [[part for part in r.order if part in ("backward", "update")] for r in state.results.values() if r.order]
-    return bool(moves) and all(("update", "backward", "update") in zip(m, m[1:], m[2:], strict=False) for m in moves)
+    turns = [_turns(result.order) for result in state.results.values() if result.order]
+    return len(state.run.optimizers) > 1 and sum(n > 1 for n in turns) > 0.75 * len(turns)
+
+
+def _turns(order: Sequence[str]) -> int:
+    """Return how often an update follows upon backward passes of its own."""
+    moves = [{"skip": "update"}.get(part, part) for part in order]
+    kept = [part for part in moves if part in ("backward", "update")]
+    return sum(a == "backward" and b == "update" for a, b in pairwise(kept))
 
 
 def _led_silently(state: HuntState, event: Event) -> int:

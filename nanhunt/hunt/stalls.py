@@ -27,7 +27,7 @@ from nanhunt.stochastic import rounds_by_lot
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 from nanhunt.training.step import StepResult
 
-__all__ = ["clipped_away", "stalled"]
+__all__ = ["clipped_away", "lost_alone", "stalled"]
 
 #: Twin runs that a replay may spend on suspicious zeros.
 _TWINS = 4
@@ -66,9 +66,11 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
 
 
 def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+    if not state.rows.recording:  # a step without rows shows nothing, and breaks no row of steps
+        return _flat(state, seen)
+    state.alone.observe(seen.step, frozen_alone(rows, max(seen.result.lr, default=0.0)) if seen.result else frozenset())
     return (
         _lost(state, seen, rows)
-        or _lost_alone(state, seen, rows)
         or _motionless(state, seen, rows)
         or _flat(state, seen)
         or _stuck_moments(state, seen, rows)
@@ -159,16 +161,19 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
     )
 
 
-def _lost_alone(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
-    """One tensor in fp32 that no update moves, while the others train."""
-    found = state.alone.observe(seen.step, frozen_alone(rows))
+def lost_alone(state: HuntState) -> Onset | None:
+    """One tensor in fp32 that no update of the replay's last steps moves, while the others train."""
+    found = state.alone.longest()
     if found is None:
         return None
-    parameter, first = found
+    parameter, first, steps = found
     module, _, name = parameter.rpartition(".")
-    state.stall = "lost-update"
-    said = f"{seen.step - first + 1} updates in a row change nothing of one weight, though its gradient is there; others move"
-    return Onset(kind="stall", step=first, phase=Phase.UPDATE.value, module=module, name=name, detail=said)
+    said = f"the last {steps} updates change nothing of one weight, though its gradient is there; others move"
+    return _told(
+        state,
+        "lost-update",
+        Onset(kind="stall", step=first, phase=Phase.UPDATE.value, module=module, name=name, detail=said),
+    )
 
 
 def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
@@ -190,7 +195,7 @@ def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) ->
 
 def _motionless(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
     """Steps in a row in which no weight moves at all, though the rate and the loss are not zero."""
-    if not state.rows.recording or seen.result is None:
+    if seen.result is None:
         return None
     if not state.motion.observe(seen.result, rows):
         return None

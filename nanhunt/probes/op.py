@@ -143,7 +143,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Turn to the phase that a custom loop has come to."""
         self.phase = Phase(phase)
 
-    def update_made(self) -> None:
+    def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Turn to the forward pass that may follow in the same step."""
         self.phase = Phase.FORWARD
 

@@ -67,11 +67,13 @@ class OptimizerProbe(StepWatch):
             if v is not None:
                 self._v_before[name] = v.detach().clone()
 
-    def update_made(self) -> None:
-        """Keep sum and norm of the weights as an optimizer leaves them: a loop may write into them after that."""
+    def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
+        """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
         if self._rows.recording:
-            named = self._run.parameters()
-            self._left = {n: _sum_and_norm(named[n]) for n in self._before if n in named}
+            for parameter in self._run.trainable() if parameters is None else parameters:
+                name = self._names.get(parameter)
+                if name in self._before:
+                    self._left[name] = _sum_and_norm(parameter)
 
     def updated(self) -> None:
         """Record weights, moments, the applied update and Adam's health."""
@@ -123,7 +125,8 @@ class OptimizerProbe(StepWatch):
 
 def _sum_and_norm(tensor: Tensor) -> Tensor:
     """Return [Σw / sqrt(n), |w|] in fp64: what either of them changes by is a lower bound of |Δw|."""
-    wide = tensor.detach().double()
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    wide = real.detach().double()
     return torch.stack([wide.sum() / math.sqrt(max(1, wide.numel())), torch.linalg.vector_norm(wide)])
 
 
@@ -138,9 +141,14 @@ def adam_health(
     v, m = _second_moment(state), state.get("exp_avg")
     if v is None or v.shape != grad.shape:
         return {}
+    eps = group.get("eps")
+    if not isinstance(eps, (int, float)):  # Adafactor has two
+        return {}
     if not isinstance(m, Tensor):  # RMSprop: no first moment, and nothing is corrected for a start at zero
-        return {} if v_before is None else {"v_stale": _stale(grad, v_before.double(), float(group["eps"]))}
-    beta2, eps = float(group["betas"][1]), float(group["eps"])
+        return (
+            {"v_stale": _stale(grad, v_before.double(), eps)} if v_before is not None and "betas" not in group else {}
+        )
+    beta2 = float(group["betas"][1])
     # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
     counter = state.get("step", 0)
     on_device = isinstance(counter, Tensor) and counter.device.type != "cpu"
@@ -168,7 +176,9 @@ def _second_moment(state: dict[str, Any]) -> Tensor | None:
 
 
 def _stale(grad: Tensor, v_before: Tensor, eps: float) -> Tensor:
-    return (grad.double().square().mean() / v_before.mean().clamp(min=eps * eps)).sqrt()
+    """Return RMS(g) over that of the moment before it; NaN of a gradient below ε, which is noise (a key's bias has no other)."""
+    g2 = grad.double().square().mean()
+    return torch.where(g2 >= eps * eps, (g2 / v_before.mean().clamp(min=eps * eps)).sqrt(), math.nan)
 
 
 def step_counter(run: TrainingRun) -> float | None:

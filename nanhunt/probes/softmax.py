@@ -2,8 +2,9 @@
 
 How it works. A `TorchFunctionMode` hears softmax, log-softmax, cross-entropy and scaled-dot-product attention as the
 user's code calls them, and leaves device-side scalars; nothing it hears is changed. A softmax is attention when what it
-gives (through dropout or a cast) is a factor of a matrix product, or weighs vectors: (…, 1) times (…, d). One that is
-written by hand, over the edges of a graph say, is an exp whose output is divided. Rows, by the module that is running:
+gives (through dropout or a cast) is a factor of a matrix product. One that is written by hand, over the edges of a graph
+say, is an exp that is divided by a sum of itself, and it may weigh vectors as well: (…, 1) times (…, d). Rows, by the
+module that is running:
 
 - `attention.score_max`: the largest score, where the softmax is the user's own; a mask's constants never enter, for it is
   the largest and not the largest magnitude. Of an exp that had the maximum taken from it, the largest distance to that.
@@ -24,7 +25,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,15 +39,20 @@ from nanhunt.training.run import TrainingRun
 
 __all__ = ["CALLS_THROUGH", "watch_softmax"]
 
+T = TypeVar("T")
+
 #: What stands here between the user's call and the function that they called.
 CALLS_THROUGH = ("_call_heard", "__torch_function__", "heard")
 
 _SOFTMAX = frozenset({"softmax"})
 _LOGITS = frozenset({"log_softmax", "cross_entropy"})
 _CARRIERS = frozenset(
-    {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill", "unsqueeze"}
-    | {"__getitem__", "contiguous"}
+    {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill"}
 )
+#: What adds exponentials up, and what leaves such a sum one: more of it than the numbers that are added for safety.
+_SUMS = frozenset({"sum", "index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "segment_reduce"})
+_SUM_STILL = frozenset({"__getitem__", "index_select", "gather", "unsqueeze", "expand", "expand_as", "view", "reshape"})
+_SUM_STILL |= {"clamp", "clamp_min", "clamp_", "add", "add_", "__add__", "__radd__", "repeat_interleave"}
 _QUOTIENTS = frozenset({"div", "div_", "true_divide", "__truediv__"})
 _WEIGHTED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
@@ -82,6 +88,25 @@ def _inner_heard(ear: _Ear) -> Iterator[None]:
             setattr(F, name, function)
 
 
+class _Kept(Generic[T]):
+    """What is known of tensors, for as long as they live."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, T]] = {}
+
+    def of(self, tensor: Any) -> T | None:
+        """Return what is known of a tensor; None of any other value."""
+        held = self._known.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        return None if held is None else held[1]
+
+    def keep(self, tensor: Any, known: T | None) -> None:
+        """Keep what is known, where anything is."""
+        if known is None or not isinstance(tensor, Tensor):
+            return
+        key = id(tensor)
+        self._known[key] = (weakref.ref(tensor, lambda _: self._known.pop(key, None)), known)
+
+
 class _Ear(TorchFunctionMode):
     """Hears the calls, and remembers which tensors are probabilities."""
 
@@ -94,10 +119,13 @@ class _Ear(TorchFunctionMode):
         #: inside of nn.MultiheadAttention, whose products are not heard
         self._whole = 0
         self.targets: list[HeardTarget] = []
-        #: id of a softmax's output, and of what dropout or a cast made of it: scores and the output
-        self._probabilities: dict[int, tuple[Any, dict[str, Tensor]]] = {}
-        #: id of what exp gave
-        self._exponentials: dict[int, Any] = {}
+        #: of a softmax's output, and of what dropout or a cast made of it: its scores and entropy
+        self._probabilities = _Kept[dict[str, Tensor]]()
+        #: of those that were written by hand, again
+        self._by_hand = _Kept[dict[str, Tensor]]()
+        #: of what exp gave, and of sums of it: the exponentials' own number
+        self._exponentials, self._sums = _Kept[int](), _Kept[int]()
+        self._count = 0
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that is heard when it is called, and behaves as before."""
@@ -143,7 +171,9 @@ class _Ear(TorchFunctionMode):
             self._rows.scalar("target.outside", target.outside.sum(), phase=Phase.FORWARD, module=self._stack.current)
             self.targets += [target] if self._exact else []
         elif name in _PRODUCTS or (name in _WEIGHTED and _weighs_vectors(args)):
-            self._multiplied(args)
+            self._multiplied(args, only_by_hand=name in _WEIGHTED)
+        elif name in _SUMS and (added := next((k for a in args if (k := self._exponentials.of(a)) is not None), None)):
+            self._sums.keep(output, added)
         elif not isinstance(first, Tensor) or not first.is_floating_point() or first.numel() == 0:
             return
         elif name in _SOFTMAX and isinstance(output, Tensor) and first.dim() >= 2:
@@ -152,14 +182,17 @@ class _Ear(TorchFunctionMode):
             if self._whole:
                 self._told("attention", found)
             else:
-                self._remember(output, found)
-        elif name == "exp" and isinstance(output, Tensor):
-            key = id(output)
-            self._exponentials[key] = weakref.ref(output, lambda _: self._exponentials.pop(key, None))
-        elif name in _QUOTIENTS and id(first) in self._exponentials and isinstance(output, Tensor):
-            self._remember(output, _scores_by_hand(first, output))
-        elif name in _CARRIERS and id(first) in self._probabilities and isinstance(output, Tensor):
-            self._remember(output, self._probabilities[id(first)][1])
+                self._probabilities.keep(output, found)
+        elif name == "exp":
+            self._count += 1
+            self._exponentials.keep(output, self._count)
+        elif name in _QUOTIENTS and len(args) > 1:
+            self._divided(first, args[1], output)
+        elif name in _SUM_STILL and (added := self._sums.of(first)) is not None:
+            self._sums.keep(output, added)
+        elif name in _CARRIERS or name in _SUM_STILL:
+            for kept in (self._probabilities, self._by_hand) if name in _CARRIERS else (self._by_hand,):
+                kept.keep(output, kept.of(first))
         elif name in _LOGITS and first.dim() >= 2:
             dim = kwargs.get("dim", args[1] if name == "log_softmax" and len(args) > 1 else None)
             self._told(
@@ -168,16 +201,19 @@ class _Ear(TorchFunctionMode):
         elif name == "scaled_dot_product_attention":
             self._attended(args, kwargs)
 
-    def _remember(self, output: Tensor, found: dict[str, Tensor]) -> None:
-        key = id(output)
-        gone = weakref.ref(output, lambda _: self._probabilities.pop(key, None))
-        self._probabilities[key] = (gone, found)
+    def _divided(self, exponentials: Tensor, divisor: Any, output: Any) -> None:
+        """Note a softmax by hand: exponentials over a sum of the very same."""
+        number = self._exponentials.of(exponentials)
+        if number is not None and self._sums.of(divisor) == number and isinstance(output, Tensor):
+            found = _scores_by_hand(exponentials, output)
+            self._probabilities.keep(output, found)
+            self._by_hand.keep(output, found)
 
-    def _multiplied(self, args: tuple[Any, ...]) -> None:
+    def _multiplied(self, args: tuple[Any, ...], *, only_by_hand: bool) -> None:
         for factor in args:
-            held = self._probabilities.get(id(factor)) if isinstance(factor, Tensor) else None
+            held = (self._by_hand if only_by_hand else self._probabilities).of(factor)
             if held is not None:
-                self._told("attention", held[1])
+                self._told("attention", held)
 
     def _attended(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")

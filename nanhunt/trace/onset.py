@@ -34,7 +34,7 @@ GAP = 2
 #: Before there is a baseline: rise over all n losses so far from which a step counts, times 1 + 4/n, for one loss alone
 #: says little of its noise; and the loss that is still away.
 EARLY, AWAY = 3.0, 2.0
-#: Times the peak of an event that the run recovered from, up to which one at the replay's end is like it.
+#: Times a loss that the run has come back from, up to which a peak is like it.
 LIKE = 1.5
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
@@ -256,6 +256,15 @@ class SpikeWatch:
         self.past.append(event)
         return event
 
+    def _has_seen_such(self, event: Event) -> bool:
+        """Whether the loss has been as high before, behind its first low, and came back: a loss with a heavy tail.
+
+        Peaks alone are compared so: one that stays up is none.
+        """
+        before = [x for s, x in sorted(self.losses.items()) if s < event.lead_step and math.isfinite(x)]
+        low = next((i for i, x in enumerate(before) if x <= event.baseline_loss), len(before))
+        return median(event.losses) < 0.5 * event.peak_loss <= 0.5 * LIKE * max(before[low:], default=0.0)
+
     def _opened(self, scalars: StepScalars, severity: float) -> Event:
         lead_step, lead = self._lead(scalars.step)
         return Event(
@@ -305,6 +314,8 @@ class SpikeWatch:
         assert event is not None
         cut_short = len(event.after) <= 3  # the replay ends behind it
         if cut_short and any(e.verdict == "benign" and event.peak_loss <= LIKE * e.peak_loss for e in self.past):
+            verdict = "benign"
+        if verdict == "fault" and self._has_seen_such(event):
             verdict = "benign"
         event.verdict = verdict
         tail = event.losses[-3:]

@@ -108,8 +108,8 @@ class _Loop:
         #: each optimizer's learning rates as its update used them
         self._rates: dict[int, tuple[float, ...]] = {}
         self._leftovers = Leftovers(run.trainable(), run.stepped)
-        #: an optimizer may be a class around others: what counts as an update is the outermost
-        self._nested = 0
+        #: optimizers inside their step: one may be a class around others, and what counts as an update is the outermost
+        self._open: list[int] = []
         #: reentrant checkpointing calls backward inside of backward
         self._depth = 0
 
@@ -206,7 +206,7 @@ class _Loop:
         self, call: Callable[[], Any], parameters: Any, max_norm: float, total_norm: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        self.order.append("clip" if any(p.grad is not None for p in given) else CLIP_OF_NOTHING)
+        self.order.append(CLIP_OF_NOTHING if self._is_nothing(given) else "clip")
         if not self._is_scaled(given):
             self._tell(given)
         self.coefficient = torch.clamp(max_norm / (total_norm.detach().float() + 1e-6), max=1.0)
@@ -229,21 +229,23 @@ class _Loop:
         if all(optimizer is not known for known in self._run.optimizers):
             self._run.owned.optimizers.append(optimizer)
         self._rates[id(optimizer)] = _rates_of(optimizer)
-        self._nested += 1
+        if id(optimizer) in self._open:  # its last step raised, and the loop went on
+            del self._open[self._open.index(id(optimizer)) :]
+        self._open.append(id(optimizer))
         if "backward" in self.order:  # an optimizer with a closure has no gradients yet
-            if self._nested == 1:
+            if len(self._open) == 1:
                 self._leftovers.used(_parameters_of(optimizer))
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))
 
     def _after_update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._tell(_parameters_of(optimizer))
-        self._nested -= 1
-        if self._nested:
+        del self._open[self._open.index(id(optimizer)) :]
+        if self._open:
             return
         self.updates += 1
         self.order.append("update")
-        self._watch.update_made()
+        self._watch.update_made(_parameters_of(optimizer))
 
     # --- what is told --------------------------------------------------------------------------------------------
 
@@ -254,6 +256,12 @@ class _Loop:
         self._told.update(map(id, fresh))
         self.norms.append(gradient_norm([p.grad for p in fresh if p.grad is not None], self._run.device))
         self._watch.gradients_ready(fresh)
+
+    def _is_nothing(self, given: list[Tensor]) -> bool:
+        """Whether a clip is given no parameter, or parameters that are trained and have no gradient now."""
+        if any(p.grad is not None for p in given):
+            return False
+        return not given or bool(set(map(id, given)) & set(map(id, self._run.trainable())))
 
     def _is_scaled(self, parameters: list[Tensor]) -> bool:
         """Whether a loss scale is still in these gradients."""

@@ -41,6 +41,8 @@ class Snapshot:
     tensors: dict[str, Tensor]
     grads: dict[str, Tensor]
     training: dict[str, bool]
+    #: parameters that ask for a gradient: a loop may freeze and unfreeze
+    trained: frozenset[str]
     optimizers: list[_OptimizerCopy] = field(repr=False)
     #: (scaler or scheduler, its state)
     others: list[tuple[Any, dict[str, Any]]] = field(repr=False)
@@ -57,6 +59,7 @@ class Snapshot:
             tensors={name: _to_host(t) for name, t in _live_tensors(run).items()},
             grads={name: _to_host(grad) for name, grad in run.gradients().items()},
             training={name: module.training for name, module in _modules(run).items()},
+            trained=frozenset(name for name, p in run.parameters().items() if p.requires_grad),
             optimizers=[_OptimizerCopy.of(optimizer) for optimizer in run.optimizers],
             stepped=run.stepped,
             others=[(o, copy.deepcopy(o.state_dict())) for o in (*run.scalers, *run.schedulers)],
@@ -122,6 +125,8 @@ class _OptimizerCopy:
 
     optimizer: torch.optim.Optimizer
     groups: list[dict[str, Any]]
+    #: each group's parameters, by reference: a loop may add a group, or move parameters between them
+    members: list[list[Tensor]]
     state: list[tuple[Any, Any]]
 
     @classmethod
@@ -129,12 +134,15 @@ class _OptimizerCopy:
         return cls(
             optimizer=optimizer,
             groups=[_hyper(group) for group in optimizer.param_groups],
+            members=[list(group["params"]) for group in optimizer.param_groups],
             state=[(key, _copied(state)) for key, state in optimizer.state.items()],
         )
 
     def restore(self) -> None:
-        for group, saved in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group.update(copy.deepcopy(saved))
+        live = self.optimizer.param_groups
+        live[:] = [*live[: len(self.groups)], *({} for _ in self.groups[len(live) :])]
+        for group, saved, members in zip(live, self.groups, self.members, strict=True):
+            group.update(copy.deepcopy(saved), params=list(members))
         self.optimizer.state.clear()
         for key, state in self.state:
             self.optimizer.state[key] = _placed(state)
@@ -163,6 +171,8 @@ def _restore_tensors(snapshot: Snapshot, run: TrainingRun) -> None:
         for name, parameter in run.parameters().items():
             grad = snapshot.grads.get(name)
             parameter.grad = None if grad is None else grad.to(parameter.device, copy=True)
+            if parameter.is_leaf and parameter.requires_grad != (name in snapshot.trained):
+                parameter.requires_grad_(name in snapshot.trained)
     for name, training in snapshot.training.items():
         if name in modules:
             modules[name].training = training

@@ -35,8 +35,8 @@ class StepWatch:
     def turned_to(self, phase: str) -> None:
         """Call when a custom loop turns to another phase: "unscale", "clip" or "update"."""
 
-    def update_made(self) -> None:
-        """Call when an optimizer's update is done, and the loop may go on with another forward pass."""
+    def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
+        """Call when an optimizer's update of these parameters is done; the loop may go on with another forward pass."""
 
     def updated(self) -> None:
         """Call after the last update, before the scheduler's step."""

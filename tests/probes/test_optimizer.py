@@ -142,6 +142,20 @@ def test_rmsprops_gradient_is_held_against_its_own_second_moment() -> None:
     assert scalars(rows_of(run, 3))[".weight.v_stale"] == pytest.approx(20 / math.sqrt(0.0199), rel=1e-5)
 
 
+def test_an_optimizer_of_two_epsilons_has_no_health_and_breaks_nothing() -> None:
+    state = {"step": 1, "exp_avg_sq": torch.ones(3)}
+    assert adam_health(torch.ones(3), state, {"eps": (1e-30, 1e-3)}, torch.ones(3)) == {}
+    assert adam_health(torch.ones(3), state, {"lr": 1.0}, torch.ones(3)) == {}
+
+
+def test_a_gradient_below_epsilon_says_nothing_of_its_second_moment() -> None:
+    state = {"step": torch.tensor(5.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.full((3,), 1e-22)}
+    group = {"betas": (0.9, 0.999), "eps": 1e-8}
+    health = adam_health(torch.full((3,), 1e-11), state, group, torch.full((3,), 1e-22))
+    assert health["v_stale"] is not None
+    assert math.isnan(float(health["v_stale"]))
+
+
 def test_what_is_written_into_a_weight_after_its_update_is_told_apart_from_the_update() -> None:
     model = nn.Linear(4, 1, bias=False)
 

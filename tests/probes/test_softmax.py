@@ -134,6 +134,26 @@ def test_a_softmax_by_hand_over_a_graphs_edges_is_heard_where_it_weighs_vectors(
     assert heard(Edges(shifted=shifted, weighs=False), scores, to, values) == {}
 
 
+class Kernel(nn.Module):
+    """A mean under a Gaussian kernel: an exp that is divided by a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.exp(-torch.cdist(x, x).square()) / len(x)) @ x
+
+
+class Router(nn.Module):
+    """Experts that are weighed by a softmax, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = torch.softmax(40 * x, -1)
+        return torch.stack([gates[:, i : i + 1] * x for i in range(3)]).sum(0)
+
+
+@pytest.mark.parametrize("model", [Kernel(), Router()])
+def test_a_kernel_and_a_router_are_no_attention(model: nn.Module) -> None:
+    assert heard(model, torch.randn(6, 3, generator=torch.Generator().manual_seed(0))) == {}
+
+
 def test_a_softmax_that_multiplies_nothing_is_no_attention() -> None:
     class Policy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

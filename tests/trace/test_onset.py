@@ -68,6 +68,20 @@ def test_a_rise_at_the_very_end_is_judged_by_those_that_the_run_recovered_from(l
     assert [e.verdict for e in watched(losses)] == ["benign", "benign", verdict]
 
 
+def test_a_loss_near_zero_with_a_heavy_tail_has_seen_its_own_peaks() -> None:
+    losses = [0.02 + 0.002 * (i % 5) for i in range(40)]
+    losses[14], losses[22] = 0.44, 0.24
+    losses[30:37] = [0.1, 0.02, 0.08, 0.12, 0.33, 0.02, 0.09]
+    assert not [e for e in watched(losses) if e.verdict == "fault"]
+
+
+def test_a_loss_that_stays_where_it_had_one_peak_before_is_a_fault() -> None:
+    losses = healthy(60)
+    losses[20] = 9.0
+    losses[40:] = [8.0 + 0.01 * i for i in range(20)]
+    assert "fault" in [e.verdict for e in watched(losses)]
+
+
 def test_a_burst_does_not_hide_its_own_continuation() -> None:
     losses = healthy(60, noise=0.01)
     losses[40:52] = [8.0] * 12

@@ -188,6 +188,24 @@ def test_a_body_that_raises_leaves_the_run_as_it_was() -> None:
     assert run.batches.transform is None
 
 
+def test_parameters_that_a_loop_unfreezes_and_adds_to_the_optimizer_are_taken_out_again() -> None:
+    model = Net()
+    run = tiny_run(model, loss_of, [torch.randn(3, 4) for _ in range(3)], optimizer=adamw(model))
+    before = Snapshot.take(run, 0)
+    model.frozen.requires_grad_(True)
+    run.optimizer.add_param_group({"params": list(model.frozen.parameters()), "lr": 1.0})
+    run.optimizer.param_groups[0]["lr"] = 0.5
+    after = Snapshot.take(run, 1)
+    before.restore(run)
+    assert [len(g["params"]) for g in run.optimizer.param_groups] == [1, 3]
+    assert run.optimizer.param_groups[0]["lr"] == 0.01
+    assert not any(p.requires_grad for p in model.frozen.parameters())
+    after.restore(run)
+    assert [g["lr"] for g in run.optimizer.param_groups] == [0.5, 0.01, 1.0]
+    assert run.optimizer.param_groups[2]["params"] == list(model.frozen.parameters())
+    assert all(p.requires_grad for p in model.frozen.parameters())
+
+
 def test_sparse_gradients_are_kept() -> None:
     model = nn.Embedding(5, 2, sparse=True)
     run = tiny_run(model, lambda m, ids: m(ids).square().sum(), [torch.tensor([1, 1, 3])])

@@ -138,7 +138,7 @@ def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
 
 def _fixes(birth: Birth, dtype: str, peak: float) -> tuple[str, ...]:
     what = f"`{birth.code.strip()}`" if birth.code.strip() else birth.op
-    if dtype in _WIDE:
+    if dtype in ("float32", "bfloat16"):
         return (
             f"look for what grew to {number(peak)} before {what}: {dtype} ends at 3.4e38 like fp32, no format mends it",
         )

@@ -42,7 +42,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nanhunt.diagnosis.births import producers
+from nanhunt.diagnosis.births import made_only_of
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
@@ -58,10 +58,11 @@ _SAYS = re.compile(
     r"|target should be between 0 and 1|class values must be|device-side assert|out of bounds"
 )
 #: Functions with no value at zero or below, and quotients.
-_AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power")
+_GAMMA = ("lgamma", "digamma", "polygamma")
+_AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power", *_GAMMA)
 #: What leaves a value what it is, as far as zero and its kin go.
 _SAME = frozenset({"abs", "neg", "clone", "_to_copy", "unsqueeze", "contiguous"})
-_BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt", "lgamma", "digamma", "polygamma")
+_BELOW_ZERO = (*_AT_ZERO, "log1p", "sqrt")
 #: What shifts or scales it by a constant.
 _AFFINE = frozenset({"add", "sub", "rsub", "mul"})
 
@@ -192,19 +193,21 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
     if given is None or not enters_at_the_loss(evidence):
         return None
     name = _batch_field(evidence, birth, given).removeprefix("batch").strip()
+    direct = given.origin.startswith("batch") or bool(made_only_of(evidence, given, _SAME))
+    what = _name(name) if direct else f"what is made of {_name(name)}"
     proved = birth.fp64 == "non-finite"
     return Suspect(
         cause="bad-target",
         grade=Grade.PROVED if proved else Grade.SUPPORTED,
-        summary=f"{bare(birth.op)} of {_name(name)}, which holds {in_words(given.low)}{_zeros(given)}",
+        summary=f"{bare(birth.op)} of {what}, which holds {in_words(given.low)}{_zeros(given)}",
         location=_place(evidence, tuple(onset.samples), phase=birth.phase, parameter=name),
         exhibits=(
-            Exhibit(claim=f"smallest value of {_name(name)}, as the op got it", value=given.low, threshold=0.0),
-            Exhibit(claim=f"zeros in {_name(name)}", value=float(given.zero), threshold=0.0),
+            Exhibit(claim=f"smallest value of {what}, as the op got it", value=given.low, threshold=0.0),
+            Exhibit(claim=f"zeros in {what}", value=float(given.zero), threshold=0.0),
             Exhibit(claim=f"the op in fp64 is {birth.fp64}"),
         ),
         fixes=(
-            f"mask the elements of {_name(name)} that are not above 0 before {bare(birth.op)}, and take the mean over the rest",
+            f"mask the elements of {_name(name)} for which {bare(birth.op)} has no value, and take the mean over the rest",
             "check targets where batches are made",
         ),
         predictions=(*((Prediction(trial="fp64", expect="persists"),) if proved else ()), *(_DROP if onset.samples else ())),
@@ -270,10 +273,7 @@ def _batch_field(evidence: Evidence, birth: Birth, given: Operand) -> str:
     """Return the batch field that an operand is, but for its sign, shape, dtype, scale and offset; '' otherwise."""
     if given.origin.startswith("batch"):
         return given.origin
-    made = producers(evidence, birth, given, reach=3)
-    if not made or any(m.op not in _SAME | _AFFINE for m in made):
-        return ""
-    origins = {o for m in made for o in m.origins}
+    origins = made_only_of(evidence, given, _SAME | _AFFINE)
     return origins.pop() if len(origins) == 1 and min(origins).startswith("batch") else ""
 
 

@@ -81,7 +81,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 def _checked(evidence: Evidence) -> Suspect | None:
     """A Function of the user's whose backward finite differences of its own forward contradict."""
     onset, birth = evidence.onset, evidence.birth
-    own = evidence.wrong_backward(birth.node) if birth is not None else None
+    own = evidence.wrong_backward(birth.node) if birth is not None and birth.node else None
     ran_away = onset is not None and (not evidence.is_nonfinite or onset.lead_step is not None)
     found = own or (evidence.wrong_backward() if ran_away else None)
     if found is None or onset is None:
@@ -89,12 +89,16 @@ def _checked(evidence: Evidence) -> Suspect | None:
     function, numeric, analytic = str(found["function"]), float(found["numeric"]), float(found["analytic"])
     return Suspect(
         cause="faulty-backward",
-        grade=Grade.PROVED,
+        # that it is wrong is certain; that it is what the run ran away by is not
+        grade=Grade.PROVED if own is not None or onset.kind == "mismatch" else Grade.SUPPORTED,
         summary=f"the backward of {function} gives {number(analytic)} where its forward has a slope of {number(numeric)}",
         location=place_of(evidence)
         if own is not None and birth is not None and birth.phase == "backward"
         else Location(
-            step=onset.lead_step or onset.step, phase="backward", module=found["module"], source=found["source"]
+            step=onset.step if onset.lead_step is None else onset.lead_step,
+            phase="backward",
+            module=found["module"],
+            source=found["source"],
         ),
         exhibits=(
             Exhibit(
@@ -108,7 +112,7 @@ def _checked(evidence: Evidence) -> Suspect | None:
             f"run `torch.autograd.gradcheck({function}.apply, …)` in fp64 on small inputs, and mend {function}.backward",
             "or let autograd differentiate the forward's own ops",
         ),
-        depth=1,
+        depth=2,
     )
 
 

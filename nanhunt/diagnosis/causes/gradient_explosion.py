@@ -114,11 +114,14 @@ def _over_the_cliff(evidence: Evidence, step: int) -> Suspect | None:
     On a parabola a rate just beyond stability makes it a few times the loss. A hundred times is a cliff: the slope holds
     for a hundredth of the step's length, and a product of many Jacobians has such slopes.
     """
-    norm, loss, rate = (evidence.scalars(name).get(step) for name in ("grad_norm", "loss", "lr"))
-    if norm is None or not loss or rate is None or not math.isfinite(norm):
+    if evidence.optimizer.get("class") != "SGD":
         return None
-    reach = rate * norm * norm / abs(loss)
-    if reach < _CLIFF:
+    norm, loss, rate = (evidence.scalars(name).get(step, math.nan) for name in ("grad_norm", "loss", "lr"))
+    if not loss > 0.0:
+        return None
+    reach = rate * norm * norm / loss
+    clipped = evidence.scalars("clip_coefficient").get(step, 1.0) < 1.0
+    if clipped or not _CLIFF <= reach < math.inf:
         return None
     place, carried = _carrier(evidence, step)
     return Suspect(

@@ -141,11 +141,15 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
     return Suspect(
         cause="learning-rate-too-high",
         grade=Grade.SUPPORTED,
-        summary=f"the learning rate rose {in_words(jump.ratio)} times at step {jump.step}, from {in_words(jump.before)} to {in_words(jump.rate)}",
+        summary=f"a parameter group that is new at step {jump.step} has a learning rate of {in_words(jump.rate)}, where the first one's is {in_words(jump.before)}"
+        if jump.is_new
+        else f"the learning rate rose {in_words(jump.ratio)} times at step {jump.step}, from {in_words(jump.before)} to {in_words(jump.rate)}",
         location=_place(evidence, jump.series),
         exhibits=tuple(exhibits),
         fixes=(
-            f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",
+            f"give the new group a rate near {in_words(jump.before)}"
+            if jump.is_new
+            else f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",
             "where a restart is meant, warm up to it over some 1/(1 - β2) steps",
         ),
         predictions=(Prediction(trial=trial, expect="cured"),) if certain else (),

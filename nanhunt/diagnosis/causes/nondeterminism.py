@@ -90,7 +90,7 @@ def _departed(again: Repetitions) -> Suspect:
         summary=f"the loss of step {step} lies between {low:.4g} and {high:.4g} in exact repetitions, and no step before it differs in a bit",
         location=Location(step=step, phase="forward"),
         exhibits=(
-            Exhibit(claim=f"largest loss of step {step} in {again.runs + 1} runs from the same bits", value=high, threshold=low),
+            Exhibit(claim=f"largest loss of step {step} in {again.runs} runs from the same bits", value=high, threshold=low),
             Exhibit(claim="steps just before it with the same loss in each bit", value=float(again.departs["same"])),
         ),
         fixes=_FIXES,

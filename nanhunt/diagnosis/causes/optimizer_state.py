@@ -58,7 +58,7 @@ _REACH = 8
 #: rms(Δw)/lr of sign descent is 1, of a steady state 0.23.
 _SIGN_DESCENT = 0.7
 #: First gradient over its loaded second moment, either way, that no batch makes: steady training stays within 3.
-_FOREIGN = 10.0
+_FOREIGN, _NO_MOMENT = 10.0, 1e4
 #: A counter below this share of the checkpoint's step was reset; skipped steps make it lag by far less.
 _BEHIND = 0.5
 
@@ -177,11 +177,12 @@ def _reset(evidence: Evidence) -> Suspect | None:
 def _exchanged(evidence: Evidence) -> Suspect | None:
     """Second moments that are far too small for some parameters and far too large for others: they are not theirs."""
     stale = evidence.health_at("v_stale", first_step(evidence))
-    known = {p: v for p, v in stale.items() if math.isfinite(v) and v > 0.0}
-    small, large = (sorted(known.items(), key=lambda item: sign * item[1])[:1] for sign in (-1, 1))
-    if not small or small[0][1] < _FOREIGN or large[0][1] > 1.0 / _FOREIGN:
+    # far beyond that it is no other parameter's moment but none: a row, or an expert, that was never used
+    known = sorted((v, p) for p, v in stale.items() if math.isfinite(v) and 1.0 / _NO_MOMENT < v < _NO_MOMENT)
+    small, large = [k for k in known if k[0] > _FOREIGN], [k for k in known if k[0] < 1.0 / _FOREIGN]
+    if min(len(small), len(large)) < 2 or not 1.0 / _FOREIGN < median(v for v, _ in known) < _FOREIGN:
         return None
-    (one, high), (other, low) = small[0], large[0]
+    (high, one), (low, other) = known[-1], known[0]
     module, _, _leaf = one.rpartition(".")
     return Suspect(
         cause="optimizer-state",

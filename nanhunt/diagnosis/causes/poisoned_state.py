@@ -86,7 +86,9 @@ def _held_still(evidence: Evidence) -> Suspect | None:
     onset = evidence.onset
     if onset is None or evidence.stall_reason not in ("lost-update", "no-motion"):
         return None
-    poison = [p for p in evidence.notes(NoteKind.POISON) if p["where"] == "state"]
+    poison = [
+        p for p in evidence.notes(NoteKind.POISON) if p["where"] == "state" and p["posinf"] and p["name"] in _SQUARES
+    ]
     parameter = ".".join(part for part in (onset.module, onset.name) if part)
     stuck = next((p for p in poison if parameter in ("", p["module"])), None)
     if stuck is None:

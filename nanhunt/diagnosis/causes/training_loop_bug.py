@@ -115,7 +115,7 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
             ),
             ("call `scaler.unscale_(optimizer)` before `clip_grad_norm_`",),
         )
-    if reason in ("no-motion", "no-gradient") and evidence.optimizer.get("held") == 0:
+    if reason == "no-motion" and evidence.optimizer.get("held") == 0 and _model_has_gradients(evidence):
         return _not_the_models(evidence)
     if reason == "no-gradient":
         return _suspect(
@@ -159,6 +159,13 @@ def _no_slope(evidence: Evidence) -> Suspect | None:
     )
 
 
+def _model_has_gradients(evidence: Evidence) -> bool:
+    """Whether gradients arrive at parameters of the model: those that only an optimizer holds are called loose."""
+    rows = evidence.frame("grad", ["step", "module"])
+    modules = rows[rows["step"] == (evidence.onset.step if evidence.onset else -1)]["module"]
+    return bool((modules.astype(str) != "loose").any())
+
+
 def _not_the_models(evidence: Evidence) -> Suspect:
     """Optimizers that hold tensors, and none of the model's."""
     held = int(evidence.optimizer.get("trainable", 0))
@@ -190,9 +197,11 @@ def _written_into(evidence: Evidence) -> Suspect | None:
         module, _, name = parameter.rpartition(".")
         for step in (onset.step - 1, onset.step):
             moved, size = series.get(step, 0.0), sizes.get((module, name), {}).get(step, 0.0)
-            usual = max((v for s, v in series.items() if s < step), default=0.0)
-            if math.isfinite(moved) and size and moved > max(_WRITTEN * size, _WRITTEN_MORE * usual):
-                found.append((moved / size, parameter, step, usual / size))
+            past = [v for s, v in series.items() if s < step]
+            if len(past) < _OFTEN or not size or not math.isfinite(moved) or max(past) > _WRITTEN * size:
+                continue  # a loop that normalises its weights, or averages them, writes as a habit
+            if moved > max(_WRITTEN * size, _WRITTEN_MORE * max(past)):
+                found.append((moved / size, parameter, step, max(past) / size))
     if not found:
         return None
     share, parameter, step, usual = max(found)
@@ -218,7 +227,8 @@ def _clip_of_nothing(evidence: Evidence) -> Suspect | None:
     """A clip that is given no gradient at all, in a run whose gradients grew out of hand."""
     loop = evidence.note(NoteKind.LOOP) or {}
     order, alike = loop.get("order") or [], int(loop.get("alike", 0))
-    if CLIP_OF_NOTHING not in order or "clip" in order or alike < _OFTEN:
+    onset = evidence.onset
+    if CLIP_OF_NOTHING not in order or "clip" in order or alike < _OFTEN or onset is None or onset.samples:
         return None
     return _suspect(
         evidence,
@@ -231,8 +241,8 @@ def _clip_of_nothing(evidence: Evidence) -> Suspect | None:
             "`model.parameters()` is a generator and empty after one loop over it: call it anew for the clip, or keep a list",
             "clip after backward and before zero_grad",
         ),
-        grade=Grade.PROVED if evidence.is_spike else Grade.SUPPORTED,
-        parameter=None,
+        grade=Grade.SUPPORTED,
+        depth=1,
     )
 
 
@@ -325,6 +335,7 @@ def _suspect(
     phase: str = "clip",
     parameter: str | None = None,
     step: int | None = None,
+    depth: int = 2,
 ) -> Suspect:
     onset_step = evidence.onset.step if evidence.onset else None
     return Suspect(
@@ -339,7 +350,7 @@ def _suspect(
         ),
         exhibits=exhibits,
         fixes=fixes,
-        depth=2,
+        depth=depth,
     )
 
 

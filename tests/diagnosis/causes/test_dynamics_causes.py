@@ -90,6 +90,14 @@ def test_a_linear_warm_up_is_no_jump_and_a_restart_is() -> None:
     assert (jump.step, round(jump.ratio)) == (36, 300)
 
 
+def test_a_group_that_a_loop_adds_is_held_against_the_rate_of_the_first() -> None:
+    scalars = {"lr": RATE, "lr.1": dict.fromkeys(range(36, 39), 0.5), "loss": LOSS}
+    found = accused(learning_rate_too_high.examine(evidence(spike(36), scalars=scalars)))
+    assert "new at step 36" in found.summary
+    calm = {**scalars, "lr.1": dict.fromkeys(range(36, 39), 2e-3)}
+    assert not isinstance(learning_rate_too_high.examine(evidence(spike(36), scalars=calm)), Suspect)
+
+
 def test_a_warm_up_that_begins_at_zero_is_no_jump() -> None:
     assert rate_jump(run(spike(34), [], lr={s: 1e-4 * (s - 30) for s in range(30, 40)})) is None
 
@@ -348,17 +356,19 @@ def test_state_that_is_as_it_should_be_is_innocent(optimizer: dict[str, Any], st
 @pytest.mark.parametrize(
     ("stale", "found"),
     [
-        ({"a.w": 40.0, "b.w": 0.02}, True),
-        ({"a.w": 40.0, "b.w": 0.5}, False),
-        ({"a.w": 2.0, "b.w": 0.4}, False),
-        ({"a.w": math.inf, "b.w": 0.0}, False),
+        ({"a": 40.0, "b": 30.0, "c": 1.1, "d": 0.05, "e": 0.02}, True),
+        ({"a": 40.0, "b": 30.0, "c": 1.1, "d": 0.5, "e": 0.4}, False),
+        ({"a": 40.0, "c": 1.1, "d": 0.9, "e": 0.02}, False),
+        ({"a": 40.0, "b": 30.0, "c": 20.0, "d": 0.05, "e": 0.02}, False),
+        ({"a": 1e8, "b": 1e7, "c": 1.1, "d": 0.05, "e": 0.02}, False),
+        ({"a": math.inf, "b": math.nan, "c": 1.1, "d": 0.0, "e": 0.0}, False),
     ],
-    ids=["both ways", "one grew", "a steady state", "no numbers"],
+    ids=["both ways", "two grew", "one of each", "most grew", "never used before", "no numbers"],
 )
 def test_moments_of_other_parameters_are_too_small_here_and_too_large_there(
     stale: dict[str, float], found: bool
 ) -> None:
-    rows = [row for name, value in stale.items() for row in health(name, "v_stale", {30: value})]
+    rows = [row for name, value in stale.items() for row in health(f"{name}.w", "v_stale", {30: value})]
     told = evidence(spike(31), rows=rows, optimizer=ADAMW, scalars={"loss": LOSS, "lr": RATE})
     answer = optimizer_state.examine(told)
     assert (answer is not None) == found

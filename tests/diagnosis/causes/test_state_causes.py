@@ -271,7 +271,7 @@ def checked(onset: Onset, node: str) -> object:
 def test_a_wrong_backward_explains_a_run_that_ran_away_and_no_nan_elsewhere_out_of_the_blue() -> None:
     away = replace(nan(phase="backward"), lead_step=33)
     found = accused(checked(away, "MmBackward0"))
-    assert (found.grade, found.location.module, found.location.step) == (Grade.PROVED, "norm", 33)
+    assert (found.grade, found.location.module, found.location.step) == (Grade.SUPPORTED, "norm", 33)
     assert checked(nan(phase="backward"), "MmBackward0") is None
     assert accused(checked(nan(phase="backward"), "NormBackward")).grade is Grade.PROVED
 
@@ -344,10 +344,11 @@ def test_gradients_that_nothing_clears_accuse_the_loop(order: tuple[str, ...], a
     assert (answer.grade if isinstance(answer, Suspect) else None) == grade
 
 
-@pytest.mark.parametrize(("onset", "grade"), [(spike(36), Grade.PROVED), (nan(36), Grade.SUPPORTED)])
-def test_a_clip_that_is_given_nothing_accuses_the_loop(onset: Onset, grade: Grade) -> None:
+@pytest.mark.parametrize("onset", [spike(36), nan(36)], ids=["spike", "nan"])
+def test_a_clip_that_is_given_nothing_accuses_the_loop(onset: Onset) -> None:
     order = ("zero_grad", "backward", CLIP_OF_NOTHING, "update")
-    assert accused(training_loop_bug.CAUSE.examine(evidence(onset, notes=[heard(*order)]))).grade is grade
+    found = accused(training_loop_bug.CAUSE.examine(evidence(onset, notes=[heard(*order)])))
+    assert found.grade is Grade.SUPPORTED  # that it is so is certain; that it matters is not
     for innocent in (heard(*order, alike=1), heard(*order, "backward", "clip", "update")):
         assert not isinstance(training_loop_bug.CAUSE.examine(evidence(onset, notes=[innocent])), Suspect)
 
@@ -375,7 +376,8 @@ def test_gradients_used_twice_are_told_with_the_first_step_that_did_so() -> None
 def test_an_optimizer_of_copies_is_told_by_whose_tensors_it_holds(held: int, found: bool) -> None:
     stall = Onset(kind="stall", step=30, phase="update")
     notes = [(NoteKind.STALL, {"reason": "no-motion", "step": 30})]
-    told = evidence(stall, notes=notes, optimizer={**ADAMW, "parameters": 2, "held": held})
+    rows = [tensor(30, "grad", "h.weight", phase="unscale")]
+    told = evidence(stall, notes=notes, rows=rows, optimizer={**ADAMW, "parameters": 2, "held": held})
     assert isinstance(training_loop_bug.CAUSE.examine(told), Suspect) == found
 
 
