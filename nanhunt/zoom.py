@@ -41,6 +41,8 @@ class Zoomed:
     onset: Onset
     rows: list[Observation] = field(default_factory=list)
     notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
+    #: the look did not show the fault, which plain repetitions had shown
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,9 @@ def zoom_in(
                 onset = replace(onset, module=next(iter(seen.finite.modules), ""))
             return Zoomed(onset=onset, notes=[(NoteKind.REPEAT, again.body)])
         zoomed = _exception(zoom, rows, again.last) if fault.kind == "exception" else _look(zoom, rows)
-        if again.shown < again.runs:  # it comes and goes: where it is born says less than that
+        if zoomed.gone:  # the repetitions had it by chance
+            again.body |= {"runs": again.runs + 1, "reproduced": False}
+        if again.shown < again.runs or zoomed.gone:  # it comes and goes: where it is born says less than that
             zoomed.onset = replace(zoomed.onset, kind="mismatch")
         zoomed.notes.insert(0, (NoteKind.REPEAT, again.body))
         return zoomed
@@ -173,6 +177,7 @@ def _look(zoom: _Zoom, rows: RowBuffer) -> Zoomed:
     look = zoom.look(rows)
     zoomed = Zoomed(onset=_coarse_onset(zoom), rows=look.rows)
     if look.root is None:
+        zoomed.gone = not shows(look.replayed, zoom.fault, zoom.known)
         return zoomed
     births = _told_births(zoom, look)
     zoomed.onset = _fine_onset(zoom, look.root, births)

@@ -109,7 +109,7 @@ def _note_loop(state: HuntState, step: int) -> None:
         "order": list(result.order),
         "before": list(orders.get(at - 1, ())),
         "alike": sum(set(order) == set(result.order) for order in orders.values()),
-        "reused": [list(pair) for pair in state.results[used_twice[-1]].reused] if used_twice else [],
+        "reused": [list(pair) for pair in state.results[used_twice[0]].reused] if used_twice else [],
         "reused_steps": used_twice,
         "loss_scale": result.loss_scale,
         "clip_coefficient": result.clip_coefficient,
@@ -118,17 +118,15 @@ def _note_loop(state: HuntState, step: int) -> None:
 
 
 def _habit(state: HuntState, at: int) -> list[int]:
-    """Return the steps up to `at` that used a gradient twice, without a step between them that made a clean update.
+    """Return the steps around `at` that used a gradient twice, up to the nearest ones that made a clean update.
 
-    The bad step itself may make no update.
+    The bad step itself may make none, or one with what a scaler skipped.
     """
-    found: list[int] = []
-    for step, result in sorted(state.results.items(), reverse=True):
-        if step <= at and result.reused:
-            found.append(step)
-        elif step < at and "update" in result.order:
-            break
-    return found[::-1]
+    results = sorted(state.results.items())
+    clean = [step for step, r in results if not r.reused and "update" in r.order and step != at]
+    first = max((s for s in clean if s < at), default=-1)
+    last = min((s for s in clean if s > at), default=max(state.results) + 1)
+    return [step for step, r in results if r.reused and first < step < last]
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------

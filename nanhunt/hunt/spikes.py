@@ -78,17 +78,16 @@ def _is_a_game(state: HuntState) -> bool:
     """Whether steps have several players that move in turn, as a GAN has: what one of them loses the other one wins.
 
     Several optimizers that share one backward pass are one player, and so is one that makes many rounds in a step. A
-    move that a scaler skips is a move.
+    step that a scaler skips may be short of moves.
     """
-    turns = [_turns(result.order) for result in state.results.values() if result.order]
-    return len(state.run.optimizers) > 1 and sum(n > 1 for n in turns) > 0.75 * len(turns)
+    steps = [result for result in state.results.values() if result.order]
+    return sum(r.players > 1 and _turns(r.order) > 1 for r in steps) > 0.75 * len(steps)
 
 
 def _turns(order: Sequence[str]) -> int:
     """Return how often an update follows upon backward passes of its own."""
-    moves = [{"skip": "update"}.get(part, part) for part in order]
-    kept = [part for part in moves if part in ("backward", "update")]
-    return sum(a == "backward" and b == "update" for a, b in pairwise(kept))
+    moves = [part for part in order if part in ("backward", "update")]
+    return sum(a == "backward" and b == "update" for a, b in pairwise(moves))
 
 
 def _led_silently(state: HuntState, event: Event) -> int:

@@ -31,11 +31,14 @@ BASELINE = 5
 PATIENCE = 8
 #: Steps without a sign that a lead may bridge.
 GAP = 2
-#: Before there is a baseline: rise over all n losses so far from which a step counts, times 1 + 4/n, for one loss alone
+#: Before there is a baseline: rise over the median of the n losses so far from which a step counts, times 1 + 4/n, for one loss alone
 #: says little of its noise; and the loss that is still away.
 EARLY, AWAY = 3.0, 2.0
 #: Times a loss that the run has come back from, up to which a peak is like it.
 LIKE = 1.5
+#: Rises in a row from one of the first losses on, and what they come to, of a run that is running away; of five in a
+#: row noise makes one in 720.
+RUN, RUN_RISE = 5, 8.0
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
 
@@ -161,9 +164,11 @@ class SpikeWatch:
         before it leads, where it is the longest so far.
         """
         before = [x for x in self.losses.values() if math.isfinite(x)]
-        if not before or len(self.losses) >= BASELINE:
+        if len(self.losses) >= BASELINE:
+            return self._ran_away(scalars)
+        if not before:
             return None
-        if not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * max(before) > 0.0:
+        if not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * median(before) > 0.0:
             return None
         last = max(self.losses)
         moved = self._updates.get(last, 0.0) > 0.0 and self._updates[last] >= max(self._updates.values())
@@ -175,6 +180,28 @@ class SpikeWatch:
             peak_loss=scalars.loss,
             peak_step=scalars.step,
             baseline_loss=median(before),
+            losses=[scalars.loss],
+            early=True,
+        )
+
+    def _ran_away(self, scalars: StepScalars) -> Event | None:
+        """Return the event of a loss that has risen at each step since one of the first: it made its own baseline high."""
+        steps = [*sorted(self.losses), scalars.step]
+        losses = [*(self.losses[s] for s in steps[:-1]), scalars.loss]
+        first = len(losses) - 1
+        while first > 0 and losses[first] > losses[first - 1]:
+            first -= 1
+        rises = len(losses) - 1 - first
+        if first >= BASELINE or rises < RUN or not losses[-1] > RUN_RISE * losses[first] > 0.0:
+            return None
+        return Event(
+            lead_step=steps[first],
+            lead="update_norm",
+            alarm_step=scalars.step,
+            severity=2 * ALARM,
+            peak_loss=scalars.loss,
+            peak_step=scalars.step,
+            baseline_loss=median(losses[: first + 1]),
             losses=[scalars.loss],
             early=True,
         )

@@ -61,6 +61,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         skipped=loop.updates == 0 and (loop.skipped > 0 or loop.withheld),
         by_hand=loop.skipped == 0 and loop.withheld,
         order=tuple(loop.order),
+        players=len(loop.players),
         reused=loop.reused(),  # and here
     )
 
@@ -105,6 +106,8 @@ class _Loop:
         self.scale: Tensor | None = None
         self.updates = 0
         self.skipped = 0
+        #: of each update, the parameters with a gradient
+        self.players: set[frozenset[int]] = set()
         #: each optimizer's learning rates as its update used them
         self._rates: dict[int, tuple[float, ...]] = {}
         self._leftovers = Leftovers(run.trainable(), run.stepped)
@@ -234,6 +237,7 @@ class _Loop:
         self._open.append(id(optimizer))
         if "backward" in self.order:  # an optimizer with a closure has no gradients yet
             if len(self._open) == 1:
+                self.players.add(frozenset(id(p) for p in _parameters_of(optimizer) if p.grad is not None))
                 self._leftovers.used(_parameters_of(optimizer))
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))

@@ -62,5 +62,7 @@ class StepResult:
     by_hand: bool = False
     #: what a custom loop did, in its order: "backward", "unscale", "clip", "update" …; () of the built-in step
     order: tuple[str, ...] = ()
+    #: updates of a custom loop that were of different parameters: the players of a game
+    players: int = 1
     #: parameters whose gradient an update used a second time, by how: "leftover" of the step before, or "twice"
     reused: tuple[tuple[str, str], ...] = ()

@@ -82,6 +82,15 @@ def test_a_loss_that_stays_where_it_had_one_peak_before_is_a_fault() -> None:
     assert "fault" in [e.verdict for e in watched(losses)]
 
 
+@pytest.mark.parametrize(("rise", "found"), [(1.8, True), (1.02, False)])
+def test_a_loss_that_rises_from_its_first_steps_on_runs_away_where_it_multiplies(rise: float, found: bool) -> None:
+    losses = [1.9, 1.87, *(1.87 * rise ** (i + 1) for i in range(5)), *[1.87 * rise**5] * 12]
+    faults = [e for e in watched(losses) if e.verdict == "fault"]
+    assert bool(faults) == found
+    if found:
+        assert (faults[0].lead_step, faults[0].baseline_loss) == (1, pytest.approx(1.885))
+
+
 def test_a_burst_does_not_hide_its_own_continuation() -> None:
     losses = healthy(60, noise=0.01)
     losses[40:52] = [8.0] * 12

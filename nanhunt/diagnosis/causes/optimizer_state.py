@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from statistics import median
+from statistics import geometric_mean, median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.dynamics import first_step
@@ -58,7 +58,9 @@ _REACH = 8
 #: rms(Δw)/lr of sign descent is 1, of a steady state 0.23.
 _SIGN_DESCENT = 0.7
 #: First gradient over its loaded second moment, either way, that no batch makes: steady training stays within 3.
-_FOREIGN, _NO_MOMENT = 10.0, 1e4
+_FOREIGN, _NO_MOMENT = 10.0, 1e6
+#: How far the geometric mean of both sides may lie from 1.
+_FIT = 5.0
 #: A counter below this share of the checkpoint's step was reset; skipped steps make it lag by far less.
 _BEHIND = 0.5
 
@@ -180,7 +182,12 @@ def _exchanged(evidence: Evidence) -> Suspect | None:
     # far beyond that it is no other parameter's moment but none: a row, or an expert, that was never used
     known = sorted((v, p) for p, v in stale.items() if math.isfinite(v) and 1.0 / _NO_MOMENT < v < _NO_MOMENT)
     small, large = [k for k in known if k[0] > _FOREIGN], [k for k in known if k[0] < 1.0 / _FOREIGN]
-    if min(len(small), len(large)) < 2 or not 1.0 / _FOREIGN < median(v for v, _ in known) < _FOREIGN:
+    pairs = min(len(small), len(large))
+    if pairs < 2 or 2 * len(small) > len(known):
+        return None
+    # what was exchanged is as far too large here as it is too small there
+    fit = geometric_mean([v for v, _ in (*known[:pairs], *known[-pairs:])])
+    if not 1.0 / _FIT < fit < _FIT:
         return None
     (high, one), (low, other) = known[-1], known[0]
     module, _, _leaf = one.rpartition(".")
