@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from nanhunt.hunt.silence import check_backwards, look_at
 from nanhunt.hunt.state import HuntState
-from nanhunt.probes.probe import RowBuffer
+from nanhunt.precision import in_precision
+from nanhunt.probes.probe import RowBuffer, dtype_name
 from nanhunt.probes.softmax import watch_softmax
 from nanhunt.probes.source import place
 from nanhunt.repeat import repeat_spike
@@ -59,6 +62,7 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         return None
     state.event = event
     _exchange(state, event)
+    _in_fp32(state, event)
     _look_at_scores(state, event)
     look_at(state, event.alarm_step)
     check_backwards(state, event.alarm_step)
@@ -144,6 +148,24 @@ def _exchange(state: HuntState, event: Event) -> None:
         }
     body = {"step": step, "healthy_step": healthy, "baseline": event.baseline_loss, "losses": losses}
     state.writer.note(NoteKind.FACTORIAL, body)
+
+
+def _in_fp32(state: HuntState, event: Event) -> None:
+    """Write the loss of the spike's step in fp32, from the same weights and batch: what is gone there, the format made."""
+    run, step = state.run, event.alarm_step
+    formats = [run.autocast, *{dtype_name(p) for p in run.trainable() if p.dtype in (torch.bfloat16, torch.float16)}]
+    if step < state.ring.oldest_step or not any(formats):
+        return
+    with kept(run, step + 1):
+        rewind(run, state.ring, step)
+        try:
+            with in_precision(run, "fp32"):
+                wide = train_step(run, step, StepWatch()).loss
+        except Exception:  # the user's code fixes a dtype by hand: there is no twin
+            return
+    narrow = next(f for f in formats if f)
+    body = {"step": step, "format": narrow, "own": event.losses[0], "fp32": wide, "baseline": event.baseline_loss}
+    state.writer.note(NoteKind.LOSS_TWIN, body)
 
 
 def _loss_of(state: HuntState, at: int, batch_of: int) -> float | None:

@@ -106,6 +106,7 @@ class NoteKind(StrEnum):
     SAMPLES = "samples"
     #: a spike's batch and its state, each exchanged for a healthy one: `{"step", "healthy_step", "losses": {…}}`
     FACTORIAL = "factorial"
+    LOSS_TWIN = "loss-twin"
     #: `{"losses": […], "norms": {…}, "outliers": […]}`: loss and gradient norm of each sample of the bad step alone
     SAMPLE_LOSSES = "sample-losses"
     #: `{"step", "same_loss", "same_gradients", "differing", "detail"}`: the bad step once more, unchanged

@@ -225,7 +225,7 @@ def find_config(explicit: Path | None, checkpoint: Path | None) -> Path:
     raise ConfigError(f"no nanhunt.yaml found; looked for {looked_at}", hint=_HOW_TO_START)
 
 
-_HOW_TO_START = "write one; two lines are enough: `model: train:build_model` and `data: train:batches`"
+_HOW_TO_START = "write one; `model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
 
 
 def load_config(path: Path) -> RunConfig:

@@ -18,7 +18,8 @@ Evidence
 The op is computed again in fp64 from the inputs that it had. A finite result beyond the largest number of the output's
 format is a certificate, and needs no threshold. Where the overflow hides as zero: a module whose output is all zeros,
 while the step in fp32 has gradients far above what fp16 flushes. bf16 and fp32 end at 3.4e38, so there the value
-exploded before: read on with the deeper cause.
+exploded before: read on with the deeper cause. Where the loss had grown a hundredfold on the way there, it is supported
+and not proved: the end of a run that ran away.
 
 Fix
 ---

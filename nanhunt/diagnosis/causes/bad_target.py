@@ -13,7 +13,7 @@ A class index must lie in [0, classes) or equal ignore_index (-100), a probabili
 Evidence
 --------
 The number in the exception's message against the smallest and largest integers of the batch, or these against the rows
-of the table that raised. Else the op that was born bad takes its argument straight from the batch; or a non-finite
+of the table that raised. Else the op that was born bad takes its argument from the batch alone, straight or shifted and scaled; or a non-finite
 field of the batch reaches the loss without passing through the model. Each is a count or a comparison of whole numbers.
 
 Fix

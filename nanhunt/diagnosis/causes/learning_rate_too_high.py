@@ -14,7 +14,8 @@ Evidence
 --------
 The rate at or just before the onset over its median before, 3 or more (a linear warm-up never passes 2); updates per
 rate that stay as they were, so that it is the rate and not the gradient; and the update's norm over the weights' norm,
-1e-3 to 1e-2 in ordinary training, 0.1 and more here. A rate that is no finite number is proof by itself.
+1e-3 to 1e-2 in ordinary training, 0.1 and more here, of the first replayed update too. A parameter group that a loop
+adds is held against the first one's rate. A rate that is no finite number is proof by itself.
 
 Fix
 ---

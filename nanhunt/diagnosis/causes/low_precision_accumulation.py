@@ -15,7 +15,8 @@ are rounded away against the gradient that is there already.
 Evidence
 --------
 Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end. Of
-a running sum that is finite: additions in place, counted, that leave every bit of it as it was.
+a running sum that is finite: additions in place, counted, that leave every bit of it as it was. Of a spike in half
+precision: the same weights and batch in fp32, where the loss is as it used to be.
 
 Fix
 ---
@@ -59,6 +60,8 @@ __all__ = ["CAUSE", "LOST"]
 
 #: Steps from the onset to the look that found it.
 _REACH = 8
+#: Share of the rise that may be left in fp32.
+_KEPT = 0.25
 #: Share of a sum of gradients that is lost, from which it is a fault: rounding alone takes a hundredth of 64 passes, four
 #: hundredths of a thousand.
 LOST = 0.05
@@ -67,7 +70,13 @@ LOST = 0.05
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
     if not evidence.is_nonfinite:
-        return _absorbed(evidence) or _rounded(evidence) or _stuck(evidence) or _accumulated(evidence)
+        return (
+            _absorbed(evidence)
+            or _rounded(evidence)
+            or _stuck(evidence)
+            or _accumulated(evidence)
+            or _gone_in_fp32(evidence)
+        )
     birth = root(evidence, "update")
     if birth is not None:
         return _in_the_update(birth, evidence)
@@ -95,6 +104,31 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             f"sum in fp32: `dtype=torch.float32` in `{birth.code.strip() or birth.op}`, or `mean` instead of sum and division",
         ),
         predictions=(Prediction(trial="fp32", expect="cured"),) if fp32 else (),
+    )
+
+
+def _gone_in_fp32(evidence: Evidence) -> Suspect | None:
+    """A loss that is high in the run's own format and ordinary in fp32, on the same weights and the same batch."""
+    body, onset = evidence.note(NoteKind.LOSS_TWIN), evidence.onset
+    if body is None or onset is None or not evidence.is_spike:
+        return None
+    own, wide, usual = float(body["own"]), float(body["fp32"]), float(body["baseline"])
+    rise = own - usual
+    if not (rise > 0.5 * abs(usual) and wide - usual <= _KEPT * rise):
+        return None
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.SUPPORTED,
+        summary=f"the loss of step {body['step']} is {number(own)} in {body['format']} and {number(wide)} in fp32, on the same weights and batch",
+        location=Location(step=onset.step, phase="forward"),
+        exhibits=(
+            Exhibit(claim=f"loss of step {body['step']} in fp32, against {body['format']}", value=wide, threshold=own),
+            Exhibit(claim="median loss before", value=usual),
+        ),
+        fixes=(
+            "compute in fp32 what is large beside its own changes: sums over time, positions, differences of large numbers (`.float()` before the first of them)",
+        ),
+        depth=1,
     )
 
 

@@ -15,7 +15,8 @@ Evidence
 How many parameters have moments when the replay begins, against how many are trained; the moments' own counters against
 each other and the checkpoint's step; a first rate equal to the group's initial one that then only falls. It must be soon
 after the load, and the first updates' rms(Δw)/lr near 1 say that they were indeed sign descent. Later: a counter that falls
-from one step to the next.
+from one step to the next. Moments of other parameters: the first gradients are ten times what some of them tell and a
+tenth of what others do, and as far one way as the other.
 
 Fix
 ---

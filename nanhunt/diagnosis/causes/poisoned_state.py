@@ -16,7 +16,7 @@ A count, tensor by tensor as it was loaded, and the way back from the loss, whic
 what came before: clip_grad_norm_ turns one NaN gradient into NaN everywhere; an inf gradient becomes NaN in its own
 elements, with zeros elsewhere. One finite element 1e4 times the next power's is a flipped exponent bit: 0.02 becomes 7e36.
 A second moment or a running variance below zero is finite, and nothing that any step leaves behind. A buffer of -inf
-alone is a mask and no damage.
+alone is a mask and no damage. Of a run that stands still: an infinite mean of squares, over which every gradient is 0.
 
 Fix
 ---

@@ -18,8 +18,8 @@ Of the bad step: gradients before the clip (inf elements, and no NaN), the coeff
 update (NaN). Or the coefficient is 0 while the gradient norm, taken in fp32 or else in fp64, is finite: proof that the
 norm overflowed. Of a loop of your own, the order of its calls as torch's hooks saw them: gradients that were not finite
 before the step's own backward (those of a skipped step, never cleared), gradients that are never cleared at all, a clip
-of gradients that still carry the loss scale, or of none. Of an optimizer, how many of the model's parameters it holds. Weights that were written into after their
-update.
+of gradients that still carry the loss scale, or of none. Of an optimizer, how many of the model's parameters it holds.
+Weights that something else wrote into after their update, which no step before did.
 
 Fix
 ---

@@ -163,6 +163,16 @@ def test_a_sum_is_low_precision_only_where_its_terms_are_small(evidence_of: Evid
     assert activation_overflow.CAUSE.examine(large) is not None
 
 
+@pytest.mark.parametrize(("fp32", "found"), [(0.06, True), (0.1, True), (0.4, False)])
+def test_a_spike_that_is_gone_in_fp32_on_the_same_weights_is_the_formats(
+    evidence_of: EvidenceOf, fp32: float, found: bool
+) -> None:
+    onset = Onset(kind="loss-spike", step=24, phase="forward", lead_step=24)
+    body = {"step": 24, "format": "bf16", "own": 0.53, "fp32": fp32, "baseline": 0.062}
+    answer = low_precision_accumulation.examine(evidence_of(onset, notes=[(NoteKind.LOSS_TWIN, body)]))
+    assert isinstance(answer, Suspect) == found
+
+
 def test_accumulation_in_bf16_cannot_be_told_and_says_why(evidence_of: EvidenceOf) -> None:
     spike = Onset(kind="loss-spike", step=7, phase="forward")
     notes = [(NoteKind.OPTIMIZER, {"weight_dtypes": ["bfloat16"]})]
