@@ -161,47 +161,41 @@ class SpikeWatch:
         """Return the event of a loss that multiplies within the first steps, where no baseline can be had.
 
         The state that was loaded gave the losses before it: what comes after an update is held against those. The update
-        before it leads, where it is the longest so far.
+        before it leads, where it is the longest so far; of a loss that is on its way already, the one that began it.
         """
         before = [x for x in self.losses.values() if math.isfinite(x)]
-        if len(self.losses) >= BASELINE:
-            return self._ran_away(scalars)
-        if not before:
+        first, rises, factor = self._rise(scalars)
+        if len(self.losses) >= BASELINE:  # it made its own baseline high
+            away = first in sorted(self.losses)[:BASELINE] and rises >= RUN and factor > RUN_RISE
+            return self._early_event(scalars, first, "update_norm") if away else None
+        if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * median(before) > 0.0:
             return None
-        if not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * median(before) > 0.0:
-            return None
+        if rises > 1:
+            return self._early_event(scalars, first, "update_norm")
         last = max(self.losses)
         moved = self._updates.get(last, 0.0) > 0.0 and self._updates[last] >= max(self._updates.values())
+        return self._early_event(scalars, last if moved else scalars.step, "update_norm" if moved else "loss")
+
+    def _rise(self, scalars: StepScalars) -> tuple[int, int, float]:
+        """Return the step from which the loss has risen at each step up to now, how many steps, and by which factor."""
+        losses = [*sorted(self.losses.items()), (scalars.step, scalars.loss)]
+        first = len(losses) - 1
+        while first > 0 and losses[first][1] > losses[first - 1][1]:
+            first -= 1
+        step, loss = losses[first]
+        return step, len(losses) - 1 - first, scalars.loss / loss if loss > 0.0 else 0.0
+
+    def _early_event(self, scalars: StepScalars, lead_step: int, lead: str) -> Event:
+        """Return an event that is held against the losses up to its lead."""
+        before = [x for s, x in self.losses.items() if s <= lead_step and math.isfinite(x)]
         return Event(
-            lead_step=last if moved else scalars.step,
-            lead="update_norm" if moved else "loss",
+            lead_step=lead_step,
+            lead=lead,
             alarm_step=scalars.step,
             severity=2 * ALARM,
             peak_loss=scalars.loss,
             peak_step=scalars.step,
             baseline_loss=median(before),
-            losses=[scalars.loss],
-            early=True,
-        )
-
-    def _ran_away(self, scalars: StepScalars) -> Event | None:
-        """Return the event of a loss that has risen at each step since one of the first: it made its own baseline high."""
-        steps = [*sorted(self.losses), scalars.step]
-        losses = [*(self.losses[s] for s in steps[:-1]), scalars.loss]
-        first = len(losses) - 1
-        while first > 0 and losses[first] > losses[first - 1]:
-            first -= 1
-        rises = len(losses) - 1 - first
-        if first >= BASELINE or rises < RUN or not losses[-1] > RUN_RISE * losses[first] > 0.0:
-            return None
-        return Event(
-            lead_step=steps[first],
-            lead="update_norm",
-            alarm_step=scalars.step,
-            severity=2 * ALARM,
-            peak_loss=scalars.loss,
-            peak_step=scalars.step,
-            baseline_loss=median(losses[: first + 1]),
             losses=[scalars.loss],
             early=True,
         )
