@@ -259,7 +259,7 @@ class SpikeWatch:
         far = min(tail) > AWAY * smooth[low] and median(tail) - smooth[low] > SLOW_NOISE * noise
         if not far or median(tail) < REBOUND * median(losses[:3]):
             return None
-        lead = next(i for i in range(low, len(losses)) if losses[i] > 1.5 * smooth[low])
+        lead = next((i for i in range(low, len(losses)) if losses[i] > 1.5 * smooth[low]), low)
         peak = max(range(low, len(losses)), key=lambda i: losses[i])
         event = Event(
             lead_step=steps[lead],

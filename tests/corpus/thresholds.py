@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,24 +63,46 @@ def _of(cause: str, *names: str) -> tuple[Threshold, ...]:
     return tuple(Threshold(_CAUSES + cause.replace("-", "_"), name, (cause,)) for name in names)
 
 
+def _shared(module: str, name: str, *causes: str) -> tuple[Threshold, ...]:
+    return (Threshold(f"nanhunt.diagnosis.{module}", name, causes),)
+
+
+_MASKED = ("fully-masked-softmax", "mask-fill-overflow", "activation-overflow", "attention-logit-growth", "bad-sample")
+_REPEATED, _LOADED = ("hardware-fault", "nondeterminism"), ("bad-init", "poisoned-state", "singular-gradient")
 _RATES = ("learning-rate-too-high", "gradient-explosion", "bad-sample", "attention-logit-growth", "adam-v-collapse")
 #: Every threshold that was chosen by looking at runs, and not given by a format's arithmetic.
 THRESHOLDS = (
-    *_of("adam-v-collapse", "_OUTLIER"),
-    *_of("attention-logit-growth", "_LARGE", "_STRONG", "_GROWN"),
-    *_of("bad-init", "_DIVERGED"),
-    *_of("bad-sample", "_FAR", "_SPREAD", "_OWN", "_FEW", "_DIVERGED"),
-    *_of("gradient-explosion", "_LEAP", "_NORMAL_LOSS", "_DECADES"),
+    *_of("activation-overflow", "_AWAY"),
+    *_of("adam-v-collapse", "_OUTLIER", "_COHERENT"),
+    *_of("attention-logit-growth", "_LARGE", "_STRONG", "_SHARP", "_GROWN"),
+    *_of("bad-init", "_DIVERGED", "_SOON"),
+    *_of("bad-sample", "_FAR", "_SPREAD", "_OWN", "_SHARE", "_FEW", "_DIVERGED"),
+    *_of("gradient-explosion", "_LEAP", "_NORMAL_LOSS", "_CLIFF", "_DECADES", "_RECORDS"),
     *_of("learning-rate-too-high", "_FAR", "_DIVERGED"),
-    *_of("optimizer-state", "_SIGN_DESCENT", "_BEHIND", "_SOON"),
-    *_of("output-logit-drift", "_FAR", "_TRIPLED"),
-    Threshold("nanhunt.diagnosis.dynamics", "_JUMP", _RATES),
-    Threshold("nanhunt.diagnosis.dynamics", "_REACH", _RATES),
-    Threshold("nanhunt.trace.onset", "ALARM", ()),
-    Threshold("nanhunt.trace.onset", "LEAD", ()),
-    Threshold("nanhunt.trace.onset", "EARLY", ()),
-    Threshold("nanhunt.trace.onset", "SLOW_RISE", ()),
-    Threshold("nanhunt.trace.onset", "SLOW_NOISE", ()),
+    *_of("lost-update", "_FROZEN"),
+    *_of("low-precision-accumulation", "LOST", "_KEPT", "_REACH"),
+    *_of("optimizer-state", "_SIGN_DESCENT", "_FOREIGN", "_FIT", "_BEHIND", "_SOON", "_REACH"),
+    *_of("output-logit-drift", "_FAR", "_SPREADS", "_GROWN", "_TRIPLED", "_FLAT"),
+    *_of("training-loop-bug", "_WRITTEN", "_WRITTEN_MORE", "_OFTEN"),
+    *_shared("births", "_MASK", *_MASKED),
+    *_shared("depth", "_GROWN", "bad-init"),
+    *_shared("depth", "_ABOVE", "bad-init"),
+    *_shared("dynamics", "_JUMP", *_RATES),
+    *_shared("dynamics", "_REACH", *_RATES),
+    *_shared("first_loss", "_TIMES", "bad-init"),
+    *_shared("first_loss", "_NATS", "bad-init"),
+    *_shared("leap", "_STEEP", "singular-gradient"),
+    *_shared("repetition", "_ROUNDING", *_REPEATED),
+    *_shared("repetition", "_LIKE_HEALTHY", *_REPEATED),
+    *_shared("repetition", "_NO_ROUNDING", *_REPEATED),
+    *_shared("weights", "_GAP", *_LOADED),
+    *_shared("weights", "_FEW", *_LOADED),
+    *_shared("weights", "_TOWERS", *_LOADED),
+    *_shared("weights", "_SPAN", *_LOADED),
+    *(
+        Threshold("nanhunt.trace.onset", name, ())
+        for name in ("ALARM", "LEAD", "EARLY", "AWAY", "LIKE", "RUN_RISE", "SLOW_RISE", "SLOW_NOISE", "REBOUND")
+    ),
 )
 
 
@@ -108,12 +132,18 @@ class Sensitivity:
 
 
 def sensitivities(runs: Sequence[Run], thresholds: Sequence[Threshold] = THRESHOLDS) -> list[Sensitivity]:
-    """Try every threshold on the runs' traces."""
+    """Try every threshold on the runs' traces, a few at a time in processes that share what was read."""
     traces = []
     for run in runs:
         with contextlib.suppress(NanhuntError, OSError):
             traces.append(_Known.of(run, Trace.open(run.folder / "trace.parquet")))
-    return [_tried(threshold, traces) for threshold in thresholds]
+    _TRACES[:] = traces
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(_tried, thresholds))
+
+
+#: What forked children look at.
+_TRACES: list[_Known] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +187,11 @@ class _Known:
         return _alarms(self.evidence) == self.is_faulty
 
 
-def _tried(threshold: Threshold, traces: Sequence[_Known]) -> Sensitivity:
+def _tried(threshold: Threshold) -> Sensitivity:
     if threshold.causes:
-        judged = [t for t in traces if t.is_faulty and t.answers]
+        judged = [t for t in _TRACES if t.is_faulty and t.answers]
     else:
-        judged = [t for t in traces if t.is_of_the_loss or not t.is_faulty]
+        judged = [t for t in _TRACES if t.is_of_the_loss or not t.is_faulty]
     right: dict[float, list[bool]] = {}
     for factor in GRID:
         with threshold.times(factor):
