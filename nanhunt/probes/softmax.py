@@ -2,9 +2,8 @@
 
 How it works. A `TorchFunctionMode` hears softmax, log-softmax, cross-entropy and scaled-dot-product attention as the
 user's code calls them, and leaves device-side scalars; nothing it hears is changed. A softmax is attention when what it
-gives (through dropout or a cast) is a factor of a matrix product. One that is written by hand, over the edges of a graph
-say, is an exp that is divided by a sum of itself, and it may weigh vectors as well: (…, 1) times (…, d). Rows, by the
-module that is running:
+gives (through dropout or a cast) is a factor of a matrix product. One that is written by hand (`softmax_by_hand`) may weigh
+vectors as well: (…, 1) times (…, d). Rows, by the module that is running:
 
 - `attention.score_max`: the largest score, where the softmax is the user's own; a mask's constants never enter, for it is
   the largest and not the largest magnitude. Of an exp that had the maximum taken from it, the largest distance to that.
@@ -22,10 +21,9 @@ What it costs: one pass over the scores. What it does not see: attention inside 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +31,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from nanhunt.probes.probe import ModuleStack, RowBuffer, in_backward
+from nanhunt.probes.softmax_by_hand import ByHand, Kept, weighs_vectors
 from nanhunt.probes.targets import HeardTarget, targets_outside
 from nanhunt.trace.schema import Phase
 from nanhunt.training.run import TrainingRun
 
 __all__ = ["CALLS_THROUGH", "watch_softmax"]
-
-T = TypeVar("T")
-
 #: What stands here between the user's call and the function that they called.
 CALLS_THROUGH = ("_call_heard", "__torch_function__", "heard")
 
@@ -49,17 +45,10 @@ _LOGITS = frozenset({"log_softmax", "cross_entropy"})
 _CARRIERS = frozenset(
     {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16", "view", "reshape", "masked_fill"}
 )
-#: What adds exponentials up, and what leaves such a sum one: more of it than the numbers that are added for safety.
-_SUMS = frozenset({"sum", "index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "segment_reduce"})
-_SUM_STILL = frozenset({"__getitem__", "index_select", "gather", "unsqueeze", "expand", "expand_as", "view", "reshape"})
-_SUM_STILL |= {"clamp", "clamp_min", "clamp_", "add", "add_", "__add__", "__radd__", "repeat_interleave"}
-_QUOTIENTS = frozenset({"div", "div_", "true_divide", "__truediv__"})
 _WEIGHTED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
-#: ln of an exponential that is 1 but for rounding: its maximum was taken from the scores.
-_ROUNDED_ZERO = 1e-2
 #: The norms are rounded to fp32: so much more is a bound again.
 _ROUNDING = 1.0 + 1e-5
 #: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
@@ -88,25 +77,6 @@ def _inner_heard(ear: _Ear) -> Iterator[None]:
             setattr(F, name, function)
 
 
-class _Kept(Generic[T]):
-    """What is known of tensors, for as long as they live."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, T]] = {}
-
-    def of(self, tensor: Any) -> T | None:
-        """Return what is known of a tensor; None of any other value."""
-        held = self._known.get(id(tensor)) if isinstance(tensor, Tensor) else None
-        return None if held is None else held[1]
-
-    def keep(self, tensor: Any, known: T | None) -> None:
-        """Keep what is known, where anything is."""
-        if known is None or not isinstance(tensor, Tensor):
-            return
-        key = id(tensor)
-        self._known[key] = (weakref.ref(tensor, lambda _: self._known.pop(key, None)), known)
-
-
 class _Ear(TorchFunctionMode):
     """Hears the calls, and remembers which tensors are probabilities."""
 
@@ -120,12 +90,8 @@ class _Ear(TorchFunctionMode):
         self._whole = 0
         self.targets: list[HeardTarget] = []
         #: of a softmax's output, and of what dropout or a cast made of it: its scores and entropy
-        self._probabilities = _Kept[dict[str, Tensor]]()
-        #: of those that were written by hand, again
-        self._by_hand = _Kept[dict[str, Tensor]]()
-        #: of what exp gave, and of sums of it: the exponentials' own number
-        self._exponentials, self._sums = _Kept[int](), _Kept[int]()
-        self._count = 0
+        self._probabilities = Kept[dict[str, Tensor]]()
+        self._by_hand = ByHand()
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that is heard when it is called, and behaves as before."""
@@ -166,14 +132,15 @@ class _Ear(TorchFunctionMode):
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         first = args[0] if args else kwargs.get("input", kwargs.get("query"))
+        self._by_hand.hear(name, args, output)
         target = targets_outside(name, args, kwargs)
         if target is not None:
             self._rows.scalar("target.outside", target.outside.sum(), phase=Phase.FORWARD, module=self._stack.current)
             self.targets += [target] if self._exact else []
-        elif name in _PRODUCTS or (name in _WEIGHTED and _weighs_vectors(args)):
-            self._multiplied(args, only_by_hand=name in _WEIGHTED)
-        elif name in _SUMS and (added := next((k for a in args if (k := self._exponentials.of(a)) is not None), None)):
-            self._sums.keep(output, added)
+        elif name in _PRODUCTS:
+            self._weighed([self._probabilities.of(a) or self._by_hand.of(a) for a in args])
+        elif name in _WEIGHTED and weighs_vectors(args):
+            self._weighed([self._by_hand.of(a) for a in args])
         elif not isinstance(first, Tensor) or not first.is_floating_point() or first.numel() == 0:
             return
         elif name in _SOFTMAX and isinstance(output, Tensor) and first.dim() >= 2:
@@ -183,16 +150,8 @@ class _Ear(TorchFunctionMode):
                 self._told("attention", found)
             else:
                 self._probabilities.keep(output, found)
-        elif name == "exp":
-            self._count += 1
-            self._exponentials.keep(output, self._count)
-        elif name in _QUOTIENTS and len(args) > 1:
-            self._divided(first, args[1], output)
-        elif name in _SUM_STILL and (added := self._sums.of(first)) is not None:
-            self._sums.keep(output, added)
-        elif name in _CARRIERS or name in _SUM_STILL:
-            for kept in (self._probabilities, self._by_hand) if name in _CARRIERS else (self._by_hand,):
-                kept.keep(output, kept.of(first))
+        elif name in _CARRIERS:
+            self._probabilities.keep(output, self._probabilities.of(first))
         elif name in _LOGITS and first.dim() >= 2:
             dim = kwargs.get("dim", args[1] if name == "log_softmax" and len(args) > 1 else None)
             self._told(
@@ -201,19 +160,10 @@ class _Ear(TorchFunctionMode):
         elif name == "scaled_dot_product_attention":
             self._attended(args, kwargs)
 
-    def _divided(self, exponentials: Tensor, divisor: Any, output: Any) -> None:
-        """Note a softmax by hand: exponentials over a sum of the very same."""
-        number = self._exponentials.of(exponentials)
-        if number is not None and self._sums.of(divisor) == number and isinstance(output, Tensor):
-            found = _scores_by_hand(exponentials, output)
-            self._probabilities.keep(output, found)
-            self._by_hand.keep(output, found)
-
-    def _multiplied(self, args: tuple[Any, ...], *, only_by_hand: bool) -> None:
-        for factor in args:
-            held = (self._by_hand if only_by_hand else self._probabilities).of(factor)
-            if held is not None:
-                self._told("attention", held)
+    def _weighed(self, factors: list[dict[str, Tensor] | None]) -> None:
+        for found in factors:
+            if found is not None:
+                self._told("attention", found)
 
     def _attended(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
@@ -239,24 +189,6 @@ def _scores(scores: Tensor, probabilities: Tensor, dim: int) -> dict[str, Tensor
         "score_max": scores.amax().double(),
         "entropy": torch.special.entr(p).sum(dim=dim).mean().double(),
         "keys": torch.full((), float(scores.shape[dim]), dtype=torch.float64, device=scores.device),
-    }
-
-
-def _weighs_vectors(args: tuple[Any, ...]) -> bool:
-    """Whether (…, 1) is multiplied with (…, d)."""
-    ends = [a.shape[-1] for a in args[:2] if isinstance(a, Tensor) and a.dim() >= 2]
-    return len(ends) == 2 and min(ends) == 1 < max(ends)
-
-
-def _scores_by_hand(exponentials: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
-    """Return the same of exp(scores) and what a division made of it, whatever the rows are: each of them adds up to 1."""
-    e, p = exponentials.double(), probabilities.double()
-    high, low = e.amax().log(), torch.where(e > 0, e, math.inf).amin().log()
-    rows = p.sum()
-    return {
-        "score_max": torch.where(high.abs() < _ROUNDED_ZERO, -low, high),
-        "entropy": torch.special.entr(p).sum() / rows,
-        "keys": p.numel() / rows,
     }
 
 
