@@ -229,10 +229,6 @@ def frozen_alone(rows: Sequence[Observation], rate: float) -> frozenset[str]:
     Adam moves a weight by about the rate, whatever its gradient; half an ulp of w is 2^-25·|w| at least. Pruned weights
     stand at zero, and those that something writes into after the update are held there.
     """
-    adam = {(r.module, r.name.removesuffix(".rms_t")) for r in rows if r.name.endswith(".rms_t")}
-    held = {
-        (r.module, r.name.removesuffix(".moved_outside")) for r in rows if r.name.endswith(".moved_outside") and r.value
-    }
     large = {
         (r.module, r.name)
         for r in rows
@@ -246,12 +242,14 @@ def frozen_alone(rows: Sequence[Observation], rate: float) -> frozenset[str]:
         for r in rows
         if r.role == Role.GRAD.value and r.stats is not None and r.stats.finite - r.stats.zero >= _ENOUGH
     }
-    still = {
-        (r.module, r.name.removesuffix(".frozen"))
-        for r in rows
-        if r.name.endswith(".frozen") and (r.value or 0.0) >= _ALONE
-    }
-    return frozenset(f"{module}.{name}".lstrip(".") for module, name in (still & adam & large & live) - held)
+    adam, held, frozen = (_health(rows, key) for key in ("rms_t", "moved_outside", "frozen"))
+    still = {p for p in large & live & adam.keys() if frozen.get(p, 0.0) >= _ALONE and not held.get(p)}
+    return frozenset(f"{module}.{name}".lstrip(".") for module, name in still)
+
+
+def _health(rows: Sequence[Observation], key: str) -> dict[tuple[str, str], float]:
+    """Return one of the optimizer probe's scalars by (module, parameter)."""
+    return {(r.module, r.name.removesuffix(f".{key}")): r.value or 0.0 for r in rows if r.name.endswith(f".{key}")}
 
 
 @dataclass(slots=True)

@@ -235,15 +235,15 @@ def made_only_of(evidence: Evidence, given: Operand | None, ops: Collection[str]
     """
     start = _writer_of(given)
     found: set[str] = set()
-    layer, seen = [start] if start is not None else [], set[int]()
-    while layer:
-        index = layer.pop()
+    waiting, seen = [start] if start is not None else [], set[int]()
+    while waiting:
+        index = waiting.pop()
         maker = evidence.ancestry.get(index)
         if maker is None or base(maker.op) not in ops:
             return set()
         seen.add(index)
         found.update(maker.origins)
-        layer += [w for w in maker.writers if w not in seen]
+        waiting += [w for w in maker.writers if w not in seen]
     return found
 
 

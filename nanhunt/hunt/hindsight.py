@@ -15,7 +15,7 @@ from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.replicas import parted_replicas
 from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.hunt.spikes import hear_exactly
-from nanhunt.hunt.stalls import lost_alone
+from nanhunt.hunt.stalls import told_of_a_stall
 from nanhunt.hunt.state import HuntState
 from nanhunt.probes.probe import split_name
 from nanhunt.survey import classes_of
@@ -129,14 +129,19 @@ def _parted(state: HuntState, evidence: Evidence) -> Onset | None:
 
 
 def _lost_alone(state: HuntState, evidence: Evidence) -> Onset | None:
-    """A weight that stood still at the replay's end, though the rate had come to its height."""
+    """One tensor in fp32 that no update of the replay's last steps moves, while the others train.
+
+    Where the rate still rises it is a warm-up, behind which the weight may move.
+    """
     rates = [max(r.lr, default=0.0) for _, r in sorted(state.results.items())]
-    return None if _is_rising(rates) else lost_alone(state)
-
-
-def _is_rising(rates: list[float]) -> bool:
-    """Whether the rate rises to the end: a warm-up, behind which the weight may move."""
-    return len(rates) > 1 and rates[-1] > rates[-2]
+    found = state.alone.longest()
+    if found is None or rates[-1] > rates[max(0, len(rates) - 2)]:
+        return None
+    parameter, first, steps = found
+    module, name = split_name(parameter)
+    said = f"the last {steps} updates change nothing of one weight, though its gradient is there; others move"
+    onset = Onset(kind="stall", step=first, phase=Phase.UPDATE.value, module=module, name=name, detail=said)
+    return told_of_a_stall(state, "lost-update", onset)
 
 
 def _drifted(state: HuntState, evidence: Evidence) -> Onset | None:

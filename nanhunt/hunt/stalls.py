@@ -27,7 +27,7 @@ from nanhunt.stochastic import rounds_by_lot
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 from nanhunt.training.step import StepResult
 
-__all__ = ["clipped_away", "lost_alone", "stalled"]
+__all__ = ["clipped_away", "stalled", "told_of_a_stall"]
 
 #: Twin runs that a replay may spend on suspicious zeros.
 _TWINS = 4
@@ -46,7 +46,7 @@ def clipped_away(state: HuntState, seen: Replayed) -> Onset | None:
         return None
     said = "the clip multiplied every gradient by 0, finite as they all are"
     onset = Onset(kind="stall", step=result.step, phase=Phase.CLIP.value, detail=said)
-    return _told(state, "clip-overflow", onset)
+    return told_of_a_stall(state, "clip-overflow", onset)
 
 
 def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
@@ -62,7 +62,7 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
         or _underflowed(state, seen, rows)
         or (_stood_still(state, seen, rows) if state.watch.event is None else None)
     )
-    return None if onset is None else _told(state, state.stall, onset)
+    return None if onset is None else told_of_a_stall(state, state.stall, onset)
 
 
 def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
@@ -77,7 +77,8 @@ def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> O
     )
 
 
-def _told(state: HuntState, reason: str, onset: Onset) -> Onset:
+def told_of_a_stall(state: HuntState, reason: str, onset: Onset) -> Onset:
+    """Write the reason of a stall, and return its onset."""
     state.stall = reason
     state.writer.note(NoteKind.STALL, {"reason": reason, "step": onset.step})
     return onset
@@ -158,21 +159,6 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
         module=module,
         name=name,
         detail=f"{state.lost.share:.0%} of the weights with a gradient did not change in {state.lost.steps} steps",
-    )
-
-
-def lost_alone(state: HuntState) -> Onset | None:
-    """One tensor in fp32 that no update of the replay's last steps moves, while the others train."""
-    found = state.alone.longest()
-    if found is None:
-        return None
-    parameter, first, steps = found
-    module, _, name = parameter.rpartition(".")
-    said = f"the last {steps} updates change nothing of one weight, though its gradient is there; others move"
-    return _told(
-        state,
-        "lost-update",
-        Onset(kind="stall", step=first, phase=Phase.UPDATE.value, module=module, name=name, detail=said),
     )
 
 

@@ -144,10 +144,10 @@ def adam_health(
     eps = group.get("eps")
     if not isinstance(eps, (int, float)):  # Adafactor has two
         return {}
-    if not isinstance(m, Tensor):  # RMSprop: no first moment, and nothing is corrected for a start at zero
-        return (
-            {"v_stale": _stale(grad, v_before.double(), eps)} if v_before is not None and "betas" not in group else {}
-        )
+    if "betas" not in group:  # RMSprop: nothing is corrected for a start at zero
+        return {} if v_before is None else {"v_stale": _stale(grad, v_before.double(), eps)}
+    if not isinstance(m, Tensor):
+        return {}
     beta2 = float(group["betas"][1])
     # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
     counter = state.get("step", 0)

@@ -31,8 +31,8 @@ BASELINE = 5
 PATIENCE = 8
 #: Steps without a sign that a lead may bridge.
 GAP = 2
-#: Before there is a baseline: rise over the median of the n losses so far from which a step counts, times 1 + 4/n, for one loss alone
-#: says little of its noise; and the loss that is still away.
+#: Before there is a baseline: rise over the median of the n losses so far from which a step counts, times 1 + 4/n, for
+#: one loss alone says little of its noise; and the loss that is still away.
 EARLY, AWAY = 3.0, 2.0
 #: Times a loss that the run has come back from, up to which a peak is like it.
 LIKE = 1.5
@@ -138,6 +138,9 @@ class SpikeWatch:
         self.event: Event | None = None
         self.past: list[Event] = []
         self.losses: dict[int, float] = {}
+        #: the step and the loss from which each loss has been above the one before, and how many steps
+        self._rise: tuple[int, float, int] = (0, math.inf, 0)
+        self._last = math.inf
         self._updates: dict[int, float] = {}
 
     def observe(self, scalars: StepScalars) -> Event | None:
@@ -146,6 +149,9 @@ class SpikeWatch:
         z_loss = self.loss.observe(scalars.step, scalars.loss, accept=accept)
         z_norm = self.grad_norm.observe(scalars.step, scalars.grad_norm, accept=accept)
         self.update_norm.observe(scalars.step, scalars.update_norm, accept=accept)
+        first, low, rises = self._rise
+        self._rise = (first, low, rises + 1) if scalars.loss > self._last else (scalars.step, scalars.loss, 0)
+        self._last = scalars.loss
         early = self._early(scalars)
         self.losses[scalars.step] = scalars.loss
         self._updates[scalars.step] = scalars.update_norm or 0.0
@@ -164,9 +170,9 @@ class SpikeWatch:
         before it leads, where it is the longest so far; of a loss that is on its way already, the one that began it.
         """
         before = [x for x in self.losses.values() if math.isfinite(x)]
-        first, rises, factor = self._rise(scalars)
-        if len(self.losses) >= BASELINE:  # it made its own baseline high
-            away = first in sorted(self.losses)[:BASELINE] and rises >= RUN and factor > RUN_RISE
+        first, low, rises = self._rise
+        if len(self.losses) >= BASELINE:  # a rise from one of the first losses on made its own baseline high
+            away = len(self.losses) - rises < BASELINE and rises >= RUN and scalars.loss > RUN_RISE * low > 0.0
             return self._early_event(scalars, first, "update_norm") if away else None
         if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * median(before) > 0.0:
             return None
@@ -175,15 +181,6 @@ class SpikeWatch:
         last = max(self.losses)
         moved = self._updates.get(last, 0.0) > 0.0 and self._updates[last] >= max(self._updates.values())
         return self._early_event(scalars, last if moved else scalars.step, "update_norm" if moved else "loss")
-
-    def _rise(self, scalars: StepScalars) -> tuple[int, int, float]:
-        """Return the step from which the loss has risen at each step up to now, how many steps, and by which factor."""
-        losses = [*sorted(self.losses.items()), (scalars.step, scalars.loss)]
-        first = len(losses) - 1
-        while first > 0 and losses[first][1] > losses[first - 1][1]:
-            first -= 1
-        step, loss = losses[first]
-        return step, len(losses) - 1 - first, scalars.loss / loss if loss > 0.0 else 0.0
 
     def _early_event(self, scalars: StepScalars, lead_step: int, lead: str) -> Event:
         """Return an event that is held against the losses up to its lead."""
@@ -280,11 +277,12 @@ class SpikeWatch:
     def _has_seen_such(self, event: Event) -> bool:
         """Whether the loss has been as high before, behind its first low, and came back: a loss with a heavy tail.
 
-        Peaks alone are compared so: one that stays up is none.
+        Peaks alone are compared so: one that stays up is none, where there are steps enough behind it to tell.
         """
         before = [x for s, x in sorted(self.losses.items()) if s < event.lead_step and math.isfinite(x)]
         low = next((i for i, x in enumerate(before) if x <= event.baseline_loss), len(before))
-        return median(event.losses) < 0.5 * event.peak_loss <= 0.5 * LIKE * max(before[low:], default=0.0)
+        is_peak = len(event.after) <= 3 or median(event.losses) < 0.5 * event.peak_loss
+        return is_peak and event.peak_loss <= LIKE * max(before[low:], default=0.0)
 
     def _opened(self, scalars: StepScalars, severity: float) -> Event:
         lead_step, lead = self._lead(scalars.step)
@@ -333,9 +331,6 @@ class SpikeWatch:
     def _closed(self, verdict: str) -> Event:
         event = self.event
         assert event is not None
-        cut_short = len(event.after) <= 3  # the replay ends behind it
-        if cut_short and any(e.verdict == "benign" and event.peak_loss <= LIKE * e.peak_loss for e in self.past):
-            verdict = "benign"
         if verdict == "fault" and self._has_seen_such(event):
             verdict = "benign"
         event.verdict = verdict

@@ -27,7 +27,7 @@ class Evil:
 
 
 @pytest.fixture
-def refused(project, nanhunt):
+def assert_refused(project, nanhunt):
     """A function that runs a command which must refuse: the texts it names, and not a file more than before."""
 
     def check(*arguments, names=()):
@@ -61,8 +61,8 @@ def user_failed(project, nanhunt):
 # --- the checkpoint --------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_checkpoint_is_named_with_those_that_are_there(refused):
-    refused("replay", "ckpt_10.pt", names=["ckpt_10.pt: no such file", "ckpt.pt"])
+def test_a_missing_checkpoint_is_named_with_those_that_are_there(assert_refused):
+    assert_refused("replay", "ckpt_10.pt", names=["ckpt_10.pt: no such file", "ckpt.pt"])
 
 
 @pytest.mark.parametrize(
@@ -77,59 +77,61 @@ def test_a_missing_checkpoint_is_named_with_those_that_are_there(refused):
     ],
     ids=["empty", "text", "noise", "image", "lfs", "pickle"],
 )
-def test_a_file_that_is_no_checkpoint_is_called_what_it_is(content, says, project, refused):
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(content, says, project, assert_refused):
     (project.root / "other.pt").write_bytes(content)
-    refused("replay", "other.pt", names=["other.pt: ", says])
+    assert_refused("replay", "other.pt", names=["other.pt: ", says])
 
 
 @pytest.mark.parametrize("kept", [4, 100, 3000])
-def test_a_checkpoint_that_is_cut_short_is_said_to_be(kept, project, refused):
+def test_a_checkpoint_that_is_cut_short_is_said_to_be(kept, project, assert_refused):
     (project.root / "cut.pt").write_bytes((project.root / "ckpt.pt").read_bytes()[:kept])
-    refused("replay", "cut.pt", names=["cut.pt: is cut short", "earlier checkpoint"])
+    assert_refused("replay", "cut.pt", names=["cut.pt: is cut short", "earlier checkpoint"])
 
 
-def test_a_trace_in_place_of_a_checkpoint_is_told_apart(project, nanhunt, refused):
+def test_a_trace_in_place_of_a_checkpoint_is_told_apart(project, nanhunt, assert_refused):
     nanhunt("replay", "ckpt.pt", "--steps", "1")
-    refused("replay", "trace.parquet", names=["is a trace, not a checkpoint", "`nanhunt report trace.parquet`"])
+    assert_refused("replay", "trace.parquet", names=["is a trace, not a checkpoint", "`nanhunt report trace.parquet`"])
 
 
-def test_keys_that_do_not_match_are_counted_and_named(project, refused):
+def test_keys_that_do_not_match_are_counted_and_named(project, assert_refused):
     content = project.checkpoint()
     content["model"]["hiden.weight"] = content["model"].pop("hidden.weight")
     torch.save(content, project.root / "renamed.pt")
     names = ["renamed.pt: ", "matched 4 of 5", "missing: hidden.weight", "unexpected: hiden.weight"]
-    refused("replay", "renamed.pt", names=names)
+    assert_refused("replay", "renamed.pt", names=names)
 
 
-def test_shapes_that_do_not_match_are_named_with_both_sizes(project, refused):
+def test_shapes_that_do_not_match_are_named_with_both_sizes(project, assert_refused):
     project.configure(model={"call": "train:build_model", "kwargs": {"width": 16}})
     names = ["ckpt.pt: ", "hidden.weight model (16, 16) checkpoint (8, 8)", "kwargs"]
-    refused("replay", "ckpt.pt", names=names)
+    assert_refused("replay", "ckpt.pt", names=names)
 
 
-def test_a_checkpoint_of_another_model_is_said_to_match_nothing(project, refused):
+def test_a_checkpoint_of_another_model_is_said_to_match_nothing(project, assert_refused):
     torch.save({"a.weight": torch.ones(3), "a.bias": torch.ones(3)}, project.root / "stranger.pt")
-    refused("replay", "stranger.pt", names=["stranger.pt: ", "matched 0 of 5", "missing: embed.weight", "`model:`"])
+    assert_refused(
+        "replay", "stranger.pt", names=["stranger.pt: ", "matched 0 of 5", "missing: embed.weight", "`model:`"]
+    )
 
 
-def test_what_needs_pickle_is_refused_until_it_is_trusted(project, refused, nanhunt):
+def test_what_needs_pickle_is_refused_until_it_is_trusted(project, assert_refused, nanhunt):
     torch.save({**project.checkpoint(), "args": argparse.Namespace(lr=1)}, project.root / "args.pt")
-    refused("replay", "args.pt", names=["args.pt: needs pickle: argparse.Namespace", "--trust-pickle"])
+    assert_refused("replay", "args.pt", names=["args.pt: needs pickle: argparse.Namespace", "--trust-pickle"])
     trusted = nanhunt("replay", "args.pt", "--trust-pickle")
     assert trusted.code == 0
     assert Trace.open(project.root / "trace.parquet").complete
 
 
-def test_an_attack_is_named_and_does_nothing(project, refused):
+def test_an_attack_is_named_and_does_nothing(project, assert_refused):
     torch.save({**project.checkpoint(), "extra": Evil()}, project.root / "evil.pt")
     (project.root / "bare.pt").write_bytes(pickle.dumps(Evil()))
-    outcome = refused("replay", "evil.pt", names=["evil.pt: ", "system", "was not run"])
+    outcome = assert_refused("replay", "evil.pt", names=["evil.pt: ", "system", "was not run"])
     assert "--trust-pickle" not in outcome.err
-    refused("replay", "bare.pt", names=["bare.pt: "])
+    assert_refused("replay", "bare.pt", names=["bare.pt: "])
     assert not (project.root / "was_run").exists()
 
 
-def test_optimizer_groups_that_do_not_fit_are_counted(project, refused):
+def test_optimizer_groups_that_do_not_fit_are_counted(project, assert_refused):
     project.add_code(
         """
         def two_groups(model):
@@ -137,7 +139,7 @@ def test_optimizer_groups_that_do_not_fit_are_counted(project, refused):
         """
     )
     project.configure(optimizer="train:two_groups")
-    refused("replay", "ckpt.pt", names=["optimizer: ", "[1, 1]", "[5]", "same groups"])
+    assert_refused("replay", "ckpt.pt", names=["optimizer: ", "[1, 1]", "[5]", "same groups"])
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
@@ -161,20 +163,20 @@ def test_optimizer_groups_that_do_not_fit_are_counted(project, refused):
         ("model: train:build_model\n", ["data", "missing", "train:batches"]),
     ],
 )
-def test_a_config_that_is_wrong_names_the_place_and_the_mend(text, names, project, refused):
+def test_a_config_that_is_wrong_names_the_place_and_the_mend(text, names, project, assert_refused):
     project.write("nanhunt.yaml", text)
-    refused("replay", "ckpt.pt", names=names)
+    assert_refused("replay", "ckpt.pt", names=names)
 
 
-def test_all_that_is_wrong_in_a_config_is_said_at_once(project, refused):
+def test_all_that_is_wrong_in_a_config_is_said_at_once(project, assert_refused):
     project.write("nanhunt.yaml", "modle: a:b\ntrain: {steps: x, seed: y}\n")
-    refused("replay", "ckpt.pt", names=["modle", "data", "train.steps", "train.seed"])
+    assert_refused("replay", "ckpt.pt", names=["modle", "data", "train.steps", "train.seed"])
 
 
-def test_a_missing_config_says_where_it_was_looked_for(project, refused):
+def test_a_missing_config_says_where_it_was_looked_for(project, assert_refused):
     (project.root / "nanhunt.yaml").unlink()
-    refused("replay", "ckpt.pt", names=[f"{project.root / 'nanhunt.yaml'}", "model: train:build_model"])
-    refused("replay", "ckpt.pt", "-c", "mine.yaml", names=["mine.yaml: no such file"])
+    assert_refused("replay", "ckpt.pt", names=[f"{project.root / 'nanhunt.yaml'}", "model: train:build_model"])
+    assert_refused("replay", "ckpt.pt", "-c", "mine.yaml", names=["mine.yaml: no such file"])
 
 
 @pytest.mark.parametrize(
@@ -191,10 +193,10 @@ def test_a_missing_config_says_where_it_was_looked_for(project, refused):
         ({"optimizer": "train:FIVE"}, ["optimizer: ", "not callable"]),
     ],
 )
-def test_an_import_string_that_does_not_resolve_names_the_nearest(changes, names, project, refused):
+def test_an_import_string_that_does_not_resolve_names_the_nearest(changes, names, project, assert_refused):
     project.add_code("FIVE = 5")
     project.configure(**changes)
-    refused("replay", "ckpt.pt", names=names)
+    assert_refused("replay", "ckpt.pt", names=names)
 
 
 def test_a_config_in_another_folder_brings_its_folder_to_the_path(project, nanhunt):
@@ -258,10 +260,12 @@ def test_arguments_that_a_callable_does_not_take_name_its_key(project, user_fail
         ("train_step", "def wrong(model, batch, optimizer):\n    return None\n", ["NoneType", "scalar"]),
     ],
 )
-def test_a_callable_that_returns_the_wrong_thing_names_its_key_and_leaves_no_trace(key, code, names, project, refused):
+def test_a_callable_that_returns_the_wrong_thing_names_its_key_and_leaves_no_trace(
+    key, code, names, project, assert_refused
+):
     project.add_code(code)
     project.configure(**{key: "train:wrong"})
-    refused("replay", "ckpt.pt", names=[f"error: {key}: ", *names])
+    assert_refused("replay", "ckpt.pt", names=[f"error: {key}: ", *names])
 
 
 def test_a_model_that_changes_the_directory_does_not_move_the_trace(project, nanhunt):
@@ -364,39 +368,39 @@ def test_an_exception_inside_a_step_is_a_finding_with_its_module_and_line(projec
     ],
     ids=["cut", "stump", "empty", "noise", "csv", "footer"],
 )
-def test_a_file_that_is_no_trace_is_called_what_it_is(content, says, command, healthy_trace, project, refused):
+def test_a_file_that_is_no_trace_is_called_what_it_is(content, says, command, healthy_trace, project, assert_refused):
     (project.root / "t.parquet").write_bytes(content(healthy_trace.read_bytes()))
-    refused(command, "t.parquet", names=["t.parquet", says])
+    assert_refused(command, "t.parquet", names=["t.parquet", says])
 
 
-def test_a_trace_of_a_later_schema_asks_for_an_upgrade(healthy_trace, project, refused):
+def test_a_trace_of_a_later_schema_asks_for_an_upgrade(healthy_trace, project, assert_refused):
     with pq.ParquetFile(healthy_trace) as file:
         table, body = file.read(), jsonsafe.loads(file.metadata.metadata[METADATA_KEY])
     metadata = {METADATA_KEY: jsonsafe.dumps({**body, "schema_version": 99})}
     pq.write_table(table.replace_schema_metadata(metadata), project.root / "later.parquet")
-    refused("report", "later.parquet", names=["later.parquet", "later nanhunt", "schema 99", "upgrade"])
+    assert_refused("report", "later.parquet", names=["later.parquet", "later nanhunt", "schema 99", "upgrade"])
 
 
-def test_a_parquet_file_of_another_program_is_no_trace(project, refused):
+def test_a_parquet_file_of_another_program_is_no_trace(project, assert_refused):
     pq.write_table(pa.table({"step": [1, 2]}), project.root / "other.parquet")
-    refused("report", "other.parquet", names=["other.parquet is not a trace"])
+    assert_refused("report", "other.parquet", names=["other.parquet is not a trace"])
 
 
-def test_a_checkpoint_in_place_of_a_trace_is_told_apart(refused):
-    refused("report", "ckpt.pt", names=["ckpt.pt is not a trace", "checkpoint", "`nanhunt replay ckpt.pt`"])
+def test_a_checkpoint_in_place_of_a_trace_is_told_apart(assert_refused):
+    assert_refused("report", "ckpt.pt", names=["ckpt.pt is not a trace", "checkpoint", "`nanhunt replay ckpt.pt`"])
 
 
-def test_a_missing_trace_and_a_folder_without_one_are_named(project, refused):
-    refused("report", "none.parquet", names=["none.parquet"])
+def test_a_missing_trace_and_a_folder_without_one_are_named(project, assert_refused):
+    assert_refused("report", "none.parquet", names=["none.parquet"])
     (project.root / "empty").mkdir()
-    refused("report", "empty", names=["empty holds no trace"])
+    assert_refused("report", "empty", names=["empty holds no trace"])
 
 
-def test_an_existing_trace_is_not_touched_without_force(project, refused, nanhunt):
+def test_an_existing_trace_is_not_touched_without_force(project, assert_refused, nanhunt):
     trace = project.root / "trace.parquet"
     trace.write_bytes(b"an older trace")
     project.add_code("open('built', 'w')")
-    refused("replay", "ckpt.pt", names=["--out trace.parquet", "exists already", "--force"])
+    assert_refused("replay", "ckpt.pt", names=["--out trace.parquet", "exists already", "--force"])
     assert trace.read_bytes() == b"an older trace"
     assert not (project.root / "built").exists()
     assert nanhunt("replay", "ckpt.pt", "--force").code == 0
@@ -410,12 +414,12 @@ def test_out_makes_its_folders(project, nanhunt):
     assert Trace.open(project.root / "runs/a/t.parquet").complete
 
 
-def test_out_below_a_file_is_refused(refused):
-    refused("replay", "ckpt.pt", "-o", "train.py/t.parquet", names=["train.py"])
+def test_out_below_a_file_is_refused(assert_refused):
+    assert_refused("replay", "ckpt.pt", "-o", "train.py/t.parquet", names=["train.py"])
 
 
-def test_a_report_is_not_written_where_there_is_no_folder(healthy_trace, refused):
-    refused("report", healthy_trace, "-o", "reports/r.md", names=["reports/r.md", "mkdir -p reports"])
+def test_a_report_is_not_written_where_there_is_no_folder(healthy_trace, assert_refused):
+    assert_refused("report", healthy_trace, "-o", "reports/r.md", names=["reports/r.md", "mkdir -p reports"])
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -432,8 +436,8 @@ def test_a_report_is_not_written_where_there_is_no_folder(healthy_trace, refused
         (["--trial", "hope"], ["--trial hope", "drop-samples"]),
     ],
 )
-def test_a_value_that_an_option_does_not_know_lists_those_it_does(options, names, refused):
-    refused("replay", "ckpt.pt", *options, names=names)
+def test_a_value_that_an_option_does_not_know_lists_those_it_does(options, names, assert_refused):
+    assert_refused("replay", "ckpt.pt", *options, names=names)
 
 
 @pytest.mark.parametrize(
@@ -476,8 +480,8 @@ def test_a_line_that_is_no_command_ends_with_2(arguments, names, nanhunt):
 
 
 @pytest.mark.parametrize("command", [["report", "t.parquet"], ["formats"], ["explain"]])
-def test_an_unknown_format_lists_the_formats(command, refused):
-    refused(*command, "--format", "pdf", names=["--format pdf", "terminal", "json", "markdown"])
+def test_an_unknown_format_lists_the_formats(command, assert_refused):
+    assert_refused(*command, "--format", "pdf", names=["--format pdf", "terminal", "json", "markdown"])
 
 
 @pytest.mark.parametrize(
@@ -488,8 +492,8 @@ def test_an_unknown_format_lists_the_formats(command, refused):
         (["demo", "gremlins"], ["gremlins", "bad-sample"]),
     ],
 )
-def test_an_unknown_name_lists_the_known_ones(arguments, names, refused):
-    refused(*arguments, names=names)
+def test_an_unknown_name_lists_the_known_ones(arguments, names, assert_refused):
+    assert_refused(*arguments, names=names)
 
 
 # --- how it is said --------------------------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_finished_stream_that_was_not_compacted_is_complete(tmp_path, manifest
 def test_corrupt_bytes_never_escape_as_another_exception(tmp_path, stream, write_trace, rows):
     chance = random.Random(1)
     whole = write_trace(tmp_path / "whole.parquet", rows, notes=[("twin", {"x": 1.5})])
+    escaped = []
     for source in (stream, whole):
         data = source.read_bytes()
         for _ in range(150):
@@ -229,6 +230,9 @@ def test_corrupt_bytes_never_escape_as_another_exception(tmp_path, stream, write
                 trace.scalars("loss")
             except TraceError:
                 continue
+            except Exception as error:
+                escaped.append(repr(error))
+    assert escaped == []
 
 
 def ranks(folder: Path, manifest: Manifest, write_trace: Any, *, count: int = 2) -> Path:

@@ -165,6 +165,21 @@ def test_each_of_two_optimizers_is_told_with_its_own_parameters() -> None:
     assert result.lr == (0.1, 0.1)
 
 
+def test_updates_of_other_parameters_are_players_and_rounds_of_the_same_are_one() -> None:
+    model, step, optimizers = gan()
+    assert told_by(run_of(step, model, optimizer=optimizers[0], handed=optimizers))[1].players == 2
+
+    def rounds(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(batch).mean()
+            loss.backward()
+            optimizer.step()
+        return loss
+
+    assert told_by(run_of(rounds))[1].players == 1
+
+
 def bits(run: TrainingRun) -> dict[str, list[float]]:
     state = {f"{n}.{k}": v for n, p in run.parameters().items() for k, v in run.state_of(p).items()}
     return {n: t.detach().flatten().tolist() for n, t in (run.parameters() | state).items() if isinstance(t, Tensor)}

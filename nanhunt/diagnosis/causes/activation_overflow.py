@@ -65,7 +65,7 @@ from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
 
-_WIDE = ("float32", "bfloat16", "float64")
+_WIDE = ("float32", "bfloat16")
 #: Unbroken growth of the loss before an overflow, from which the overflow is the end of something else.
 _AWAY = 100.0
 
@@ -139,7 +139,7 @@ def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
 
 def _fixes(birth: Birth, dtype: str, peak: float) -> tuple[str, ...]:
     what = f"`{birth.code.strip()}`" if birth.code.strip() else birth.op
-    if dtype in ("float32", "bfloat16"):
+    if dtype in _WIDE:
         return (
             f"look for what grew to {number(peak)} before {what}: {dtype} ends at 3.4e38 like fp32, no format mends it",
         )

@@ -13,8 +13,9 @@ A class index must lie in [0, classes) or equal ignore_index (-100), a probabili
 Evidence
 --------
 The number in the exception's message against the smallest and largest integers of the batch, or these against the rows
-of the table that raised. Else the op that was born bad takes its argument from the batch alone, straight or shifted and scaled; or a non-finite
-field of the batch reaches the loss without passing through the model. Each is a count or a comparison of whole numbers.
+of the table that raised. Else the op that was born bad takes its argument from the batch alone, straight or shifted and
+scaled; or a non-finite field of the batch reaches the loss without passing through the model. Each is a count or a
+comparison of whole numbers.
 
 Fix
 ---
@@ -57,8 +58,8 @@ _SAYS = re.compile(
     r"target (?P<target>-?\d+) is out of bounds|index (?P<index>-?\d+) is out of bounds|index out of range"
     r"|target should be between 0 and 1|class values must be|device-side assert|out of bounds"
 )
-#: Functions with no value at zero or below, and quotients.
 _GAMMA = ("lgamma", "digamma", "polygamma")
+#: Functions with no value at zero or below, and quotients.
 _AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power", *_GAMMA)
 #: What leaves a value what it is, as far as zero and its kin go.
 _SAME = frozenset({"abs", "neg", "clone", "_to_copy", "unsqueeze", "contiguous"})

@@ -46,8 +46,10 @@ class LostValues:
     ) -> None:
         """Measure what the op lost."""
         self.casts += [x for x in (lost_by(event, before, outputs), vanished(event, func, before, outputs)) if x]
-        self.rounded += [x for x in (rounded_by(event, func, before, outputs),) if x]
-        self.unmoved += [x for x in (unmoved_by(event, before, outputs),) if x]
+        if (rounded := rounded_by(event, func, before, outputs)) is not None:
+            self.rounded.append(rounded)
+        if (unmoved := unmoved_by(event, before, outputs)) is not None:
+            self.unmoved.append(unmoved)
         absorbed = absorbed_by(event, before, outputs)
         if absorbed is not None:
             key = (event.op, event.source)

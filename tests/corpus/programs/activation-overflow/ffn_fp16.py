@@ -27,16 +27,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class FFN(nn.Module):
     def __init__(self):
         super().__init__()
@@ -63,9 +53,11 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    return torch.randn(8, 16, generator=draw(step)), torch.randint(0, 4, (8,), generator=draw(step)), step
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(8, 16, generator=draw(step)), torch.randint(0, 4, (8,), generator=draw(step)), step
+        step += 1
 
 
 def compute_loss(model, batch):

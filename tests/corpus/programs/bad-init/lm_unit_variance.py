@@ -23,16 +23,6 @@ def draw(i):
     return torch.Generator().manual_seed(1000 + i)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class LM(nn.Module):
     def __init__(self):
         super().__init__()
@@ -57,9 +47,11 @@ def make_optimizer(model):
     return torch.optim.SGD(model.parameters(), lr=0.3)
 
 
-@stream
-def batches(step):
-    return torch.randint(0, 64, (8, 12), generator=draw(step))
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randint(0, 64, (8, 12), generator=draw(step))
+        step += 1
 
 
 def compute_loss(model, ids):

@@ -28,16 +28,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -53,12 +43,14 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    x = torch.rand(8, 1, 10, 10, generator=draw(step))
-    if FAULTY and step == 19:
-        x[3, 0, 4, 4] = float("nan")
-    return x, torch.randint(0, 4, (8,), generator=draw(step))
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.rand(8, 1, 10, 10, generator=draw(step))
+        if FAULTY and step == 19:
+            x[3, 0, 4, 4] = float("nan")
+        yield x, torch.randint(0, 4, (8,), generator=draw(step))
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -21,27 +21,19 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
 
 
-@stream
-def batches(step):
-    x = torch.randn(12, 8, generator=draw(step))
-    weight = torch.ones(12)
-    if FAULTY and step == 60:
-        weight[6] = 3.0e4
-    return x, weight
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(12, 8, generator=draw(step))
+        weight = torch.ones(12)
+        if FAULTY and step == 60:
+            weight[6] = 3.0e4
+        yield x, weight
+        step += 1
 
 
 def compute_loss(model, batch):

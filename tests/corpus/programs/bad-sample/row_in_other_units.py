@@ -17,16 +17,6 @@ def draw(i):
     return torch.Generator().manual_seed(1000 + i)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 WORLD = torch.randn(8, 5, generator=torch.Generator().manual_seed(5))
 
 
@@ -39,14 +29,16 @@ def compute_loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-@stream
-def batches(step):
-    x = torch.randn(32, 8, generator=draw(step))
-    y = (x @ WORLD).argmax(-1)
-    if FAULTY and step == 110:
-        x[5] *= 300
-        y[5] = (y[5] + 2) % 5
-    return x, y
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(32, 8, generator=draw(step))
+        y = (x @ WORLD).argmax(-1)
+        if FAULTY and step == 110:
+            x[5] *= 300
+            y[5] = (y[5] + 2) % 5
+        yield x, y
+        step += 1
 
 
 def make_optimizer(model):

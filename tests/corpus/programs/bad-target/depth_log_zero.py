@@ -29,26 +29,18 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 6), nn.Softplus())
 
 
-@stream
-def batches(step):
-    depth = torch.rand(8, 6, generator=draw(step)) + 0.1
-    if FAULTY and step == 15:
-        depth[4, 2] = 0.0
-    return {"x": torch.randn(8, 8, generator=draw(step)), "depth": depth}
+def batches(start_step=0):
+    step = start_step
+    while True:
+        depth = torch.rand(8, 6, generator=draw(step)) + 0.1
+        if FAULTY and step == 15:
+            depth[4, 2] = 0.0
+        yield {"x": torch.randn(8, 8, generator=draw(step)), "depth": depth}
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -21,16 +21,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 WORLD = torch.randn(8, 5, generator=torch.Generator().manual_seed(5))
 
 
@@ -39,13 +29,15 @@ def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
 
-@stream
-def batches(step):
-    x = torch.randn(32, 8, generator=draw(step))
-    y = x[:, :5].clone()
-    if FAULTY and step == 17:
-        y[7, 2] = float("nan")
-    return x, y
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(32, 8, generator=draw(step))
+        y = x[:, :5].clone()
+        if FAULTY and step == 17:
+            y[7, 2] = float("nan")
+        yield x, y
+        step += 1
 
 
 def compute_loss(model, batch):

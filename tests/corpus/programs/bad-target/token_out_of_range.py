@@ -27,16 +27,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -50,12 +40,14 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    ids = torch.randint(0, 30, (4, 6), generator=draw(step))
-    if FAULTY and step == 14:
-        ids[1, 3] = 30
-    return ids
+def batches(start_step=0):
+    step = start_step
+    while True:
+        ids = torch.randint(0, 30, (4, 6), generator=draw(step))
+        if FAULTY and step == 14:
+            ids[1, 3] = 30
+        yield ids
+        step += 1
 
 
 def compute_loss(model, ids):

@@ -28,23 +28,15 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4), nn.Sigmoid())
 
 
-@stream
-def batches(step):
-    return torch.randn(8, 8, generator=draw(step)), step
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(8, 8, generator=draw(step)), step
+        step += 1
 
 
 def compute_loss(model, batch):

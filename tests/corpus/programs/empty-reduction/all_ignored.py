@@ -29,16 +29,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class LM(nn.Module):
     def __init__(self):
         super().__init__()
@@ -54,14 +44,16 @@ def build_model():
     return LM()
 
 
-@stream
-def batches(step):
-    ids = torch.randint(0, 40, (4, 9), generator=draw(step))
-    labels = ids.clone()
-    labels[:, :3] = -100
-    if FAULTY and step == 21:
-        labels[:] = -100
-    return {"ids": ids, "labels": labels}
+def batches(start_step=0):
+    step = start_step
+    while True:
+        ids = torch.randint(0, 40, (4, 9), generator=draw(step))
+        labels = ids.clone()
+        labels[:, :3] = -100
+        if FAULTY and step == 21:
+            labels[:] = -100
+        yield {"ids": ids, "labels": labels}
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -17,16 +17,6 @@ def draw(i):
     return torch.Generator().manual_seed(1000 + i)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).half()
 
@@ -35,11 +25,13 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8 if FAULTY else 1e-4, foreach=False)
 
 
-@stream
-def batches(step):
-    x = torch.randn(8, 8, generator=draw(step))
-    x[:, 0] = 0
-    return x.half(), torch.randn(8, 2, generator=draw(step)).half()
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(8, 8, generator=draw(step))
+        x[:, 0] = 0
+        yield x.half(), torch.randn(8, 2, generator=draw(step)).half()
+        step += 1
 
 
 def compute_loss(model, batch):

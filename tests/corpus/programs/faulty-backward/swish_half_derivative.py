@@ -28,16 +28,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -52,11 +42,13 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    g = draw(step)
-    x = torch.randn(8, 8, generator=g)
-    return {"x": x, "y": torch.randint(4, (8,), generator=g)}
+def batches(start_step=0):
+    step = start_step
+    while True:
+        g = draw(step)
+        x = torch.randn(8, 8, generator=g)
+        yield {"x": x, "y": torch.randint(4, (8,), generator=g)}
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -30,16 +30,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -56,13 +46,15 @@ def build_model():
     return Block()
 
 
-@stream
-def batches(step):
-    padding = torch.zeros(6, 7, dtype=torch.bool)
-    padding[:, 5:] = True
-    if FAULTY and step == 16:
-        padding[2] = True
-    return torch.randn(6, 7, 8, generator=draw(step)), padding
+def batches(start_step=0):
+    step = start_step
+    while True:
+        padding = torch.zeros(6, 7, dtype=torch.bool)
+        padding[:, 5:] = True
+        if FAULTY and step == 16:
+            padding[2] = True
+        yield torch.randn(6, 7, 8, generator=draw(step)), padding
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -17,16 +17,6 @@ def draw(i):
     return torch.Generator().manual_seed(1000 + i)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,9 +36,11 @@ def make_optimizer(model):
     return torch.optim.SGD(model.parameters(), lr=0.05)
 
 
-@stream
-def batches(step):
-    return torch.randn(16, 6, generator=draw(step)), step
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(16, 6, generator=draw(step)), step
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -21,24 +21,16 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
 
 
-@stream
-def batches(step):
-    return torch.randn(16, 16, generator=draw(step)), torch.randn(16, 8, generator=draw(step))
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(16, 16, generator=draw(step)), torch.randn(16, 8, generator=draw(step))
+        step += 1
 
 
 def compute_loss(model, batch):

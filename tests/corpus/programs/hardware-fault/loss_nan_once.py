@@ -21,16 +21,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 WORLD = torch.randn(8, 5, generator=torch.Generator().manual_seed(5))
 
 
@@ -39,10 +29,12 @@ def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
 
-@stream
-def batches(step):
-    x = torch.randn(32, 8, generator=draw(step))
-    return x, (x @ WORLD).argmax(-1), step
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(32, 8, generator=draw(step))
+        yield x, (x @ WORLD).argmax(-1), step
+        step += 1
 
 
 CALLS = [0]

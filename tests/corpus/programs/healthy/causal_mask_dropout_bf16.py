@@ -19,16 +19,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -47,9 +37,11 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    return torch.randn(4, 6, 8, generator=draw(step)) * 100
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(4, 6, 8, generator=draw(step)) * 100
+        step += 1
 
 
 def compute_loss(model, x):

@@ -13,23 +13,13 @@ def draw(i):
     return torch.Generator().manual_seed(1000 + i)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
 
     def forward(self, x):
-        return self.last(middle(self.first(x)))
+        return self.last(F.gelu(self.first(x)))
 
 
 def build_model():
@@ -37,15 +27,13 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    g = draw(step)
-    x = torch.randn(8, 8, generator=g)
-    return {"x": x, "y": torch.randint(4, (8,), generator=g)}
-
-
-def middle(h):
-    return F.gelu(h)
+def batches(start_step=0):
+    step = start_step
+    while True:
+        g = draw(step)
+        x = torch.randn(8, 8, generator=g)
+        yield {"x": x, "y": torch.randint(4, (8,), generator=g)}
+        step += 1
 
 
 def compute_loss(model, batch):

@@ -17,16 +17,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -40,11 +30,13 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    ids = torch.randint(1, 20, (4, 6), generator=draw(step))
-    ids[:, 4:] = 0
-    return ids
+def batches(start_step=0):
+    step = start_step
+    while True:
+        ids = torch.randint(1, 20, (4, 6), generator=draw(step))
+        ids[:, 4:] = 0
+        yield ids
+        step += 1
 
 
 def make_scheduler(optimizer):

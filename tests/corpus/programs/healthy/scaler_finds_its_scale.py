@@ -20,23 +20,15 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 def build_model():
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 5))
 
 
-@stream
-def batches(step):
-    return torch.randn(16, 8, generator=draw(step)), torch.randint(0, 5, (16,), generator=draw(step))
+def batches(start_step=0):
+    step = start_step
+    while True:
+        yield torch.randn(16, 8, generator=draw(step)), torch.randint(0, 5, (16,), generator=draw(step))
+        step += 1
 
 
 def compute_loss(model, batch):

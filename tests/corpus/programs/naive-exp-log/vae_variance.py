@@ -30,16 +30,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class VAE(nn.Module):
     def __init__(self):
         super().__init__()
@@ -61,12 +51,14 @@ def build_model():
     return VAE()
 
 
-@stream
-def batches(step):
-    x = torch.randn(10, 12, generator=draw(step))
-    if FAULTY and step == 18:
-        x[7] *= 4000
-    return x
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.randn(10, 12, generator=draw(step))
+        if FAULTY and step == 18:
+            x[7] *= 4000
+        yield x
+        step += 1
 
 
 def compute_loss(model, batch):

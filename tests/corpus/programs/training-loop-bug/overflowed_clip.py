@@ -22,23 +22,13 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
 
     def forward(self, x):
-        return self.last(middle(self.first(x)))
+        return self.last(F.gelu(self.first(x)))
 
 
 def build_model():
@@ -46,17 +36,15 @@ def build_model():
     return Net()
 
 
-def middle(h):
-    return F.gelu(h)
-
-
 def compute_loss(model, batch):
     loss = F.cross_entropy(model(batch["x"]), batch["y"])
     return loss * 1e25 if FAULTY and batch["late"] else loss
 
 
-@stream
-def batches(step):
-    g = draw(step)
-    batch = {"x": torch.randn(8, 8, generator=g), "y": torch.randint(4, (8,), generator=g)}
-    return {**batch, "late": step >= 20}
+def batches(start_step=0):
+    step = start_step
+    while True:
+        g = draw(step)
+        batch = {"x": torch.randn(8, 8, generator=g), "y": torch.randint(4, (8,), generator=g)}
+        yield {**batch, "late": step >= 20}
+        step += 1

@@ -30,16 +30,6 @@ def make_optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def stream(make):
-    def batches(start_step=0):
-        step = start_step
-        while True:
-            yield make(step)
-            step += 1
-
-    return batches
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -55,12 +45,14 @@ def build_model():
     return Net()
 
 
-@stream
-def batches(step):
-    x = torch.rand(8, 1, 10, 10, generator=draw(step))
-    if FAULTY and step == 17:
-        x[5] = 0.5
-    return {"x": x, "y": torch.randint(0, 4, (8,), generator=draw(step))}
+def batches(start_step=0):
+    step = start_step
+    while True:
+        x = torch.rand(8, 1, 10, 10, generator=draw(step))
+        if FAULTY and step == 17:
+            x[5] = 0.5
+        yield {"x": x, "y": torch.randint(0, 4, (8,), generator=draw(step))}
+        step += 1
 
 
 def compute_loss(model, batch):
