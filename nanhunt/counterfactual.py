@@ -35,7 +35,7 @@ from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch
 from nanhunt.verdicts import Known, fault_of, scale_held_at
 
-__all__ = ["Bench", "Window", "run_trial"]
+__all__ = ["Bench", "Window", "at_rate", "run_trial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,10 @@ class Bench:
     onset: Onset
     known: Known
     window: Window
+
+
+#: Share of the zeros as they were, below which they are gone.
+_FEWER = 0.5
 
 
 class _NotApplicableError(Exception):
@@ -199,9 +203,17 @@ def _swap_batch(bench: Bench, intervention: Intervention, stack: contextlib.Exit
 def _scale_rate(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
     if intervention.lr_factor is None:
         return None
-    for optimizer in bench.run.optimizers:
-        _scale_updates(optimizer, intervention.lr_factor, stack)
+    stack.enter_context(at_rate(bench.run, intervention.lr_factor))
     return f"learning rate of each update × {intervention.lr_factor:g}"
+
+
+@contextlib.contextmanager
+def at_rate(run: TrainingRun, factor: float) -> Iterator[None]:
+    """Run the body with every update at a learning rate times `factor`."""
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers:
+            _scale_updates(optimizer, factor, stack)
+        yield
 
 
 def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: contextlib.ExitStack) -> None:
@@ -303,7 +315,7 @@ def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
     if window.zero_share is not None:
         share = replayed[0].zero_share or 0.0
         said = f"{share:.1%} of the gradient is zero, {window.zero_share:.1%} as it was"
-        return ("cured" if share < 0.5 * window.zero_share else "persists"), said
+        return ("cured" if share < _FEWER * window.zero_share else "persists"), said
     if window.limit is None:
         return "cured", "loss, gradients, weights and buffers are finite"
     by_step = {r.step: r.result.loss for r in replayed if r.result is not None}

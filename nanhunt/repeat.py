@@ -161,6 +161,8 @@ def deterministic_kernels() -> Iterator[None]:
 _QUIET = 3
 #: Share of a loss from which two runs of a step have left one another: rounding alone drifts less in twenty steps.
 _DEPARTED = 1e-2
+#: Share of a rise from which it has come again.
+_AGAIN = 0.5
 
 
 def repeat_spike(
@@ -180,7 +182,7 @@ def repeat_spike(
             rewind(run, ring, first)
             runs.append([train_step(run, step, StepWatch()).loss for step in range(first, peak + 1)])
     rise = seen[peak] - baseline
-    shown = sum(not losses[-1] - baseline < 0.5 * rise for losses in runs)
+    shown = sum(not losses[-1] - baseline < _AGAIN * rise for losses in runs)
     was = [seen[step] for step in range(first, peak + 1)]
     apart = [i for i, (a, b) in enumerate(zip(was, runs[0], strict=True)) if not abs(a - b) <= _DEPARTED * abs(a)]
     return {

@@ -32,6 +32,11 @@ _BUDGET = 40
 _TRIMMED = 8
 #: Samples whose gradients are taken one by one.
 _NORMS = 32
+#: Robust z and ratio to the median from which a sample's loss is far outside of the others', and the least spread, as a
+#: share of that median.
+_Z, _RATIO, _SPREAD = 10.0, 3.0, 0.02
+#: Share of the farthest that counts beside it: in a batch of hundreds some sample is always three times the median.
+_BESIDE = 0.1
 
 Transform = Callable[[int, int, Any], Any]
 
@@ -214,8 +219,8 @@ def add_up(losses: list[float], batch_loss: float) -> bool:
     return any(0.5 * batch_loss <= whole <= 2.0 * batch_loss for whole in (total, total / len(losses)))
 
 
-def loss_outliers(losses: list[float], *, z: float = 10.0, ratio: float = 3.0) -> list[int]:
-    """Return the samples whose loss is non-finite, or far outside of the others' (robust z, and a ratio)."""
+def loss_outliers(losses: list[float], *, times: float = 1.0) -> list[int]:
+    """Return the samples whose loss is non-finite, or far outside of the others' (robust z, and a ratio, so many `times`)."""
     finite = [x for x in losses if math.isfinite(x)]
     if len(finite) < 3:
         return []
@@ -224,9 +229,9 @@ def loss_outliers(losses: list[float], *, z: float = 10.0, ratio: float = 3.0) -
     far = [
         i
         for i, x in enumerate(losses)
-        if not math.isfinite(x) or (x > ratio * abs(centre) and x - centre > z * max(spread, 0.02 * abs(centre)))
+        if not math.isfinite(x)
+        or (x > times * _RATIO * abs(centre) and x - centre > _Z * max(spread, _SPREAD * abs(centre)))
     ]
-    # beside a giant only giants count: in a batch of hundreds some sample is always three times the median
     peak = max((losses[i] - centre for i in far if math.isfinite(losses[i])), default=0.0)
-    far = [i for i in far if not math.isfinite(losses[i]) or losses[i] - centre > 0.1 * peak]
+    far = [i for i in far if not math.isfinite(losses[i]) or losses[i] - centre > _BESIDE * peak]
     return far if len(far) * 2 < len(losses) else []

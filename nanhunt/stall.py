@@ -189,13 +189,11 @@ _FLAT, _SAME = 6, 1e-6
 
 def is_flat(losses: Sequence[float], rates: Sequence[float]) -> int:
     """Return for how many steps the loss has stayed the same, 0 where it has not, or nothing was to be learnt."""
-    last, tail = losses[-1], losses[-_FLAT:]
-    if len(tail) < _FLAT or last == 0.0 or not all(rate > 0.0 for rate in rates[-_FLAT:]):
-        return 0
-    if max(tail) - min(tail) > _SAME * abs(last):
-        return 0
+    last = losses[-1]
     apart = (i for i, x in enumerate(reversed(losses)) if abs(x - last) > _SAME * abs(last))
-    return next(apart, len(losses))
+    idle = (i for i, rate in enumerate(reversed(rates)) if not rate > 0.0)
+    steps = min(next(apart, len(losses)), next(idle, len(rates)))
+    return steps if steps >= _FLAT and last != 0.0 else 0
 
 
 def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:

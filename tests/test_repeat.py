@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,12 @@ def test_a_fault_of_arithmetic_comes_again_bit_for_bit(tmp_path: Path) -> None:
 
 def repeated_spike(first: int) -> dict[str, Any] | None:
     """The note of a spike at step 8, where the loss is multiplied by a number that no seed reaches from `first` on."""
-    wire = random.SystemRandom()
+    calls = itertools.count()
 
     def noisy(model: nn.Module, batch: Any) -> Tensor:
-        step = int(batch[2])
+        step, wire = int(batch[2]), next(calls) * 0.618 % 1.0
         value: Tensor = (model(batch[0]) - batch[1]).square().mean()
-        return value * (wire.uniform(50, 100) if step == 8 else wire.uniform(1, 1.2) if step >= first else 1.0)
+        return value * (50.0 + 50.0 * wire if step == 8 else 1.0 + 0.2 * wire if step >= first else 1.0)
 
     torch.manual_seed(0)
     data = ((x, y, torch.tensor(step)) for step, (x, y) in enumerate(batches()))

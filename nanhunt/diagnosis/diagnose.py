@@ -146,13 +146,25 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
             return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
         aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
-        return f"{_counted(steps)} replayed and healthy.{aside}"
+        return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
     # the onset of a fault without a NaN often says what the suspect says: once is enough
     what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
     return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+
+
+def _meant(evidence: Evidence) -> str:
+    """Say of a loss that leaps what the code does differently."""
+    body = evidence.note(NoteKind.MEANT)
+    if body is None:
+        return ""
+    drawn = f"draws {', '.join(body['parameters'][:3])} anew" if body["how"] == "drawn" else "makes another loss"
+    return (
+        f" From step {body['step']} on the loss is {body['loss']:.4g} where it was {body['before']:.4g}: {body['source']}"
+        f" {drawn}, and neither the update nor the batch has a part in it."
+    )
 
 
 def _counted(steps: int) -> str:

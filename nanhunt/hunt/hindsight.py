@@ -29,6 +29,8 @@ _OFTEN = 3
 #: A weight of this size belongs to no model: the exponents of fp32 that only a flipped bit, or memory that was never
 #: written, sets in an ordinary one.
 _BEYOND = 2.0**64
+#: Times the loss of even odds from which a run has not come down, and a loss over the one before from which it leapt.
+_STILL_FAR, _LEAP = 1.5, 2.0
 
 
 def begun_badly(state: HuntState, evidence: Evidence) -> Onset | None:
@@ -56,7 +58,7 @@ def _far_from_even_odds(state: HuntState, evidence: Evidence) -> Onset | None:
     if first.step < state.ring.oldest_step or classes_of(state.run, state.ring, first.step) != first.classes:
         return None  # the model's last dimension is no number of classes
     tail = [r.loss for _, r in sorted(state.results.items())][-3:]
-    if min(tail) <= 1.5 * first.expected:
+    if min(tail) <= _STILL_FAR * first.expected:
         return None
     said = f"the first loss is {first.loss:.4g}, where even odds on {first.classes} classes give {first.expected:.3g}"
     return Onset(kind="loss-spike", step=first.step, phase=Phase.LOAD.value, lead_step=first.step, detail=said)
@@ -68,7 +70,7 @@ def _leapt(state: HuntState, evidence: Evidence) -> Onset | None:
     bound = update_bound(evidence) if evidence.beta2 is not None else None
     for health in evidence.health("update_lr") if bound is not None else []:
         before, after = losses.get(health.step), losses.get(health.step + 1)
-        if before is None or after is None or health.value <= (bound or math.inf) or after < 2.0 * abs(before):
+        if before is None or after is None or health.value <= (bound or math.inf) or after < _LEAP * abs(before):
             continue
         said = f"loss rises from {before:.4g} to {after:.4g} at step {health.step + 1}"
         return Onset(kind="loss-spike", step=health.step, phase=Phase.UPDATE.value, lead_step=health.step, detail=said)

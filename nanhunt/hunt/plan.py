@@ -14,10 +14,13 @@ from dataclasses import replace
 
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
+from nanhunt.diagnosis.cause import Grade
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.hindsight import begun_badly, seen_in_the_rows
+from nanhunt.hunt.meant import meant_so
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
 from nanhunt.hunt.spikes import spiked
@@ -56,22 +59,50 @@ def hunt(
     state.rows.step = run.start_step
     record_state(run, state.rows, Phase.LOAD)
     state.write()
+    while _has_onset(state):
+        _look_into(state)
+        if not _is_meant(state):
+            return state.onset
+        state.begin_anew()
+    return None
+
+
+def _has_onset(state: HuntState) -> bool:
+    """Replay from where the run stands, and write the onset that is met."""
     began = time.perf_counter()
-    with eager(run):
+    with eager(state.run):
         state.onset = _replay(state)
-    state.seconds = time.perf_counter() - began
-    if is_compiled(run):
+    state.seconds += time.perf_counter() - began
+    if is_compiled(state.run):
         state.onset = _held_against_compiled(state)
-    if state.onset is None:
-        return None
-    writer.note(NoteKind.ONSET, state.onset.to_json())
-    writer.note(NoteKind.BATCH, batch_facts(run, state.onset.step))
+    if state.onset is not None:
+        state.writer.note(NoteKind.ONSET, state.onset.to_json())
+    return state.onset is not None
+
+
+def _look_into(state: HuntState) -> None:
+    """Write the facts of the onset's step, and run its trials."""
+    assert state.onset is not None
+    state.writer.note(NoteKind.BATCH, batch_facts(state.run, state.onset.step))
     _note_loop(state, state.onset.step)
-    writer.flush()
-    if settings.trials and not state.lost_device:
-        with eager(run):
+    state.writer.flush()
+    if state.settings.trials and not state.lost_device:
+        with eager(state.run):
             try_causes(state)
-    return state.onset
+
+
+def _is_meant(state: HuntState) -> bool:
+    """Whether a spike that no cause explains is what the code asks for; then it is told so, and is no fault."""
+    if state.event is None or state.lost_device:
+        return False
+    if any(s.grade is not Grade.REFUTED for s in diagnose(Trace.open(state.writer.partial)).suspects):
+        return False
+    with eager(state.run):
+        body = meant_so(state)
+    if body is not None:
+        state.writer.note(NoteKind.MEANT, body)
+        state.writer.flush()
+    return body is not None
 
 
 def _held_against_compiled(state: HuntState) -> Onset | None:
@@ -134,7 +165,7 @@ def _habit(state: HuntState, at: int) -> list[int]:
 
 def _replay(state: HuntState) -> Onset | None:
     run, settings = state.run, state.settings
-    for step in range(run.start_step, run.start_step + settings.steps):
+    for step in range(state.next_step, run.start_step + settings.steps):
         state.ring.offer(run, step)
         run.batches.forget_before(state.ring.oldest_step)
         recorded = (step - run.start_step) % settings.every == 0

@@ -32,6 +32,12 @@ _LIKE_HEALTHY = 2.0
 
 #: Loss of a step over its baseline from which one outlying sample counts although the run recovers.
 CORRUPT = 10.0
+#: Share of the baseline up to which a loss did not rise: it was the gradient norm that did.
+_ROSE = 0.05
+#: How much farther out a gradient norm must be than a loss.
+_NORMS = 3.0
+#: Share of steps that show the turns of several players, from which it is a game.
+_GAME = 0.75
 
 
 def spiked(state: HuntState, event: Event) -> Onset | None:
@@ -85,7 +91,7 @@ def _is_a_game(state: HuntState) -> bool:
     step that a scaler skips may be short of moves.
     """
     steps = [result for result in state.results.values() if result.order]
-    return sum(r.players > 1 and _turns(r.order) > 1 for r in steps) > 0.75 * len(steps)
+    return sum(r.players > 1 and _turns(r.order) > 1 for r in steps) > _GAME * len(steps)
 
 
 def _turns(order: Sequence[str]) -> int:
@@ -185,7 +191,7 @@ def _loss_of(state: HuntState, at: int, batch_of: int) -> float | None:
 def _gone_again(state: HuntState, event: Event) -> Onset | None:
     """Return a mismatch where the very same steps, run again, do not rise."""
     rise = event.peak_loss - event.baseline_loss
-    if rise <= 0.05 * abs(event.baseline_loss):  # it was the gradient norm that rose
+    if rise <= _ROSE * abs(event.baseline_loss):
         return None
     body = repeat_spike(state.run, state.ring, state.losses, event.peak_step, event.baseline_loss)
     if body is None:
@@ -241,5 +247,5 @@ def _samples_at(state: HuntState, event: Event) -> dict[str, Any]:
     raw = loss_outliers(losses)
     far = [i for i in raw if not losses[i] <= _LIKE_HEALTHY * (body["usual"] or 0.0)]
     if not raw and len(norms) >= 3:
-        far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), ratio=10.0))]
+        far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), times=_NORMS))]
     return body | {"losses": losses, "norms": {str(i): n for i, n in norms.items()}, "outliers": sorted(far)}

@@ -116,6 +116,15 @@ class HuntState:
         """The loss of each step so far."""
         return {step: result.loss for step, result in self.results.items()}
 
+    @property
+    def next_step(self) -> int:
+        """The step that was not replayed yet."""
+        return max(self.results, default=self.run.start_step - 1) + 1
+
+    def begin_anew(self) -> None:
+        """Go on behind a spike that was no fault: what was normal before it is so no more."""
+        self.watch, self.event, self.onset, self.stall = SpikeWatch(), None, None, ""
+
     def write(self) -> list[Observation]:
         """Bring the rows so far to the trace and return them."""
         rows = self.rows.take()

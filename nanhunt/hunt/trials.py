@@ -15,6 +15,8 @@ __all__ = ["try_causes"]
 
 #: Stalls that a single step shows: no weight moves.
 _UNMOVED = ("no-gradient", "zero-gradient", "clipped", "no-update", "no-motion", "clip-overflow")
+#: Rise over the baseline up to which a loss is the run's own again: in units of its noise, and a share of it.
+_NOISE, _RISE = 6.0, 0.1
 #: Faults that one step cannot show: nothing that a trial could be judged by.
 _UNTRIED = ("flat", "scaled-clip", "lost-update")
 
@@ -70,7 +72,7 @@ def _window(state: HuntState) -> Window:
     centre = event.baseline_loss
     accepted = state.watch.loss.accepted
     spread = sorted(abs(a - centre) for a in accepted)[len(accepted) // 2] if accepted else 0.0
-    limit = centre + max(6 * 1.4826 * spread, 0.1 * abs(centre))
+    limit = centre + max(_NOISE * 1.4826 * spread, _RISE * abs(centre))
     return Window(first=first, last=last, limit=limit, alarm=event.alarm_step)
 
 

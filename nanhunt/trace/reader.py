@@ -7,7 +7,7 @@ the columns and rows that are asked for are read.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,20 @@ import pyarrow as pa
 
 from nanhunt.errors import TraceError
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
-from nanhunt.trace.schema import COLUMNS, ArrowSchema, Manifest, Note, NoteKind, Phase
+from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
 from nanhunt.trace.writer import partial_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Trace"]
+
+
+def _standing(notes: Sequence[Note]) -> Iterator[Note]:
+    """Yield the notes without those of onsets that were taken back."""
+    meant = max((i for i, note in enumerate(notes) if note.kind == NoteKind.MEANT.value), default=-1)
+    return (note for i, note in enumerate(notes) if i >= meant or note.kind not in OF_AN_ONSET)
+
 
 #: Integers that every row has; the other ones are null where a row has no tensor.
 _ALWAYS_THERE = ("step", "micro", "rank", "seq")
@@ -41,7 +48,7 @@ class Trace:
         self._frames: dict[tuple[Any, ...], pd.DataFrame] = {}
         self._steps: tuple[int, ...] | None = None
         self.manifest: Manifest = self._files[0].manifest
-        self.notes: tuple[Note, ...] = tuple(note for file in self._files for note in file.notes)
+        self.notes: tuple[Note, ...] = tuple(note for file in self._files for note in _standing(file.notes))
         self.rank_count = len(self._files)
         self.reason = self._why_incomplete()
         self.complete = not self.reason

@@ -20,6 +20,7 @@ from nanhunt.stats.tensor_stats import TensorStats
 __all__ = [
     "CLIP_OF_NOTHING",
     "COLUMNS",
+    "OF_AN_ONSET",
     "SCHEMA_VERSION",
     "ArrowSchema",
     "Birth",
@@ -127,6 +128,8 @@ class NoteKind(StrEnum):
     SILENT = "silent"
     #: `{"step", "loss", "z", "recovered_after"}`: a spike that left no damage
     BENIGN = "benign"
+    #: a spike that no cause explains and that the code means, see `hunt.meant`; the onset before it is none
+    MEANT = "meant"
     #: `{"step", "type", "message", "module", "source", "traceback"}`: the model raised inside a step
     EXCEPTION = "exception"
     #: the fields of `interventions.Trial`
@@ -136,6 +139,14 @@ class NoteKind(StrEnum):
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 
+
+#: What is written of an onset besides it; where the onset is taken back, so are these.
+OF_AN_ONSET = frozenset(
+    {
+        NoteKind.ONSET, NoteKind.TRIAL, NoteKind.BATCH, NoteKind.LOOP, NoteKind.SAMPLES, NoteKind.SAMPLE_LOSSES,
+        NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SOURCE, NoteKind.DAMAGE,
+    }
+)  # fmt: skip
 
 OnsetKind = Literal["nan", "inf", "loss-spike", "divergence", "stall", "mismatch", "exception"]
 

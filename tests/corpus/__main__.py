@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.corpus import hunted
 from tests.corpus.judge import judge
 from tests.corpus.program import Program, programs
 from tests.corpus.runner import Job, Run, run_all
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reach", action="store_true", help="exit with 1 where the scoreboard is short of its reach")
     parser.add_argument("--thresholds", action="store_true", help="try other thresholds on the traces as well")
+    parser.add_argument("--hunted", action="store_true", help="replay with other thresholds of the hunt, and keep how")
     options = parser.parse_args(arguments)
     chosen = programs(*options.patterns)
     if not chosen:
@@ -46,12 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.keep or Path(scratch)).resolve()
+        if options.hunted:
+            hunted.keep(_moved_with_bar(chosen, root, options.workers))
+            return 0
         runs = _with_bar(chosen, root, options.workers)
         if options.kept is not None:
             runs += _earlier(options.kept, {run.job.name for run in runs})
         board = scored(runs)
         if options.thresholds:
-            board = replace(board, sensitivities=tuple(sensitivities(runs)))
+            board = replace(board, sensitivities=tuple(sensitivities(runs)), hunted=hunted.kept())
         (root / "runs.json").write_text(json.dumps([_kept(run) for run in runs], indent=1))
     board.show(Console(), time.perf_counter() - began)
     if options.out is not None:
@@ -112,6 +117,15 @@ def _with_bar(chosen: Sequence[Program], root: Path, workers: int) -> list[Run]:
             runs.append(run)
             progress.update(bar, advance=1, description=run.job.program.cause or "healthy")
     return runs
+
+
+def _moved_with_bar(chosen: Sequence[Program], root: Path, workers: int) -> list[hunted.Moved]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        bar = progress.add_task("thresholds of the hunt", total=None)
+        return hunted.moved(
+            jobs_of(chosen), root, workers, lambda done, of: progress.update(bar, completed=done, total=of)
+        )
 
 
 if __name__ == "__main__":

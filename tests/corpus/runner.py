@@ -11,6 +11,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -24,7 +25,10 @@ import torch
 
 from tests.corpus.program import Program
 
-__all__ = ["Job", "Run", "run_all", "run_one"]
+__all__ = ["Around", "Job", "Run", "load_shared", "replay_again", "run_all", "run_one"]
+
+#: What surrounds a replay in its own process, given the folder it runs in.
+Around = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 #: Seconds that one command may take.
 _LIMIT = 600
@@ -54,29 +58,49 @@ class Run:
     seconds: float = 0.0
 
 
-def run_all(jobs: Sequence[Job], root: Path, workers: int) -> Iterator[Run]:
+@contextlib.contextmanager
+def _nothing(folder: Path) -> Iterator[None]:
+    yield
+
+
+def run_all(jobs: Sequence[Job], root: Path, workers: int, around: Around = _nothing) -> Iterator[Run]:
     """Run jobs, `workers` at a time, and yield each as it ends."""
-    # what the children share is loaded once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s
-    own = ("nanhunt.commands.replay", "nanhunt.commands.report")
-    for module in (*own, "pandas", "pyarrow.parquet", "pydantic.type_adapter", "torch._dynamo"):
-        importlib.import_module(module)
-    torch.set_num_threads(1)  # sums of several threads differ in their last bits, and a run near its edge tips over
+    load_shared()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        waiting = [pool.submit(run_one, job, root / f"{i:03d}") for i, job in enumerate(jobs)]
+        waiting = [pool.submit(run_one, job, root / f"{i:03d}", around) for i, job in enumerate(jobs)]
         for future in as_completed(waiting):
             yield future.result()
 
 
-def run_one(job: Job, folder: Path) -> Run:
+def load_shared() -> None:
+    """Load what the children share, once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s."""
+    own = ("nanhunt.commands.replay", "nanhunt.commands.report")
+    for module in (*own, "pandas", "pyarrow.parquet", "pydantic.type_adapter", "torch._dynamo"):
+        importlib.import_module(module)
+    torch.set_num_threads(1)  # sums of several threads differ in their last bits, and a run near its edge tips over
+
+
+def run_one(job: Job, folder: Path, around: Around = _nothing) -> Run:
     """Write the program into `folder`, make its checkpoint, replay and report it."""
-    began = time.perf_counter()
     job.program.write(folder, faulty=job.faulty)
+    return _diagnosed(job, folder, around, _in_child(_checkpoint, job.program, folder))
+
+
+def replay_again(job: Job, from_: Path, folder: Path, around: Around) -> Run:
+    """Replay and report a program anew in a copy of a folder that holds its checkpoint; the copy is removed."""
+    shutil.copytree(from_, folder, ignore=shutil.ignore_patterns("trace.parquet*", "*.out", "*.err", "__pycache__"))
+    try:
+        return _diagnosed(job, folder, around, "")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _diagnosed(job: Job, folder: Path, around: Around, error: str) -> Run:
+    began = time.perf_counter()
     body: dict[str, Any] = {}
-    error = _in_child(_checkpoint, job.program, folder) or _in_child(
-        _command, folder, "replay", "ckpt.pt", "--force", "-q"
-    )
+    error = error or _in_child(_command, folder, around, "replay", "ckpt.pt", "--force", "-q")
     if not error:
-        error = _in_child(_command, folder, "report", "trace.parquet", "-f", "json")
+        error = _in_child(_command, folder, _nothing, "report", "trace.parquet", "-f", "json")
         with contextlib.suppress(json.JSONDecodeError):
             body = json.loads((folder / "report.out").read_text())
     return Run(job=job, folder=folder, report=body, error=error, seconds=time.perf_counter() - began)
@@ -90,7 +114,7 @@ def _checkpoint(program: Program, folder: Path) -> int:
     return 0
 
 
-def _command(folder: Path, *arguments: str) -> int:
+def _command(folder: Path, around: Around, *arguments: str) -> int:
     from nanhunt.cli import main
 
     os.chdir(folder)
@@ -98,7 +122,8 @@ def _command(folder: Path, *arguments: str) -> int:
         os.dup2(os.open(f"{arguments[0]}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))  # pytest has its own
     sys.argv = ["nanhunt", *arguments]
-    main()
+    with around(folder):
+        main()
     return 0
 
 

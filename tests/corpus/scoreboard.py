@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from tests.corpus.hunted import Moved
 from tests.corpus.judge import Verdict
 from tests.corpus.thresholds import Sensitivity
 
@@ -30,6 +31,7 @@ class Scoreboard:
     verdicts: tuple[Verdict, ...]
     healthy: tuple[tuple[str, str, str], ...]
     sensitivities: tuple[Sensitivity, ...] = ()
+    hunted: tuple[Moved, ...] = ()
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a row a cause, and the total: name, programs, then a share of each measure."""
@@ -108,6 +110,7 @@ class Scoreboard:
             "## By model family\n\n" + "\n".join(self._by_family()),
             "## The worst misses\n\n" + ("\n".join(worst) or "None."),
             *(["## Thresholds\n\n" + _THRESHOLDS + "\n".join(self._by_threshold())] if self.sensitivities else []),
+            *(["### While a replay runs\n\n" + _HUNTED + "\n".join(self._by_hunted())] if self.hunted else []),
             *(["## False alarms\n\n" + "\n".join(alarms)] if alarms else []),
         ]
         return "\n\n".join(parts) + "\n"
@@ -118,10 +121,17 @@ class Scoreboard:
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for found in self.sensitivities:
-            own, (low, high) = found.threshold, found.plateau
-            where = f"`{own.module.removeprefix('nanhunt.').rpartition('.')[2]}.{own.name}`"
-            shown = [f"{own.value:g}", f"{found.right[1.0]}/{found.of}", f"{found.left_out}/{found.of}"]
-            lines.append(f"| {where} | {' | '.join(shown)} | {low:g} × | {high:g} × |")
+            lines.append("| " + " | ".join(_sensitivity(found)) + " |")
+        return lines
+
+    def _by_hunted(self) -> list[str]:
+        lines = [
+            "| threshold | shipped | hang on it | right, of | without its family | nothing changes from | to |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for found in self.hunted:
+            where, shipped, *rest = _sensitivity(found.sensitivity)
+            lines.append("| " + " | ".join([where, shipped, str(found.hanging), *rest]) + " |")
         return lines
 
     @property
@@ -157,6 +167,29 @@ with it. Cause thresholds are judged by the first suspect of faulty programs, th
 watch sees the fault of a program whose loss shows it, and none in a healthy one.
 
 """
+
+
+_HUNTED = """\
+Numbers that decide what a replay looks at, moved between a half and twice their value: each program in whose replay
+another value turns a comparison is replayed anew with it. Judged by the first suspect of faulty programs, and by healthy
+ones being called so. `python -m tests.corpus --hunted` measures these.
+
+"""
+
+
+def _sensitivity(found: Sensitivity) -> list[str]:
+    """Return the cells of a threshold's row."""
+    own, (low, high) = found.threshold, found.plateau
+    where = f"`{own.module.removeprefix('nanhunt.').rpartition('.')[2]}.{own.name}`"
+    shipped = found.shipped if found.shipped == own.shown else f"{own.shown}, measured at {found.shipped}"
+    return [
+        where,
+        shipped,
+        f"{found.right[1.0]}/{found.of}",
+        f"{found.left_out}/{found.of}",
+        f"{low:g} ×",
+        f"{high:g} ×",
+    ]
 
 
 def _row(name: str, verdicts: Sequence[Verdict]) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ import contextlib
 import importlib
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from nanhunt.diagnosis import diagnose as diagnosing
@@ -27,7 +29,7 @@ from nanhunt.trace.onset import SpikeWatch, StepScalars
 from nanhunt.trace.reader import Trace
 from tests.corpus.runner import Run
 
-__all__ = ["THRESHOLDS", "Sensitivity", "Threshold", "sensitivities"]
+__all__ = ["THRESHOLDS", "Sensitivity", "Threshold", "scaled", "sensitivities", "without_their_family"]
 
 #: Factors on the shipped value.
 GRID = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
@@ -36,27 +38,45 @@ _CAUSES = "nanhunt.diagnosis.causes."
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A module's constant, and the causes whose answer it changes; none: the loss's watch."""
+    """A module's constant, and the causes whose answer it changes; none: the loss's watch, or a replay."""
 
     module: str
     name: str
     causes: tuple[str, ...]
 
     @property
-    def value(self) -> float:
+    def shown(self) -> str:
         """What is shipped."""
-        return float(getattr(importlib.import_module(self.module), self.name))
+        value = getattr(importlib.import_module(self.module), self.name)
+        return " and ".join(f"{x:g}" for x in (value.values() if isinstance(value, dict) else [value]))
+
+    def times(self, factor: float) -> contextlib.AbstractContextManager[None]:
+        """Multiply it inside the body."""
+        return self.replaced(lambda own: scaled(own, factor))
 
     @contextlib.contextmanager
-    def times(self, factor: float) -> Iterator[None]:
-        """Multiply it inside the body."""
-        module = importlib.import_module(self.module)
-        own = getattr(module, self.name)
-        setattr(module, self.name, type(own)(own * factor))
+    def replaced(self, by: Callable[[Any], Any]) -> Iterator[None]:
+        """Put `by(it)` in its place inside the body, in its module and in those that have imported it."""
+        own = getattr(importlib.import_module(self.module), self.name)
+        loaded = [m for n, m in sys.modules.items() if n == self.module or n.startswith("nanhunt.")]
+        holders = [m for m in loaded if m.__name__ == self.module or self._is_imported_by(m, own)]
+        for module in holders:
+            setattr(module, self.name, by(own))
         try:
             yield
         finally:
-            setattr(module, self.name, own)
+            for module in holders:
+                setattr(module, self.name, own)
+
+    def _is_imported_by(self, module: ModuleType, own: object) -> bool:
+        return not self.name.startswith("_") and getattr(module, self.name, None) is own
+
+
+def scaled(value: Any, factor: float) -> Any:
+    """Return a threshold times a factor; a number of steps stays one."""
+    if isinstance(value, dict):
+        return {key: scaled(part, factor) for key, part in value.items()}
+    return type(value)(max(1, round(value * factor))) if isinstance(value, int) else value * factor
 
 
 def _of(cause: str, *names: str) -> tuple[Threshold, ...]:
@@ -101,7 +121,10 @@ THRESHOLDS = (
     *_shared("weights", "_SPAN", *_LOADED),
     *(
         Threshold("nanhunt.trace.onset", name, ())
-        for name in ("ALARM", "LEAD", "EARLY", "AWAY", "LIKE", "RUN_RISE", "SLOW_RISE", "SLOW_NOISE", "REBOUND")
+        for name in (
+            *("ALARM", "LEAD", "EARLY", "AWAY", "LIKE", "RUN", "RUN_RISE", "SLOW_STEPS", "SLOW_RISE", "SLOW_NOISE"),
+            *("REBOUND_STEPS", "REBOUND", "BASELINE", "PATIENCE", "GAP"),
+        )
     ),
 )
 
@@ -111,6 +134,8 @@ class Sensitivity:
     """What moving one threshold does: programs right by factor, and right when it is chosen without their family."""
 
     threshold: Threshold
+    #: the value when it was measured
+    shipped: str
     right: dict[float, int]
     left_out: int
     of: int
@@ -120,11 +145,11 @@ class Sensitivity:
         """The factors between which nothing changes."""
         own = self.right[1.0]
         low = high = 1.0
-        for factor in reversed([f for f in GRID if f < 1.0]):
+        for factor in reversed([f for f in self.right if f < 1.0]):
             if self.right[factor] != own:
                 break
             low = factor
-        for factor in (f for f in GRID if f > 1.0):
+        for factor in (f for f in self.right if f > 1.0):
             if self.right[factor] != own:
                 break
             high = factor
@@ -197,12 +222,17 @@ def _tried(threshold: Threshold) -> Sensitivity:
         with threshold.times(factor):
             right[factor] = [t.is_right(threshold.causes) if threshold.causes else t.is_seen() for t in judged]
     families = [t.run.job.program.truth.family for t in judged]
-    left_out = sum(
+    left_out = without_their_family(right, families)
+    totals = {factor: sum(values) for factor, values in right.items()}
+    return Sensitivity(threshold=threshold, shipped=threshold.shown, right=totals, left_out=left_out, of=len(judged))
+
+
+def without_their_family(right: dict[float, list[bool]], families: Sequence[str]) -> int:
+    """Return how many are right where the value for each model family is chosen on all others."""
+    return sum(
         sum(r for r, f in zip(right[_best(right, families, family)], families, strict=True) if f == family)
         for family in set(families)
     )
-    totals = {factor: sum(values) for factor, values in right.items()}
-    return Sensitivity(threshold=threshold, right=totals, left_out=left_out, of=len(judged))
 
 
 def _best(right: dict[float, list[bool]], families: Sequence[str], without: str) -> float:
@@ -212,7 +242,7 @@ def _best(right: dict[float, list[bool]], families: Sequence[str], without: str)
         others = sum(r for r, f in zip(right[factor], families, strict=True) if f != without)
         return others, -abs(math.log(factor))
 
-    return max(GRID, key=score)
+    return max(right, key=score)
 
 
 def _alarms(evidence: Evidence) -> bool:
