@@ -8,270 +8,107 @@ its reason, never silently `persists`. After a trial the run is as it was before
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanhunt.interventions import Intervention, Outcome, Trial
-from nanhunt.precision import in_precision
+from nanhunt.bench import Bench, NotApplicableError
+from nanhunt.changes import change_made
+from nanhunt.interventions import Intervention, Outcome, SecondMomentFloor, Trial
 from nanhunt.probes.lost.watch import LostValues
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.samples import Cutter
 from nanhunt.survey import loses_at
-from nanhunt.trace.schema import Onset
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch
-from nanhunt.verdicts import Known, fault_of, scale_held_at
+from nanhunt.verdicts import fault_of
 
-__all__ = ["Bench", "Window", "at_rate", "run_trial"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """The steps that a trial runs, and the loss under which a spike counts as gone."""
-
-    first: int
-    last: int
-    #: of a spike: the loss above which the run is away from its baseline; None where the fault is not a spike
-    limit: float | None = None
-    #: of a spike: the step whose loss raised the alarm
-    alarm: int | None = None
-    #: of a gradient underflow: the share of zero gradients that the baseline showed
-    zero_share: float | None = None
-    #: of a stall: whether a step that moves a weight counts as cured
-    motion: bool = False
-    #: of values lost silently: the source line whose ops must lose none; '' of ops without one
-    silent: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Where trials run: the run, its snapshots, the fault."""
-
-    run: TrainingRun
-    ring: SnapshotRing
-    onset: Onset
-    known: Known
-    window: Window
+__all__ = ["run_trial"]
 
 
 #: Share of the zeros as they were, below which they are gone.
 _FEWER = 0.5
 
 
-class _NotApplicableError(Exception):
-    """The intervention has nothing to act on here."""
-
-
 def run_trial(bench: Bench, intervention: Intervention) -> Trial:
     """Run the window under `intervention` and return what came of it; the run is left as it was."""
     began = time.perf_counter()
-    run = bench.run
-    outcome: Outcome
-    with kept(run, bench.window.last + 1):
-        try:
-            with _applied(bench, intervention) as readback:
-                replayed = _run_window(bench, intervention)
-            outcome, detail = _judged(bench, replayed)
-        except _NotApplicableError as reason:
-            return Trial(
-                name=intervention.name, outcome="failed", detail=str(reason), intervention=intervention.to_json()
-            )
-    first = replayed[0].result
-    error = next((r.error for r in replayed if r.error is not None), None)
-    if error is not None and bench.onset.kind != "exception":
-        outcome, detail = "failed", f"the step raised {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+    window, readback = bench.window, [""]
+    replayed: list[Replayed] = []
+    try:
+        if intervention.missing:
+            raise NotApplicableError(intervention.missing)
+        with kept(bench.run, window.last + 1):
+            rewind(bench.run, bench.ring, window.first)
+            with change_made(bench, intervention.change) as made:
+                readback = made.readback
+                replayed = _run_window(bench, intervention, made.watches)
+        outcome, detail = _judged(bench, replayed)
+    except NotApplicableError as reason:
+        outcome, detail, readback = "failed", f"not applicable: {reason}", []
+    losses = [r.result.loss for r in replayed if r.result is not None]
+    first = replayed[0].result if replayed else None
     return Trial(
         name=intervention.name,
         outcome=outcome,
         detail=detail,
         readback="; ".join(readback),
         intervention=intervention.to_json(),
-        loss=first.loss if first else None,
+        loss=mean(losses) if losses else None,
         grad_norm=first.grad_norm if first else None,
+        loss_before=window.loss,
+        grad_norm_before=window.grad_norm,
         seconds=time.perf_counter() - began,
     )
 
 
-def _run_window(bench: Bench, intervention: Intervention) -> list[Replayed]:
+def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[StepWatch]) -> list[Replayed]:
     """Run the window's steps; stop at the first that raises."""
     replayed = []
     rows = RowBuffer()
-    also = [_SecondMomentFloor(bench.run)] if intervention.floor_second_moment else []
-    also_watch: list[StepWatch] = [*also, *([_ZeroShare(bench.run)] if bench.window.zero_share is not None else [])]
-    window = bench.window
+    run, window = bench.run, bench.window
+    zeros = _ZeroShare(run) if window.zero_share is not None else None
+    measured = isinstance(intervention.change, SecondMomentFloor)  # what a control of equal norm is held to
     for step in range(window.first, window.last + 1):
         casts = LostValues()
-        probe = OpProbe(bench.run, rows, casts, exact=True) if window.silent is not None else None
-        before = _weights(bench.run) if window.motion else {}
+        probe = OpProbe(run, rows, casts, exact=True) if window.silent is not None else None
+        before = _weights(run) if window.motion or measured else {}
         try:
-            seen = replay_step(bench.run, step, rows, recorded=False, zoom=probe, also=also_watch)
+            seen = replay_step(
+                run, step, rows, recorded=False, zoom=probe, also=[*watches, *([zeros] if zeros else [])]
+            )
         except DataEndedError:  # the spike was on the data's last batch
             break
         rows.take()
         replayed.append(seen)
         if window.motion:
-            seen.moved = any(not torch.equal(t, before[n]) for n, t in bench.run.parameters().items())
+            seen.moved = any(not torch.equal(t, before[n]) for n, t in run.parameters().items())
+        if measured:
+            bench.update_norms.setdefault(intervention.name, {})[step] = _distance(run, before)
         if probe is not None and window.silent is not None:
             seen.lost = loses_at(window.silent or None, probe, casts)
-        for watch in also_watch:
-            if isinstance(watch, _ZeroShare):
-                seen.zero_share = watch.share
+        if zeros is not None:
+            seen.zero_share = zeros.share
         if seen.error is not None:
             break
     return replayed
 
 
-# --- how an intervention is applied, and read back --------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _applied(bench: Bench, intervention: Intervention) -> Iterator[list[str]]:
-    """Stand before the window with the change made; yield the sentences of the readback."""
-    run, readback = bench.run, ["nothing was changed"]
-    rewind(run, bench.ring, bench.window.first)
-    with contextlib.ExitStack() as stack:
-        for apply in (_drop_samples, _swap_batch, _scale_rate, _hold_scale, _change_precision):
-            said = apply(bench, intervention, stack)
-            if said:
-                readback = [*[r for r in readback if r != "nothing was changed"], said]
-        if intervention.floor_second_moment:
-            if not any("exp_avg_sq" in run.state_of(p) for p in run.trainable()):
-                raise _NotApplicableError("the optimizer keeps no second moment")
-            readback = ["exp_avg_sq raised to at least the present squared gradient before each update"]
-        yield readback
-
-
-def _change_precision(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
-    if intervention.precision is None:
-        return None
-    run = bench.run
-    was = _precision_of(run)
-    if was == intervention.precision:
-        raise _NotApplicableError(f"the step runs in {was} already")
-    stack.enter_context(in_precision(run, intervention.precision))
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in run.model.parameters()})
-    return f"precision {was} → {_precision_of(run)}: autocast {run.autocast or 'off'}, weights {', '.join(dtypes)}"
-
-
-def _precision_of(run: TrainingRun) -> str:
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
-    narrow = [names[p.dtype] for p in run.model.parameters() if p.dtype in names]
-    return run.autocast or (narrow[0] if narrow else "fp32")
-
-
-def _drop_samples(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
-    if not intervention.drop_samples:
-        return None
-    run, step, micro = bench.run, bench.onset.step, bench.onset.micro
-    cutter = Cutter.of(run, step, micro)
-    if cutter is None or cutter.size <= len(intervention.drop_samples):
-        raise _NotApplicableError("the batch has no other samples")
-    _transform(run, stack, cutter.without(intervention.drop_samples))
-    names = ", ".join(map(str, intervention.drop_samples[:8]))
-    if cutter.by == "replacement":
-        return f"samples {names} of {cutter.size} replaced by those of step {step - 1}"
-    return f"batch of {cutter.size} → {cutter.size - len(intervention.drop_samples)} samples, without {names}"
-
-
-def _swap_batch(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
-    other = intervention.batch_of_step
-    if other is None:
-        return None
-    run, step = bench.run, bench.onset.step
-    try:
-        batches = [run.batches.get(other, m) for m in range(run.accumulate)]
-    except KeyError:
-        raise _NotApplicableError(f"the batch of step {other} is not kept any more") from None
-    rewind(run, bench.ring, bench.window.first)
-    _transform(run, stack, lambda s, m, batch: batches[m] if s == step else batch)
-    return f"step {step} uses the batch of step {other}"
-
-
-def _scale_rate(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
-    if intervention.lr_factor is None:
-        return None
-    stack.enter_context(at_rate(bench.run, intervention.lr_factor))
-    return f"learning rate of each update × {intervention.lr_factor:g}"
-
-
-@contextlib.contextmanager
-def at_rate(run: TrainingRun, factor: float) -> Iterator[None]:
-    """Run the body with every update at a learning rate times `factor`."""
-    with contextlib.ExitStack() as stack:
-        for optimizer in run.optimizers:
-            _scale_updates(optimizer, factor, stack)
-        yield
-
-
-def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: contextlib.ExitStack) -> None:
-    """Scale what each update sees of the rate; the scheduler keeps its own."""
-    step_function = optimizer.step
-
-    def scaled(*args: Any, **kwargs: Any) -> Any:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        try:
-            return step_function(*args, **kwargs)
-        finally:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
-    optimizer.step = scaled  # type: ignore[method-assign]
-    stack.callback(lambda: setattr(optimizer, "step", step_function))
-
-
-def _hold_scale(bench: Bench, intervention: Intervention, stack: contextlib.ExitStack) -> str | None:
-    if intervention.loss_scale is None:
-        return None
-    run = bench.run
-    if run.train_step is not None and not run.owned.scalers:
-        raise _NotApplicableError("the user's train_step scales its own loss, by no GradScaler that can be found")
-    was = run.scalers[0].get_scale() if run.scalers else 1.0
-    if was == intervention.loss_scale:
-        raise _NotApplicableError(f"the loss scale is {was:g} already")
-    stack.enter_context(scale_held_at(run, intervention.loss_scale))
-    return f"loss scale {was:g} → {intervention.loss_scale:g}"
-
-
-def _transform(run: TrainingRun, stack: contextlib.ExitStack, function: Callable[[int, int, Any], Any]) -> None:
-    run.batches.transform = function
-
-    def clear() -> None:
-        run.batches.transform = None
-
-    stack.callback(clear)
+def _distance(run: TrainingRun, before: dict[str, Tensor]) -> float:
+    """Return the Euclidean norm of what all weights moved by."""
+    parts = [float((p.detach().double() - before[n].double()).norm()) for n, p in run.parameters().items()]
+    return math.hypot(*parts)
 
 
 def _weights(run: TrainingRun) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in run.parameters().items()}
-
-
-class _SecondMomentFloor(StepWatch):
-    """Raises Adam's second moment to the present squared gradient, so that no step is larger than its rate."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-
-    def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
-        with torch.no_grad():
-            for parameter in self._run.trainable() if parameters is None else parameters:
-                v = self._run.state_of(parameter).get("exp_avg_sq")
-                if isinstance(v, Tensor) and parameter.grad is not None:
-                    torch.maximum(v, parameter.grad.square().to(v.dtype), out=v)
 
 
 class _ZeroShare(StepWatch):
@@ -296,6 +133,12 @@ class _ZeroShare(StepWatch):
 
 def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
     window = bench.window
+    if not replayed:
+        raise NotApplicableError("the data ended")
+    error = replayed[-1].error
+    if error is not None and bench.onset.kind != "exception":
+        said = (str(error).splitlines() or [""])[0][:160]
+        return "failed", f"the step raised {type(error).__name__}: {said}"
     for seen in replayed:
         fault = fault_of(seen, bench.known)
         if fault is not None:

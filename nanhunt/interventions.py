@@ -1,54 +1,278 @@
-"""The vocabulary of what-if: interventions, predictions, trials (plain data, no torch).
+"""The vocabulary of what-if: changes, interventions, predictions, trials (plain data, no torch).
 
 A cause must risk something: it predicts what an intervention will do to the fault. `replay` runs the bad step again
-under that intervention, and the outcome is a trial. The rules of grades are in `docs/how-it-works.md`.
+under that intervention, and the outcome is a trial. What can be tried is in `library`, how a change is made in
+`changes`, the rules of grades in `docs/trials.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-__all__ = ["Expectation", "Intervention", "Outcome", "Prediction", "Trial", "library"]
+__all__ = [
+    "BackwardByAutograd",
+    "Change",
+    "Clip",
+    "Emulation",
+    "Expectation",
+    "FreshScaler",
+    "HalvedScale",
+    "Intervention",
+    "LinePrecision",
+    "LossScale",
+    "MatchedNorm",
+    "ModulePrecision",
+    "Moments",
+    "NormEpsilon",
+    "OptimizerSetting",
+    "OtherBatch",
+    "Outcome",
+    "Precision",
+    "Prediction",
+    "Rate",
+    "Redrawn",
+    "ReferenceKernels",
+    "RestoredWeights",
+    "Scores",
+    "SecondMomentFloor",
+    "Trial",
+    "WithoutSamples",
+    "ZeroedGradients",
+]
 
 Outcome = Literal["cured", "persists", "failed"]
 Expectation = Literal["cured", "persists"]
 
 
+# --- changes: one factor each ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One factor that a trial changes; subclasses say which, and their fields how."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision(Change):
+    """The whole step in a format: "fp32", "bf16", "fp16" or "fp64"."""
+
+    kind: ClassVar[str] = "precision"
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePrecision(Change):
+    """One module in fp32: its weights, what goes in, and every op inside."""
+
+    kind: ClassVar[str] = "module-precision"
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinePrecision(Change):
+    """The ops that one source line ("model.py:88") calls, in fp64."""
+
+    kind: ClassVar[str] = "line-precision"
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation(Change):
+    """The step in fp32, what each op puts out cut to the `part` of a format: its "range" alone, or its "rounding" alone."""
+
+    kind: ClassVar[str] = "emulation"
+    format: str
+    part: Literal["range", "rounding"]
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutSamples(Change):
+    """Samples of the bad micro-batch (indices into its first dimension) taken away."""
+
+    kind: ClassVar[str] = "without-samples"
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBatch(Change):
+    """The batches of healthy steps, from `step` on, in the place of the window's own."""
+
+    kind: ClassVar[str] = "other-batch"
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossScale(Change):
+    """A loss scale that is held."""
+
+    kind: ClassVar[str] = "loss-scale"
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class HalvedScale(Change):
+    """A loss scale that is halved until the step's gradients are finite."""
+
+    kind: ClassVar[str] = "halved-scale"
+
+
+@dataclass(frozen=True, slots=True)
+class FreshScaler(Change):
+    """A gradient scaler as torch makes it, with nothing behind it."""
+
+    kind: ClassVar[str] = "fresh-scaler"
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroedGradients(Change):
+    """Gradients made zero before the step, whatever the step before left."""
+
+    kind: ClassVar[str] = "zeroed-gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class SecondMomentFloor(Change):
+    """Adam's second moment raised to the present squared gradient: of some parameters, or of all."""
+
+    kind: ClassVar[str] = "second-moment-floor"
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moments(Change):
+    """An optimizer's state made anew, with the learning rate warmed up over the window."""
+
+    kind: ClassVar[str] = "moments"
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSetting(Change):
+    """A setting of every parameter group: "eps", times `factor`; "beta2", set to `value`."""
+
+    kind: ClassVar[str] = "optimizer-setting"
+    setting: Literal["eps", "beta2"]
+    factor: float | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(Change):
+    """Every learning rate times a factor."""
+
+    kind: ClassVar[str] = "rate"
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedNorm(Change):
+    """Each update as it is, shrunk to the norm that it had in another trial: whether shrinking alone would do."""
+
+    kind: ClassVar[str] = "matched-norm"
+    trial: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clip(Change):
+    """Gradients clipped: all of them by their "norm", each element by its "value", each unit by its weights ("adaptive")."""
+
+    kind: ClassVar[str] = "clip"
+    how: Literal["norm", "value", "adaptive"]
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores(Change):
+    """Attention scores "capped" at a limit by a factor on the queries, or computed in "fp32"; of one module, or of all."""
+
+    kind: ClassVar[str] = "scores"
+    how: Literal["capped", "fp32"]
+    limit: float | None = None
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NormEpsilon(Change):
+    """The epsilon of norm layers times a factor."""
+
+    kind: ClassVar[str] = "norm-epsilon"
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceKernels(Change):
+    """Fused kernels replaced by what they stand for: attention by its formula, optimizers a tensor at a time, cuDNN off."""
+
+    kind: ClassVar[str] = "reference-kernels"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredWeights(Change):
+    """Tensors of weights and buffers that are not finite, replaced by those of another checkpoint; all of them on request."""
+
+    kind: ClassVar[str] = "restored-weights"
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn(Change):
+    """Layers drawn anew as torch draws them (`reset_parameters`): those under a module, or those that are not (`outside`)."""
+
+    kind: ClassVar[str] = "redrawn"
+    module: str = ""
+    outside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardByAutograd(Change):
+    """A custom function's forward differentiated by autograd, in the place of the backward that its author wrote."""
+
+    kind: ClassVar[str] = "backward-by-autograd"
+    function: str
+
+
+# --- interventions, predictions, trials ------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervention:
-    """One change to the bad step; no field set means the identical step."""
+    """A change with a name and a question; without a change, the identical step."""
 
     name: str
-    #: dtype of the whole step: "fp32", "bf16", "fp16" or "fp64"; None leaves the recipe alone
-    precision: str | None = None
-    #: indices into the batch's first dimension that are left out
-    drop_samples: tuple[int, ...] = ()
-    #: use the batch of this step in place of the bad step's own
-    batch_of_step: int | None = None
-    #: loss scale held fixed for the step; None leaves the scaler alone
-    loss_scale: float | None = None
-    #: factor on every parameter group's learning rate
-    lr_factor: float | None = None
-    #: raise Adam's second moment to the present squared gradient before the update
-    floor_second_moment: bool = False
-    #: the name of the trial that this one is the placebo of
-    placebo_of: str | None = None
     #: what it asks, for `nanhunt trials`
-    question: str = ""
+    question: str
+    change: Change | None = None
+    #: why it cannot be applied here, known beforehand: "no sample stands out"
+    missing: str = ""
+    #: the name of the trial that this one is the placebo or the control of
+    placebo_of: str | None = None
+    #: seconds that it takes, over those of the plain step
+    cost: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields that are set, as JSON values."""
-        return {k: v for k, v in asdict(self).items() if v not in (None, (), False, "") and k != "question"}
+        """Return the change's kind and fields, as JSON values."""
+        change = {"change": self.change.kind, **asdict(self.change)} if self.change is not None else {}
+        placebo = {"placebo_of": self.placebo_of} if self.placebo_of else {}
+        return {
+            "name": self.name,
+            **{k: v for k, v in change.items() if v is not None and v is not False and v not in ((), "")},
+            **placebo,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a cause says, beforehand, that an intervention will do to the fault."""
+    """What a cause says, beforehand, that an intervention will do to the fault.
+
+    Where it is `decisive`, the other outcome refutes the cause; else it tells for the cause when it comes, and nothing
+    when it does not: a rate that is still too high at a tenth.
+    """
 
     trial: str
     expect: Expectation
+    decisive: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +288,12 @@ class Trial:
     detail: str
     readback: str = ""
     intervention: dict[str, Any] = field(default_factory=dict)
+    #: mean loss over the trial's steps, and the first step's gradient norm; None where there is none
     loss: float | None = None
     grad_norm: float | None = None
+    #: the same as the fault was seen
+    loss_before: float | None = None
+    grad_norm_before: float | None = None
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -76,45 +304,3 @@ class Trial:
     def from_json(cls, body: dict[str, Any]) -> Trial:
         """Rebuild a trial that `to_json` wrote; unknown keys of later versions are left out."""
         return cls(**{k: v for k, v in body.items() if k in cls.__dataclass_fields__})
-
-
-def library(
-    samples: Sequence[int] = (), placebo: Sequence[int] = (), other_step: int | None = None
-) -> tuple[Intervention, ...]:
-    """Return the interventions that can be tried, in the order in which they are.
-
-    `samples` are the suspect samples, `placebo` as many others; `other_step` is a healthy step whose batch is at hand.
-    Trials that need what is not given are left out.
-    """
-    always = (
-        Intervention(name="exact", question="does the very same step fail again?"),
-        Intervention(name="fp32", precision="fp32", question="does the fault live in the number format?"),
-        Intervention(name="bf16", precision="bf16", question="is it the format's range, or its rounding?"),
-        Intervention(name="fp64", precision="fp64", question="is the operation undefined at any precision?"),
-        Intervention(
-            name="loss-scale", loss_scale=65536.0, question="do gradients survive with a loss scale of 65536?"
-        ),
-        Intervention(name="scale-1", loss_scale=1.0, question="is it the loss scale that overflows?"),
-        Intervention(
-            name="v-floor", floor_second_moment=True, question="is the second moment too small for this gradient?"
-        ),
-        Intervention(name="lr-0.1", lr_factor=0.1, question="does a tenth of the learning rate hold?"),
-        Intervention(name="lr-0", lr_factor=0.0, question="is it this update at all?"),
-    )
-    more = []
-    if samples:
-        more.append(Intervention(name="drop-samples", drop_samples=tuple(samples), question="is it these samples?"))
-    if placebo:
-        more.append(
-            Intervention(
-                name="drop-placebo",
-                drop_samples=tuple(placebo),
-                placebo_of="drop-samples",
-                question="does leaving out as many other samples help too?",
-            )
-        )
-    if other_step is not None:
-        more.append(
-            Intervention(name="swap-batch", batch_of_step=other_step, question="is it the batch, or the state?")
-        )
-    return (*always, *more)

@@ -19,7 +19,7 @@ import nanhunt
 from nanhunt.commands.progress import Bar
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
-from nanhunt.interventions import library
+from nanhunt.library import library
 from nanhunt.trace.schema import Manifest, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
@@ -104,7 +104,7 @@ def replay(options: ReplayOptions) -> Onset | None:
 def _check(options: ReplayOptions) -> None:
     if options.out.suffix != ".parquet":
         raise UsageError(f"--out {options.out}: a trace's name ends in .parquet")
-    known = [i.name for i in library([0], [0], 0)]
+    known = [i.name for i in library()]
     for name in options.trial_names:
         if name not in known:
             raise UsageError(f"--trial {name}: there is no such trial", hint=f"there are {', '.join(known)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanhunt.interventions import Trial, library
+from nanhunt.interventions import Trial
+from nanhunt.library import library
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
 
@@ -14,7 +15,7 @@ __all__ = ["trials"]
 def trials(trace: Path | None) -> str:
     """Return the catalogue of trials, or the trials of a trace with their outcomes."""
     if trace is None:
-        catalogue = library([0], [0], 0)
+        catalogue = library()
         width = max(len(i.name) for i in catalogue) + 2
         return "".join(f"{i.name:<{width}}{i.question}\n" for i in catalogue)
     done = [Trial.from_json(body) for body in Trace.open(trace).notes_of(NoteKind.TRIAL)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanhunt.counterfactual import at_rate
+from nanhunt.changes.rate import at_rate
 from nanhunt.hunt.state import HuntState
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.source import SourceLine, caller_line, place

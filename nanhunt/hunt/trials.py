@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
-from nanhunt.counterfactual import Bench, Window, run_trial
+from nanhunt.bench import Bench, Window
+from nanhunt.counterfactual import run_trial
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.hunt.state import HuntState
-from nanhunt.interventions import Intervention, library
+from nanhunt.interventions import Intervention
+from nanhunt.library import Given, library
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
 
@@ -32,7 +34,8 @@ def try_causes(state: HuntState) -> None:
     budget = max(20.0, 10.0 * state.seconds) if budget is None else budget
     began = time.perf_counter()
     names = _wanted(state)
-    for intervention in library(onset.samples, _placebo(state), _healthy_step(state)):
+    given = Given(samples=tuple(onset.samples), placebo=tuple(_placebo(state)), other_step=_healthy_step(state))
+    for intervention in library(given):
         if intervention.name not in names:
             continue
         if intervention.name != "exact" and time.perf_counter() - began > budget:

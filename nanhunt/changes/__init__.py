@@ -1,0 +1,40 @@
+"""How each change of a trial is made and read back, a file for a kind; `CHANGES` says which function makes which.
+
+A function takes the bench and the change, and is a context manager around the window's steps. The run stands before the
+window's first step when it is entered; weights, moments, generators and batches are put back by the trial afterwards, so
+that it undoes only what lies outside of them: settings, hooks, patched functions. It raises NotApplicableError where
+there is nothing to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from nanhunt import interventions as what
+from nanhunt.bench import Bench, Made
+from nanhunt.changes.batches import other_batch, without_samples
+from nanhunt.changes.precision import whole_step
+from nanhunt.changes.rate import scaled_rate
+from nanhunt.changes.scaler import held_scale
+from nanhunt.changes.second_moment import raised_floor
+
+__all__ = ["CHANGES", "change_made"]
+
+CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextManager[Made]]], ...] = (
+    (what.Precision, whole_step),
+    (what.WithoutSamples, without_samples),
+    (what.OtherBatch, other_batch),
+    (what.LossScale, held_scale),
+    (what.SecondMomentFloor, raised_floor),
+    (what.Rate, scaled_rate),
+)
+
+
+def change_made(bench: Bench, change: what.Change | None) -> AbstractContextManager[Made]:
+    """Return the context inside of which a change stands; None changes nothing."""
+    if change is None:
+        return nullcontext(Made(readback=["nothing was changed"]))
+    make = next(function for kind, function in CHANGES if isinstance(change, kind))
+    return make(bench, change)

@@ -1,0 +1,49 @@
+"""The learning rate of every update, times a factor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from nanhunt.bench import Bench, Made
+from nanhunt.interventions import Rate
+from nanhunt.training.run import TrainingRun
+
+__all__ = ["at_rate", "scaled_rate"]
+
+
+@contextmanager
+def scaled_rate(bench: Bench, change: Rate) -> Iterator[Made]:
+    """Scale what each update sees of the rate; the scheduler keeps its own."""
+    with at_rate(bench.run, change.factor):
+        yield Made(readback=[f"learning rate of each update × {change.factor:g}"])
+
+
+@contextmanager
+def at_rate(run: TrainingRun, factor: float) -> Iterator[None]:
+    """Run the body with every update at a learning rate times `factor`."""
+    with contextlib.ExitStack() as stack:
+        for optimizer in run.optimizers:
+            _scale_updates(optimizer, factor, stack)
+        yield
+
+
+def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: contextlib.ExitStack) -> None:
+    step_function = optimizer.step
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        try:
+            return step_function(*args, **kwargs)
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    optimizer.step = scaled  # type: ignore[method-assign]
+    stack.callback(lambda: setattr(optimizer, "step", step_function))
