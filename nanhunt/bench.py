@@ -10,7 +10,7 @@ from torch import Tensor
 from nanhunt.trace.schema import Onset
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
-from nanhunt.training.step import StepWatch
+from nanhunt.training.step import StepResult, StepWatch
 from nanhunt.verdicts import Known
 
 __all__ = ["Bench", "Made", "NotApplicableError", "Window"]
@@ -46,6 +46,8 @@ class Bench:
     onset: Onset
     known: Known
     window: Window
+    #: the scalars of each step as the replay saw them
+    seen: dict[int, StepResult] = field(default_factory=dict)
     #: norm of the whole update by trial and step, as measured so far
     update_norms: dict[str, dict[int, float]] = field(default_factory=dict)
     #: weights and buffers of another checkpoint, by name

@@ -79,6 +79,9 @@ def replay(
     trials: Annotated[bool, typer.Option("--trials/--no-trials", help="try causes by intervention")] = True,
     trial: Annotated[list[str] | None, typer.Option(help="also run this trial (see `nanhunt trials`)")] = None,
     trials_budget: Annotated[float | None, typer.Option(min=0, help="seconds for trials")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="another checkpoint of the run, to restore weights from")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
@@ -106,6 +109,7 @@ def replay(
         trials=trials,
         trial_names=tuple(trial or ()),
         trials_budget=trials_budget,
+        reference=reference,
         dry_run=dry_run,
         trust_pickle=trust_pickle,
         seed=seed,
@@ -123,6 +127,9 @@ def report(
     format: Format = None,
     out: Out = None,
     top: Annotated[int, typer.Option(min=1, help="suspects and headroom rows shown")] = 5,
+    repro: Annotated[
+        Path | None, typer.Option(help="also write a script of the culprit op with its real operands: repro.py")
+    ] = None,
     exit_code: ExitCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -131,7 +138,8 @@ def report(
     from nanhunt.commands.report import ReportOptions
     from nanhunt.commands.report import report as run
 
-    diagnosis = run(ReportOptions(trace=trace, format=format, out=out, top=top, verbose=verbose))
+    options = ReportOptions(trace=trace, format=format, out=out, top=top, verbose=verbose, repro=repro, quiet=quiet)
+    diagnosis = run(options)
     if exit_code and diagnosis.outcome == "fault":
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanhunt.bench import Bench, NotApplicableError
 from nanhunt.changes import change_made
-from nanhunt.interventions import Intervention, Outcome, SecondMomentFloor, Trial
+from nanhunt.interventions import EarlierStep, Intervention, Outcome, SecondMomentFloor, Trial
 from nanhunt.probes.lost.watch import LostValues
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
@@ -42,6 +42,8 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
     began = time.perf_counter()
     window, readback = bench.window, [""]
     replayed: list[Replayed] = []
+    if isinstance(intervention.change, EarlierStep) and not intervention.missing:
+        return _as_it_was_seen(bench, intervention, intervention.change.step)
     try:
         if intervention.missing:
             raise NotApplicableError(intervention.missing)
@@ -53,6 +55,9 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
         outcome, detail = _judged(bench, replayed)
     except NotApplicableError as reason:
         outcome, detail, readback = "failed", f"not applicable: {reason}", []
+    except Exception as error:  # a change that breaks in the user's code, or a defect of ours, costs one trial only
+        said = (str(error).splitlines() or [""])[0][:160]
+        outcome, detail, readback = "failed", f"the change raised {type(error).__name__}: {said}", []
     losses = [r.result.loss for r in replayed if r.result is not None]
     first = replayed[0].result if replayed else None
     return Trial(
@@ -67,6 +72,35 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
         grad_norm_before=window.grad_norm,
         seconds=time.perf_counter() - began,
     )
+
+
+def _as_it_was_seen(bench: Bench, intervention: Intervention, step: int) -> Trial:
+    """Run a healthy step again; it persists where loss and gradient norm are those that were seen, bit for bit."""
+    began = time.perf_counter()
+    with kept(bench.run, bench.window.last + 1):
+        rewind(bench.run, bench.ring, step)
+        quiet = RowBuffer()
+        again = replay_step(bench.run, step, quiet, recorded=False).result
+        quiet.take()
+    seen = bench.seen.get(step)
+    same = again is not None and seen is not None and (again.loss, again.grad_norm) == (seen.loss, seen.grad_norm)
+    said = (
+        "in each bit"
+        if same
+        else f"{again.loss if again else 'nothing'!r}, and {seen.loss if seen else 'nothing'!r} at first"
+    )
+    return Trial(
+        name=intervention.name,
+        outcome="persists" if same else "cured",
+        detail=f"step {step} gives the loss and gradient norm that were seen, {said}" if same else f"loss of step {step}: {said}",
+        readback="nothing was changed",
+        intervention=intervention.to_json(),
+        loss=again.loss if again else None,
+        grad_norm=again.grad_norm if again else None,
+        loss_before=seen.loss if seen else None,
+        grad_norm_before=seen.grad_norm if seen else None,
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
 
 
 def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[StepWatch]) -> list[Replayed]:

@@ -14,6 +14,7 @@ __all__ = [
     "BackwardByAutograd",
     "Change",
     "Clip",
+    "EarlierStep",
     "Emulation",
     "Expectation",
     "FreshScaler",
@@ -53,6 +54,14 @@ class Change:
     """One factor that a trial changes; subclasses say which, and their fields how."""
 
     kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierStep(Change):
+    """No change: an earlier, healthy step again, which persists where it comes out as it was seen, bit for bit."""
+
+    kind: ClassVar[str] = "earlier-step"
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +275,14 @@ class Intervention:
 class Prediction:
     """What a cause says, beforehand, that an intervention will do to the fault.
 
-    Where it is `decisive`, the other outcome refutes the cause; else it tells for the cause when it comes, and nothing
-    when it does not: a rate that is still too high at a tenth.
+    `refutes`: the other outcome is against the cause; not so of a rate that may be too high at a tenth, too. `confirms`:
+    the outcome tells for this cause and no other; not so of a smaller rate, which helps against much.
     """
 
     trial: str
     expect: Expectation
-    decisive: bool = True
+    refutes: bool = True
+    confirms: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +305,8 @@ class Trial:
     loss_before: float | None = None
     grad_norm_before: float | None = None
     seconds: float | None = None
+    #: the user named it
+    asked: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the trial as JSON values; `from_json` is its inverse."""

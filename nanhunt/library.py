@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nanhunt.interventions import (
     BackwardByAutograd,
     Clip,
+    EarlierStep,
     Emulation,
     FreshScaler,
     HalvedScale,
@@ -51,7 +52,11 @@ class Given:
     placebo: tuple[int, ...] = ()
     #: the first of as many healthy steps as the window has, whose batches are kept
     other_step: int | None = None
+    #: a healthy step right before the window
+    earlier_step: int | None = None
     module: str = ""
+    #: the suspect module, or the list of blocks that it is one of
+    drawn: str = ""
     #: a module of the same kind that is not suspect
     other_module: str = ""
     source: str = ""
@@ -74,6 +79,13 @@ def library(given: Given | None = None) -> tuple[Intervention, ...]:
     known = given or Given()
     return (
         Intervention(name="exact", question="does the very same step fail again?"),
+        Intervention(
+            name="exact-before",
+            change=EarlierStep(known.earlier_step or 0),
+            missing=_unless(known.earlier_step is not None, "no earlier step is kept"),
+            placebo_of="exact",
+            question="does a healthy step before it come out as it was seen?",
+        ),
         *_formats(known),
         *_data(known),
         *_scaler(),
@@ -273,13 +285,14 @@ def _model(known: Given) -> tuple[Intervention, ...]:
         ),
         Intervention(
             name="fresh-init",
-            change=Redrawn(known.module),
+            change=Redrawn(known.drawn),
+            missing=_unless(known.drawn, "no module is suspect"),
             question="do weights hold that are drawn as torch draws them?",
         ),
         Intervention(
             name="init-placebo",
-            change=Redrawn(known.module, outside=True),
-            missing=_unless(known.module, "no module is suspect"),
+            change=Redrawn(known.drawn, outside=True),
+            missing=_unless(known.drawn, "no module is suspect"),
             placebo_of="fresh-init",
             question="does drawing all other layers anew help too?",
         ),

@@ -15,7 +15,7 @@ from typing import Any
 from nanhunt.probes.birth import describe_birth
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import samples_of
-from nanhunt.probes.event import OpEvent
+from nanhunt.probes.event import Capture, OpEvent
 from nanhunt.probes.lost.casts import Lossy
 from nanhunt.probes.lost.erased import Erased, chains_of, erased_in, norms_in
 from nanhunt.probes.lost.moves import Unmoved
@@ -32,7 +32,7 @@ from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 
-__all__ = ["SilentFault", "ZeroWatch", "classes_of", "loses_at", "survey"]
+__all__ = ["SilentFault", "ZeroWatch", "call_of", "classes_of", "loses_at", "survey"]
 
 #: Share of a tensor's energy that a saturating cast cuts off, from which it is a fault: the amax alone, a tenth over the
 #: end, loses less than a hundredth of that.
@@ -93,6 +93,19 @@ def survey(run: TrainingRun, ring: SnapshotRing, step: int) -> list[SilentFault]
         told += [f for f in (_lossy(run, found, step) for found in watch.casts) if f is not None]
     unique = {fault.place: fault for fault in sorted(told, key=lambda f: f.serious)}
     return sorted(unique.values(), key=lambda f: (not f.serious, -float(f.body["weight"])))
+
+
+def call_of(run: TrainingRun, ring: SnapshotRing, fault: SilentFault) -> Capture | None:
+    """Look at a fault's step once more and return the call that loses the values; None where it is not met again."""
+    step, index = int(fault.body["step"]), int(fault.body["seq"])
+    if step < ring.oldest_step:
+        return None
+    with kept(run, step + 1):
+        closer = Closer({index})
+        _looked(run, ring, step, RowBuffer(), closer)
+        closer.release()
+    found = closer.captures.get(index)
+    return found if found is not None and facts_of(found.func).name == fault.body["op"] else None
 
 
 @dataclass(slots=True)

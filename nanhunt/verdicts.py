@@ -148,7 +148,7 @@ class _Both(StepWatch):
 @contextmanager
 def scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
     """Run the body with gradient scalers whose scale is fixed; the run's own, and the loop's, come back after it."""
-    own, theirs = run.scaler, run.owned.scalers
+    own, theirs = run.scaler, [s for s in run.owned.scalers if s.is_enabled()]  # one that is off has no scale at all
     states = [copy.copy(vars(scaler)) for scaler in theirs]
     # growth that never comes and a backoff of 1 - 2^-10 per skip: as good as fixed for one step
     fixed = {"_growth_interval": 1 << 30, "_backoff_factor": 1 - 2**-10, "_init_scale": scale}

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nanhunt.culprit import Culprit, culprit_of, raised_culprit
 from nanhunt.probes.birth import ancestry, consumers, describe_birth, masked_facts, with_slope
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.elements import Layout
@@ -43,6 +44,8 @@ class Zoomed:
     notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
     #: the look did not show the fault, which plain repetitions had shown
     gone: bool = False
+    #: the call that shows the fault by itself, or why there is none; None where no op was looked at
+    culprit: Culprit | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +166,13 @@ def _exception(zoom: _Zoom, rows: RowBuffer, raised: Replayed) -> Zoomed:
     micro = max(0, len(look.replayed.layouts) - 1)
     same = look.probe.raised is not None and str(look.probe.raised) == str(raised.error)
     zoomed.onset = replace(zoomed.onset, micro=micro, op=look.probe.raising if same else None)
+    zoomed.culprit = raised_culprit(look.probe.raising_call if same else None, look.probe.raised)
     births: list[Birth] = []
     if look.root is not None and look.root.event is not None:
         zoomed.rows, births = look.rows, _told_births(zoom, look)
         placed = _fine_onset(zoom, look.root, births)
         zoomed.onset = replace(placed, kind="exception", detail=zoom.fault.detail)
+        zoomed.culprit = culprit_of(look.root.event, look.closer, look.root.inherited)
         zoomed.notes = [n for n in zoomed.notes if n[0] is not NoteKind.SOURCE]
         zoomed.notes += _root_notes(zoom, look, births)
     return _with_samples(zoom, zoomed, births, {})
@@ -181,6 +186,7 @@ def _look(zoom: _Zoom, rows: RowBuffer) -> Zoomed:
         return zoomed
     births = _told_births(zoom, look)
     zoomed.onset = _fine_onset(zoom, look.root, births)
+    zoomed.culprit = culprit_of(look.root.event, look.closer, look.root.inherited)
     zoomed.notes += _root_notes(zoom, look, births)
     # of a tuple the first: what comes after it is a recurrent module's last state
     made = (r for r in zoomed.rows if r.role == Role.OUTPUT.value and r.name in ("", "0"))

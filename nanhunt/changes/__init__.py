@@ -14,10 +14,23 @@ from typing import Any
 
 from nanhunt import interventions as what
 from nanhunt.bench import Bench, Made
+from nanhunt.changes.backward_by_autograd import derived_backward
 from nanhunt.changes.batches import other_batch, without_samples
+from nanhunt.changes.clip import clipped_gradients
+from nanhunt.changes.emulation import emulated
+from nanhunt.changes.line_precision import wide_line
+from nanhunt.changes.matched_norm import matched_norm
+from nanhunt.changes.module_precision import wide_module
+from nanhunt.changes.moments import fresh_moments
+from nanhunt.changes.norm_epsilon import larger_epsilon
+from nanhunt.changes.optimizer_setting import other_setting
 from nanhunt.changes.precision import whole_step
 from nanhunt.changes.rate import scaled_rate
-from nanhunt.changes.scaler import held_scale
+from nanhunt.changes.redrawn import redrawn_layers
+from nanhunt.changes.reference_kernels import reference_kernels
+from nanhunt.changes.restored_weights import restored_weights
+from nanhunt.changes.scaler import fresh_scaler, halved_scale, held_scale, zeroed_gradients
+from nanhunt.changes.scores import other_scores
 from nanhunt.changes.second_moment import raised_floor
 
 __all__ = ["CHANGES", "change_made"]
@@ -29,6 +42,22 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
     (what.LossScale, held_scale),
     (what.SecondMomentFloor, raised_floor),
     (what.Rate, scaled_rate),
+    (what.LinePrecision, wide_line),
+    (what.Redrawn, redrawn_layers),
+    (what.MatchedNorm, matched_norm),
+    (what.Clip, clipped_gradients),
+    (what.Moments, fresh_moments),
+    (what.OptimizerSetting, other_setting),
+    (what.Emulation, emulated),
+    (what.HalvedScale, halved_scale),
+    (what.FreshScaler, fresh_scaler),
+    (what.ZeroedGradients, zeroed_gradients),
+    (what.ModulePrecision, wide_module),
+    (what.RestoredWeights, restored_weights),
+    (what.Scores, other_scores),
+    (what.NormEpsilon, larger_epsilon),
+    (what.ReferenceKernels, reference_kernels),
+    (what.BackwardByAutograd, derived_backward),
 )
 
 

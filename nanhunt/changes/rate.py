@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,21 +24,22 @@ def scaled_rate(bench: Bench, change: Rate) -> Iterator[Made]:
 
 
 @contextmanager
-def at_rate(run: TrainingRun, factor: float) -> Iterator[None]:
-    """Run the body with every update at a learning rate times `factor`."""
+def at_rate(run: TrainingRun, factor: float | Callable[[], float]) -> Iterator[None]:
+    """Run the body with every update at a learning rate times `factor`; a function is asked at each update."""
+    asked = factor if callable(factor) else lambda: factor
     with contextlib.ExitStack() as stack:
         for optimizer in run.optimizers:
-            _scale_updates(optimizer, factor, stack)
+            _scale_updates(optimizer, asked, stack)
         yield
 
 
-def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: contextlib.ExitStack) -> None:
-    step_function = optimizer.step
+def _scale_updates(optimizer: torch.optim.Optimizer, factor: Callable[[], float], stack: contextlib.ExitStack) -> None:
+    step_function, hung = optimizer.step, "step" in vars(optimizer)  # a scheduler hangs its own on the optimizer
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         rates = [group["lr"] for group in optimizer.param_groups]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * factor()
         try:
             return step_function(*args, **kwargs)
         finally:
@@ -46,4 +47,4 @@ def _scale_updates(optimizer: torch.optim.Optimizer, factor: float, stack: conte
                 group["lr"] = rate
 
     optimizer.step = scaled  # type: ignore[method-assign]
-    stack.callback(lambda: setattr(optimizer, "step", step_function))
+    stack.callback(lambda: setattr(optimizer, "step", step_function) if hung else delattr(optimizer, "step"))

@@ -19,12 +19,15 @@ import nanhunt
 from nanhunt.commands.progress import Bar
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
+from nanhunt.hunt.again import try_again
 from nanhunt.library import library
-from nanhunt.trace.schema import Manifest, Onset
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import Manifest, NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
+from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
 __all__ = ["ReplayOptions", "replay"]
@@ -49,6 +52,8 @@ class ReplayOptions:
     trials: bool = True
     trial_names: tuple[str, ...] = ()
     trials_budget: float | None = None
+    #: another checkpoint of the run, to restore weights from
+    reference: Path | None = None
     dry_run: bool = False
     trust_pickle: bool = False
     seed: int | None = None
@@ -70,6 +75,7 @@ def replay(options: ReplayOptions) -> Onset | None:
     config_path = find_config(options.config, options.checkpoint)
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
+    other = _other_checkpoint(options, config)
     _refuse_to_overwrite(options)
     device = _device(options.device)
     run = assemble(
@@ -82,9 +88,6 @@ def replay(options: ReplayOptions) -> Onset | None:
         seed=options.seed,
     )
     steps = options.steps or config.train.steps
-    if options.dry_run:
-        print("\n".join(_plan(run, config_path, steps, options)))
-        return None
     settings = HuntSettings(
         steps=steps,
         every=options.every,
@@ -92,13 +95,26 @@ def replay(options: ReplayOptions) -> Onset | None:
         trials=options.trials,
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
+        reference=str(options.reference or ""),
+        reference_tensors=reference_tensors(run, other) if other is not None else {},
     )
+    if options.dry_run:
+        print("\n".join(_plan(run, config_path, steps, options)))
+        return None
+    if _adds(options):
+        return _add_trials(options, run, checkpoint, settings)
     manifest = _manifest(options, config, config_path, checkpoint, run, settings)
     writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
         onset = hunt(run, writer, settings, bar)
     _say(options, run, onset, bar)
     return onset
+
+
+def _other_checkpoint(options: ReplayOptions, config: RunConfig) -> Checkpoint | None:
+    if options.reference is None:
+        return None
+    return load_checkpoint(options.reference, keys=config.checkpoint, trust_pickle=options.trust_pickle)
 
 
 def _check(options: ReplayOptions) -> None:
@@ -110,8 +126,35 @@ def _check(options: ReplayOptions) -> None:
             raise UsageError(f"--trial {name}: there is no such trial", hint=f"there are {', '.join(known)}")
 
 
+def _adds(options: ReplayOptions) -> bool:
+    """Whether trials are asked for by name of a trace that is there: they are added to it."""
+    return bool(options.trial_names) and options.out.exists() and not options.force
+
+
+def _add_trials(
+    options: ReplayOptions, run: TrainingRun, checkpoint: Checkpoint, settings: HuntSettings
+) -> Onset | None:
+    trace = Trace.open(options.out)
+    if trace.manifest.checkpoint_digest != checkpoint.digest:
+        raise UsageError(
+            f"--trial: {options.out} is the trace of another checkpoint, {trace.manifest.checkpoint}",
+            hint="name its own checkpoint, or another trace with --out",
+        )
+    bar = Bar(settings.steps, quiet=options.quiet)
+    with _terminable(), bar:
+        trials = try_again(run, options.out.absolute(), settings, bar)
+    for trial in trials if not options.quiet else ():
+        print(f"{trial.name}: {trial.outcome}: {trial.detail}", file=sys.stderr)
+    if options.announce:
+        print(f"nanhunt report {options.out}")
+    body = trace.note_of(NoteKind.ONSET)
+    return Onset.from_json(body) if body else None
+
+
 def _refuse_to_overwrite(options: ReplayOptions) -> None:
     """Refuse an existing trace as the writer does, but before the user's model is built, which may take minutes."""
+    if _adds(options):
+        return
     for path in (options.out, partial_path(options.out)):
         if path.exists() and not (options.force or options.dry_run):
             hint = f"`nanhunt report {path}` reads it; pass --force to overwrite it, or another name with --out"
@@ -205,6 +248,7 @@ def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOption
     facts: dict[str, Any] = {
         "config": config_path,
         "checkpoint": f"{options.checkpoint} ({run.match})",
+        **({"reference": options.reference} if options.reference is not None else {}),
         "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
         "optimizer": ", ".join(type(o).__name__ for o in run.optimizers),
         "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",

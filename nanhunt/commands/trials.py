@@ -18,10 +18,11 @@ def trials(trace: Path | None) -> str:
         catalogue = library()
         width = max(len(i.name) for i in catalogue) + 2
         return "".join(f"{i.name:<{width}}{i.question}\n" for i in catalogue)
-    done = [Trial.from_json(body) for body in Trace.open(trace).notes_of(NoteKind.TRIAL)]
+    found = (Trial.from_json(body) for body in Trace.open(trace).notes_of(NoteKind.TRIAL))
+    done = {trial.name: trial for trial in found}  # one that was run again counts as it came out last
     if not done:
         return "no trial was run: the replay was healthy, or --no-trials was given\n"
-    return "".join(_row(trial) for trial in done)
+    return "".join(_row(trial) for trial in done.values())
 
 
 def _row(trial: Trial) -> str:

@@ -11,6 +11,7 @@ come: `refuted`, unless the certificate stands, which no trial can take back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.interventions import Prediction, Trial
+from nanhunt.library import library
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Onset
 
@@ -80,35 +82,61 @@ def _answer(cause: Cause, evidence: Evidence) -> Suspect | NotApplicable | None:
         return NotApplicable(reason=f"a defect in nanhunt while examining it: {type(error).__name__}: {error}")
 
 
+#: A cure by these counts only beside a placebo that does not cure.
+_WITH_PLACEBO = frozenset(i.placebo_of for i in library() if i.placebo_of is not None)
+
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
 def _with_trials(suspect: Suspect, evidence: Evidence) -> Suspect:
     """Hold the suspect's predictions against the trials that were run."""
     pairs = [(evidence.trials[p.trial], p) for p in suspect.predictions if p.trial in evidence.trials]
-    return replace(suspect, trials=tuple(pairs), grade=_regraded(suspect, pairs, evidence))
+    grade = _regraded(suspect, pairs, evidence)
+    return replace(suspect, trials=(*pairs, *_beside(suspect, pairs, evidence)), grade=grade)
+
+
+def _beside(
+    suspect: Suspect, pairs: list[tuple[Trial, Prediction]], evidence: Evidence
+) -> Iterator[tuple[Trial, Prediction | None]]:
+    """Yield the trials with a suspect's own samples that it predicted nothing of: they show what helps."""
+    named = {trial.name for trial, _ in pairs}
+    for name in ("drop-samples", "drop-placebo") if suspect.location.samples else ():
+        trial = evidence.trials.get(name)
+        if trial is not None and name not in named and trial.outcome != "failed":
+            yield trial, None
 
 
 def _regraded(suspect: Suspect, pairs: list[tuple[Trial, Prediction]], evidence: Evidence) -> Grade:
+    """Return the grade behind the trials; the rules are in docs/trials.md."""
     told = [(t, p) for t, p in pairs if t.outcome != "failed"]
     if suspect.grade in (Grade.PROVED, Grade.REFUTED) or not told:
         return suspect.grade
-    missed_cure = any(p.expect == "cured" and t.outcome == "persists" for t, p in told)
-    if missed_cure:
+    if not _baseline_fails(pairs, evidence):
+        return suspect.grade  # what does not fail again is cured by anything
+    if any(p.refutes and p.expect == "cured" and t.outcome == "persists" for t, p in told):
         return Grade.REFUTED
-    holds = all(t.outcome == p.expect for t, p in told)
-    cured = [t for t, p in told if p.expect == "cured" and t.outcome == "cured"]
-    if holds and cured and evidence.outcome("exact") == "persists" and not _placebo_cures(cured, evidence):
-        return Grade.CONFIRMED
-    return suspect.grade
+    holds = all(t.outcome == p.expect for t, p in told if p.confirms)
+    cured = [t for t, p in told if p.confirms and p.expect == "cured" and t.outcome == "cured"]
+    return Grade.CONFIRMED if holds and cured and not _placebo_cures(cured, evidence) else suspect.grade
+
+
+def _baseline_fails(pairs: list[tuple[Trial, Prediction]], evidence: Evidence) -> bool:
+    """Whether the very same step failed again; a cause that says it will not is held against what it says."""
+    return evidence.outcome("exact") == "persists" or any(p.trial == "exact" for _, p in pairs)
 
 
 def _placebo_cures(cured: list[Trial], evidence: Evidence) -> bool:
+    """Whether a placebo of a cure cures as well, or one that there ought to be was not run to its end."""
     names = {t.name for t in cured}
-    if "drop-samples" in names and evidence.outcome("drop-placebo") != "persists":
-        return True  # a cure that has a placebo counts only beside it
-    placebos = [t for t in evidence.trials.values() if t.intervention.get("placebo_of") in names]
-    return any(t.outcome == "cured" for t in placebos)
+    placebos = [i for i in library() if i.placebo_of in names]
+    ran = {i.name: evidence.trials[i.name] for i in placebos if i.name in evidence.trials}
+    if any(t.outcome == "cured" for t in ran.values()):
+        return True
+    return any(
+        not any(i.placebo_of == name and ran[i.name].outcome == "persists" for i in placebos if i.name in ran)
+        for name in names
+        if name in _WITH_PLACEBO
+    )
 
 
 def _ranked(suspects: list[Suspect]) -> list[Suspect]:
@@ -208,6 +236,7 @@ def _run_facts(trace: Trace) -> dict[str, Any]:
         "match": manifest.match,
         "parameters": manifest.parameters,
         "trace": str(trace.path),
+        "repro": str((trace.note_of(NoteKind.REPRO) or {}).get("file") or ""),
         "versions": {"nanhunt": manifest.nanhunt_version, "torch": manifest.torch_version},
     }
 

@@ -19,6 +19,7 @@ from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.errors import ConfigError
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
+from nanhunt.hunt.culprit import keep_culprit
 from nanhunt.hunt.hindsight import begun_badly, seen_in_the_rows
 from nanhunt.hunt.meant import meant_so
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
@@ -77,6 +78,7 @@ def _has_onset(state: HuntState) -> bool:
         state.onset = _held_against_compiled(state)
     if state.onset is not None:
         state.writer.note(NoteKind.ONSET, state.onset.to_json())
+        keep_culprit(state)
     return state.onset is not None
 
 
@@ -265,11 +267,12 @@ def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: St
 
 
 def _written(state: HuntState, zoomed: Zoomed) -> Onset:
-    """Write what the zoom found and return the onset."""
+    """Write what the zoom found, keep its culprit at hand, and return the onset."""
     state.writer.write(zoomed.rows)
     for kind, body in zoomed.notes:
         state.writer.note(kind, body)
     state.writer.flush()
+    state.culprit = zoomed.culprit
     return zoomed.onset
 
 

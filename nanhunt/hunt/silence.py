@@ -11,12 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 from nanhunt.accumulation import accumulates_narrowly, accumulation_loss
+from nanhunt.culprit import silent_culprit
 from nanhunt.diagnosis.causes.low_precision_accumulation import LOST
 from nanhunt.gradcheck import check_functions, has_functions
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
 from nanhunt.stall import can_flush
-from nanhunt.survey import SilentFault, survey
+from nanhunt.survey import SilentFault, call_of, survey
 from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
 
 __all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silent_onset"]
@@ -71,7 +72,7 @@ def _write(state: HuntState, asked: SilentFault, found: SilentFault) -> None:
 def silent_at(state: HuntState, step: int, kind: str) -> Onset | None:
     """Return the onset of a serious finding of this kind at this step or before it."""
     found = [f for f in state.findings if f.serious and f.kind == kind and f.body["step"] <= step]
-    return _onset(min(found, key=lambda f: f.body["step"])) if found else None
+    return _with_call(state, min(found, key=lambda f: f.body["step"])) if found else None
 
 
 def silent_onset(state: HuntState) -> Onset | None:
@@ -90,7 +91,7 @@ def silent_onset(state: HuntState) -> Onset | None:
         _look_further(state, first, last)
     serious = [f for f in state.findings if f.serious]
     if serious:
-        return _onset(min(serious, key=lambda f: (f.body["step"], f.body["seq"])))
+        return _with_call(state, min(serious, key=lambda f: (f.body["step"], f.body["seq"])))
     return _wrong_backward(state, first) or _badly_added(state, first)
 
 
@@ -140,6 +141,12 @@ def _look_further(state: HuntState, first: int, last: int) -> None:
         if width < 2:
             return
         look_at(state, middle)
+
+
+def _with_call(state: HuntState, fault: SilentFault) -> Onset:
+    """Return the onset of a finding, and keep the call that loses the values at hand."""
+    state.culprit = silent_culprit(call_of(state.run, state.ring, fault), fault.body)
+    return _onset(fault)
 
 
 def _onset(fault: SilentFault) -> Onset:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from nanhunt.culprit import Culprit
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
-from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepResult
 from nanhunt.verdicts import Known
 
-__all__ = ["HuntSettings", "HuntState", "Progress"]
+__all__ = ["HuntSettings", "HuntState", "Progress", "Sink"]
 
 
 class Progress(Protocol):
@@ -29,6 +33,23 @@ class Progress(Protocol):
 
     def step(self, result: StepResult | None, step: int) -> None:
         """A step was replayed."""
+
+
+class Sink(Protocol):
+    """What rows and notes go into: a trace that is being written, or one that is added to."""
+
+    #: the trace's own place, and where what was flushed can be read until it is closed
+    path: Path
+    partial: Path
+
+    def write(self, rows: Sequence[Observation]) -> None:
+        """Take rows."""
+
+    def note(self, kind: NoteKind, body: dict[str, Any]) -> None:
+        """Take a note."""
+
+    def flush(self) -> None:
+        """Bring what was taken to the disk."""
 
 
 class Silent:
@@ -51,8 +72,11 @@ class HuntSettings:
     trials: bool = True
     #: names of trials asked for besides those that suspects ask for
     trial_names: tuple[str, ...] = ()
-    #: seconds for trials; None is ten times the replay's own time, at least 20
+    #: seconds for trials; None is four times the replay's own time, at least 20
     trials_budget: float | None = None
+    #: path of another checkpoint, and its weights and buffers by the model's names
+    reference: str = ""
+    reference_tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -60,7 +84,7 @@ class HuntState:
     """The run, its snapshots, and what was seen so far."""
 
     run: TrainingRun
-    writer: TraceWriter
+    writer: Sink
     settings: HuntSettings
     progress: Progress
     known: Known
@@ -89,6 +113,8 @@ class HuntState:
     #: steps in a row whose clip met a loss scale
     scaled_clips: int = 0
     onset: Onset | None = None
+    #: the call that shows the onset by itself, or why there is none; None where nobody said
+    culprit: Culprit | str | None = None
     #: the reason of a stall, as `stalls` names it
     stall: str = ""
     event: Event | None = None
@@ -124,6 +150,7 @@ class HuntState:
     def begin_anew(self) -> None:
         """Go on behind a spike that was no fault: what was normal before it is so no more."""
         self.watch, self.event, self.onset, self.stall = SpikeWatch(), None, None, ""
+        self.culprit = None
 
     def write(self) -> list[Observation]:
         """Bring the rows so far to the trace and return them."""

@@ -3,91 +3,85 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from nanhunt.bench import Bench, Window
 from nanhunt.counterfactual import run_trial
+from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.diagnose import diagnose
+from nanhunt.hunt.choice import next_trial
+from nanhunt.hunt.given import given_of
 from nanhunt.hunt.state import HuntState
-from nanhunt.interventions import Intervention
-from nanhunt.library import Given, library
+from nanhunt.hunt.window import window_of
+from nanhunt.interventions import Intervention, Outcome, Trial
+from nanhunt.library import library
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import NoteKind
+from nanhunt.trace.schema import NoteKind, OnsetKind
 
-__all__ = ["try_causes"]
+__all__ = ["run_trials", "try_causes"]
 
-#: Stalls that a single step shows: no weight moves.
-_UNMOVED = ("no-gradient", "zero-gradient", "clipped", "no-update", "no-motion", "clip-overflow")
-#: Rise over the baseline up to which a loss is the run's own again: in units of its noise, and a share of it.
-_NOISE, _RISE = 6.0, 0.1
 #: Faults that one step cannot show: nothing that a trial could be judged by.
 _UNTRIED = ("flat", "scaled-clip", "lost-update")
+#: What is tried of every non-finite value, whoever is suspected.
+_OF_VALUES = frozenset({"fp32", "bf16", "drop-samples"})
+#: Seconds for trials, at least, and times the replay's own.
+_SECONDS, _TIMES = 20.0, 4.0
 
 
 def try_causes(state: HuntState) -> None:
-    """Run the exact repetition first, then the trials that the suspects ask for, within the budget."""
-    onset = state.onset
+    """Run the exact repetition first, then what tells most, within the budget."""
+    onset, settings = state.onset, state.settings
     assert onset is not None
-    if onset.kind == "stall" and state.stall in _UNTRIED:
+    if onset.kind == "stall" and state.stall in _UNTRIED and not settings.trial_names:
         return
-    bench = Bench(run=state.run, ring=state.ring, onset=onset, known=state.known, window=_window(state))
-    budget = state.settings.trials_budget
-    budget = max(20.0, 10.0 * state.seconds) if budget is None else budget
+    window = window_of(state)
+    state.writer.note(NoteKind.WINDOW, asdict(window))
+    state.writer.flush()
+    run_trials(state, window, diagnose(Trace.open(state.writer.partial)))
+
+
+def run_trials(state: HuntState, window: Window, diagnosis: Diagnosis, only: Sequence[str] = ()) -> None:
+    """Run trials on the window and write them, most telling first: all that tell something, or `only` some by name."""
+    onset, settings = state.onset, state.settings
+    assert onset is not None
+    bench = Bench(
+        run=state.run, ring=state.ring, onset=onset, known=state.known, window=window, seen=dict(state.results),
+        reference=settings.reference_tensors,
+    )  # fmt: skip
+    rest = list(library(given_of(state, window, diagnosis)))
+    usual = _usual(onset.kind, has_reference=bool(settings.reference))
+    budget = settings.trials_budget
+    budget = max(_SECONDS, _TIMES * state.seconds) if budget is None else budget
     began = time.perf_counter()
-    names = _wanted(state)
-    given = Given(samples=tuple(onset.samples), placebo=tuple(_placebo(state)), other_step=_healthy_step(state))
-    for intervention in library(given):
-        if intervention.name not in names:
-            continue
-        if intervention.name != "exact" and time.perf_counter() - began > budget:
-            text = f"trials stopped after {budget:.0f} s (--trials-budget): {intervention.name} was not tried"
-            state.assume(text)
-            continue
-        state.progress.stage(f"trial: {intervention.name}")
-        _record_trial(state, bench, intervention)
+    outcomes: dict[str, Outcome] = {}
+    asked = frozenset(settings.trial_names)
+    if only:
+        rest = [trial for trial in rest if trial.name in ("exact", *only)]
+    while (trial := next_trial(rest, diagnosis.suspects, outcomes, usual, asked)) is not None:
+        rest.remove(trial)
+        if outcomes and trial.name not in asked and time.perf_counter() - began > budget:
+            state.assume(f"trials stopped after {budget:.0f} s (--trials-budget): {trial.name} was not tried")
+            break
+        state.progress.stage(f"trial: {trial.name}")
+        outcomes[trial.name] = _recorded(state, replace(run_trial(bench, trial), asked=trial.name in asked))
+        if trial.name == "exact" and outcomes["exact"] != "persists":
+            rest = _of_a_fault_that_is_gone(state, rest, asked)
 
 
-def _record_trial(state: HuntState, bench: Bench, intervention: Intervention) -> None:
-    trial = run_trial(bench, intervention)
+def _usual(kind: OnsetKind, *, has_reference: bool) -> frozenset[str]:
+    if kind in ("nan", "inf", "exception"):
+        return _OF_VALUES | ({"restore-weights"} if has_reference else set())
+    return frozenset({"drop-samples"} | ({"restore-weights"} if has_reference else set()))
+
+
+def _of_a_fault_that_is_gone(state: HuntState, rest: list[Intervention], asked: frozenset[str]) -> list[Intervention]:
+    """Leave what can be read of a fault that the same steps do not show again: whether other steps come out as seen."""
+    state.assume("the very same steps, run again, do not show the fault: no change can be judged by them")
+    return [i for i in rest if i.placebo_of == "exact" or i.name in asked]
+
+
+def _recorded(state: HuntState, trial: Trial) -> Outcome:
     state.writer.note(NoteKind.TRIAL, trial.to_json())
     state.writer.flush()
-
-
-def _wanted(state: HuntState) -> set[str]:
-    """Return the names of the trials to run: the standard ones, and what the suspects so far predict of."""
-    diagnosis = diagnose(Trace.open(state.writer.partial))
-    asked = {p.trial for suspect in diagnosis.suspects for p in suspect.predictions}
-    return {"exact", "fp32", "bf16", "drop-samples", "drop-placebo", *asked, *state.settings.trial_names}
-
-
-def _window(state: HuntState) -> Window:
-    onset, event = state.onset, state.event
-    assert onset is not None
-    if onset.kind == "stall" and state.zeros is not None:
-        return Window(first=onset.step, last=onset.step, zero_share=state.zeros)
-    if onset.kind == "stall" and state.stall in _UNMOVED:
-        return Window(first=onset.step, last=onset.step, motion=True)
-    if onset.kind == "stall" and state.stall in ("", "erased"):
-        return Window(first=onset.step, last=onset.step, silent=onset.source or "")
-    if event is None:
-        return Window(first=onset.step, last=onset.step)
-    last = event.alarm_step + min(4, len(event.after))
-    first = max(onset.step, state.ring.oldest_step)  # a lead longer than the ring is met where the ring begins
-    centre = event.baseline_loss
-    accepted = state.watch.loss.accepted
-    spread = sorted(abs(a - centre) for a in accepted)[len(accepted) // 2] if accepted else 0.0
-    limit = centre + max(_NOISE * 1.4826 * spread, _RISE * abs(centre))
-    return Window(first=first, last=last, limit=limit, alarm=event.alarm_step)
-
-
-def _placebo(state: HuntState) -> list[int]:
-    trace = Trace.open(state.writer.partial)
-    note = trace.note_of(NoteKind.SAMPLES)
-    return list(note.get("placebo") or []) if note else []
-
-
-def _healthy_step(state: HuntState) -> int | None:
-    """Return a step before the onset whose batch is still kept: the other half of the state × batch question."""
-    onset = state.onset
-    assert onset is not None
-    step = onset.step - 2
-    return step if step >= max(state.ring.oldest_step, state.run.start_step) else None
+    return trial.outcome

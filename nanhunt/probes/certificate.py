@@ -20,7 +20,7 @@ from nanhunt.probes.event import Capture, Slope
 from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.training.tree import map_tensors, tensors_of
 
-__all__ = ["Wide", "bad_mask", "in_fp64", "slope_in_fp64", "tensor_arguments", "verdict_of", "worst_output"]
+__all__ = ["Wide", "bad_mask", "draws", "in_fp64", "slope_in_fp64", "tensor_arguments", "verdict_of", "worst_output"]
 
 _WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
@@ -35,7 +35,7 @@ class Wide:
 
 def in_fp64(capture: Capture) -> Wide:
     """Run the op on its recorded inputs in fp64."""
-    if _draws(capture):
+    if draws(capture):
         return Wide(outputs={}, trouble="the op draws random numbers: another run is not this run")
     args, kwargs = _wide_arguments(capture)
     try:
@@ -57,7 +57,7 @@ def slope_in_fp64(capture: Capture, slope: Slope) -> Wide:
     Inputs are those that were recorded of the forward op, the incoming gradients those that its autograd node got. The
     gradients come in the order of the node's own, None of inputs that need none.
     """
-    if _draws(capture):
+    if draws(capture):
         return Wide(outputs={}, trouble="the forward op drew random numbers")
     leaves: list[Tensor] = []
 
@@ -96,7 +96,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
-def _draws(capture: Capture) -> bool:
+def draws(capture: Capture) -> bool:
     """Whether the op draws random numbers; attention with a dropout of zero is of that sort by name only."""
     names = [a.name for a in capture.func._schema.arguments]
     given = {**dict(zip(names, capture.args, strict=False)), **capture.kwargs}

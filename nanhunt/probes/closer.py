@@ -19,9 +19,9 @@ from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.training.tree import map_tensors, tensors_of
 
 #: Bytes of one call's operands, from which it is not kept.
-_KEEP_BYTES = 1 << 30
+KEEP_BYTES = 1 << 30
 
-__all__ = ["Closer", "OpWatch", "bytes_of", "copied"]
+__all__ = ["KEEP_BYTES", "Closer", "OpWatch", "bytes_of", "copied"]
 
 
 class OpWatch(Protocol):
@@ -76,7 +76,7 @@ class Closer:
         args = tuple(_of_lane(a, lane) for a in before[0])
         kwargs = {k: _of_lane(v, lane) for k, v in before[1].items()}
         made = [(n, t) for n, t in outputs if lane_of(event.op, n) in ("", lane)]
-        if bytes_of([args, kwargs]) > _KEEP_BYTES or not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
+        if bytes_of([args, kwargs]) > KEEP_BYTES or not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
             return
         named = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
         self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane)

@@ -30,14 +30,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
 
 from nanhunt.probes.autograd import backward_node, forward_sequence
-from nanhunt.probes.closer import Closer, OpWatch, copied
-from nanhunt.probes.event import Look, OpEvent, Terminal
+from nanhunt.probes.closer import KEEP_BYTES, Closer, OpWatch, bytes_of, copied
+from nanhunt.probes.event import Capture, Look, OpEvent, Terminal
 from nanhunt.probes.memory import Memory, shows_all
 from nanhunt.probes.op_facts import OpFacts, facts_of, fresh_outputs, taken_apart
 from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.provenance import Asked, Given, Log, resolve
 from nanhunt.probes.source import SourceLine, caller_line, is_checkpointing, place
 from nanhunt.stats.flags import FlagQueue
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
@@ -71,6 +72,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self.raised: Exception | None = None
         #: and the op that did
         self.raising: str = ""
+        #: with its arguments
+        self.raising_call: Capture | None = None
         self.stack = ModuleStack()
         self._run = run
         self._rows = rows
@@ -180,7 +183,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         try:
             result = func(*args, **kwargs)
         except Exception as error:
-            self.raised, self.raising = error, facts.name  # the op's own, that is the user's, and not the probe's
+            self._raised(error, func, *before)  # the op's own, that is the user's, and not the probe's
             raise
         outputs = fresh_outputs(facts, result)
         fresh = len(outputs)
@@ -203,8 +206,15 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         try:
             return func(*args, **kwargs)
         except Exception as error:
-            self.raised, self.raising = error, facts_of(func).name
+            self._raised(error, func, args, kwargs)
             raise
+
+    def _raised(self, error: Exception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what an op raised, and of what arguments, unless they are too large to be kept."""
+        self.raised, self.raising, self.raising_call = error, facts_of(func).name, None
+        is_plain = all(is_measurable(t) for _, t in tensors_of([args, kwargs]))
+        if is_plain and bytes_of([args, kwargs]) <= KEEP_BYTES and "CUDA" not in str(error):
+            self.raising_call = Capture(func, copied(args), copied(kwargs), [])
 
     def _event(self, facts: OpFacts, taken: list[Look], made: list[Look], fresh: int) -> OpEvent:
         node = backward_node()

@@ -154,10 +154,18 @@ def _margin(margin: float) -> str:
 
 def _trials(diagnosis: Diagnosis) -> list[str]:
     rows = [
-        (_span(t.name), _escape(t.outcome), _escape(t.detail), _escape(t.readback), words.number(t.loss))
+        (
+            _span(t.name),
+            _escape(t.outcome),
+            _escape(t.readback),
+            *map(_escape, reading.before_and_after(t)),
+            _escape(t.detail),
+        )
         for t in diagnosis.trials
     ]
-    return [_table(("trial", "outcome", "detail", "read back", "loss"), rows)] if rows else []
+    return (
+        [_table(("trial", "outcome", "changed, and read back", "loss", "gradient norm", "seen"), rows)] if rows else []
+    )
 
 
 def _lineage(diagnosis: Diagnosis) -> list[str]:

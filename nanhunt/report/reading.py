@@ -75,15 +75,44 @@ def leading_suspect(diagnosis: Diagnosis) -> Suspect | None:
 
 
 def cure(diagnosis: Diagnosis) -> tuple[Suspect, str] | None:
-    """Return the first proved or confirmed suspect that a trial cured as predicted, with a sentence; else None."""
-    for suspect in diagnosis.suspects:
-        if suspect.grade not in (Grade.PROVED, Grade.CONFIRMED):
-            continue
+    """Return the suspect whose fix was tried and worked, with a sentence; None where none was.
+
+    Those that are proved or confirmed come first; of others it is said where the cure tells for no one cause.
+    """
+    sure = [s for s in diagnosis.suspects if s.grade in (Grade.PROVED, Grade.CONFIRMED)]
+    others = [s for s in diagnosis.suspects if s not in sure and s.grade is not Grade.REFUTED]
+    for suspect in (*sure, *others):
         for trial, prediction in suspect.trials:
-            if trial.outcome == "cured" and prediction is not None and prediction.expect == "cured":
-                whose = "" if suspect is leading_suspect(diagnosis) else f", as {printable(suspect.cause)} predicts"
-                return suspect, f"trial {printable(trial.name)} cured it{whose}{_placebo(trial, diagnosis.trials)}"
+            if trial.outcome != "cured" or prediction is None or prediction.expect != "cured" or trial.name == "exact":
+                continue
+            if any(t.intervention.get("placebo_of") == trial.name and t.outcome == "cured" for t in diagnosis.trials):
+                continue  # anything of this size helps
+            whose = "" if suspect is leading_suspect(diagnosis) else f", as {printable(suspect.cause)} predicts"
+            also = "" if prediction.confirms else ", as it would against other causes"
+            return suspect, f"trial {printable(trial.name)} cured it{whose}{also}{_placebo(trial, diagnosis.trials)}"
     return None
+
+
+def named(diagnosis: Diagnosis) -> set[str]:
+    """Return the trials that a suspect predicted something of, or that were asked for by name."""
+    asked = {trial.name for trial in diagnosis.trials if trial.asked}
+    return asked | {p.trial for suspect in diagnosis.suspects for p in suspect.predictions}
+
+
+def before_and_after(trial: Trial) -> tuple[str, str]:
+    """Return "loss 2.3 → 1.1" and "grad norm …" of a trial that was run; '' of what is not known."""
+    pairs = (("loss", trial.loss_before, trial.loss), ("grad norm", trial.grad_norm_before, trial.grad_norm))
+    if trial.outcome == "failed":
+        return "", ""
+    loss, norm = (
+        ""
+        if after is None
+        else f"{name} {number(before)} → {number(after)}"
+        if before is not None
+        else f"{name} {number(after)}"
+        for name, before, after in pairs
+    )
+    return loss, norm
 
 
 def _placebo(trial: Trial, trials: Iterable[Trial]) -> str:
@@ -123,7 +152,7 @@ def evidence(value: float | None, threshold: float | None) -> str:
 
 
 def tried(trial: Trial, prediction: Prediction | None) -> str:
-    """Return a trial's outcome, whether it was foretold, and what was read back."""
+    """Return a trial's outcome, whether it was foretold, and what was seen; what was read back is in the table."""
     said = printable(trial.outcome)
     if prediction is None:
         said += ", nothing was predicted"
@@ -131,7 +160,7 @@ def tried(trial: Trial, prediction: Prediction | None) -> str:
         kept = trial.outcome == prediction.expect
         said += ", as predicted" if kept else f", though '{prediction.expect}' was predicted"
     said += f": {prose(trial.detail)}" if trial.detail else ""
-    return said + (f" (read back: {prose(trial.readback)})" if trial.readback else "")
+    return said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +253,16 @@ def next_commands(diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:
     suspect = leading_suspect(diagnosis)
     if suspect is None:
         return ((f"nanhunt report {trace} --verbose", "everything that was measured"),)
+    shown = (
+        ((f"nanhunt report {trace} --repro repro.py", "the op alone, as a script"),)
+        if diagnosis.run.get("repro")
+        else ()
+    )
     tried_it = ((f"nanhunt trials {trace}", "what was tried"),) if diagnosis.trials else ()
     return (
         (f"nanhunt explain {shlex.quote(printable(suspect.cause))}", "signature, look-alikes, fix"),
         *tried_it,
+        *shown,
         (f"nanhunt report {trace} --format markdown", "the same, for an issue"),
     )
 

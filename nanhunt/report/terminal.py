@@ -205,14 +205,14 @@ def _suspects(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     for rank, suspect in enumerate(diagnosis.suspects[: options.top], start=1):
         if rank > 1:
             page.put(Text())
-        _suspect(page, suspect, rank, diagnosis)
+        _suspect(page, suspect, rank, diagnosis, options)
     hidden = diagnosis.suspects[options.top :]
     if hidden:
         slugs = words.listed([s.cause for s in hidden])
         page.put(Text(f"and {len(hidden)} more: {slugs} (--top {len(diagnosis.suspects)})", "dim"))
 
 
-def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis) -> None:
+def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis, options: Options) -> None:
     quiet = "dim" if suspect.grade == Grade.REFUTED else ""
     head = Text(f"{rank}  ", quiet).append(f"{suspect.grade:<11}", _GRADE_STYLES.get(suspect.grade, ""))
     page.put(head, Text(words.printable(suspect.cause), quiet or "bold"))
@@ -227,11 +227,32 @@ def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis) -> N
         held = reading.evidence(exhibit.value, exhibit.threshold)
         page.put(Text("• ", quiet), line.append(f"  {held}" if held else "", quiet or "yellow"), indent=5)
     for trial, prediction in suspect.trials:
+        if trial.outcome == "failed" and not options.verbose:
+            continue
         name = words.printable(trial.name)
         label = Text("trial  ", "dim").append(f"{middle(name, column([name], page.width // 3))}  ", quiet)
         page.put(label, Text(reading.tried(trial, prediction), quiet or _trial_style(trial.outcome)), indent=5)
     for fix in () if quiet else suspect.fixes:
         page.put(Text("fix    ", "dim"), Text(words.prose(fix)), indent=5)
+
+
+def _trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    """Print what was changed, what came of it, and loss and gradient norm before and after."""
+    told = [t for t in diagnosis.trials if t.outcome != "failed" or t.name in reading.named(diagnosis)]
+    if not told:
+        return
+    page.heading("trials", "the bad steps again, under one change each")
+    rows = [(t, *reading.before_and_after(t)) for t in told]
+    names = column((t.name for t in told), 18)
+    losses, norms = column((loss for _, loss, _ in rows), 24), column((norm for *_, norm in rows), 24)
+    for trial, loss, norm in rows:
+        line = Text(f"{middle(words.printable(trial.name), names)}  ")
+        line.append(f"{trial.outcome:<10}", _trial_style(trial.outcome))
+        line.append(f"{middle(loss, losses)}  " if losses else "").append(f"{middle(norm, norms)}  " if norms else "")
+        page.put(line)
+        said = trial.detail if trial.outcome == "failed" else trial.readback
+        if said:
+            page.put(Text(words.prose(said), "dim"), indent=names + 4)
 
 
 def _trial_style(outcome: str) -> str:
@@ -330,6 +351,7 @@ _SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
     _where,
     _curves,
     _suspects,
+    _trials,
     _innocent,
     _headroom,
     _assumptions,

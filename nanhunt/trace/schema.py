@@ -132,8 +132,13 @@ class NoteKind(StrEnum):
     MEANT = "meant"
     #: `{"step", "type", "message", "module", "source", "traceback"}`: the model raised inside a step
     EXCEPTION = "exception"
+    #: the steps that trials run and what they are judged by: the fields of `bench.Window`
+    WINDOW = "window"
     #: the fields of `interventions.Trial`
     TRIAL = "trial"
+    #: the culprit's call, kept in a file beside the trace: `{"file", "sha256", "call", "check", …, "reason"}`, see
+    #: `saved_call`; `reason` says why there is none
+    REPRO = "repro"
     #: `{"file", "line", "text": […]}`: source around the onset's line
     SOURCE = "source"
     #: `{"last_step", "reason"}`: the replay ended by itself
@@ -143,8 +148,8 @@ class NoteKind(StrEnum):
 #: What is written of an onset besides it; where the onset is taken back, so are these.
 OF_AN_ONSET = frozenset(
     {
-        NoteKind.ONSET, NoteKind.TRIAL, NoteKind.BATCH, NoteKind.LOOP, NoteKind.SAMPLES, NoteKind.SAMPLE_LOSSES,
-        NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SOURCE, NoteKind.DAMAGE,
+        NoteKind.ONSET, NoteKind.WINDOW, NoteKind.TRIAL, NoteKind.BATCH, NoteKind.LOOP, NoteKind.SAMPLES, NoteKind.SAMPLE_LOSSES,
+        NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SOURCE, NoteKind.DAMAGE, NoteKind.REPRO,
     }
 )  # fmt: skip
 

@@ -34,7 +34,7 @@ from nanhunt.errors import TraceError
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, NoteKind, Observation
 
-__all__ = ["ENDED_KEY", "METADATA_KEY", "NOTES_KEY", "TraceWriter", "partial_path"]
+__all__ = ["ENDED_KEY", "METADATA_KEY", "NOTES_KEY", "TraceWriter", "partial_path", "repro_path"]
 
 #: Schema metadata of a stream (the manifest) and of a Parquet file (manifest, notes, completeness).
 METADATA_KEY = b"nanhunt"
@@ -58,6 +58,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def repro_path(path: Path) -> Path:
+    """Return where the culprit's call lies that belongs to the trace `path`, finished or partial."""
+    return path.with_name(path.name.removesuffix(".partial").removesuffix(".parquet") + ".repro.pt")
+
+
 class TraceWriter:
     """Writes one rank's trace; a context manager.
 
@@ -66,7 +71,7 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, force: bool = False) -> None:
-        """Start `<path>.partial`; `force` removes what is at both places.
+        """Start `<path>.partial`; `force` removes what is at both places. A call that an earlier trace kept goes too.
 
         Raises TraceError where a trace is there already, or the place cannot be written.
         """
@@ -188,7 +193,9 @@ def _create(path: Path, partial: Path, *, force: bool) -> io.FileIO:
         if path.exists():
             raise TraceError(f"{path} exists already", hint=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return io.FileIO(partial, "x")
+        file = io.FileIO(partial, "x")
+        repro_path(path).unlink(missing_ok=True)  # not before it is clear that this run may write here
+        return file
     except FileExistsError as error:
         if not partial.exists():
             raise TraceError(f"cannot write {partial}: {path.parent} is not a folder", hint="check --out") from error

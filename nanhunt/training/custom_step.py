@@ -188,7 +188,8 @@ class _Loop:
         return result
 
     def _unscale(self, call: Callable[[], Any], scaler: Any, optimizer: Any) -> Any:
-        self.scale = scaler._scale.detach().clone() if scaler._scale is not None else self.scale
+        present = getattr(scaler, "_scale", None)  # a scaler that is off has none
+        self.scale = self.scale if present is None else present.detach().clone()
         self._watch.turned_to("unscale")
         result = call()
         self._watch.turned_to("update")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.optimizer_state import load_optimizer, take_fitting
 from nanhunt.training.run import TrainingRun, optimizers_in
+from nanhunt.training.state_match import tensors_for
 
-__all__ = ["load_owned"]
+__all__ = ["load_owned", "reference_tensors"]
 
 
 def load_owned(run: TrainingRun, checkpoint: Checkpoint, unused: list[dict[str, Any]]) -> None:
@@ -39,6 +40,20 @@ def load_owned(run: TrainingRun, checkpoint: Checkpoint, unused: list[dict[str, 
     if run.scaler is None and checkpoint.scaler and run.owned.scalers:
         run.owned.scalers[0].load_state_dict(checkpoint.scaler)
         run.assumptions.append("your code keeps a gradient scaler of its own: its state loaded from the checkpoint")
+
+
+def reference_tensors(run: TrainingRun, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return another checkpoint's weights and buffers by the run's names: the model's, and those of modules besides it.
+
+    Raises CheckpointError where it names no weight of the model.
+    """
+    found = tensors_for(run.model, checkpoint)
+    for name, module in run.owned.modules.items():
+        key = _key_of(name, module, checkpoint.more_models)
+        if key is not None:
+            theirs = tensors_for(module, replace(checkpoint, model=checkpoint.more_models[key]))
+            found |= {f"{name}.{inner}": tensor for inner, tensor in theirs.items()}
+    return found
 
 
 def _key_of(name: str, module: nn.Module, models: dict[str, dict[str, Tensor]]) -> str | None:

@@ -73,7 +73,7 @@ class Snapshot:
             optimizer.restore()
         for other, state in self.others:
             other.load_state_dict(copy.deepcopy(state))
-            if isinstance(other, torch.amp.GradScaler):
+            if isinstance(other, torch.amp.GradScaler) and other.is_enabled():  # one that is off notes nothing
                 # what the scaler noted of the last step (found_inf, stage) belongs to that step
                 other._per_optimizer_states.clear()
         run.stepped = self.stepped

@@ -17,7 +17,7 @@ from nanhunt.training.checkpoint_layout import clean_name
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
 
-__all__ = ["Match", "load_into", "match_state"]
+__all__ = ["Match", "load_into", "match_state", "tensors_for"]
 
 #: first segments that wrappers add: DataParallel and DDP; a LightningModule's attribute; DeepSpeed's forward module
 PREFIXES = ("module.", "model.", "net.", "_forward_module.")
@@ -95,7 +95,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     CheckpointError, and copies nothing, where a parameter has another shape, or is missing while the checkpoint has
     names to spare, or fewer than half of the model's tensors match.
     """
-    live = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    live = _live(model)
     lazy = [name for name, tensor in live.items() if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise CheckpointError(
@@ -118,6 +118,22 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
             live[name].copy_(saved)
     told = ", ".join(f"{number} from {change}" for change, number in casts.items())
     return replace(match, cast=f"cast: {told}" if told else "")
+
+
+def tensors_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the checkpoint's tensors by the model's names, wrappers dropped; those of another shape are left out.
+
+    Raises CheckpointError where no weight of the model is among them.
+    """
+    live = _live(model)
+    match = _with_ties(match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model), live)
+    if not any(isinstance(live[name], nn.Parameter) for name in match.matched):
+        raise _does_not_fit(match, checkpoint)
+    return {clean_name(name): checkpoint.model[key] for name, key in match.matched.items()}
+
+
+def _live(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
 
 
 def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:

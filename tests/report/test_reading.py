@@ -11,23 +11,36 @@ from nanhunt.report import reading
 from tests.report.samples import EMPTY, OVERFLOW, diagnosis, row
 
 
-def test_a_cure_counts_only_for_a_confirmed_or_proved_suspect() -> None:
-    assert reading.cure(OVERFLOW) is not None
-    weaker = replace(OVERFLOW.suspects[0], grade=Grade.SUPPORTED)
-    assert reading.cure(replace(OVERFLOW, suspects=(weaker,))) is None
+def test_a_cure_is_that_of_a_suspect_who_stands_and_of_the_surest_one() -> None:
+    first = reading.cure(OVERFLOW)
+    assert first is not None
+    weaker = replace(OVERFLOW.suspects[0], cause="bad-sample", grade=Grade.SUPPORTED)
+    assert reading.cure(replace(OVERFLOW, suspects=(weaker, *OVERFLOW.suspects))) == (
+        first[0],
+        first[1].replace("cured it", f"cured it, as {first[0].cause} predicts"),
+    )
+    assert reading.cure(replace(OVERFLOW, suspects=(weaker,))) is not None
+    refuted = replace(weaker, grade=Grade.REFUTED)
+    assert reading.cure(replace(OVERFLOW, suspects=(refuted,))) is None
+
+
+def test_a_cure_that_helps_against_other_causes_too_says_so() -> None:
+    suspect = OVERFLOW.suspects[0]
+    vague = tuple((t, replace(p, confirms=False) if p else None) for t, p in suspect.trials)
+    found = reading.cure(replace(OVERFLOW, suspects=(replace(suspect, trials=vague),)))
+    assert found is not None
+    assert "as it would against other causes" in found[1]
+
+
+def test_what_a_placebo_cures_as_well_is_no_cure() -> None:
+    trials = tuple(replace(t, outcome="cured") if t.intervention.get("placebo_of") else t for t in OVERFLOW.trials)
+    assert reading.cure(replace(OVERFLOW, trials=trials)) is None
 
 
 def test_a_cure_that_refutes_its_suspect_is_not_named() -> None:
     cured = Trial(name="fp64", outcome="cured", detail="")
     suspect = replace(OVERFLOW.suspects[0], trials=((cured, Prediction(trial="fp64", expect="persists")),))
     assert reading.cure(replace(OVERFLOW, suspects=(suspect,))) is None
-
-
-def test_a_placebo_that_cured_as_well_is_not_held_up_as_one() -> None:
-    trials = tuple(replace(t, outcome="cured") for t in OVERFLOW.trials)
-    found = reading.cure(replace(OVERFLOW, trials=trials))
-    assert found is not None
-    assert "placebo" not in found[1]
 
 
 def test_a_failed_trial_says_so_without_a_word_on_predictions() -> None:

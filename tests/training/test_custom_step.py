@@ -355,3 +355,23 @@ def test_a_step_that_is_run_again_from_a_snapshot_tells_the_same_of_its_gradient
     told = [told_by(run, i)[1].reused for i in (1, 2)]
     second.restore(run)  # the last update was the third call's, and the one before the second call made none
     assert [told_by(run, i)[1].reused for i in (1, 2)] == told == [(), ()]
+
+
+def test_a_scaler_that_is_switched_off_is_heard_as_none_and_the_step_repeats() -> None:
+    scaler = torch.amp.GradScaler("cpu", enabled=False)  # as a loop makes it for bf16
+
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(batch).mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    run = run_of(step)
+    before = Snapshot.take(run, 0)
+    story, result = told_by(run)
+    assert (result.loss_scale, result.skipped, story.peaks) == (None, False, [3.0])
+    before.restore(run)
+    assert told_by(run)[1].loss == result.loss

@@ -48,9 +48,13 @@ from nanhunt.diagnosis.dynamics import rate_jump
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import bare, in_words, place_of
 from nanhunt.diagnosis.scores import Attention, attentions, is_rising
+from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
+
+#: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
+_TRIED = (Prediction(trial="scores-capped", expect="cured", refutes=False, confirms=False),)
 
 #: A score of this size saturates any softmax: its neighbours have weights of exp(-1000) = 0.
 _STRONG = 1000.0
@@ -94,6 +98,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
                 else ()
             ),
         ),
+        predictions=_TRIED,
         fixes=_fixes(birth.module, score),
         depth=1,
     )
@@ -149,6 +154,7 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
             Exhibit(claim=f"its rise over the steps before, from {in_words(first)} on the first recorded one", value=growth, threshold=_GROWN),
             *_entropy(attention, lead),
         ),
+        predictions=_TRIED,
         fixes=_fixes(attention.module, score),
         # a rate that jumped is what made them grow
         depth=0 if rate_jump(evidence) or not growing else 1,

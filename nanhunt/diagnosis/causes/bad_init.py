@@ -47,6 +47,7 @@ from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss, is_untrained
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.diagnosis.weights import Loaded, garbage, loaded_weights, lone_giant
+from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
 
@@ -54,6 +55,12 @@ __all__ = ["CAUSE"]
 _SOON = 20
 #: Rise of the loss over its first value that makes a NaN the end of a divergence.
 _DIVERGED = 3.0
+#: What draws the layers at fault anew must help, and what draws all others anew must not; torch's own draws may not fit
+#: a model that scales its branches, so that no cure is no acquittal.
+_FRESH = (
+    Prediction(trial="fresh-init", expect="cured", refutes=False),
+    Prediction(trial="init-placebo", expect="persists", refutes=False),
+)
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -98,6 +105,7 @@ def _degenerate(evidence: Evidence) -> Suspect | None:
         grade=Grade.SUPPORTED,
         summary=f"{flat[0].qualified}{f' and {len(flat) - 1} more trained matrices' if len(flat) > 1 else ''} hold {what} in every element: no gradient tells their units apart",
         location=Location(step=onset.step, phase="load", module=flat[0].module, parameter=flat[0].qualified),
+        predictions=_FRESH,
         exhibits=(
             Exhibit(claim="trained matrices that are constant when the replay begins", value=float(len(flat)), threshold=0.0),
             Exhibit(claim=f"their value, in {flat[0].qualified}", value=value),
@@ -115,6 +123,7 @@ def _growing(evidence: Evidence, deep: DepthGrowth) -> Suspect:
         grade=Grade.SUPPORTED,
         summary=f"activations grow {in_words(deep.factor)} times from {deep.first} to {deep.last} before the first update",
         location=Location(step=start, phase="load", module=deep.last),
+        predictions=_FRESH,
         exhibits=(
             Exhibit(claim=f"RMS of the output of {deep.last} over that of {deep.first}", value=deep.factor, threshold=1.0),
             Exhibit(claim=f"growth exponent over the {deep.records} modules that set a record; near 0 where initial values fit", value=deep.exponent),
@@ -142,6 +151,7 @@ def _unwritten(evidence: Evidence, weight: Loaded) -> Suspect:
         summary=f"{weight.qualified} holds {what} before any step: it was never initialised",
         location=Location(step=evidence.onset.step if evidence.onset else None, phase="load", module=weight.module,
                           parameter=weight.qualified),
+        predictions=_FRESH,
         exhibits=(
             Exhibit(claim=f"{claim} of {weight.qualified} before the first step, of {weight.numel}", value=float(weight.bad or weight.amax)),
             Exhibit(claim=evidence.manifest.match or "the checkpoint stands at step 0"),
@@ -172,6 +182,7 @@ def _misscaled(evidence: Evidence, start: int) -> Suspect | NotApplicable | None
         grade=Grade.SUPPORTED,
         summary=f"the loss is {in_words(loss)} before the first update, and {in_words(expected)} for even odds on {classes} classes",
         location=Location(step=start, phase="load", module=gain.module if gain else None, parameter=gain.qualified if gain else None),
+        predictions=_FRESH,
         exhibits=(Exhibit(claim=f"loss of the first step, against ln({classes})", value=loss, threshold=expected), *scale),
         fixes=(
             "scale initial weights by 1/sqrt(width), and what adds to the residual stream by 1/sqrt(2·layers) more",

@@ -46,6 +46,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, number
 from nanhunt.diagnosis.reading import bare, place_of
+from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind
 
 __all__ = ["CAUSE"]
@@ -112,6 +113,7 @@ def _checked(evidence: Evidence) -> Suspect | None:
             f"run `torch.autograd.gradcheck({function}.apply, …)` in fp64 on small inputs, and mend {function}.backward",
             "or let autograd differentiate the forward's own ops",
         ),
+        predictions=(Prediction(trial="own-backward", expect="cured", refutes=False),),
         depth=2,
     )
 

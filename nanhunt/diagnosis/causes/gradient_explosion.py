@@ -48,8 +48,12 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.dynamics import leading_gradient, over_baseline, rate_jump
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
+from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
+
+#: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
+_TRIED = (Prediction(trial="clip-norm", expect="cured", refutes=False, confirms=False),)
 
 #: A leap of the gradient norm over its median, and the loss that still counts as normal beside it.
 _LEAP, _NORMAL_LOSS = 10.0, 2.0
@@ -100,6 +104,7 @@ def _leap(evidence: Evidence) -> Suspect | None:
             Exhibit(claim="learning rate at that step, unchanged", value=evidence.scalars("lr").get(step)),
             *_carrier(evidence, step)[1],
         ),
+        predictions=_TRIED,
         fixes=(
             f"clip the gradient norm near its usual {in_words(norms[step] / leap)}: torch.nn.utils.clip_grad_norm_",
             "bound the gain of what is applied over and over: orthogonal recurrent weights, gated cells, a norm per layer",
@@ -134,6 +139,7 @@ def _over_the_cliff(evidence: Evidence, step: int) -> Suspect | None:
             Exhibit(claim="gradient norm of that step", value=norm),
             *carried,
         ),
+        predictions=_TRIED,
         fixes=(
             "clip the gradient norm: torch.nn.utils.clip_grad_norm_",
             "bound the gain of what is applied over and over: orthogonal recurrent weights, gated cells, a norm per layer",
@@ -180,6 +186,7 @@ def _through_depth(evidence: Evidence) -> Suspect | None:
             Exhibit(claim="decades that the largest single op took of it", value=largest, threshold=decades / 2),
             Exhibit(claim="median factor from one record to the next", value=factor),
         ),
+        predictions=_TRIED,
         fixes=(
             f"bound the gain in {birth.module or 'the model'}: each op on the way back multiplies the gradient by {in_words(factor)}",
             "clip the gradient norm; a clip does not help a gradient that is inf already",

@@ -44,6 +44,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of_onset
 from nanhunt.diagnosis.repetition import Repetitions, repetitions
+from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
 
@@ -67,6 +68,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         summary=f"the very same step, run {again.runs} times again, is healthy each time{alike}",
         location=place_of_onset(evidence),
         exhibits=(Exhibit(claim=f"what was seen once: {onset.detail}"), *_exhibits(again)),
+        predictions=(Prediction(trial="exact", expect="cured"), Prediction(trial="exact-before", expect="persists")),
         fixes=(
             "replay the same checkpoint and batch on another device; drain this one if the fault returns only here",
             "make sure that no state lives outside of model, optimizer, scaler, scheduler and random generators",

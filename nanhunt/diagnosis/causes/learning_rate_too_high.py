@@ -51,6 +51,9 @@ from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
 
+#: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
+_TRIED = (Prediction(trial="lr-0.1", expect="cured", refutes=False, confirms=False),)
+
 #: Norm of an update over that of the weights, from which a step leaves its neighbourhood.
 _FAR = 0.1
 #: Rise of the loss before a NaN that counts as divergence.
@@ -116,6 +119,7 @@ def _undefined_rate(evidence: Evidence) -> Suspect | None:
         summary=f"the learning rate is {bad[step]} from step {step} on",
         location=_place(evidence),
         exhibits=(Exhibit(claim=f"learning rate at step {step}", value=bad[step]),),
+        predictions=_TRIED,
         fixes=(
             "guard the schedule's ends: a warm-up of no steps is 0/0, and beyond its last step a root has a negative base",
         ),
@@ -183,6 +187,7 @@ def _beyond_stability(evidence: Evidence, usual: float) -> Suspect:
             ),
             Exhibit(claim="the loss grew by this factor without a break up to the onset", value=_rise(evidence)),
         ),
+        predictions=_TRIED,
         fixes=(
             f"lower the learning rate from {in_words(rate)} by 3 to 10, until an update is 1e-3 to 1e-2 of the weights' norm",
             "warm the rate up, and clip the gradient norm",

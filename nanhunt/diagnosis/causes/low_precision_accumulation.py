@@ -128,6 +128,7 @@ def _gone_in_fp32(evidence: Evidence) -> Suspect | None:
         fixes=(
             "compute in fp32 what is large beside its own changes: sums over time, positions, differences of large numbers (`.float()` before the first of them)",
         ),
+        predictions=(Prediction(trial="fp32", expect="cured", refutes=False),),
         depth=1,
     )
 

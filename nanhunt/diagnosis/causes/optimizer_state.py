@@ -49,8 +49,12 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicab
 from nanhunt.diagnosis.dynamics import first_step
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
+from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
+
+#: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
+_TRIED = (Prediction(trial="moments-reset", expect="cured", refutes=False, confirms=False),)
 
 #: Steps after the load in which lost state still shows.
 _SOON = 20
@@ -114,6 +118,7 @@ def _started_anew(evidence: Evidence) -> Suspect | None:
             Exhibit(claim=f"step counter after step {step}, against the step before", value=after, threshold=before),
             *size,
         ),
+        predictions=_TRIED,
         fixes=(
             "do not build the optimizer anew in the middle of a run, nor clear its state: add or remove parameter groups instead",
             "if it must be, warm the rate up from 0 over 1/(1 - β2) steps",
@@ -138,6 +143,7 @@ def _changed_settings(evidence: Evidence) -> Suspect | None:
             summary=f"{name} changed from {in_words(before)} to {in_words(after)} at step {step}",
             location=Location(step=step, phase="update"),
             exhibits=(Exhibit(claim=f"{name} at step {step}, against the step before", value=after, threshold=before),),
+            predictions=_TRIED,
             fixes=(
                 f"set {name} back to {in_words(before)} after the state is loaded: load_state_dict restores the groups' settings as well",
             ),
@@ -201,6 +207,7 @@ def _exchanged(evidence: Evidence) -> Suspect | None:
             Exhibit(claim=f"RMS of the first gradient of {one} over that of its loaded second moment", value=high, threshold=_FOREIGN),
             Exhibit(claim=f"the same of {other}", value=low, threshold=1.0 / _FOREIGN),
         ),
+        predictions=_TRIED,
         fixes=(
             "load_state_dict goes by position: build the parameter groups in the order in which they were saved, or match the state by name",
             "or start with fresh moments, and warm the rate up",
@@ -242,6 +249,7 @@ def _suspect(evidence: Evidence, said: str, exhibit: Exhibit, *, grade: Grade | 
         summary=said,
         location=Location(step=start, phase="load"),
         exhibits=(exhibit, Exhibit(claim="step of the checkpoint", value=float(evidence.manifest.checkpoint_step)), *(update if size is not None else ())),
+        predictions=_TRIED,
         fixes=(
             "save and restore optimizer, scheduler and step with the model, and compare the counters after loading",
             "if the state is lost, warm the rate up from 0 over 1/(1 - β2) steps",
