@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nanhunt.bench import Window
 from nanhunt.changes.precision import precision_of
-from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.diagnosis.cause import Diagnosis, Location
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.hunt.state import HuntState
 from nanhunt.library import Given
@@ -20,6 +20,8 @@ __all__ = ["given_of"]
 
 #: Healthy steps that say how large a gradient is.
 _HEALTHY = 5
+#: A gradient's RMS over that of the second moment before it, from which the moment is not its own.
+_STALE = 3.0
 
 
 def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
@@ -31,7 +33,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
     samples = tuple(onset.samples) or next((p.samples for p in places if p.samples), ())
     module = next((p.module for p in places if p.module), "") or onset.module
     modules = dict(state.run.model.named_modules())
-    named = tuple(p.parameter for p in places[:1] if p.parameter in state.run.parameters())
+    named = _suspect_parameters(state, evidence, places[:1])
     wrong = evidence.wrong_backward()
     narrow = precision_of(state.run)
     norms = [r.grad_norm for s, r in sorted(state.results.items()) if s < window.first and r.grad_norm is not None]
@@ -52,6 +54,16 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
         reference=state.settings.reference,
         function=str(wrong["function"]) if wrong else "",
     )
+
+
+def _suspect_parameters(state: HuntState, evidence: Evidence, places: list[Location]) -> tuple[str, ...]:
+    """Return the first suspect's parameter, and those whose gradient is as far beyond the second moment it met."""
+    own = state.run.parameters()
+    named = {p.parameter for p in places if p.parameter in own}
+    for place in places if named else ():
+        stale = evidence.health_at("v_stale", place.step if place.step is not None else -1)
+        named |= {name for name, times in stale.items() if name in own and not times < _STALE}
+    return tuple(sorted(str(name) for name in named))
 
 
 def _oldest(state: HuntState) -> int:

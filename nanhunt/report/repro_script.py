@@ -146,7 +146,8 @@ def broadcasts(tensor, made):
 '''
 
 _NON_FINITE = """\
-@RUN@    print(f"  {OUTPUT:<16} {described(made)}")
+@RUN@    title = f"{OUTPUT} after" if OP._schema.is_mutable and OUTPUT in given else OUTPUT
+    print(f"  {title:<16} {described(made)}")
     if twin is not None:
         print(f"  {'in fp64':<16} {described(twin)}")
     print_elements(bad, made, twin, given)
@@ -191,7 +192,8 @@ _EXCEPTION = """\
 _LOST = """\
     with torch.no_grad():
         made, twin = run(OP, call)[OUTPUT], in_fp64(OP, call)
-    print(f"  {OUTPUT:<16} {described(made)}")
+    title = f"{OUTPUT} after" if OP._schema.is_mutable and OUTPUT in given else OUTPUT
+    print(f"  {title:<16} {described(made)}")
     if twin is not None:
         print(f"  {'in fp64':<16} {described(twin)}")
     lost = lost_of(given.get("src", given.get("self")), numbers(made), twin)

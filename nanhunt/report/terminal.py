@@ -244,7 +244,7 @@ def _trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     page.heading("trials", "the bad steps again, under one change each")
     rows = [(t, *reading.before_and_after(t)) for t in told]
     names = column((t.name for t in told), 18)
-    losses, norms = column((loss for _, loss, _ in rows), 24), column((norm for *_, norm in rows), 24)
+    losses, norms = column((loss for _, loss, _ in rows), 32), column((norm for *_, norm in rows), 36)
     for trial, loss, norm in rows:
         line = Text(f"{middle(words.printable(trial.name), names)}  ")
         line.append(f"{trial.outcome:<10}", _trial_style(trial.outcome))
