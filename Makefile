@@ -50,8 +50,9 @@ bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and oth
 docs: $(STAMP)  ## make the generated pages of docs/ again
 	$(BIN)/python docs/generate.py
 
-gallery: $(STAMP)  ## hunt the twelve faults of docs/gallery and write docs/hunt.md
+gallery: $(STAMP)  ## hunt the twelve faults of docs/gallery, try the examples of trials, write docs/hunt.md and docs/trials.md
 	$(BIN)/python docs/gallery.py
+	$(BIN)/python docs/trials_page.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,7 +48,7 @@ def redrawn_layers(bench: Bench, change: Redrawn) -> Iterator[Made]:
     forget_state(bench.run, weights)
     yield Made(
         readback=[
-            f"{len(layers)} layers drawn anew, {changed} of their tensors changed",
+            f"{len(layers)} layer{'s'[: len(layers) > 1]} drawn anew, {changed} of their tensors changed",
             f"largest weight {_peak(before):.3g} → {_peak(weights):.3g}",
         ]
     )

@@ -41,7 +41,11 @@ def restored_weights(bench: Bench, change: RestoredWeights) -> Iterator[Made]:
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(reference[name])
-    said = [f"{len(changed)} tensors replaced by those of {change.checkpoint}: {_listed(changed)}"] if changed else []
+    said = (
+        [f"{len(changed)} tensor{'s'[: len(changed) > 1]} replaced by those of {change.checkpoint}: {_listed(changed)}"]
+        if changed
+        else []
+    )
     if ill:
         said.append(
             f"what the optimizer keeps of {forget_state(run, ill.values())} parameters made anew: {_listed([*ill])}"

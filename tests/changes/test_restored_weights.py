@@ -75,7 +75,7 @@ def test_what_is_not_finite_is_replaced_and_nothing_else(name: str) -> None:
     with change_made(bench, CHANGE) as made:
         for other, tensor in {**run.parameters(), **run.buffers()}.items():
             assert torch.equal(tensor, bench.reference[name] if other == name else before[other]), other
-    assert made.readback == [f"1 tensors replaced by those of earlier.pt: {name}"]
+    assert made.readback == [f"1 tensor replaced by those of earlier.pt: {name}"]
 
 
 def test_a_weight_that_came_infinite_is_cured_and_the_run_left_as_it_was() -> None:

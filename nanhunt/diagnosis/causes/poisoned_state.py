@@ -54,7 +54,9 @@ __all__ = ["CAUSE"]
 
 _KINDS = ("parameter", "buffer", "state", "weight")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row", "exp_avg_sq_col")
-_PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists"))
+#: Another checkpoint's tensors (--reference) help; what they were is not known, so that no cure is no acquittal.
+_RESTORED = (Prediction(trial="restore-weights", expect="cured", refutes=False),)
+_PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists"), *_RESTORED)
 
 
 def examine(evidence: Evidence) -> Suspect | None:
@@ -215,6 +217,7 @@ def _corrupt(evidence: Evidence) -> Suspect | None:
             ),
             Exhibit(claim="binary exponents between them, all empty", value=math.log2(giant.amax / giant.rest)),
         ),
+        predictions=_RESTORED,
         fixes=("compare the tensor with an earlier checkpoint or another replica, and restore it from there",),
         depth=1,
     )
