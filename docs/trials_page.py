@@ -46,13 +46,15 @@ nanhunt trials trace.parquet                           # what was tried, and wha
    that cures them proves anything; no other trial is run, but for the question whether a healthy step before comes out
    as it was seen (`exact-before`).
 2. **What was changed is read back** from the run, not from the intention, and shown. A change that turned out to change
-   nothing, or that could not be made, is `failed`, with its reason; never silently `persists`.
+   nothing, that could not be made, that acts behind the fault, or under which the scaler skipped the step, is `failed`,
+   with its reason; never silently `persists`.
 3. **One factor at a time.** Weights, moments, buffers, random generators, batches, settings and scaler are put back
    behind each trial to the bit; a test runs every one of them and compares.
 4. **A placebo of equal size** where there is one: as many other samples, another module of the same class, other
    parameters of the same number of elements, all other layers. It is run where its trial cured.
 5. **A control of equal norm** for what shrinks an update: `v-norm` makes each update as short as `v-floor` made it, in
-   its own direction. Where that cures as well, it was the length and not the second moment.
+   its own direction. `backward-norm` is the same of
+   `own-backward`. Where the control cures as well, it was the length.
 6. **The outcome is declared beforehand**, by the cause's prediction, and so is the measure: of a NaN, that loss,
    gradients, weights, buffers and moments are finite; of a spike, that the loss at its alarm is back within 6 robust
    deviations (a tenth, at least) of the baseline, and no further than half of the rise above it; of a run that ran away
@@ -69,7 +71,7 @@ budget bounds all of it; a trial that it cuts off is named among the assumptions
 | grade | rule |
 | --- | --- |
 | proved | an arithmetic certificate, re-checked; no trial is needed |
-| confirmed | the baseline fails, a trial that tells for this cause alone cures as predicted, every such prediction holds, and where the trial has a placebo or control, one was run that does not cure and none does |
+| confirmed | the baseline fails, a trial that the cause stakes itself on cures as predicted, every such prediction holds, and where the trial has a placebo or control, one was run that does not cure and none does. It acted on what the cause accuses: its samples, layers or parameter |
 | supported | the cause's own measurement is there; no trial decided |
 | consistent | it fits the picture, and so do others |
 | refuted | the baseline fails, and a trial that had to cure does not |

@@ -18,7 +18,24 @@ from torch import Tensor
 
 from nanhunt.bench import Bench, NotApplicableError
 from nanhunt.changes import change_made
-from nanhunt.interventions import EarlierStep, Intervention, Outcome, SecondMomentFloor, Trial
+from nanhunt.interventions import (
+    BackwardByAutograd,
+    Change,
+    Clip,
+    EarlierStep,
+    FreshScaler,
+    HalvedScale,
+    Intervention,
+    LossScale,
+    MatchedNorm,
+    Moments,
+    OptimizerSetting,
+    Outcome,
+    Rate,
+    SecondMomentFloor,
+    Trial,
+    ZeroedGradients,
+)
 from nanhunt.probes.lost.watch import LostValues
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
@@ -44,20 +61,21 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
     replayed: list[Replayed] = []
     if isinstance(intervention.change, EarlierStep) and not intervention.missing:
         return _as_it_was_seen(bench, intervention, intervention.change.step)
-    try:
-        if intervention.missing:
-            raise NotApplicableError(intervention.missing)
-        with kept(bench.run, window.last + 1):
+    missing = intervention.missing or _comes_too_late(bench, intervention.change)
+    with kept(bench.run, window.last + 1):  # a run that cannot be put back ends all trials, and is no trial's outcome
+        try:
+            if missing:
+                raise NotApplicableError(missing)
             rewind(bench.run, bench.ring, window.first)
             with change_made(bench, intervention.change) as made:
                 readback = made.readback
                 replayed = _run_window(bench, intervention, made.watches)
-        outcome, detail = _judged(bench, replayed)
-    except NotApplicableError as reason:
-        outcome, detail, readback = "failed", f"not applicable: {reason}", []
-    except Exception as error:  # a change that breaks in the user's code, or a defect of ours, costs one trial only
-        said = (str(error).splitlines() or [""])[0][:160]
-        outcome, detail, readback = "failed", f"the change raised {type(error).__name__}: {said}", []
+            outcome, detail = _judged(bench, replayed)
+        except NotApplicableError as reason:
+            outcome, detail, readback = "failed", f"not applicable: {reason}", []
+        except Exception as error:  # a change that breaks in the user's code, or a defect of ours, costs one trial only
+            said = (str(error).splitlines() or [""])[0][:160]
+            outcome, detail, readback = "failed", f"the change raised {type(error).__name__}: {said}", []
     losses = [r.result.loss for r in replayed if r.result is not None]
     first = replayed[0].result if replayed else None
     return Trial(
@@ -72,6 +90,20 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
         grad_norm_before=window.grad_norm,
         seconds=time.perf_counter() - began,
     )
+
+
+#: What acts behind the loss, and cannot reach a fault of the forward pass in a window of one step.
+_BEHIND_THE_LOSS = (
+    LossScale, HalvedScale, FreshScaler, ZeroedGradients, SecondMomentFloor, Moments, OptimizerSetting, Rate, MatchedNorm,
+    Clip, BackwardByAutograd,
+)  # fmt: skip
+
+
+def _comes_too_late(bench: Bench, change: Change | None) -> str:
+    """Return why a change cannot matter; '' where it can."""
+    window, onset = bench.window, bench.onset
+    alone = window.first == window.last and onset.kind in ("nan", "inf", "exception") and onset.phase == "forward"
+    return "the fault comes before all that this changes" if alone and isinstance(change, _BEHIND_THE_LOSS) else ""
 
 
 def _as_it_was_seen(bench: Bench, intervention: Intervention, step: int) -> Trial:
@@ -109,7 +141,9 @@ def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[Step
     rows = RowBuffer()
     run, window = bench.run, bench.window
     zeros = _ZeroShare(run) if window.zero_share is not None else None
-    measured = isinstance(intervention.change, SecondMomentFloor)  # what a control of equal norm is held to
+    measured = isinstance(
+        intervention.change, (SecondMomentFloor, BackwardByAutograd)
+    )  # what a control of equal norm is held to
     for step in range(window.first, window.last + 1):
         casts = LostValues()
         probe = OpProbe(run, rows, casts, exact=True) if window.silent is not None else None
@@ -165,12 +199,21 @@ class _ZeroShare(StepWatch):
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
+def _is_the_faults_own(bench: Bench, error: BaseException) -> bool:
+    """Whether what a trial raised is what the fault was, and not what the change brought about."""
+    return bench.onset.kind == "exception" and bench.onset.detail.startswith(f"{type(error).__name__}:")
+
+
+def _was_skipped(bench: Bench, step: int) -> bool:
+    return step in bench.seen and bench.seen[step].skipped
+
+
 def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
     window = bench.window
     if not replayed:
         raise NotApplicableError("the data ended")
     error = replayed[-1].error
-    if error is not None and bench.onset.kind != "exception":
+    if error is not None and not _is_the_faults_own(bench, error):
         said = (str(error).splitlines() or [""])[0][:160]
         return "failed", f"the step raised {type(error).__name__}: {said}"
     for seen in replayed:
@@ -183,6 +226,13 @@ def _judged(bench: Bench, replayed: list[Replayed]) -> tuple[Outcome, str]:
                 "persists",
                 f"step {seen.step}: gradient of {seen.finite.grads[0]} is not finite, the step was skipped",
             )
+    skipped = [
+        s.step for s in replayed if s.result is not None and s.result.skipped and not _was_skipped(bench, s.step)
+    ]
+    if skipped:
+        return "failed", f"the scaler skipped step {skipped[0]}, which it had not: what the step would do is not seen"
+    if window.motion and any(s.result is not None and s.result.clip_coefficient == 0.0 for s in replayed):
+        return "persists", "the clip multiplies every gradient by 0"
     if window.motion:
         moved = any(seen.moved for seen in replayed)
         return ("cured", "weights move") if moved else ("persists", "no weight moves")

@@ -66,6 +66,8 @@ class Given:
     #: of the healthy steps: gradient norm, and largest gradient element
     grad_norm: float | None = None
     grad_amax: float | None = None
+    #: the rate before it jumped, over the rate behind; None where it did not
+    rate: float | None = None
     #: the format of the step, where it is a narrow one
     format: str = ""
     #: path of the checkpoint to restore from
@@ -214,7 +216,7 @@ def _optimizer(known: Given) -> tuple[Intervention, ...]:
             question="is it the optimizer's state that came with the checkpoint?",
         ),
         Intervention(
-            name="eps-1e4",
+            name="adam-eps",
             change=OptimizerSetting("eps", factor=1e4),
             question="is the optimizer's epsilon too small to hold small moments up?",
         ),
@@ -222,6 +224,12 @@ def _optimizer(known: Given) -> tuple[Intervention, ...]:
             name="beta2-0.95",
             change=OptimizerSetting("beta2", value=0.95),
             question="does the second moment follow too slowly?",
+        ),
+        Intervention(
+            name="lr-before",
+            change=Rate(known.rate or 1.0),
+            missing=_unless(known.rate is not None, "the learning rate did not jump"),
+            question="does the learning rate hold that the run had before its jump?",
         ),
         Intervention(name="lr-0.3", change=Rate(0.3), question="does a third of the learning rate hold?"),
         Intervention(name="lr-0.1", change=Rate(0.1), question="does a tenth of the learning rate hold?"),
@@ -254,6 +262,12 @@ def _gradients(known: Given) -> tuple[Intervention, ...]:
             change=BackwardByAutograd(known.function),
             missing=_unless(known.function, "no custom autograd function is suspect"),
             question="does autograd's own derivative hold, in the place of a custom backward?",
+        ),
+        Intervention(
+            name="backward-norm",
+            change=MatchedNorm("own-backward"),
+            placebo_of="own-backward",
+            question="do updates hold that are as short as those, in their own direction?",
         ),
     )
 

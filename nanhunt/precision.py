@@ -23,7 +23,7 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
 
     fp32 and fp64 turn autocast off and widen weights, buffers and moments; bf16 and fp16 use autocast over the weights
     as they are, and recast weights that are narrow themselves. Batches follow the weights. The caller restores the
-    tensors from a snapshot afterwards; autocast and the batches are put back here.
+    values from a snapshot afterwards; autocast, the batches and the tensors' own memory are put back here.
     """
     autocast, transform = run.autocast, run.batches.transform
     target = DTYPES[precision]
@@ -35,12 +35,17 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
         narrow_weights = any(p.dtype in _NARROW for p in run.model.parameters())
         moved = dict.fromkeys(_NARROW, target) if narrow_weights else {}
         run.autocast = run.autocast if narrow_weights and run.autocast is None else precision
+    own = [(t, t.data) for t in (*run.parameters().values(), *run.buffers().values()) if t.dtype in moved]
     _cast_state(run, moved)
     run.batches.transform = _casting(moved, transform)
     try:
         yield
     finally:
         run.autocast, run.batches.transform = autocast, transform
+        for parameter in run.parameters().values() if own else ():
+            parameter.grad = None  # of the other dtype
+        for tensor, memory in own:  # what shares this memory (a flat buffer, an RNN's weights) goes on sharing it
+            tensor.data = memory
 
 
 def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None:

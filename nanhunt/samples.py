@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -82,6 +82,10 @@ class Cutter:
             return replace_samples(batch, self.donor, list(samples))
 
         return transform
+
+    def by_removal(self) -> Cutter:
+        """Return the cutter that leaves samples out: where the step before's, put in their place, fail themselves."""
+        return replace(self, donor=None)
 
     def only(self, samples: Sequence[int]) -> Transform:
         """Return what makes the batch one with these samples alone."""

@@ -328,6 +328,8 @@ def _with_samples(zoom: _Zoom, zoomed: Zoomed, births: list[Birth], outputs: dic
         body: dict[str, Any] = {"samples": [], "reason": reason or "the batch has no samples that can be told apart"}
     else:
         quiet, candidates = RowBuffer(), births[0].samples if births else []
+        if cutter.by == "replacement" and zoom.is_faulty([], cutter, quiet) is not False:
+            cutter = cutter.by_removal()  # the donors fail on this state as well
         body = attribute_samples(cutter.size, candidates, lambda some: zoom.is_faulty(some, cutter, quiet))
         body["by"] = cutter.by
         if births and body["samples"]:

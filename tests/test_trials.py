@@ -159,7 +159,7 @@ def test_a_trial_says_what_was_read_back_or_why_it_could_not_be_applied(autocast
     applied = {name for name, trial in told.items() if trial.outcome != "failed"}
     assert applied >= {
         "exact", "fp64", "drop-samples", "drop-placebo", "swap-batch", "v-floor", "v-placebo", "moments-reset",
-        "eps-1e4", "beta2-0.95", "lr-0.3", "lr-0.1", "lr-0", "clip-norm", "clip-value", "own-backward", "norm-eps",
+        "adam-eps", "beta2-0.95", "lr-0.3", "lr-0.1", "lr-0", "clip-norm", "clip-value", "own-backward", "norm-eps",
         "reference-kernels", "restore-weights", "fresh-init", "init-placebo",
     }  # fmt: skip
     if autocast:

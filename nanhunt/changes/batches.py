@@ -26,8 +26,18 @@ def without_samples(bench: Bench, change: WithoutSamples) -> Iterator[Made]:
         said = f"samples {names} of {cutter.size} replaced by those of step {step - 1}"
     else:
         said = f"batch of {cutter.size} → {cutter.size - len(samples)} samples, without {names}"
-    with _transformed(bench.run, cutter.without(samples)):
+    read: list[int] = []
+    take = cutter.without(samples)
+
+    def without(at: int, micro: int, batch: Any) -> Any:
+        if (at, micro) == (step, bench.onset.micro):
+            read.append(micro)
+        return take(at, micro, batch)
+
+    with _transformed(bench.run, without):
         yield Made(readback=[said])
+    if not read:
+        raise NotApplicableError("the batch was not read in the steps that were run")
 
 
 @contextmanager

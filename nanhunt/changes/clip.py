@@ -26,7 +26,7 @@ from nanhunt.training.clip import gradient_norm
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
 
-__all__ = ["clipped_gradients"]
+__all__ = ["clipped_gradients", "scale_left"]
 
 #: Norm that a unit's weights have at least: of weights that begin at zero nothing could ever be learned.
 _FLOOR = 1e-3
@@ -35,6 +35,8 @@ _FLOOR = 1e-3
 @contextmanager
 def clipped_gradients(bench: Bench, change: Clip) -> Iterator[Made]:
     """Clip before each update of the window."""
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in bench.run.optimizers):
+        raise NotApplicableError("LBFGS takes its gradients itself, in its closure")
     clipper, readback = _Clipper(bench.run, change, bench.window.first), [f"gradients clipped by {change.how}"]
     yield Made(readback=readback, watches=[clipper])
     if not clipper.said and clipper.nonfinite:
@@ -57,7 +59,7 @@ class _Clipper(StepWatch):
 
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         held = [p for p in (self._run.trainable() if parameters is None else parameters) if p.grad is not None]
-        scale = _scale_of(self._run, held)
+        scale = scale_left(self._run, held)
         before = self._norm(held) / scale
         self.nonfinite |= not math.isfinite(before)
         how, limit = self._change.how, self._change.limit
@@ -76,7 +78,7 @@ class _Clipper(StepWatch):
         return float(gradient_norm([p.grad for p in held if p.grad is not None], self._run.device))
 
 
-def _scale_of(run: TrainingRun, held: Sequence[Tensor]) -> float:
+def scale_left(run: TrainingRun, held: Sequence[Tensor]) -> float:
     """Return the loss scale that is still in the gradients when the optimizer's update begins."""
     known = {id(p) for p in held}
     for optimizer in run.optimizers:

@@ -68,12 +68,15 @@ def wide_module(bench: Bench, change: ModulePrecision) -> Iterator[Made]:
     if not (seen.is_narrow or narrow or seen.taken & {*_NARROW}):
         raise NotApplicableError(f"{change.module} runs in fp32 already")
     _refuse_tied(run, module, change.module)
+    own, inside, readback = [(t, t.data) for t in narrow], _Seen(), [""]
     _widen(run, narrow)
-    inside = _Seen()
-    with _wrapped(module, _wide_forward(run, module.forward, seen, inside)):
-        readback = [""]
-        yield Made(readback=readback)
-    weights = {t.dtype for t in module.parameters() if t.is_floating_point()}
+    try:
+        with _wrapped(module, _wide_forward(run, module.forward, seen, inside)):
+            yield Made(readback=readback)
+        weights = {t.dtype for t in module.parameters() if t.is_floating_point()}
+    finally:
+        for tensor, memory in own:  # what shares this memory (a flat buffer, an RNN's weights) goes on sharing it
+            tensor.grad, tensor.data = None, memory
     readback[0] = (
         f"{change.module}: autocast off, weights {_said(weights)}, inputs {_said(seen.taken)} → {_said(inside.taken)}, "
         f"outputs {_said(inside.put_out)} → {_said(seen.put_out)}"

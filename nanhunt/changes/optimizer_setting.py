@@ -28,7 +28,8 @@ _CORRECTED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.opti
 def other_setting(bench: Bench, change: OptimizerSetting) -> Iterator[Made]:
     """Change the setting in all groups, and put it back."""
     run = bench.run
-    every = [(o, g, _read(g, change.setting)) for o in run.optimizers for g in o.param_groups]
+    owners = {id(g): (o, g) for o in reversed(run.optimizers) for g in o.param_groups}  # wrappers share their groups
+    every = [(o, g, _read(g, change.setting)) for o, g in owners.values()]
     groups = [(o, g, value) for o, g, value in every if value is not None]
     if not groups:
         raise NotApplicableError(f"the optimizer has no {change.setting}")
@@ -45,7 +46,9 @@ def other_setting(bench: Bench, change: OptimizerSetting) -> Iterator[Made]:
             if entry == "betas" and isinstance(optimizer, _CORRECTED):
                 _hold_moments(run, group["params"], old, new)
         told = sorted({f"{old:g} → {_read(g, change.setting):g}" for _, g, old in changed})
-        yield Made(readback=[f"{change.setting} {', '.join(told)} in {len(changed)} parameter groups"])
+        yield Made(
+            readback=[f"{change.setting} {', '.join(told)} in {len(changed)} parameter group{'s'[: len(changed) > 1]}"]
+        )
     finally:
         for group, value in before:
             group[entry] = value

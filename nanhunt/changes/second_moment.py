@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.bench import Bench, Made, NotApplicableError
+from nanhunt.changes.clip import scale_left
 from nanhunt.interventions import SecondMomentFloor
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
@@ -30,6 +31,8 @@ def raised_floor(bench: Bench, change: SecondMomentFloor) -> Iterator[Made]:
 
 
 class _Floor(StepWatch):
+    """Raises it where the optimizer is about to use it."""
+
     def __init__(self, run: TrainingRun, named: dict[str, Tensor]) -> None:
         self._run = run
         self._named = {id(p) for p in named.values()}
@@ -41,7 +44,16 @@ class _Floor(StepWatch):
                 v = self._run.state_of(parameter).get("exp_avg_sq")
                 if id(parameter) not in self._named or not isinstance(v, Tensor) or parameter.grad is None:
                     continue
-                squares = parameter.grad.square().to(v.dtype)
+                grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+                # Adam divides v by 1 - β₂^t: what it uses is then the squared gradient itself
+                squares = (grad / scale_left(self._run, [parameter])).square().to(v.dtype) * self._correction(parameter)
                 self.raised += int((v < squares).sum())
                 self.elements += v.numel()
                 torch.maximum(v, squares, out=v)
+
+    def _correction(self, parameter: Tensor) -> float:
+        """Return 1 - β₂^t of the update that comes."""
+        steps = float(self._run.state_of(parameter).get("step", 0.0)) + 1.0
+        groups = (g for o in self._run.optimizers for g in o.param_groups if any(p is parameter for p in g["params"]))
+        betas = next((g["betas"] for g in groups if "betas" in g), (0.0, 0.0))
+        return float(1.0 - float(betas[1]) ** steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import platform
 import signal
 import sys
@@ -102,7 +103,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         print("\n".join(_plan(run, config_path, steps, options)))
         return None
     if _adds(options):
-        return _add_trials(options, run, checkpoint, settings)
+        return _add_trials(options, config, run, checkpoint, settings)
     manifest = _manifest(options, config, config_path, checkpoint, run, settings)
     writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
@@ -123,7 +124,9 @@ def _check(options: ReplayOptions) -> None:
     known = [i.name for i in library()]
     for name in options.trial_names:
         if name not in known:
-            raise UsageError(f"--trial {name}: there is no such trial", hint=f"there are {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`nanhunt trials` lists them"
+            raise UsageError(f"--trial {name}: there is no such trial", hint=hint)
 
 
 def _adds(options: ReplayOptions) -> bool:
@@ -132,13 +135,22 @@ def _adds(options: ReplayOptions) -> bool:
 
 
 def _add_trials(
-    options: ReplayOptions, run: TrainingRun, checkpoint: Checkpoint, settings: HuntSettings
+    options: ReplayOptions, config: RunConfig, run: TrainingRun, checkpoint: Checkpoint, settings: HuntSettings
 ) -> Onset | None:
     trace = Trace.open(options.out)
     if trace.manifest.checkpoint_digest != checkpoint.digest:
         raise UsageError(
             f"--trial: {options.out} is the trace of another checkpoint, {trace.manifest.checkpoint}",
             hint="name its own checkpoint, or another trace with --out",
+        )
+    was = trace.manifest
+    if was.config != config.document() or (was.settings.get("precision"), was.settings.get("seed")) != (
+        options.precision,
+        options.seed,
+    ):
+        raise UsageError(
+            f"--trial: {options.out} was made with another config, --precision or --seed",
+            hint="give the same, or replay with --force to look anew",
         )
     bar = Bar(settings.steps, quiet=options.quiet)
     with _terminable(), bar:

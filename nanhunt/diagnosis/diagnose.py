@@ -90,16 +90,36 @@ _WITH_PLACEBO = frozenset(i.placebo_of for i in library() if i.placebo_of is not
 
 def _with_trials(suspect: Suspect, evidence: Evidence) -> Suspect:
     """Hold the suspect's predictions against the trials that were run."""
-    pairs = [(evidence.trials[p.trial], p) for p in suspect.predictions if p.trial in evidence.trials]
+    ran = [(evidence.trials[p.trial], p) for p in suspect.predictions if p.trial in evidence.trials]
+    pairs = [(trial, p) for trial, p in ran if _is_of(trial, suspect)]
     grade = _regraded(suspect, pairs, evidence)
     return replace(suspect, trials=(*pairs, *_beside(suspect, pairs, evidence)), grade=grade)
+
+
+def _is_of(trial: Trial, suspect: Suspect) -> bool:
+    """Whether a trial changed what this suspect is accused of: its samples, its layers, its parameter."""
+    change, at = trial.intervention, suspect.location
+    kind = change.get("change")
+    if kind == "without-samples" and change.get("placebo_of") is None and at.samples:
+        return set(change["samples"]) == set(at.samples)
+    if kind == "redrawn" and at.module:
+        drawn = str(change.get("module", ""))
+        return at.module == drawn or at.module.startswith(f"{drawn}.")
+    if kind == "second-moment-floor" and change.get("placebo_of") is None and at.parameter:
+        return at.parameter in (change.get("parameters") or (at.parameter,))
+    return True
 
 
 def _beside(
     suspect: Suspect, pairs: list[tuple[Trial, Prediction]], evidence: Evidence
 ) -> Iterator[tuple[Trial, Prediction | None]]:
-    """Yield the trials with a suspect's own samples that it predicted nothing of: they show what helps."""
+    """Yield what a suspect predicted nothing of: placebos and controls of its cures, and trials with its own samples."""
     named = {trial.name for trial, _ in pairs}
+    cured = {trial.name for trial, _ in pairs if trial.outcome == "cured"}
+    for other in evidence.trials.values():
+        if other.intervention.get("placebo_of") in cured and other.name not in named and other.outcome != "failed":
+            named.add(other.name)
+            yield other, None
     for name in ("drop-samples", "drop-placebo") if suspect.location.samples else ():
         trial = evidence.trials.get(name)
         if trial is not None and name not in named and trial.outcome != "failed":

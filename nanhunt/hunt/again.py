@@ -59,8 +59,22 @@ def try_again(run: TrainingRun, path: Path, settings: HuntSettings, progress: Pr
     with eager(run):
         _run_up_to(state, Window(**window))
         run_trials(state, Window(**window), diagnose(trace), only=settings.trial_names)
-    amend(path, notes.taken)
-    return [Trial.from_json(body) for kind, body in notes.taken if kind is NoteKind.TRIAL]
+    trials = [Trial.from_json(body) for kind, body in notes.taken if kind is NoteKind.TRIAL]
+    _refuse_another_baseline(trace, trials, path)
+    known = {str(body["name"]) for body in trace.notes_of(NoteKind.TRIAL)}
+    amend(path, [(k, b) for k, b in notes.taken if (b.get("name") != "exact" or "exact" not in known)])
+    return [trial for trial in trials if trial.name in settings.trial_names]
+
+
+def _refuse_another_baseline(trace: Trace, trials: list[Trial], path: Path) -> None:
+    """Refuse to put trials beside a baseline that came out otherwise."""
+    was = [b["outcome"] for b in trace.notes_of(NoteKind.TRIAL) if b["name"] == "exact"]
+    now = [trial.outcome for trial in trials if trial.name == "exact"]
+    if was and now and was[-1] != now[0]:
+        raise UsageError(
+            f"--trial: the very same steps do not come out as in {path}: exact was {was[-1]}, and is {now[0]}",
+            hint="replay with --force to look anew",
+        )
 
 
 def _run_up_to(state: HuntState, window: Window) -> None:

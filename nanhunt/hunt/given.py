@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nanhunt.bench import Window
 from nanhunt.changes.precision import precision_of
 from nanhunt.diagnosis.cause import Diagnosis, Location
+from nanhunt.diagnosis.dynamics import rate_jump
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.hunt.state import HuntState
 from nanhunt.library import Given
@@ -35,7 +36,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
     modules = dict(state.run.model.named_modules())
     named = _suspect_parameters(state, evidence, places[:1])
     wrong = evidence.wrong_backward()
-    narrow = precision_of(state.run)
+    narrow, jump = precision_of(state.run), rate_jump(evidence)
     norms = [r.grad_norm for s, r in sorted(state.results.items()) if s < window.first and r.grad_norm is not None]
     return Given(
         samples=samples,
@@ -50,6 +51,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
         other_parameters=_other_parameters(state.run.parameters(), named),
         grad_norm=_middle(norms[-_HEALTHY:]),
         grad_amax=_amax(evidence, window.first),
+        rate=jump.before / jump.rate if jump is not None and jump.rate > 0.0 and not jump.is_new else None,
         format=narrow if narrow in ("fp16", "bf16") else "",
         reference=state.settings.reference,
         function=str(wrong["function"]) if wrong else "",

@@ -4,7 +4,7 @@ Asked of a spike that no cause explains. Two measurements, both of which must ho
 step at a learning rate of 0, and on the batch of that step: where its loss is high all the same, neither the update nor
 the batch made it so, and what is left is the code. And the code must be seen to do something else: ops, or plain numbers
 given to them, of a line that the two steps before did not have and the step behind has as well; or random numbers
-written into a weight outside of an optimizer. What else is written into a weight is no sign of a purpose.
+written into a weight outside of an optimizer. What else is written into a weight or buffer is no sign of a purpose.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ _MOST = 0.5
 _DRAWS = frozenset(
     {"uniform_", "normal_", "log_normal_", "cauchy_", "exponential_", "geometric_", "random_", "bernoulli_"}
 )
+
+#: Ops whose plain numbers weigh a loss; those of a view or of indexing follow the data.
+_ARITHMETIC = frozenset({"mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "rsub", "pow", "pow_", "lerp"})
 
 #: An op of a user's line, with the plain numbers among its tensors.
 Call = tuple[str, SourceLine, tuple[float, ...]]
@@ -115,13 +118,14 @@ class _Listener(TorchDispatchMode):
     calls: dict[Call, None] = field(default_factory=dict)
     #: weights that random numbers were written into first, with the line
     drawn: dict[str, SourceLine] = field(default_factory=dict)
-    #: weights that were written into
+    #: weights and buffers that were written into
     written: set[str] = field(default_factory=set)
     supports_higher_order_operators = True
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = {p.untyped_storage().data_ptr(): name for name, p in self.run.parameters().items()}
+        owned = {**self.run.buffers(), **self.run.parameters()}
+        self._names = {t.untyped_storage().data_ptr(): name for name, t in owned.items()}
         self._updating = False
         self._handles: list[Any] = []
 
@@ -150,8 +154,9 @@ class _Listener(TorchDispatchMode):
 
     def _hear(self, func: Any, line: SourceLine, args: tuple[Any, ...]) -> None:
         facts = facts_of(func)
+        weighs = facts.name.split(".")[1] in _ARITHMETIC and any(isinstance(x, Tensor) for x in args)
         numbers = tuple(float(x) for x in args if isinstance(x, int | float) and not isinstance(x, bool))
-        self.calls.setdefault((facts.name, line, numbers if any(isinstance(x, Tensor) for x in args) else ()))
+        self.calls.setdefault((facts.name, line, numbers if weighs else ()))
         for argument, value in zip(facts.arguments, args, strict=False):
             if argument not in facts.written or not isinstance(value, Tensor):
                 continue

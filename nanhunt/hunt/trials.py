@@ -36,6 +36,9 @@ def try_causes(state: HuntState) -> None:
     if onset.kind == "stall" and state.stall in _UNTRIED and not settings.trial_names:
         return
     window = window_of(state)
+    if window.first > window.last:
+        state.assume(f"step {window.last} lies before the first that is kept: no trial can be run")
+        return
     state.writer.note(NoteKind.WINDOW, asdict(window))
     state.writer.flush()
     run_trials(state, window, diagnose(Trace.open(state.writer.partial)))
@@ -65,7 +68,7 @@ def run_trials(state: HuntState, window: Window, diagnosis: Diagnosis, only: Seq
             break
         state.progress.stage(f"trial: {trial.name}")
         outcomes[trial.name] = _recorded(state, replace(run_trial(bench, trial), asked=trial.name in asked))
-        if trial.name == "exact" and outcomes["exact"] != "persists":
+        if trial.name == "exact" and outcomes["exact"] == "cured":
             rest = _of_a_fault_that_is_gone(state, rest, asked)
 
 

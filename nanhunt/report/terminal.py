@@ -241,7 +241,7 @@ def _trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     told = [t for t in diagnosis.trials if t.outcome != "failed" or t.name in reading.named(diagnosis)]
     if not told:
         return
-    page.heading("trials", "the bad steps again, under one change each")
+    page.heading("trials", "under one change each: mean loss, and the first gradient norm before any clip")
     rows = [(t, *reading.before_and_after(t)) for t in told]
     names = column((t.name for t in told), 18)
     losses, norms = column((loss for _, loss, _ in rows), 32), column((norm for *_, norm in rows), 36)

@@ -20,7 +20,12 @@ def amend(path: Path, notes: Sequence[tuple[NoteKind, dict[str, Any]]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(path.name + ".tmp")
+    lock = path.with_name(path.name + ".lock")
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise TraceError(f"{path}: another process is adding to it", hint=f"remove {lock} where none is") from None
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetFile(path) as source:
             schema = source.schema_arrow
@@ -38,3 +43,4 @@ def amend(path: Path, notes: Sequence[tuple[NoteKind, dict[str, Any]]]) -> None:
         raise TraceError(f"cannot write {path}: {error}", hint="the trace is as it was") from error
     finally:
         temporary.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)

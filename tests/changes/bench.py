@@ -23,7 +23,7 @@ def bench_of(run: TrainingRun, kind: Literal["nan", "inf"] = "nan") -> Bench:
     return Bench(
         run=run,
         ring=ring,
-        onset=Onset(kind=kind, step=step, phase="forward"),
+        onset=Onset(kind=kind, step=step, phase="backward"),
         known=Known.of(run),
         window=Window(first=step, last=step),
     )

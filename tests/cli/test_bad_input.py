@@ -433,7 +433,8 @@ def test_a_report_is_not_written_where_there_is_no_folder(healthy_trace, assert_
         (["--device", "meta"], ["--device meta", "cpu, cuda"]),
         (["--device", "cuda:99"], ["--device cuda:99", "--device cpu"]),
         (["--precision", "fp12"], ["--precision fp12", "fp32, fp16 or bf16"]),
-        (["--trial", "hope"], ["--trial hope", "drop-samples"]),
+        (["--trial", "hope"], ["--trial hope", "nanhunt trials"]),
+        (["--trial", "clip-nrom"], ["--trial clip-nrom", "did you mean clip-norm"]),
     ],
 )
 def test_a_value_that_an_option_does_not_know_lists_those_it_does(options, names, assert_refused):

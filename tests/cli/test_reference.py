@@ -22,7 +22,7 @@ def test_weights_that_came_broken_are_cured_by_those_of_the_reference(project, n
     assert done.code == 0, done.err
     trials = {t["name"]: t for t in Trace.open(project.root / "trace.parquet").notes_of(NoteKind.TRIAL)}
     assert (trials["exact"]["outcome"], trials["restore-weights"]["outcome"]) == ("persists", "cured")
-    assert trials["restore-weights"]["readback"] == "1 tensors replaced by those of good.pt: hidden.weight"
+    assert trials["restore-weights"]["readback"] == "1 tensor replaced by those of good.pt: hidden.weight"
     assert trials["restore-weights"]["intervention"]["checkpoint"] == "good.pt"
 
 

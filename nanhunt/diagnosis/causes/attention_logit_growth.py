@@ -186,7 +186,8 @@ def _scores(evidence: Evidence) -> tuple[Birth | None, float]:
         if size is not None:
             return birth, float(size)
     root = evidence.birth
-    softmax = any("softmax" in hop.op for hop in evidence.lineage[1:8])
+    # a log_softmax is a loss's, and what comes before it are logits
+    softmax = any("softmax" in hop.op and "log_softmax" not in hop.op for hop in evidence.lineage[1:8])
     if root is None or root.phase != "forward" or bare(root.op) not in _PRODUCTS or not softmax:
         return None, 0.0
     # a mask's constant times its ones is no score: a product of two computed tensors is

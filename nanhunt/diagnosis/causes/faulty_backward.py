@@ -25,7 +25,8 @@ with the forward's guards. Replace a fused kernel by its reference (`sdpa_kernel
 
 How it is confirmed
 -------------------
-By gradcheck, or by a healthy step with the reference kernel; no trial replaces kernels.
+By gradcheck, or by a healthy run with autograd's own derivative (`own-backward`) where updates as short, in the
+direction of the wrong one (`backward-norm`), do not hold; of a kernel by `reference-kernels`.
 
 When it is mistaken
 -------------------

@@ -132,7 +132,6 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
     assert onset is not None
     # before the window's first step the harm is done already, and no trial on it can undo that
     certain = evidence.is_spike and jump.step >= onset.step and onset.phase == "update"
-    trial = "lr-0.1" if jump.ratio <= 10.0 else "lr-0"
     exhibits = [
         Exhibit(
             claim=f"{jump.series} at step {jump.step}, before it {in_words(jump.before)}",
@@ -157,7 +156,7 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
             else f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",
             "where a restart is meant, warm up to it over some 1/(1 - β2) steps",
         ),
-        predictions=(Prediction(trial=trial, expect="cured"),) if certain else (),
+        predictions=(Prediction(trial="lr-before", expect="cured"),) if certain and not jump.is_new else (),
         depth=1 if evidence.is_nonfinite else 0,
     )
 

@@ -54,8 +54,8 @@ __all__ = ["CAUSE"]
 
 _KINDS = ("parameter", "buffer", "state", "weight")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row", "exp_avg_sq_col")
-#: Another checkpoint's tensors (--reference) help; what they were is not known, so that no cure is no acquittal.
-_RESTORED = (Prediction(trial="restore-weights", expect="cured", refutes=False),)
+#: Another checkpoint's tensors (--reference) are a fix that is tried: an earlier state helps against whatever grew since.
+_RESTORED = (Prediction(trial="restore-weights", expect="cured", refutes=False, confirms=False),)
 _PERSISTS = (Prediction(trial="fp32", expect="persists"), Prediction(trial="fp64", expect="persists"), *_RESTORED)
 
 
@@ -63,7 +63,7 @@ def examine(evidence: Evidence) -> Suspect | None:
     """Look for a root that was inherited from weights, buffers or optimizer state, then for one giant element."""
     onset = evidence.onset
     if evidence.is_stall and onset is not None and onset.phase != "load":
-        return _held_still(evidence)
+        return _corrupt(evidence) if evidence.stall_reason == "clip-overflow" else _held_still(evidence)
     if onset is None or not (evidence.is_nonfinite or evidence.is_spike or onset.phase == "load"):
         return None
     if evidence.is_nonfinite:
