@@ -64,7 +64,7 @@ nanhunt trials trace.parquet                           # what was tried, and wha
 
 Suspects predict what trials will do. The next trial is the one that tells most for each second: it separates suspects
 that predict different outcomes, or may confirm the first one. A suspect that a trial contradicts asks for no more. The
-budget bounds all of it; a trial that it cuts off is named among the assumptions.
+budget bounds all of it but what was asked for by name; a trial that it cuts off is named among the assumptions.
 
 ## Grades
 

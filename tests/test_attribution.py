@@ -155,3 +155,33 @@ def test_a_spikes_sample_is_found_by_its_own_gradient_where_its_loss_is_bounded(
     assert notes[0]["outliers"] == [BAD]
     norms = {int(i): n for i, n in notes[0]["norms"].items()}
     assert max(norms, key=lambda i: norms[i]) == BAD
+
+
+def test_samples_of_the_step_before_that_fail_themselves_are_put_in_nobodys_place(tmp_path: Path) -> None:
+    """Large rows overflow once the model has grown: a row that was healthy a step ago is no healthy donor now."""
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(1.0)
+            grown = torch.where(self.seen > STEP, 1e30, 1.0)
+            out: Tensor = self.a(x) * torch.where(x[:, :1] > 2.0, grown, 1.0)
+            return out
+
+    def batches() -> Any:
+        for at in itertools.count():
+            x = torch.rand(8, 4, generator=torch.Generator().manual_seed(at))
+            x[[BAD] if at == STEP else [0, 5], 0] = 2.5
+            yield x
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        value: Tensor = model(x).square().mean()
+        return value
+
+    torch.manual_seed(0)
+    body = told(hunted(tiny_run(Growing(), loss, batches()), tmp_path))
+    assert (body["samples"], body["by"]) == ([BAD], "removal")

@@ -35,9 +35,10 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 6)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("offset", torch.zeros(6))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.b(torch.tanh(self.a(x)))
+        out: Tensor = self.b(torch.tanh(self.a(x))) + self.offset
         return out
 
 
@@ -104,6 +105,29 @@ def test_what_else_is_written_into_a_weight_is_a_fault(tmp_path: Path) -> None:
     assert diagnosis.outcome == "fault"
     assert diagnosis.onset is not None
     assert abs(diagnosis.onset.step - AT) <= 1
+
+
+def test_what_is_written_into_a_buffer_is_a_fault(tmp_path: Path) -> None:
+    def corrupted(model: Net, loss: Tensor, step: int) -> Tensor:
+        if step == AT:
+            model.offset.data[2] = 60.0
+        return loss
+
+    diagnosis, trace = told(run_of(corrupted), tmp_path)
+    assert diagnosis.outcome == "fault"
+    assert trace.note_of(NoteKind.MEANT) is None
+
+
+def test_numbers_that_follow_the_data_are_no_purpose(tmp_path: Path) -> None:
+    def cut(model: Net, loss: Tensor, step: int) -> Tensor:
+        kept = 20 if step >= AT else 30  # a shorter batch, as two buckets make
+        loss = loss + 0.0 * model.b.weight.flatten()[:kept].sum()
+        if step == AT - 1:
+            model.b.weight.data[2, 3] += 30.0
+        return loss
+
+    _, trace = told(run_of(cut), tmp_path)
+    assert trace.note_of(NoteKind.MEANT) is None
 
 
 def test_a_single_step_whose_loss_is_multiplied_is_not_meant(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanhunt.bench import Bench, Window
+from nanhunt.changes.rate import at_rate
 from nanhunt.counterfactual import run_trial
-from nanhunt.interventions import Trial
+from nanhunt.interventions import Intervention, LossScale, Trial
 from nanhunt.library import Given, library
 from nanhunt.trace.schema import Onset
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
+from nanhunt.training.state import Snapshot, SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known
 from tests.conftest import tiny_run
@@ -86,6 +88,7 @@ def everything_of(run: TrainingRun) -> dict[str, Any]:
     tensors = {**run.parameters(), **run.buffers(), **run.state_tensors()}
     return {
         "tensors": {name: (t.dtype, t.detach().clone()) for name, t in tensors.items()},
+        "memory": {n: t.data_ptr() for n, t in {**run.parameters(), **run.buffers()}.items()},
         "groups": [{k: v for k, v in g.items() if k != "params"} for g in copy.deepcopy(run.optimizers[0].param_groups)],
         "scaler": copy.deepcopy(run.scaler.state_dict()) if run.scaler else None,
         "autocast": run.autocast,
@@ -183,3 +186,86 @@ def test_a_change_without_what_it_acts_on_fails_with_its_reason() -> None:
         if intervention.missing:
             trial = run_trial(bench, intervention)
             assert (trial.outcome, trial.detail) == ("failed", f"not applicable: {missing[trial.name]}")
+
+
+def bench_of(run: TrainingRun, ring: SnapshotRing, onset: Onset, **window: Any) -> Bench:
+    return Bench(
+        run=run, ring=ring, onset=onset, known=Known.of(run), window=Window(**{"first": AT, "last": AT} | window)
+    )
+
+
+def named(name: str) -> Intervention:
+    return next(i for i in library() if i.name == name)
+
+
+def test_a_change_behind_the_loss_cannot_be_tried_on_a_nan_of_the_forward_pass() -> None:
+    run, ring, _ = trained(None)
+    onset = Onset(kind="nan", step=AT, phase="forward")
+    for name in ("lr-0.1", "v-floor", "moments-reset", "clip-adaptive", "adam-eps", "scale-1"):
+        trial = run_trial(bench_of(run, ring, onset), named(name))
+        assert (trial.outcome, trial.detail) == (
+            "failed",
+            "not applicable: the fault comes before all that this changes",
+        ), name
+    led = run_trial(bench_of(run, ring, onset, first=AT - 1), named("lr-0.1"))
+    assert led.outcome == "cured"
+
+
+def test_a_step_that_the_scaler_skips_under_a_change_shows_nothing() -> None:
+    run, ring, _ = trained("fp16")
+    spike = Onset(kind="loss-spike", step=AT, phase="update")
+    huge = Intervention(name="huge", question="", change=LossScale(2.0**40))
+    trial = run_trial(bench_of(run, ring, spike, limit=1e9, alarm=AT), huge)
+    assert trial.outcome == "failed"
+    assert "skipped" in trial.detail
+
+
+def test_an_exception_that_is_not_the_faults_own_decides_nothing() -> None:
+    run, ring, _ = trained(None)
+
+    def raising(model: nn.Module, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise NotImplementedError("no kernel for this")
+        raise IndexError("index 9 is out of range")
+
+    run.loss = raising
+    onset = Onset(kind="exception", step=AT, phase="forward", detail="IndexError: index 9 is out of range")
+    assert run_trial(bench_of(run, ring, onset), named("exact")).outcome == "persists"
+    other = run_trial(bench_of(run, ring, onset), named("fp64"))
+    assert (other.outcome, "NotImplementedError" in other.detail) == ("failed", True)
+
+
+def test_a_run_that_cannot_be_put_back_ends_the_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, ring, _ = trained(None)
+
+    def broken(self: Snapshot, run: TrainingRun) -> None:
+        raise MemoryError("no room")
+
+    onset = Onset(kind="loss-spike", step=AT, phase="update")
+    ring.offer(run, STEPS)
+    bench = bench_of(run, ring, onset, limit=1e9, alarm=AT)
+    monkeypatch.setattr(Snapshot, "restore", broken)
+    with pytest.raises(MemoryError):
+        run_trial(bench, named("exact"))
+
+
+def test_an_optimizer_around_another_scales_the_rate_once() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    inner = torch.optim.SGD([weight], lr=1.0)
+
+    class Around(torch.optim.Optimizer):
+        """Steps by the optimizer that it shares its groups with."""
+
+        def __init__(self) -> None:
+            super().__init__([weight], {"lr": 1.0})
+            self.param_groups = inner.param_groups
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            inner.step()
+
+    run = cast("TrainingRun", SimpleNamespace(optimizers=[Around(), inner]))
+    weight.grad = torch.ones(1)
+    with at_rate(run, 0.1):
+        run.optimizers[0].step()
+    assert weight.item() == pytest.approx(-0.1)
+    assert inner.param_groups[0]["lr"] == 1.0

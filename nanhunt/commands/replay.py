@@ -170,6 +170,8 @@ def _refuse_to_overwrite(options: ReplayOptions) -> None:
     for path in (options.out, partial_path(options.out)):
         if path.exists() and not (options.force or options.dry_run):
             hint = f"`nanhunt report {path}` reads it; pass --force to overwrite it, or another name with --out"
+            if options.reference is not None and path.suffix == ".parquet":
+                hint += "; --trial restore-weights tries the reference on it"
             raise UsageError(f"--out {options.out}: {path} exists already", hint=hint)
 
 

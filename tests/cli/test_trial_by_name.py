@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nanhunt.errors import TraceError
+from nanhunt.trace.amend import amend
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
 
@@ -57,6 +59,32 @@ def test_the_trace_of_another_checkpoint_is_refused_and_left_as_it_is(folder, na
     assert done.is_clean_refusal
     assert "another checkpoint" in done.err
     assert (folder / "trace.parquet").read_bytes() == before
+
+
+def test_the_trace_of_another_config_is_refused_and_left_as_it_is(folder, nanhunt, project_class):
+    before = (folder / "trace.parquet").read_bytes()
+    project_class(root=folder).plant(nan_at=13)
+    done = nanhunt("replay", "ckpt.pt", "--trial", "fp64")
+    assert done.is_clean_refusal
+    assert "another config" in done.err
+    assert (folder / "trace.parquet").read_bytes() == before
+
+
+def test_two_processes_do_not_add_at_once(folder):
+    (folder / "trace.parquet.lock").touch()
+    before = (folder / "trace.parquet").read_bytes()
+    with pytest.raises(TraceError, match="another process"):
+        amend(folder / "trace.parquet", [(NoteKind.ASSUMPTION, {"text": "x"})])
+    assert (folder / "trace.parquet").read_bytes() == before
+    assert (folder / "trace.parquet.lock").exists(), "the other one's lock stays"
+
+
+def test_a_note_is_added_and_the_rows_stay(folder):
+    rows = pd.read_parquet(folder / "trace.parquet")
+    amend(folder / "trace.parquet", [(NoteKind.ASSUMPTION, {"text": "x"})])
+    assert Trace.open(folder / "trace.parquet").notes_of(NoteKind.ASSUMPTION)[-1] == {"text": "x"}
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "trace.parquet"), rows)
+    assert not [p for p in folder.iterdir() if p.suffix in (".tmp", ".lock")]
 
 
 def test_a_trace_without_a_fault_is_refused(healthy_trace, tmp_path, monkeypatch, nanhunt):

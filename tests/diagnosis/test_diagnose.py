@@ -118,6 +118,41 @@ def test_a_trial_that_could_not_be_applied_says_nothing(tmp_path: Path) -> None:
     assert graded(tmp_path, Grade.CONSISTENT, FP32_CURES, EXACT, failed) is Grade.CONSISTENT
 
 
+def test_a_cure_that_helps_against_other_causes_too_neither_confirms_nor_refutes(tmp_path: Path) -> None:
+    vague = (Prediction(trial="fp32", expect="cured", refutes=False, confirms=False),)
+    stays = Trial(name="fp32", outcome="persists", detail="")
+    assert graded(tmp_path / "a", Grade.SUPPORTED, vague, EXACT, CURE) is Grade.SUPPORTED
+    assert graded(tmp_path / "b", Grade.SUPPORTED, vague, EXACT, stays) is Grade.SUPPORTED
+
+
+def test_a_cure_that_ought_to_have_a_placebo_confirms_only_beside_one(tmp_path: Path) -> None:
+    predictions = (Prediction(trial="drop-samples", expect="cured"),)
+    idle = Trial(name="drop-placebo", outcome="persists", detail="", intervention={"placebo_of": "drop-samples"})
+    assert graded(tmp_path / "a", Grade.SUPPORTED, predictions, EXACT, DROP) is Grade.SUPPORTED
+    assert graded(tmp_path / "b", Grade.SUPPORTED, predictions, EXACT, DROP, idle) is Grade.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("location", "change", "counts"),
+    [
+        (Location(samples=(3,)), {"change": "without-samples", "samples": [3]}, True),
+        (Location(samples=(3,)), {"change": "without-samples", "samples": [4]}, False),
+        (Location(module="blocks.2"), {"change": "redrawn", "module": "blocks"}, True),
+        (Location(module="head"), {"change": "redrawn", "module": "blocks"}, False),
+        (Location(parameter="a.weight"), {"change": "second-moment-floor", "parameters": ["a.weight"]}, True),
+        (Location(parameter="a.weight"), {"change": "second-moment-floor"}, True),
+        (Location(parameter="a.weight"), {"change": "second-moment-floor", "parameters": ["b.weight"]}, False),
+    ],
+)
+def test_a_trial_counts_for_the_suspect_whose_part_it_changed(
+    location: Location, change: dict[str, Any], counts: bool, tmp_path: Path
+) -> None:
+    trial = Trial(name="fp32", outcome="cured", detail="", intervention=change)
+    suspect = Suspect(cause="x", grade=Grade.SUPPORTED, summary="", location=location, predictions=FP32_CURES)
+    told = _with_trials(suspect, Evidence(bare_trace(tmp_path, "nan", (EXACT, trial))))
+    assert (told.grade is Grade.CONFIRMED) == counts
+
+
 def test_predictions_without_a_cure_never_confirm(tmp_path: Path) -> None:
     persists = (Prediction(trial="exact", expect="persists"),)
     assert graded(tmp_path, Grade.SUPPORTED, persists, EXACT) is Grade.SUPPORTED
