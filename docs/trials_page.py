@@ -145,10 +145,10 @@ EXAMPLES = (
     ),
     Example(
         title="A backward of one's own",
-        program="faulty-backward/mdn_wrong_backward",
+        program="faulty-backward/velocity_film_sign",
         words="Autograd's derivative of the function's own forward, in the place of its hand-written backward, and the run "
-        "does not run away.",
-        outcomes={"own-backward": "cured"},
+        "does not run away; updates as short, in the wrong direction, do not help.",
+        outcomes={"own-backward": "cured", "backward-norm": "persists"},
     ),
     Example(
         title="Initial values",

@@ -141,9 +141,8 @@ def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[Step
     rows = RowBuffer()
     run, window = bench.run, bench.window
     zeros = _ZeroShare(run) if window.zero_share is not None else None
-    measured = isinstance(
-        intervention.change, (SecondMomentFloor, BackwardByAutograd)
-    )  # what a control of equal norm is held to
+    # what a control of equal norm is held to
+    measured = isinstance(intervention.change, (SecondMomentFloor, BackwardByAutograd, Moments))
     for step in range(window.first, window.last + 1):
         casts = LostValues()
         probe = OpProbe(run, rows, casts, exact=True) if window.silent is not None else None

@@ -216,6 +216,12 @@ def _optimizer(known: Given) -> tuple[Intervention, ...]:
             question="is it the optimizer's state that came with the checkpoint?",
         ),
         Intervention(
+            name="moments-norm",
+            change=MatchedNorm("moments-reset"),
+            placebo_of="moments-reset",
+            question="do updates hold that are as short as those of a fresh state, in their own direction?",
+        ),
+        Intervention(
             name="adam-eps",
             change=OptimizerSetting("eps", factor=1e4),
             question="is the optimizer's epsilon too small to hold small moments up?",

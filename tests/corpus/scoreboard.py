@@ -19,6 +19,8 @@ _WORST = 12
 #: Shares that are to be right, and of the suspects that are called proved or confirmed.
 _REACH = {"top1": 0.95, "top3": 0.99, "location": 0.95, "samples": 0.95}
 _PRECISION = 0.99
+#: Share of faulty programs that end with a suspect who is proved or confirmed.
+_SURE = 0.80
 _TIPPED = 2
 #: What a miss costs, for the list of the worst ones.
 _COST = {"detected": 8, "top1": 4, "samples": 1, "step": 2, "module": 1, "line": 2, "op": 1, "phase": 1}
@@ -49,6 +51,11 @@ class Scoreboard:
         return counts
 
     @property
+    def sure(self) -> int:
+        """Programs with a suspect who is proved or confirmed."""
+        return sum(bool(v.graded) for v in self.verdicts)
+
+    @property
     def false_alarms(self) -> list[tuple[str, str, str]]:
         """Healthy programs and twins that were called anything but healthy."""
         return [h for h in self.healthy if h[1] != "healthy"]
@@ -63,6 +70,8 @@ class Scoreboard:
         for grade, (right, all_) in self.precision.items():
             if all_ - right > (1.0 - _PRECISION) * all_ + _TIPPED:
                 found.append(f"{grade} {right}/{all_}, for {_PRECISION:.0%}")
+        if self.sure + _TIPPED < _SURE * len(self.verdicts):
+            found.append(f"proved or confirmed {self.sure}/{len(self.verdicts)}, for {_SURE:.0%}")
         if len(self.false_alarms) > _TIPPED:
             found.append(f"{len(self.false_alarms)} false alarms")
         return found
@@ -92,6 +101,8 @@ class Scoreboard:
             f"{grade}: {right} of {all_} suspects right{_share(right, all_)}"
             for grade, (right, all_) in self.precision.items()
         ]
+        share = _share(self.sure, len(self.verdicts))
+        lines.append(f"faulty programs that end proved or confirmed: {self.sure} of {len(self.verdicts)}{share}")
         lines.append(f"false alarms: {len(self.false_alarms)} of {len(self.healthy)} healthy programs and twins")
         lines.append(f"the true cause was called innocent in {sum(v.cleared for v in self.verdicts)} programs")
         return lines

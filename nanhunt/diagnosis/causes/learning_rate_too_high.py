@@ -119,7 +119,6 @@ def _undefined_rate(evidence: Evidence) -> Suspect | None:
         summary=f"the learning rate is {bad[step]} from step {step} on",
         location=_place(evidence),
         exhibits=(Exhibit(claim=f"learning rate at step {step}", value=bad[step]),),
-        predictions=_TRIED,
         fixes=(
             "guard the schedule's ends: a warm-up of no steps is 0/0, and beyond its last step a root has a negative base",
         ),
@@ -130,7 +129,7 @@ def _undefined_rate(evidence: Evidence) -> Suspect | None:
 def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
     onset = evidence.onset
     assert onset is not None
-    # before the window's first step the harm is done already, and no trial on it can undo that
+    # where the window's first step lies behind the jump the harm is done already, and no trial on it can undo that
     certain = evidence.is_spike and jump.step >= onset.step and onset.phase == "update"
     exhibits = [
         Exhibit(
@@ -156,7 +155,9 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
             else f"take the jump out of the schedule at step {jump.step}: the rate before it was {in_words(jump.before)}",
             "where a restart is meant, warm up to it over some 1/(1 - β2) steps",
         ),
-        predictions=(Prediction(trial="lr-before", expect="cured"),) if certain and not jump.is_new else (),
+        predictions=(Prediction(trial="lr-before", expect="cured", refutes=certain),)
+        if evidence.is_spike and not jump.is_new
+        else (),
         depth=1 if evidence.is_nonfinite else 0,
     )
 

@@ -53,8 +53,11 @@ from nanhunt.interventions import Prediction
 
 __all__ = ["CAUSE"]
 
-#: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
-_TRIED = (Prediction(trial="moments-reset", expect="cured", refutes=False, confirms=False),)
+#: A fresh state helps, and updates that are as short, in their own direction, do not: a state may be wrong without that.
+_TRIED = (
+    Prediction(trial="moments-reset", expect="cured", refutes=False),
+    Prediction(trial="moments-norm", expect="persists", refutes=False),
+)
 
 #: Steps after the load in which lost state still shows.
 _SOON = 20
