@@ -70,7 +70,7 @@ class Scoreboard:
         for grade, (right, all_) in self.precision.items():
             if all_ - right > (1.0 - _PRECISION) * all_ + _TIPPED:
                 found.append(f"{grade} {right}/{all_}, for {_PRECISION:.0%}")
-        if self.sure + _TIPPED < _SURE * len(self.verdicts):
+        if self.sure + 2 * _TIPPED < _SURE * len(self.verdicts):  # a grade hangs on more steps than a verdict
             found.append(f"proved or confirmed {self.sure}/{len(self.verdicts)}, for {_SURE:.0%}")
         if len(self.false_alarms) > _TIPPED:
             found.append(f"{len(self.false_alarms)} false alarms")
