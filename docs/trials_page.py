@@ -53,8 +53,8 @@ nanhunt trials trace.parquet                           # what was tried, and wha
 4. **A placebo of equal size** where there is one: as many other samples, another module of the same class, other
    parameters of the same number of elements, all other layers. It is run where its trial cured.
 5. **A control of equal norm** for what shrinks an update: `v-norm` makes each update as short as `v-floor` made it, in
-   its own direction. `backward-norm` is the same of
-   `own-backward`. Where the control cures as well, it was the length.
+   its own direction; `moments-norm` and `backward-norm` do the same for `moments-reset` and `own-backward`. Where the
+   control cures as well, it was the length.
 6. **The outcome is declared beforehand**, by the cause's prediction, and so is the measure: of a NaN, that loss,
    gradients, weights, buffers and moments are finite; of a spike, that the loss at its alarm is back within 6 robust
    deviations (a tenth, at least) of the baseline, and no further than half of the rise above it; of a run that ran away
