@@ -69,18 +69,18 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     return F.mse_loss(model(x), x.sin())
 
 
-def trained(autocast: str | None) -> tuple[TrainingRun, SnapshotRing, dict[int, float]]:
+def trained(autocast: str | None) -> tuple[TrainingRun, SnapshotRing]:
     """A run that stands behind `STEPS` steps, with what it has kept of them."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if autocast == "fp16" else None
     run = tiny_run(model, loss, batches(), optimizer=optimizer, autocast=autocast, scaler=scaler)
-    ring, seen = SnapshotRing(run), {}
+    ring = SnapshotRing(run)
     for step in range(STEPS):
         ring.offer(run, step)
-        seen[step] = train_step(run, step, StepWatch()).loss
-    return run, ring, seen
+        train_step(run, step, StepWatch())
+    return run, ring
 
 
 def everything_of(run: TrainingRun) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def assert_same(before: Any, after: Any, path: str = "") -> None:
         assert before == after, path
 
 
-def every_trial(run: TrainingRun, ring: SnapshotRing, seen: dict[int, float]) -> dict[str, Trial]:
+def every_trial(run: TrainingRun, ring: SnapshotRing) -> dict[str, Trial]:
     given = Given(
         samples=(2,), placebo=(4,), other_step=1, earlier_step=AT - 1, module="a", drawn="a", other_module="b",
         source="test_trials.py:55", parameters=("a.weight",), other_parameters=("b.weight",), grad_norm=1e-3,
@@ -139,12 +139,12 @@ def every_trial(run: TrainingRun, ring: SnapshotRing, seen: dict[int, float]) ->
 
 @pytest.mark.parametrize("autocast", [None, "bf16", "fp16"])
 def test_the_state_after_all_trials_is_the_state_before_them_and_so_is_the_next_step(autocast: str | None) -> None:
-    run, ring, seen = trained(autocast)
+    run, ring = trained(autocast)
     before = everything_of(run)
-    told = every_trial(run, ring, seen)
+    told = every_trial(run, ring)
     assert_same(before, everything_of(run))
     after = train_step(run, STEPS, StepWatch()).loss
-    again, _, _ = trained(autocast)
+    again, _ = trained(autocast)
     assert train_step(again, STEPS, StepWatch()).loss == after
     for name, parameter in again.parameters().items():
         assert torch.equal(parameter, run.parameters()[name]), name
@@ -177,7 +177,7 @@ def test_every_intervention_has_a_name_of_its_own_and_a_placebo_names_its_trial(
 
 def test_a_change_without_what_it_acts_on_fails_with_its_reason() -> None:
     missing = {i.name: i.missing for i in library() if i.missing}
-    run, ring, _ = trained(None)
+    run, ring = trained(None)
     bench = Bench(
         run=run, ring=ring, onset=Onset(kind="nan", step=AT, phase="forward"), known=Known.of(run),
         window=Window(first=AT, last=AT),
@@ -199,7 +199,7 @@ def named(name: str) -> Intervention:
 
 
 def test_a_change_behind_the_loss_cannot_be_tried_on_a_nan_of_the_forward_pass() -> None:
-    run, ring, _ = trained(None)
+    run, ring = trained(None)
     onset = Onset(kind="nan", step=AT, phase="forward")
     for name in ("lr-0.1", "v-floor", "moments-reset", "clip-adaptive", "adam-eps", "scale-1"):
         trial = run_trial(bench_of(run, ring, onset), named(name))
@@ -212,7 +212,7 @@ def test_a_change_behind_the_loss_cannot_be_tried_on_a_nan_of_the_forward_pass()
 
 
 def test_a_step_that_the_scaler_skips_under_a_change_shows_nothing() -> None:
-    run, ring, _ = trained("fp16")
+    run, ring = trained("fp16")
     spike = Onset(kind="loss-spike", step=AT, phase="update")
     huge = Intervention(name="huge", question="", change=LossScale(2.0**40))
     trial = run_trial(bench_of(run, ring, spike, limit=1e9, alarm=AT), huge)
@@ -221,7 +221,7 @@ def test_a_step_that_the_scaler_skips_under_a_change_shows_nothing() -> None:
 
 
 def test_an_exception_that_is_not_the_faults_own_decides_nothing() -> None:
-    run, ring, _ = trained(None)
+    run, ring = trained(None)
 
     def raising(model: nn.Module, x: Tensor) -> Tensor:
         if x.dtype == torch.float64:
@@ -236,7 +236,7 @@ def test_an_exception_that_is_not_the_faults_own_decides_nothing() -> None:
 
 
 def test_a_run_that_cannot_be_put_back_ends_the_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, ring, _ = trained(None)
+    run, ring = trained(None)
 
     def broken(self: Snapshot, run: TrainingRun) -> None:
         raise MemoryError("no room")

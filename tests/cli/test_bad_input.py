@@ -43,7 +43,7 @@ def assert_refused(project, nanhunt):
 
 
 @pytest.fixture
-def user_failed(project, nanhunt):
+def assert_user_failed(project, nanhunt):
     """A function that runs a replay in which the user's own code fails before a step."""
 
     def check(*arguments, names=()):
@@ -211,18 +211,18 @@ def test_a_config_in_another_folder_brings_its_folder_to_the_path(project, nanhu
 # --- the user's code -------------------------------------------------------------------------------------------------
 
 
-def test_a_module_that_raises_on_import_shows_the_users_frames(project, user_failed):
+def test_a_module_that_raises_on_import_shows_the_users_frames(project, assert_user_failed):
     project.write("broken.py", "import torch\n\ndef boom():\n    raise ValueError('no such corpus')\n\nboom()\n")
     project.configure(model="broken:build")
     names = ["broken.py", "line 6", "boom()", "ValueError: no such corpus", "error: model: "]
-    user_failed("replay", "ckpt.pt", names=names)
+    assert_user_failed("replay", "ckpt.pt", names=names)
     assert not (project.root / "trace.parquet").exists()
 
 
-def test_a_script_that_exits_on_import_is_told_how_not_to(project, user_failed):
+def test_a_script_that_exits_on_import_is_told_how_not_to(project, assert_user_failed):
     project.write("broken.py", "import argparse\nargparse.ArgumentParser().parse_args(['--wrong'])\n")
     project.configure(model="broken:build")
-    user_failed("replay", "ckpt.pt", names=["error: model: ", "__main__"])
+    assert_user_failed("replay", "ckpt.pt", names=["error: model: ", "__main__"])
 
 
 @pytest.mark.parametrize(
@@ -234,17 +234,19 @@ def test_a_script_that_exits_on_import_is_told_how_not_to(project, user_failed):
         ("scheduler", "def broken(optimizer):\n    raise KeyError('width')\n"),
     ],
 )
-def test_a_callable_that_raises_names_its_key(key, code, project, user_failed):
+def test_a_callable_that_raises_names_its_key(key, code, project, assert_user_failed):
     project.add_code(code)
     project.configure(**{key: "train:broken"})
-    outcome = user_failed("replay", "ckpt.pt", names=["train.py", "in broken", "KeyError: 'width'", f"error: {key}: "])
+    outcome = assert_user_failed(
+        "replay", "ckpt.pt", names=["train.py", "in broken", "KeyError: 'width'", f"error: {key}: "]
+    )
     assert outcome.out == ""
     assert not (project.root / "trace.parquet").exists()
 
 
-def test_arguments_that_a_callable_does_not_take_name_its_key(project, user_failed):
+def test_arguments_that_a_callable_does_not_take_name_its_key(project, assert_user_failed):
     project.configure(optimizer={"call": "torch.optim:AdamW", "kwargs": {"learning_rate": 1}})
-    user_failed("replay", "ckpt.pt", names=["error: optimizer: ", "'learning_rate'"])
+    assert_user_failed("replay", "ckpt.pt", names=["error: optimizer: ", "'learning_rate'"])
 
 
 @pytest.mark.parametrize(
@@ -301,19 +303,19 @@ def test_data_that_runs_out_ends_the_replay_and_the_report_says_so(project, nanh
     assert any("data ended before step 12" in text for text in document["assumptions"])
 
 
-def test_data_that_raises_on_the_way_keeps_the_trace_and_names_it(project, user_failed):
+def test_data_that_raises_on_the_way_keeps_the_trace_and_names_it(project, assert_user_failed):
     project.plant(raise_at=FIRST_STEP + 2)
     names = ["train.py", "OSError: shard 12 is not readable", "error: data: ", "(up to step 11): trace.parquet"]
-    user_failed("replay", "ckpt.pt", names=names)
+    assert_user_failed("replay", "ckpt.pt", names=names)
     trace = Trace.open(project.root / "trace.parquet")
     assert set(trace.scalars("loss")) == {10, 11}
     assert not trace.complete
     assert "shard 12 is not readable" in trace.reason
 
 
-def test_data_that_raises_at_once_leaves_no_trace(project, user_failed):
+def test_data_that_raises_at_once_leaves_no_trace(project, assert_user_failed):
     project.plant(raise_at=FIRST_STEP)
-    user_failed("replay", "ckpt.pt", names=["error: data: ", "shard 10"])
+    assert_user_failed("replay", "ckpt.pt", names=["error: data: ", "shard 10"])
     assert sorted(p.name for p in project.root.iterdir()) == ["ckpt.pt", "nanhunt.yaml", "train.py"]
 
 
