@@ -40,12 +40,12 @@ def full_text(value: float | Fraction) -> str:
     return decimal if exact is None or exact == decimal else f"{exact} = {decimal}"
 
 
-def value_text(value: float) -> str:
-    """Return any float as a decimal of at most twelve digits where that is exact, else `~` and nine digits."""
+def value_text(value: float, *, exact_digits: int = 12, rounded_digits: int = 9) -> str:
+    """Return any float as a decimal of at most `exact_digits` where that is exact, else `~` and `rounded_digits`."""
     if not math.isfinite(value) or not value:
         return as_typed(value)
-    exact = _significant_digits(Fraction(value)) <= 12
-    return _plain(f"{value:.12g}") if exact else "~" + _plain(f"{value:.9g}")
+    exact = _significant_digits(Fraction(value)) <= exact_digits
+    return _plain(f"{value:.{exact_digits}g}") if exact else "~" + _plain(f"{value:.{rounded_digits}g}")
 
 
 def as_typed(value: float) -> str:
