@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from formats_page import formats_page
+
 from nanhunt.commands.explain import cause_page
 from nanhunt.diagnosis.causes import CAUSES
-from nanhunt.report.formats_page import render_formats_markdown
 from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, NoteKind
 
 DOCS = Path(__file__).resolve().parent
@@ -74,11 +75,6 @@ def help_of(command: str) -> str:
         [sys.executable, "-m", "nanhunt", command, "--help"], capture_output=True, text=True, env=env, check=True
     )
     return "\n".join(line.rstrip() for line in done.stdout.splitlines()).strip()
-
-
-def formats_page() -> str:
-    """Return the table of formats and the fates of two values."""
-    return "# Number formats\n\n" + render_formats_markdown([], [1.0001, 70000.0])
 
 
 if __name__ == "__main__":
