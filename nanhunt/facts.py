@@ -119,6 +119,7 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
         "scaler": bool(run.scalers),
         "clip_grad_norm": run.clip_grad_norm,
         "clip_grad_value": run.clip_grad_value,
+        "clip_param_norm": run.clip_param_norm,
         "agc": run.agc,
         "custom_step": run.train_step is not None,
     }

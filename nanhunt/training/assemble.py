@@ -73,6 +73,7 @@ def assemble(
         accumulate=config.train.accumulate,
         clip_grad_norm=config.train.clip_grad_norm,
         clip_grad_value=config.train.clip_grad_value,
+        clip_param_norm=config.train.clip_param_norm,
         agc=config.train.agc,
         start_step=step,
         root=root,

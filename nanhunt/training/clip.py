@@ -1,4 +1,4 @@
-"""The gradients' norm, and the three clips that a run can be configured with."""
+"""The gradients' norm, and the four clips that a run can be configured with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["clip_gradients", "gradient_norm"]
 
 
 def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
-    """Clip as the run is configured; return the gradients' norm before it, and the factor of a norm clip.
+    """Clip as the run is configured; return the gradients' norm before it, and the factor of a clip by global norm.
 
     The clip is torch's own, with torch's own dtype and its default of going on when the norm is not finite: an inf
     norm makes the factor 0 and the inf elements NaN, a NaN norm makes everything NaN. The norm that is returned is
@@ -22,6 +22,9 @@ def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
     if run.clip_grad_norm is not None and parameters:
         seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)
         return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
+    if run.clip_param_norm is not None:
+        for parameter in parameters:
+            torch.nn.utils.clip_grad_norm_(parameter, run.clip_param_norm)
     if run.clip_grad_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, run.clip_grad_value)
     if run.agc is not None:

@@ -148,6 +148,7 @@ class TrainConfig(_Section):
     accumulate: Annotated[_Whole, Field(ge=1)] = Field(default=1, description="micro-batches a step")
     clip_grad_norm: _Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
     clip_grad_value: _Positive | None = Field(default=None, description="largest magnitude of a gradient element")
+    clip_param_norm: _Positive | None = Field(default=None, description="largest L2 norm of each parameter's gradient")
     agc: _Positive | None = Field(default=None, description="adaptive clipping: largest norm of gradient over weight")
     seed: Annotated[_Whole, Field(ge=0, lt=2**63)] | None = Field(
         default=1337, description="of Python, NumPy and torch, where the checkpoint holds no random state"
@@ -155,7 +156,8 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _one_way_of_clipping(self) -> TrainConfig:
-        chosen = [k for k in ("clip_grad_norm", "clip_grad_value", "agc") if getattr(self, k) is not None]
+        clips = ("clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc")
+        chosen = [k for k in clips if getattr(self, k) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
         return self

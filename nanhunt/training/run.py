@@ -45,6 +45,7 @@ class TrainingRun:
     accumulate: int = 1
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
+    clip_param_norm: float | None = None
     agc: float | None = None
     start_step: int = 0
     root: Path = field(default_factory=Path)

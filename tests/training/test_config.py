@@ -203,6 +203,10 @@ def test_the_document_is_json_with_defaults(load):
         ("train: {clip_grad_norm: 0}\n", "train.clip_grad_norm: expected a number greater than 0, got 0"),
         ("train: {agc: .nan}\n", "train.agc: expected a number greater than 0, got nan"),
         ("train: {clip_grad_norm: high}\n", "train.clip_grad_norm: expected a number, got 'high'"),
+        (
+            "train: {clip_grad_norm: 1, clip_param_norm: 1}\n",
+            "train: clip_grad_norm and clip_param_norm exclude each other: keep one",
+        ),
         ("train: {clip_grad_norm: 1, agc: 1}\n", "train: clip_grad_norm and agc exclude each other: keep one"),
         ("precision: fp16\n", "precision: expected keys under it (autocast, grad_scaler, params, recipe), got 'fp16'"),
         ("precision: {autocast: fp61}\n", "expected one of none, fp16, bf16, got 'fp61'; did you mean 'fp16'?"),

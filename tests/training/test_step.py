@@ -148,6 +148,48 @@ def test_adaptive_clipping_bounds_each_row_by_its_weights_norm() -> None:
     assert model.weight.grad.norm(dim=1).tolist() == pytest.approx([0.5, 1e-4])
 
 
+def test_clipping_per_parameter_bounds_each_gradient_by_itself() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    model.bias.grad = torch.tensor([0.3, 0.4])
+    norm, coefficient = clip_gradients(tiny_run(model, mean_loss, [], clip_param_norm=1.0))
+    # the weight's norm of 5 goes down to 1, the bias's 0.5 is below the limit
+    assert model.weight.grad.flatten().tolist() == pytest.approx([0.6, 0.0, 0.0, 0.8], rel=1e-6)
+    assert model.bias.grad.tolist() == pytest.approx([0.3, 0.4])
+    assert (float(norm), coefficient) == (pytest.approx(math.sqrt(25.25)), None)
+
+
+def test_clipping_per_parameter_leaves_others_alone_where_one_gradient_is_infinite() -> None:
+    model = nn.Linear(1, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[math.inf]]), torch.tensor([2.0])
+    clip_gradients(tiny_run(model, mean_loss, [], clip_param_norm=1.0))
+    assert math.isnan(model.weight.grad.item())
+    assert model.bias.grad.item() == pytest.approx(1.0, rel=1e-6)
+
+
+def by_the_paper(weight: Tensor, grad: Tensor, factor: float) -> Tensor:
+    """Eq. 3 of arXiv:2102.06171, a unit (an output row, a vector as a whole) at a time, in Python's floats."""
+    if weight.dim() > 1:
+        return torch.stack([by_the_paper(w.flatten(), g.flatten(), factor) for w, g in zip(weight, grad, strict=True)])
+    of_weight = max(math.sqrt(sum(w * w for w in weight.tolist())), 1e-3)
+    of_grad = math.sqrt(sum(g * g for g in grad.tolist()))
+    return grad * (factor * of_weight / of_grad) if of_grad / of_weight > factor else grad
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 3), nn.Conv2d(2, 3, 3), nn.LayerNorm(4), nn.Embedding(6, 3)], ids=str)
+@pytest.mark.parametrize("factor", [0.01, 0.3, 100.0])
+def test_adaptive_clipping_is_the_papers_for_each_kind_of_parameter(layer: nn.Module, factor: float) -> None:
+    torch.manual_seed(2)
+    grads = {p: torch.randn_like(p) for p in layer.parameters()}
+    for parameter, grad in grads.items():
+        parameter.grad = grad.clone()
+    clip_gradients(tiny_run(layer, mean_loss, [], agc=factor))
+    for parameter, grad in grads.items():
+        expected = by_the_paper(parameter.detach(), grad, factor)
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.reshape(expected.shape), expected)
+
+
 def test_a_users_own_step_leaves_no_hook_behind_even_when_it_raises() -> None:
     from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
 

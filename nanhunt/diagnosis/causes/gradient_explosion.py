@@ -55,6 +55,8 @@ __all__ = ["CAUSE"]
 #: A fix that is tried; it helps against other causes as well, so that it neither confirms nor refutes.
 _TRIED = (Prediction(trial="clip-norm", expect="cured", refutes=False, confirms=False),)
 
+#: A run's own ways of clipping, by their settings.
+_CLIPS = ("clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc")
 #: A leap of the gradient norm over its median, and the loss that still counts as normal beside it.
 _LEAP, _NORMAL_LOSS = 10.0, 2.0
 #: Times the loss that the first step of a replay may be expected to take from it: a parabola at the edge gives 4.
@@ -72,8 +74,12 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         through_depth = _through_depth(evidence)
         if through_depth is not None:
             return through_depth
-    clipped = evidence.optimizer.get("clip_grad_norm") or evidence.optimizer.get("clip_grad_value")
-    if clipped or evidence.beta2 is not None or onset.samples or rate_jump(evidence) is not None:
+    if (
+        any(evidence.optimizer.get(clip) for clip in _CLIPS)
+        or evidence.beta2 is not None
+        or onset.samples
+        or rate_jump(evidence) is not None
+    ):
         return None
     if not evidence.scalars("grad_norm"):
         return NotApplicable(reason="the gradient norm was not recorded")
