@@ -73,7 +73,12 @@ def replay(
     steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps [default: train.steps]")] = None,
     every: Annotated[int, typer.Option(min=1, help="record every K-th step; detection runs on each")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … [default: cuda where there is one]")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 in place of the config's autocast")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="a precision recipe in place of the config's: fp32, bf16, fp8-hybrid … (an unknown name lists them)"
+        ),
+    ] = None,
     start_step: Annotated[int | None, typer.Option(min=0, help="number of the first step")] = None,
     no_zoom: Annotated[bool, typer.Option("--no-zoom", help="do not run the bad step again op by op")] = False,
     trials: Annotated[bool, typer.Option("--trials/--no-trials", help="try causes by intervention")] = True,

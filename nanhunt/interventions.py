@@ -28,6 +28,7 @@ __all__ = [
     "NormEpsilon",
     "OptimizerSetting",
     "OtherBatch",
+    "OtherRecipe",
     "Outcome",
     "Precision",
     "Prediction",
@@ -95,6 +96,14 @@ class Emulation(Change):
     kind: ClassVar[str] = "emulation"
     format: str
     part: Literal["range", "rounding"]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRecipe(Change):
+    """The precision recipe without its quantized products ("none"), with scales of the "present" amax, or of "blocks"."""
+
+    kind: ClassVar[str] = "other-recipe"
+    to: Literal["none", "present", "blocks"]
 
 
 @dataclass(frozen=True, slots=True)

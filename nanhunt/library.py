@@ -24,6 +24,7 @@ from nanhunt.interventions import (
     NormEpsilon,
     OptimizerSetting,
     OtherBatch,
+    OtherRecipe,
     Precision,
     Rate,
     Redrawn,
@@ -70,6 +71,8 @@ class Given:
     rate: float | None = None
     #: the format of the step, where it is a narrow one
     format: str = ""
+    #: the run has a precision recipe that quantizes products
+    recipe: bool = False
     #: path of the checkpoint to restore from
     reference: str = ""
     #: a custom autograd function
@@ -139,6 +142,31 @@ def _formats(known: Given) -> tuple[Intervention, ...]:
             missing=_unless(known.source, "no source line is suspect"),
             question="does this line in fp64 hold?",
             cost=1.5,
+        ),
+        *_recipes(known),
+    )
+
+
+def _recipes(known: Given) -> tuple[Intervention, ...]:
+    plain = _unless(known.recipe, "no precision recipe quantizes products")
+    return (
+        Intervention(
+            name="recipe-off",
+            change=OtherRecipe("none"),
+            missing=plain,
+            question="do products hold in their own precision, all else of the recipe as it is?",
+        ),
+        Intervention(
+            name="present-scales",
+            change=OtherRecipe("present"),
+            missing=plain,
+            question="do scales hold that follow the present amax, rather than that of earlier steps?",
+        ),
+        Intervention(
+            name="block-scales",
+            change=OtherRecipe("blocks"),
+            missing=plain,
+            question="does a scale for each block hold, where one served the tensor?",
         ),
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from nanhunt.recipes.recipe import Recipe
 from nanhunt.training.batch_layout import cast_batch
 from nanhunt.training.run import DTYPES, TrainingRun
 from nanhunt.training.tree import map_tensors
@@ -22,7 +24,8 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
     """Run the body with the whole step in `precision` ("fp64", "fp32", "bf16", "fp16").
 
     fp32 and fp64 turn autocast off and widen weights, buffers and moments; bf16 and fp16 use autocast over the weights
-    as they are, and recast weights that are narrow themselves. Batches follow the weights. The caller restores the
+    as they are, and recast weights that are narrow themselves. A recipe's products are left in that precision, and in fp32
+    and fp64 nothing of a recipe is left. Batches follow the weights. The caller restores the
     values from a snapshot afterwards; autocast, the batches and the tensors' own memory are put back here.
     """
     autocast, transform = run.autocast, run.batches.transform
@@ -39,13 +42,25 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
     _cast_state(run, moved)
     run.batches.transform = _casting(moved, transform)
     try:
-        yield
+        with _without_recipe(run, whole=precision in ("fp32", "fp64")):
+            yield
     finally:
         run.autocast, run.batches.transform = autocast, transform
         for parameter in run.parameters().values() if own else ():
             parameter.grad = None  # of the other dtype
         for tensor, memory in own:  # what shares this memory (a flat buffer, an RNN's weights) goes on sharing it
             tensor.data = memory
+
+
+@contextlib.contextmanager
+def _without_recipe(run: TrainingRun, *, whole: bool) -> Iterator[None]:
+    if run.emulator is None:
+        yield
+        return
+    own = run.emulator.recipe
+    plain = Recipe(name="", title="") if whole else replace(own, products=None, tf32=False)
+    with run.emulator.instead(plain):
+        yield
 
 
 def _cast_state(run: TrainingRun, moved: dict[torch.dtype, torch.dtype]) -> None:

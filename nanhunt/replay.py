@@ -20,8 +20,9 @@ from nanhunt.probes.elements import Layout, layout_of
 from nanhunt.probes.module import detect_in_modules, watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
-from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.probes.softmax import CALLS_THROUGH, watch_softmax
+from nanhunt.recipes.scaling import LOSSES
 from nanhunt.stats.flags import FlagQueue
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.batch_layout import batch_size
@@ -223,6 +224,8 @@ def replay_step(
     An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
+    if run.emulator is not None:
+        run.emulator.measuring = recorded and zoom is None
     finite, narrator = Finiteness(run, zoom), _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
@@ -250,6 +253,7 @@ def replay_step(
         return replayed
     replayed.layouts = narrator.layouts
     rows.micro = 0
+    _record_losses(run, rows)
     if replayed.result is not None:
         _record_scalars(replayed.result, rows)
     return replayed
@@ -273,6 +277,7 @@ def _looking(
     run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Finiteness, *, modules: bool
 ) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.emulating())
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
             if zoom is None and modules:
@@ -299,6 +304,15 @@ def _collected_less() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
+
+
+def _record_losses(run: TrainingRun, rows: RowBuffer) -> None:
+    """Record what the operands of quantized products lost, as `weight.input.flushed` and its kin."""
+    for lost in run.emulator.take_losses() if run.emulator is not None else ():
+        module, leaf = split_name(lost.weight)
+        phase = Phase.BACKWARD if lost.role == "gradient" else Phase.FORWARD
+        for name, share in zip(LOSSES, lost.shares, strict=True):
+            rows.scalar(f"{leaf}.{lost.role}.{name}", share, phase=phase, module=module)
 
 
 def _record_scalars(result: StepResult, rows: RowBuffer) -> None:

@@ -24,6 +24,7 @@ from nanhunt.changes.module_precision import wide_module
 from nanhunt.changes.moments import fresh_moments
 from nanhunt.changes.norm_epsilon import larger_epsilon
 from nanhunt.changes.optimizer_setting import other_setting
+from nanhunt.changes.other_recipe import other_recipe
 from nanhunt.changes.precision import whole_step
 from nanhunt.changes.rate import scaled_rate
 from nanhunt.changes.redrawn import redrawn_layers
@@ -40,6 +41,7 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
     (what.ModulePrecision, wide_module),
     (what.LinePrecision, wide_line),
     (what.Emulation, emulated),
+    (what.OtherRecipe, other_recipe),
     (what.WithoutSamples, without_samples),
     (what.OtherBatch, other_batch),
     (what.LossScale, held_scale),

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.bench import Bench, Made, NotApplicableError
 from nanhunt.changes.cuts import range_of, rounding_of
-from nanhunt.changes.narrow import LOSSES, WIDE_ON_CUDA, Narrow, is_product
+from nanhunt.changes.narrow import LOSSES, WIDE_ON_CUDA, Narrow
 from nanhunt.changes.precision import precision_of
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import NumberFormat
@@ -34,6 +34,7 @@ from nanhunt.interventions import Emulation
 from nanhunt.precision import in_precision
 from nanhunt.probes.op_facts import facts_of, fresh_outputs, taken_apart
 from nanhunt.probes.probe import in_backward
+from nanhunt.recipes.product_ops import is_product
 from nanhunt.training.step import StepWatch
 from nanhunt.training.tree import map_tensors, tensors_of
 

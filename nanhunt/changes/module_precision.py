@@ -65,22 +65,29 @@ def wide_module(bench: Bench, change: ModulePrecision) -> Iterator[Made]:
     narrow = [t for t in (*module.parameters(), *module.buffers()) if t.dtype in _NARROW]
     if not seen.calls:
         raise NotApplicableError(f"{change.module} does not run in step {bench.window.first}")
-    if not (seen.is_narrow or narrow or seen.taken & {*_NARROW}):
+    if not (seen.is_narrow or narrow or seen.taken & {*_NARROW} or _is_quantized(run, change.module)):
         raise NotApplicableError(f"{change.module} runs in fp32 already")
     _refuse_tied(run, module, change.module)
     own, inside, readback = [(t, t.data) for t in narrow], _Seen(), [""]
     _widen(run, narrow)
     try:
-        with _wrapped(module, _wide_forward(run, module.forward, seen, inside)):
+        left = run.emulator.instead(exempt={change.module}) if run.emulator is not None else contextlib.nullcontext()
+        with left, _wrapped(module, _wide_forward(run, module.forward, seen, inside)):
             yield Made(readback=readback)
         weights = {t.dtype for t in module.parameters() if t.is_floating_point()}
     finally:
         for tensor, memory in own:  # what shares this memory (a flat buffer, an RNN's weights) goes on sharing it
             tensor.grad, tensor.data = None, memory
+    products = "products in their own precision, " if _is_quantized(run, change.module) else ""
     readback[0] = (
-        f"{change.module}: autocast off, weights {_said(weights)}, inputs {_said(seen.taken)} → {_said(inside.taken)}, "
+        f"{change.module}: {products}autocast off, weights {_said(weights)}, inputs {_said(seen.taken)} → {_said(inside.taken)}, "
         f"outputs {_said(inside.put_out)} → {_said(seen.put_out)}"
     )
+
+
+def _is_quantized(run: TrainingRun, module: str) -> bool:
+    emulator = run.emulator
+    return emulator is not None and any(name.startswith(f"{module}.") for name in emulator.quantized)
 
 
 def _plain_step(run: TrainingRun, module: nn.Module, step: int) -> _Seen:

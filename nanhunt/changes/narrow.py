@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["LOSSES", "WIDE_ON_CUDA", "Narrow", "is_product"]
+__all__ = ["LOSSES", "WIDE_ON_CUDA", "Narrow"]
 
-#: Products and their derivatives, which autocast runs in the narrow format whatever they are given.
-_PRODUCTS = tuple(
-    "aten.mm aten.bmm aten.addmm aten.addbmm aten.baddbmm aten.mv aten.addmv aten.addr aten.dot aten.linear aten.matmul "
-    "aten.convolution aten._convolution aten.mkldnn_ aten.cudnn_convolution aten.miopen_convolution aten.prelu "
-    "aten._prelu aten._scaled_dot_product aten._thnn_fused aten._cudnn_rnn aten.lstm aten.gru".split()
-)
 #: What autocast runs in fp32 (ATen/autocast_mode.h): on every device, and what CUDA's lists add.
 LOSSES = frozenset(
     "_log_softmax nll_loss_forward nll_loss2d_forward mse_loss l1_loss smooth_l1_loss huber_loss kl_div soft_margin_loss "
@@ -25,11 +19,6 @@ WIDE_ON_CUDA = LOSSES | frozenset(
     "cosh tan acos asin erfinv softplus sum cumsum cumprod logsumexp norm linalg_vector_norm _cdist_forward _pdist_forward "
     "dist renorm".split()
 )
-
-
-def is_product(op: str) -> bool:
-    """Whether an op (`aten.mm`) is a product, an attention, or the derivative of one."""
-    return op.startswith(_PRODUCTS)
 
 
 class Narrow:

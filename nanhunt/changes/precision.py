@@ -28,7 +28,9 @@ def whole_step(bench: Bench, change: Precision) -> Iterator[Made]:
 
 
 def precision_of(run: TrainingRun) -> str:
-    """Return the format that the step computes in: "fp32", or the narrower (or wider) one of autocast or weights."""
+    """Return what the step computes in: a recipe's name where it changes products, else autocast's or the weights' format."""
+    if run.emulator is not None and run.emulator.quantizes:
+        return run.emulator.recipe.name
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
     narrow = [names[p.dtype] for p in run.model.parameters() if p.dtype in names]
     return run.autocast or (narrow[0] if narrow else "fp32")

@@ -18,6 +18,7 @@ from nanhunt.trace.schema import Onset
 if TYPE_CHECKING:
     from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
+    from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.formats.headroom import Headroom
 
 __all__ = ["Cause", "Diagnosis", "Exhibit", "Grade", "HeadroomRow", "Location", "NotApplicable", "Suspect"]
@@ -143,3 +144,5 @@ class Diagnosis:
     positions: tuple[tuple[int, tuple[int, ...]], ...] = ()
     #: why no sample is named, where that was looked into
     no_samples: str = ""
+    #: what the run's precision recipe did to it; None without one
+    precision: PrecisionFacts | None = None

@@ -21,6 +21,7 @@ from nanhunt.diagnosis.certificate import certificate
 from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.headroom import headroom_rows
+from nanhunt.diagnosis.precision import precision_facts
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
@@ -56,6 +57,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         **_samples(evidence),
         lineage=tuple((h.op, h.module, h.source or "", h.does) for h in evidence.lineage),
         **_code(evidence),
+        precision=precision_facts(evidence),
     )
 
 

@@ -53,6 +53,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
         grad_amax=_amax(evidence, window.first),
         rate=jump.before / jump.rate if jump is not None and jump.rate > 0.0 and not jump.is_new else None,
         format=narrow if narrow in ("fp16", "bf16") else "",
+        recipe=state.run.emulator is not None and state.run.emulator.recipe.products is not None,
         reference=state.settings.reference,
         function=str(wrong["function"]) if wrong else "",
     )

@@ -28,6 +28,7 @@ from nanhunt.hunt.spikes import spiked
 from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
+from nanhunt.hunt.what_if import note_recipe
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import split_name
 from nanhunt.replay import Replayed, device_is_lost, replay_step
@@ -63,9 +64,12 @@ def hunt(
     while _has_onset(state):
         _look_into(state)
         if not _is_meant(state):
-            return state.onset
+            break
         state.begin_anew()
-    return None
+    if run.recipe and state.results:
+        with eager(run):
+            note_recipe(state, state.onset.step if state.onset is not None else max(state.results))
+    return state.onset
 
 
 def _has_onset(state: HuntState) -> bool:
@@ -110,6 +114,9 @@ def _is_meant(state: HuntState) -> bool:
 def _held_against_compiled(state: HuntState) -> Onset | None:
     """Run compiled what was hunted in eager mode; return the onset, that of the compiled pass where only it has one."""
     onset, run = state.onset, state.run
+    if run.emulator is not None and run.emulator.quantizes:
+        state.assume("compiled modules ran in eager mode, which a precision recipe needs; no compiled pass was run")
+        return onset
     state.assume("compiled modules ran in eager mode, so that every op can be seen")
     if state.lost_device or not state.results:
         return onset
@@ -182,6 +189,8 @@ def _replay(state: HuntState) -> Onset | None:
             state.assume(text)
             break
         rows = state.write()
+        if step == run.start_step:
+            note_recipe(state, step)
         state.progress.step(seen.result, step)
         onset = _judged(state, seen, rows)
         if onset is not None:

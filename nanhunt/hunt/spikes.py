@@ -159,7 +159,12 @@ def _exchange(state: HuntState, event: Event) -> None:
 def _in_fp32(state: HuntState, event: Event) -> None:
     """Write the loss of the spike's step in fp32, from the same weights and batch: what is gone there, the format made."""
     run, step = state.run, event.alarm_step
-    formats = [run.autocast, *{dtype_name(p) for p in run.trainable() if p.dtype in (torch.bfloat16, torch.float16)}]
+    recipe = run.emulator.recipe.name if run.emulator is not None and run.emulator.quantizes else None
+    formats = [
+        recipe,
+        run.autocast,
+        *{dtype_name(p) for p in run.trainable() if p.dtype in (torch.bfloat16, torch.float16)},
+    ]
     if step < state.ring.oldest_step or not any(formats):
         return
     with kept(run, step + 1):
@@ -170,7 +175,14 @@ def _in_fp32(state: HuntState, event: Event) -> None:
         except Exception:  # the user's code fixes a dtype by hand: there is no twin
             return
     narrow = next(f for f in formats if f)
-    body = {"step": step, "format": narrow, "own": event.losses[0], "fp32": wide, "baseline": event.baseline_loss}
+    body = {
+        "step": step,
+        "format": narrow,
+        "recipe": recipe,
+        "own": event.losses[0],
+        "fp32": wide,
+        "baseline": event.baseline_loss,
+    }
     state.writer.note(NoteKind.LOSS_TWIN, body)
 
 

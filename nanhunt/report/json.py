@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -47,6 +48,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "cleared": diagnosis.cleared,
             "untold": [{"cause": slug, "reason": reason} for slug, reason in diagnosis.untold],
             "headroom": [_headroom(row) for row in diagnosis.headroom],
+            "precision": None if diagnosis.precision is None else asdict(diagnosis.precision),
             "assumptions": diagnosis.assumptions,
             "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
             "trials": [trial.to_json() for trial in diagnosis.trials],

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
-from nanhunt.report import reading, words
+from nanhunt.report import precision, reading, words
 from nanhunt.report.options import Options
 
 __all__ = ["MarkdownRenderer"]
@@ -32,6 +32,7 @@ class MarkdownRenderer(Options):
             *_verdict(diagnosis),
             *_where(diagnosis),
             *_suspects(diagnosis, self.top),
+            *_folded("Precision", _precision(diagnosis)),
             *_folded("Headroom", _headroom(diagnosis, self.top)),
             *_folded("Trials", _trials(diagnosis)),
             *_folded("Lineage", _lineage(diagnosis)),
@@ -124,6 +125,19 @@ def _spot(suspect: Suspect) -> str:
     name = words.place(at.module or "", at.parameter or "") if at.module is not None or at.parameter else ""
     step = f"step {at.step}" if at.step is not None else ""
     return ", ".join(part for part in (step, _span(name), _span(at.op), _span(at.source)) if part)
+
+
+def _precision(diagnosis: Diagnosis) -> list[str]:
+    facts = diagnosis.precision
+    if facts is None:
+        return []
+    lines = [precision.headline(facts), *map(precision.step_beside, facts.beside)]
+    lines += [precision.worst_gradients(facts.beside[-1])] if facts.beside else []
+    breaks = precision.first_break(facts)
+    lines += [f"{'breaks first' if facts.first else 'holds'}: {breaks}"] if breaks else []
+    rows = [(_span(weight), *rest) for weight, *rest in map(precision.operand_cells, facts.worst)]
+    columns = ("operand of", "role", "format", "norm lost", "flushed", "cut off")
+    return [_bullets(_escape(line) for line in lines if line), *([_table(columns, rows)] if rows else [])]
 
 
 def _headroom(diagnosis: Diagnosis, top: int) -> list[str]:

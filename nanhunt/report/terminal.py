@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
-from nanhunt.report import reading, words
+from nanhunt.report import precision, reading, words
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
@@ -286,6 +286,34 @@ def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         page.put(Text(f"{middle(words.printable(slug), slugs)}  "), Text(words.prose(reason), "dim"))
 
 
+def _precision(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    """Print what the run's precision recipe did: beside fp32, where it breaks first, and the worst operands."""
+    facts = diagnosis.precision
+    if facts is None:
+        return
+    page.heading("precision", precision.headline(facts))
+    for beside in facts.beside:
+        page.put(Text(precision.step_beside(beside)))
+    far = precision.worst_gradients(facts.beside[-1]) if facts.beside else ""
+    if far:
+        page.put(Text(far, "dim"), indent=4)
+    breaks = precision.first_break(facts)
+    if breaks:
+        _field(page, "breaks" if facts.first else "holds", breaks, style="yellow" if facts.first else "green")
+    rows = [precision.operand_cells(operand) for operand in facts.worst[: options.top]]
+    if not rows:
+        return
+    weights = column((row[0] for row in rows), max(page.width - 60, 20))
+    page.row(
+        Text(
+            f"{'worst operands':<{weights}}  {'role':<9} {'format':<8} {'lost':>8} {'flushed':>8} {'cut off':>8}", "dim"
+        )
+    )
+    for (weight, role, form, *shares), operand in zip(rows, facts.worst, strict=False):
+        line = Text(middle(weight, weights), "cyan").append(f"  {role:<9} {form:<8}", "dim")
+        page.row(line.append("".join(f" {share:>8}" for share in shares), "yellow" if operand.is_broken else ""))
+
+
 def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     groups = reading.by_format(diagnosis.headroom)
     if not groups:
@@ -353,6 +381,7 @@ _SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
     _suspects,
     _trials,
     _innocent,
+    _precision,
     _headroom,
     _assumptions,
     _next,

@@ -108,6 +108,8 @@ class NoteKind(StrEnum):
     #: a spike's batch and its state, each exchanged for a healthy one: `{"step", "healthy_step", "losses": {…}}`
     FACTORIAL = "factorial"
     LOSS_TWIN = "loss-twin"
+    #: a precision recipe's step beside fp32's: `{"recipe", "step", "loss", "loss_fp32", "cosine", "error", "worst", …}`
+    RECIPE = "recipe"
     #: `{"losses": […], "norms": {…}, "outliers": […]}`: loss and gradient norm of each sample of the bad step alone
     SAMPLE_LOSSES = "sample-losses"
     #: `{"step", "same_loss", "same_gradients", "differing", "detail"}`: the bad step once more, unchanged

@@ -19,6 +19,7 @@ from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
 from nanhunt.training.owned_state import load_owned
+from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
@@ -45,11 +46,9 @@ def assemble(
     seed = config.train.seed if seed is None else seed
     if seed is not None:
         seed_everything(seed)
-    model = _built_model(config, root, device)
-    match = load_into(model, checkpoint)
-    if match.unexpected or match.missing or match.renaming or match.cast:
-        assumptions.append(f"checkpoint: {match.sentence}")
-    assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
+    choice = chosen_precision(config.precision, precision)
+    model = _built_model(config, root, device, choice)
+    match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
     custom = _callable(config.train_step, "train_step", root) if config.train_step else None
     handed = _built_optimizer(config, root, model, checkpoint, assumptions, custom)
@@ -57,19 +56,21 @@ def assemble(
     unused = load_optimizers(optimizers, model, checkpoint, assumptions)
     # a scheduler of one optimizer; a loop with several makes its own
     scheduler = _built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
-    autocast = _autocast(config, precision)
+    emulator = built_emulator(choice, model, device, custom is not None, assumptions)
     run = TrainingRun(
         model=model,
         optimizer=optimizers[0],
         handed=handed,
         scheduler=scheduler,
-        scaler=_built_scaler(config, checkpoint, device, autocast, assumptions),
+        scaler=_built_scaler(choice, checkpoint, device, assumptions),
         loss=_loss_function(config, root),
         train_step=custom,
-        batches=_batch_source(config, root, step, device, assumptions),
+        batches=_batch_source(config, root, step, device, choice, assumptions),
         device=device,
-        autocast=autocast,
-        cuda_lists=_wants_cuda_lists(autocast, device, checkpoint, assumptions),
+        autocast=choice.autocast,
+        cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
+        recipe=choice.name,
+        emulator=emulator,
         accumulate=config.train.accumulate,
         clip_grad_norm=config.train.clip_grad_norm,
         clip_grad_value=config.train.clip_grad_value,
@@ -78,7 +79,7 @@ def assemble(
         start_step=step,
         root=root,
         assumptions=assumptions,
-        match=match.sentence,
+        match=match,
     )
     run.look_around()
     load_owned(run, checkpoint, unused)
@@ -89,7 +90,7 @@ def assemble(
     return run
 
 
-def _built_model(config: RunConfig, root: Path, device: torch.device) -> nn.Module:
+def _built_model(config: RunConfig, root: Path, device: torch.device, choice: PrecisionChoice) -> nn.Module:
     build = _callable(config.model, "model", root)
     if isinstance(build, nn.Module):
         model: Any = build
@@ -98,12 +99,24 @@ def _built_model(config: RunConfig, root: Path, device: torch.device) -> nn.Modu
             model = build(**config.model.kwargs)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
-    if config.precision.params is not None:
-        model = model.to(DTYPES[config.precision.params])
+    # with an update in fp32, weights are cast behind the moments: loading would cast those as well
+    late = choice.recipe is not None and choice.recipe.wide_update
+    params = choice.params if late else choice.recipe_params or choice.params
+    if params is not None:
+        model = model.to(DTYPES[params])
     placed: nn.Module = model.to(device)
     if not placed.training:
         placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
     return placed
+
+
+def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> str:
+    """Load the weights, and return how they matched as a sentence."""
+    match = load_into(model, checkpoint)
+    if match.unexpected or match.missing or match.renaming or match.cast:
+        assumptions.append(f"checkpoint: {match.sentence}")
+    assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
+    return match.sentence
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
@@ -195,11 +208,11 @@ def _built_scheduler(
 
 
 def _built_scaler(
-    config: RunConfig, checkpoint: Checkpoint, device: torch.device, autocast: str | None, assumptions: list[str]
+    choice: PrecisionChoice, checkpoint: Checkpoint, device: torch.device, assumptions: list[str]
 ) -> torch.amp.GradScaler | None:
-    arguments = config.precision.scaler_arguments()
+    arguments = choice.scaler
     if arguments is None:
-        if checkpoint.scaler is not None and autocast == "fp16":
+        if checkpoint.scaler is not None and choice.autocast == "fp16":
             assumptions.append("the checkpoint holds a gradient scaler, the config turns it off: it is not used")
         return None
     scaler = torch.amp.GradScaler(device.type, **arguments)
@@ -214,18 +227,6 @@ def _built_scaler(
     else:
         assumptions.append(f"the checkpoint holds no scaler state: the loss scale starts at {scaler.get_scale():g}")
     return scaler
-
-
-def _autocast(config: RunConfig, precision: str | None) -> str | None:
-    choice = precision or config.precision.autocast
-    if precision is not None and precision not in ("fp32", "fp16", "bf16"):
-        raise ConfigError(f"--precision {precision}: expected fp32, fp16 or bf16")
-    if config.precision.recipe is not None:
-        raise ConfigError(
-            f"precision.recipe: {config.precision.recipe} cannot be simulated by this version",
-            hint="remove the key; `nanhunt report` shows what FP8 would do to each tensor from the trace alone",
-        )
-    return None if choice in ("none", "fp32") else choice
 
 
 def _wants_cuda_lists(
@@ -257,7 +258,7 @@ def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], 
 
 
 def _batch_source(
-    config: RunConfig, root: Path, step: int, device: torch.device, assumptions: list[str]
+    config: RunConfig, root: Path, step: int, device: torch.device, choice: PrecisionChoice, assumptions: list[str]
 ) -> BatchSource:
     target = resolve(config.data.call, key="data", root=root)
     available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
@@ -269,7 +270,8 @@ def _batch_source(
             data = target(**{**filled, **config.data.kwargs})
     if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
         assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
-    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device)
+    floats = DTYPES[choice.recipe_params] if choice.recipe_params else None
+    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device, floats=floats)
 
 
 def _is_loader(target: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.rng import RngState
@@ -27,7 +28,15 @@ class BatchSource:
     left behind, so that dropout sees the same numbers.
     """
 
-    def __init__(self, data: object, *, first_step: int, accumulate: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: object,
+        *,
+        first_step: int,
+        accumulate: int,
+        device: torch.device,
+        floats: torch.dtype | None = None,
+    ) -> None:
         if not isinstance(data, Iterable):
             raise ConfigError(
                 f"data: expected an iterable of batches, got {type(data).__name__}",
@@ -37,6 +46,8 @@ class BatchSource:
         self._next = first_step * accumulate
         self._accumulate = accumulate
         self._device = device
+        #: what fp32 tensors become, where a recipe casts the model
+        self._floats = floats
         self._kept: dict[int, tuple[Any, RngState]] = {}
         #: bytes of the tensors of all batches that are kept
         self.kept_bytes = 0
@@ -55,8 +66,12 @@ class BatchSource:
             self._next += 1
         batch, rng = self._kept[index]
         rng.restore()
-        placed = map_tensors(lambda t: t.to(self._device, copy=True), batch)
+        placed = map_tensors(self._placed, batch)
         return placed if self.transform is None else self.transform(step, micro, placed)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        dtype = self._floats if self._floats is not None and tensor.dtype is torch.float32 else tensor.dtype
+        return tensor.to(self._device, dtype, copy=True)
 
     def peek(self, step: int, micro: int) -> Any:
         """Return a batch that was read before, as the user's data gave it; nothing else changes.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,7 +20,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from nanhunt.errors import ConfigError
+from nanhunt.errors import ConfigError, UsageError
+from nanhunt.recipes.catalogue import lookup as lookup_recipe
 from nanhunt.training.config_errors import described, shown
 from nanhunt.training.yaml_file import read_yaml
 
@@ -29,6 +31,7 @@ __all__ = [
     "GradScalerConfig",
     "ImportSpec",
     "PrecisionConfig",
+    "RecipeConfig",
     "RunConfig",
     "TrainConfig",
     "find_config",
@@ -115,6 +118,38 @@ def _scaler_form(value: object) -> str:
     return "arguments" if isinstance(value, dict | GradScalerConfig) else "switch"
 
 
+def _recipe_name(value: str) -> str:
+    try:
+        lookup_recipe(value)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return value
+
+
+class RecipeConfig(_Section):
+    """A precision recipe by name, or several joined by `+`, and what it leaves alone; a plain name may stand for it."""
+
+    name: Annotated[_Text, AfterValidator(_recipe_name)] = Field(description="a recipe, or several joined by +")
+    skip: list[_Text] = Field(
+        default=[], description="modules whose products stay in their own precision: names, last parts or patterns"
+    )
+    amax_history: Annotated[_Whole, Field(ge=1)] = Field(
+        default=1024, description="steps whose amax a delayed scale looks back on"
+    )
+    margin: Annotated[_Whole, Field(ge=0)] = Field(default=0, description="binades that a delayed scale leaves free")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Say that the plain name may stand for the mapping."""
+        mapping = handler.resolve_ref_schema(handler(core_schema))
+        return {"anyOf": [{"type": "string"}, mapping]}
+
+
 class PrecisionConfig(_Section):
     """What is computed and stored in which format."""
 
@@ -131,7 +166,7 @@ class PrecisionConfig(_Section):
     params: Annotated[Literal["fp32", "bf16", "fp16"] | None, BeforeValidator(_params)] = Field(
         default=None, description="dtype the model is cast to; without it the model stays as it was built"
     )
-    recipe: _Text | None = Field(default=None, description="simulated low-precision recipe")
+    recipe: RecipeConfig | None = Field(default=None, description="emulated low-precision recipe")
 
     def scaler_arguments(self) -> dict[str, Any] | None:
         """Return the arguments of `torch.amp.GradScaler`, or None where no scaler is wanted."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.recipes.emulator import Emulator
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.cuda_autocast import CudaAutocastLists
@@ -42,6 +43,9 @@ class TrainingRun:
     autocast: str | None = None
     #: apply CUDA's autocast lists on the CPU, for a run that was trained on CUDA
     cuda_lists: bool = False
+    #: name of the precision recipe, "" without one; and what emulates it, where it is more than autocast, casts and scaler
+    recipe: str = ""
+    emulator: Emulator | None = None
     accumulate: int = 1
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
@@ -62,6 +66,15 @@ class TrainingRun:
                 stack.enter_context(torch.autocast(self.device.type, dtype=DTYPES[self.autocast]))
                 if self.cuda_lists:
                     stack.enter_context(CudaAutocastLists())
+            yield
+
+    @contextlib.contextmanager
+    def emulating(self) -> Iterator[None]:
+        """Run the body, one step, under the run's recipe; a probe of ops is entered inside, to see the user's ops."""
+        if self.emulator is None:
+            yield
+            return
+        with self.emulator.active(self.parameters(), self.optimizers):
             yield
 
     def look_around(self) -> None:

@@ -49,6 +49,8 @@ class Snapshot:
     rng: RngState
     #: what a custom loop's step before has updated, by id
     stepped: frozenset[int] = frozenset()
+    #: of a precision recipe
+    emulator: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def take(cls, run: TrainingRun, step: int) -> Snapshot:
@@ -64,6 +66,7 @@ class Snapshot:
             stepped=run.stepped,
             others=[(o, copy.deepcopy(o.state_dict())) for o in (*run.scalers, *run.schedulers)],
             rng=RngState.capture(),
+            emulator=run.emulator.state() if run.emulator is not None else {},
         )
 
     def restore(self, run: TrainingRun) -> None:
@@ -77,6 +80,8 @@ class Snapshot:
                 # what the scaler noted of the last step (found_inf, stage) belongs to that step
                 other._per_optimizer_states.clear()
         run.stepped = self.stepped
+        if run.emulator is not None:
+            run.emulator.restore(self.emulator)
         self.rng.restore()
 
 
@@ -105,6 +110,10 @@ class SnapshotRing:
         """Return the latest snapshot at or before `step`, the oldest where the ring has moved past it."""
         earlier = [s for s in self._kept if s.step <= step]
         return earlier[-1] if earlier else self._kept[0]
+
+    def reaches(self, step: int) -> bool:
+        """Whether a rewind can stand before `step`."""
+        return bool(self._kept) and self._kept[0].step <= step
 
     @property
     def oldest_step(self) -> int:

@@ -24,8 +24,11 @@ def train_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
     Raises whatever the user's code raises. The host waits for the device at the end only, except where the gradient
     scaler itself does (`scaler.step` reads found_inf).
     """
-    if run.train_step is not None:
-        return custom_step(run, step, watch)
+    with run.emulating():
+        return _built_in_step(run, step, watch) if run.train_step is None else custom_step(run, step, watch)
+
+
+def _built_in_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
     model, optimizer, scaler = run.model, run.optimizer, run.scaler
     lr = tuple(float(group["lr"]) for group in optimizer.param_groups)
     scale = scaler.get_scale() if scaler and scaler.is_enabled() else None

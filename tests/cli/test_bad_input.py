@@ -434,7 +434,7 @@ def test_a_report_is_not_written_where_there_is_no_folder(healthy_trace, assert_
         (["--device", "tpu"], ["--device tpu", "cpu, cuda"]),
         (["--device", "meta"], ["--device meta", "cpu, cuda"]),
         (["--device", "cuda:99"], ["--device cuda:99", "--device cpu"]),
-        (["--precision", "fp12"], ["--precision fp12", "fp32, fp16 or bf16"]),
+        (["--precision", "fp12"], ["--precision fp12", "did you mean fp32"]),
         (["--trial", "hope"], ["--trial hope", "nanhunt trials"]),
         (["--trial", "clip-nrom"], ["--trial clip-nrom", "did you mean clip-norm"]),
     ],

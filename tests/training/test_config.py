@@ -63,7 +63,7 @@ def test_every_key_of_the_contract_is_read(load):
     assert config.optimizer.call == "torch.optim:AdamW"
     assert config.optimizer.kwargs == {"lr": 3.0e-4}
     assert config.precision.scaler_arguments()["init_scale"] == 65536.0
-    assert config.precision.recipe == "fp8-hybrid"
+    assert config.precision.recipe.name == "fp8-hybrid"
     assert config.train.clip_grad_norm == 1.0
     assert config.checkpoint.step == "step"
 

@@ -25,7 +25,8 @@ down-projection behind SwiGLU). Round MX scales up.
 
 How it is confirmed
 -------------------
-By the run itself with this tensor in bf16; one replayed step without its FP8 recipe shows nothing.
+By the run itself with this tensor in bf16. Under a recipe that the replay emulates, by the same steps with products in
+their own precision (`recipe-off`), with scales of the present amax, or with a scale a block.
 
 When it is mistaken
 -------------------
@@ -45,11 +46,22 @@ from nanhunt.diagnosis.births import bad_output, place
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import limit, number
+from nanhunt.diagnosis.precision import ROWS, LostOperand, broken_from, precision_facts
+from nanhunt.interventions import Prediction
+from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
 #: Where FP8 clamps before it casts.
 _ENDS = (448.0, 240.0, 57344.0)
+#: Share of a spike's rise that may be left in fp32, for the format to be what made it.
+_KEPT = 0.25
+#: What a recipe's trials do; blocks help against one outlier, and not against a format that is too narrow.
+_OF_A_RECIPE = (
+    Prediction(trial="recipe-off", expect="cured"),
+    Prediction(trial="present-scales", expect="cured", refutes=False),
+    Prediction(trial="block-scales", expect="cured", refutes=False, confirms=False),
+)
 _ROLES = ("input", "output", "grad_output", "grad_input", "weight", "grad")
 
 
@@ -76,7 +88,7 @@ def examine(evidence: Evidence) -> Suspect | None:
         exhibit = Exhibit(claim=f"in fp64 {birth.op} is finite and beyond", value=birth.fp64_amax, threshold=end)
         said = f"a value of {number(birth.fp64_amax)} in {output.dtype}, which ends at {number(end)}"
         return _suspect(said, place(evidence, birth), exhibit, Grade.PROVED)
-    lost = _lost(evidence)
+    lost = _lost(evidence) or _by_recipe(evidence)
     if lost is not None:
         return lost
     piles = [] if evidence.is_nonfinite else _piles(evidence)
@@ -125,6 +137,46 @@ def _lost(evidence: Evidence) -> Suspect | None:
     )
     suspect = _suspect(said, location, exhibit, Grade.PROVED if evidence.is_stall else Grade.SUPPORTED)
     return replace(suspect, exhibits=(*suspect.exhibits, lost, size), depth=0 if evidence.is_stall else 1)
+
+
+def _by_recipe(evidence: Evidence) -> Suspect | None:
+    """A run under an emulated recipe whose loss is ordinary in fp32, or whose operands lose more than rounding can."""
+    facts, onset, twin = precision_facts(evidence), evidence.onset, evidence.note(NoteKind.LOSS_TWIN)
+    if facts is None or onset is None or evidence.is_nonfinite or not facts.quantized:
+        return None
+    first = facts.first if facts.first is not None and facts.first.step <= onset.step else None
+    rise = float(twin["own"]) - float(twin["baseline"]) if twin is not None and twin.get("recipe") else 0.0
+    gone = twin is not None and rise > 0.0 and float(twin["fp32"]) - float(twin["baseline"]) <= _KEPT * rise
+    if first is None and not gone:
+        return None
+    exhibits = []
+    if gone and twin is not None:
+        claim = f"loss of step {twin['step']} in fp32, on the same weights and batch, against {twin['format']}"
+        exhibits.append(Exhibit(claim=claim, value=float(twin["fp32"]), threshold=float(twin["own"])))
+    said = (
+        f"the loss is {number(float(twin['own']))} under {facts.recipe} and ordinary in fp32" if gone and twin else ""
+    )
+    if first is not None:
+        said, exhibit = _broken(first)
+        exhibits.append(exhibit)
+    module = first.weight.rpartition(".")[0] if first is not None else None
+    location = Location(step=onset.step, module=module, parameter=first.weight if first is not None else None)
+    suspect = _suspect(said, location, exhibits[0], Grade.SUPPORTED if gone else Grade.CONSISTENT)
+    return replace(suspect, exhibits=tuple(exhibits), predictions=_OF_A_RECIPE, depth=1)
+
+
+def _broken(first: LostOperand) -> tuple[str, Exhibit]:
+    """Return what an operand lost, and the measurement that rounding alone would not give."""
+    how = "cut off at the end of" if first.saturated > first.flushed else "flushed to zero in"
+    said = f"{max(first.saturated, first.flushed):.1%} of the {first.role} of {first.weight} is {how} {first.format}"
+    if not first.error <= broken_from(first.format):
+        claim = f"share of the norm that is lost at step {first.step}; rounding alone stays below"
+        exhibit = Exhibit(claim=claim, value=first.error, threshold=broken_from(first.format))
+        return f"{said}: {first.error:.0%} of its norm", exhibit
+    exhibit = Exhibit(
+        claim=f"share of the rows that lose half of their norm at step {first.step}", value=first.rows, threshold=ROWS
+    )
+    return f"{said}: {first.rows:.0%} of its rows lose half of their norm", exhibit
 
 
 def _piles(evidence: Evidence) -> list[_Pile]:

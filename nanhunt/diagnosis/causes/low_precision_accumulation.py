@@ -110,7 +110,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 def _gone_in_fp32(evidence: Evidence) -> Suspect | None:
     """A loss that is high in the run's own format and ordinary in fp32, on the same weights and the same batch."""
     body, onset = evidence.note(NoteKind.LOSS_TWIN), evidence.onset
-    if body is None or onset is None or not evidence.is_spike:
+    if body is None or onset is None or not evidence.is_spike or body.get("recipe"):
         return None
     own, wide, usual = float(body["own"]), float(body["fp32"]), float(body["baseline"])
     rise = own - usual

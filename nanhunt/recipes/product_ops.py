@@ -1,0 +1,77 @@
+"""Which ops are products, by name, and the memory of weights and of what products were given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["Operands", "is_product"]
+
+#: Products and their derivatives, which autocast runs in the narrow format whatever they are given.
+_PRODUCTS = tuple(
+    "aten.mm aten.bmm aten.addmm aten.addbmm aten.baddbmm aten.mv aten.addmv aten.addr aten.dot aten.linear aten.matmul "
+    "aten.convolution aten._convolution aten.mkldnn_ aten.cudnn_convolution aten.miopen_convolution aten.prelu "
+    "aten._prelu aten._scaled_dot_product aten._thnn_fused aten._cudnn_rnn aten.lstm aten.gru".split()
+)
+
+
+def is_product(op: str) -> bool:
+    """Whether an op (`aten.mm`) is a product, an attention, or the derivative of one."""
+    return op.startswith(_PRODUCTS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A parameter's place in its memory: of a flat buffer each parameter is a part."""
+
+    first: int
+    last: int
+    name: str
+
+
+class Operands:
+    """What memory holds weights (and copies of them), and what was the input of a product with which weight.
+
+    Known by storage, so that views, transposes and what autograd saved are known too.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._weights: dict[int, list[_Span]] = {}
+        #: of an input, every weight that it was multiplied with, and its size
+        self._inputs: dict[int, dict[str, int]] = {}
+        #: references keep the storages' handles from being given to others
+        self._handles: dict[int, StorageWeakRef] = {}
+        for name, parameter in parameters.items():
+            if parameter.dim() >= 2 and parameter.layout is torch.strided:
+                first = int(parameter.storage_offset())
+                self._note(parameter, _Span(first, first + parameter.numel(), name))
+
+    def weight(self, tensor: Tensor) -> str | None:
+        """Return the name of the weight that this memory holds; None where it holds none."""
+        at = tensor.storage_offset()
+        spans = self._weights.get(tensor.untyped_storage()._cdata, ()) if tensor.layout is torch.strided else ()
+        return next((span.name for span in spans if span.first <= at < span.last), None)
+
+    def input_of(self, tensor: Tensor, size: int) -> str | None:
+        """Return the weight of `size` elements that this memory was multiplied with in a forward pass, if any."""
+        known = self._inputs.get(tensor.untyped_storage()._cdata, {}) if tensor.layout is torch.strided else {}
+        return next((name for name, numel in known.items() if numel == size), next(iter(known), None))
+
+    def copied(self, copy: Tensor, name: str) -> None:
+        """Take a cast of a weight for the weight."""
+        self._note(copy, _Span(0, copy.untyped_storage().nbytes(), name))
+
+    def given(self, tensor: Tensor, name: str, size: int) -> None:
+        """Note the input of a product with a weight of `size` elements."""
+        handle = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self._handles[handle.cdata] = handle
+        self._inputs.setdefault(handle.cdata, {})[name] = size
+
+    def _note(self, tensor: Tensor, span: _Span) -> None:
+        handle = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self._handles[handle.cdata] = handle
+        self._weights.setdefault(handle.cdata, []).append(span)

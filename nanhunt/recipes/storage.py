@@ -1,0 +1,82 @@
+"""What an update writes, as its recipe stores it: weights without an fp32 copy, moments in bf16 or 8 bits.
+
+How it works. Hooks of the optimizer's own step. With narrow weights and a wide update, weights and gradients are widened
+to fp32 before it, so that it computes and keeps its moments in fp32, and what comes out is rounded into the weights' own
+memory. Moments stay in tensors of their own dtype and are given values that their format has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.formats.catalogue import BF16, FP16
+from nanhunt.recipes.dynamic_codes import in_eight_bits
+from nanhunt.recipes.recipe import Recipe
+from nanhunt.recipes.rounding import rounded, rounded_by_lot
+from nanhunt.training.tree import tensors_of
+
+__all__ = ["stored_as"]
+
+_FORMATS = {torch.bfloat16: BF16, torch.float16: FP16}
+
+
+@contextmanager
+def stored_as(
+    recipe: Recipe, optimizers: Sequence[torch.optim.Optimizer], generator: torch.Generator
+) -> Iterator[None]:
+    """Run the body with what these optimizers write stored as the recipe has it."""
+    with ExitStack() as stack:
+        for optimizer in optimizers:
+            storage = _Storage(recipe, generator)
+            stack.callback(optimizer.register_step_pre_hook(storage.before).remove)
+            stack.callback(optimizer.register_step_post_hook(storage.after).remove)
+        yield
+
+
+class _Storage:
+    """The hooks of one optimizer."""
+
+    def __init__(self, recipe: Recipe, generator: torch.Generator) -> None:
+        self._recipe = recipe
+        self._generator = generator
+        #: parameter, its own memory and gradient
+        self._own: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Widen weights and gradients."""
+        for group in optimizer.param_groups if self._recipe.wide_update else ():
+            for p in group["params"]:
+                if p.dtype in _FORMATS and p.grad is not None:
+                    self._own.append((p, p.data, p.grad))
+                    wide, p.grad, p.data = p.grad.float(), None, p.data.float()
+                    p.grad = wide
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Round what was written into its memory."""
+        with torch.no_grad():
+            for p, memory, grad in self._own:
+                memory.copy_(self._rounded(p.data, memory.dtype))
+                p.grad, p.data = None, memory
+                p.grad = grad
+            self._own.clear()
+            for state in optimizer.state.values() if self._recipe.states else ():
+                for key, tensor in tensors_of(state):
+                    if key != "step" and tensor.is_floating_point() and tensor.dim():
+                        tensor.copy_(self._moment(key, tensor))
+
+    def _rounded(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        fmt = _FORMATS[dtype]
+        return (
+            rounded_by_lot(values, fmt, self._generator) if self._recipe.stochastic and fmt is BF16 else values
+        )  # copying into the memory rounds to nearest
+
+    def _moment(self, key: str, moment: Tensor) -> Tensor:
+        if self._recipe.states == "int8":
+            return in_eight_bits(moment, signed="sq" not in key)
+        wide = moment.float()
+        return rounded_by_lot(wide, BF16, self._generator) if self._recipe.stochastic else rounded(wide, BF16)

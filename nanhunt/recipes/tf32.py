@@ -1,0 +1,67 @@
+"""Products in TF32: by the matrix units on CUDA, by rounded operands elsewhere.
+
+TF32 keeps fp32's range and rounds operands to 10 bits of mantissa; sums are in fp32. On a CPU operands are rounded to
+nearest before each product, forward and backward; what a fused attention multiplies inside of itself is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanhunt.probes.op_facts import facts_of
+from nanhunt.recipes.product_ops import is_product
+from nanhunt.recipes.rounding import rounded_to_tf32
+from nanhunt.training.tree import map_tensors
+
+__all__ = ["products_in_tf32"]
+
+#: Arguments of products that are added, not multiplied, or that tell of a forward pass.
+_ADDED = frozenset({"bias", "attn_bias", "attn_mask", "logsumexp", "log_sumexp", "softmax_lse", "out"})
+_WITH_A_SUM = ("aten.add", "aten.baddbmm")
+
+
+@contextmanager
+def products_in_tf32(device: torch.device) -> Iterator[None]:
+    """Run the body with the products of fp32 tensors in TF32."""
+    if device.type != "cuda":
+        with _Rounded():  # type: ignore[no-untyped-call]
+            yield
+        return
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds what products are given."""
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let a compiled region run: what is inside of it is not seen."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func` on rounded operands where it is a product."""
+        facts = facts_of(func)
+        if is_product(facts.name):
+            left = _ADDED | ({"self"} if facts.name.startswith(_WITH_A_SUM) else set())
+            named = zip(facts.arguments, args, strict=False)
+            args = tuple(a if name in left else map_tensors(_operand, a) for name, a in named)
+        return func(*args, **(kwargs or {}))
+
+
+def _operand(tensor: Tensor) -> Tensor:
+    return rounded_to_tf32(tensor) if tensor.dtype is torch.float32 and tensor.layout is torch.strided else tensor
