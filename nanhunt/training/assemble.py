@@ -27,6 +27,10 @@ from nanhunt.training.user_code import call_user, fill_parameters, resolve
 __all__ = ["assemble"]
 
 
+#: keys of `train:` that are the run's own fields
+_LOOP = {"accumulate", "clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
+
+
 def assemble(
     config: RunConfig,
     checkpoint: Checkpoint,
@@ -71,11 +75,7 @@ def assemble(
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
         recipe=choice.name,
         emulator=emulator,
-        accumulate=config.train.accumulate,
-        clip_grad_norm=config.train.clip_grad_norm,
-        clip_grad_value=config.train.clip_grad_value,
-        clip_param_norm=config.train.clip_param_norm,
-        agc=config.train.agc,
+        **config.train.model_dump(include=_LOOP),
         start_step=step,
         root=root,
         assumptions=assumptions,
