@@ -2,45 +2,120 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.stats.torch_kernel import decode, is_measurable, measure
+from nanhunt.stats.torch_kernel import FIELDS, decode, is_measurable, measure
+
+if TYPE_CHECKING:
+    from nanhunt.stats.device_table import DeviceTable
 
 __all__ = ["StatsQueue", "summarize"]
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class StatsQueue:
     """Tensors are measured when they are added, and read when they are collected.
 
-    Between the two nothing waits for the device; `collect` makes one copy per vector width and empties the queue.
+    Between the two nothing waits for the device; `collect` makes one copy for each device (and vector width of what the
+    plain kernel measured) and empties the queue. The queue keeps its memory on the device from step to step.
     """
 
     def __init__(self) -> None:
-        self._vectors: list[Tensor | None] = []
+        #: of each ticket: a vector of the plain kernel's, or a table and a number in it; None of what cannot be measured
+        self._looks: list[Tensor | tuple[DeviceTable, int] | None] = []
+        self._tables: dict[torch.device, DeviceTable] = {}
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._looks)
 
     def add(self, tensor: Tensor, *, histogram: bool = True) -> int:
         """Measure `tensor` as it stands and return its ticket: its index in what `collect` returns."""
-        self._vectors.append(_measured(tensor, histogram=histogram))
-        return len(self._vectors) - 1
+        table = self._table(tensor)
+        if table is None:
+            self._looks.append(_measured(tensor, histogram=histogram))
+        else:
+            self._looks.append((table, table.add(_in_memory(tensor))))
+        return len(self._looks) - 1
+
+    def add_all(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Measure tensors that nobody writes into meanwhile, many to a launch where there is a kernel for it."""
+        first = len(self._looks)
+        together: dict[DeviceTable, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            table = self._table(tensor)
+            self._looks.append(None if table is not None else _measured(tensor, histogram=True))
+            if table is not None:
+                together.setdefault(table, []).append(index)
+        for table, indices in together.items():
+            numbers = table.add_many([_in_memory(tensors[i]) for i in indices])
+            for index, number in zip(indices, numbers, strict=True):
+                self._looks[first + index] = (table, number)
+        return list(range(first, len(self._looks)))
+
+    def amax(self, ticket: int) -> Tensor | None:
+        """Return a tensor's largest finite magnitude as a float64 scalar on its device; None where it was not measured."""
+        look = self._looks[ticket]
+        if isinstance(look, tuple):
+            return look[0].amax(look[1])
+        return None if look is None else look[FIELDS.index("amax")]
 
     def collect(self) -> list[TensorStats | None]:
         """Return the statistics of all tensors added, in their order (None of one that cannot be measured)."""
-        results: list[TensorStats | None] = [None] * len(self._vectors)
+        results: list[TensorStats | None] = [None] * len(self._looks)
         groups: dict[tuple[int, torch.device], list[int]] = {}
-        for ticket, vector in enumerate(self._vectors):
-            if vector is not None:
-                groups.setdefault((vector.numel(), vector.device), []).append(ticket)
+        fetched = {table: table.fetch() for table in self._tables.values()}
+        for ticket, look in enumerate(self._looks):
+            if isinstance(look, tuple):
+                results[ticket] = fetched[look[0]][look[1]]
+            elif look is not None:
+                groups.setdefault((look.numel(), look.device), []).append(ticket)
         for tickets in groups.values():
-            table = torch.stack([v for t in tickets if (v := self._vectors[t]) is not None]).cpu().numpy()
-            for ticket, row in zip(tickets, table, strict=True):
+            vectors = [look for t in tickets if isinstance(look := self._looks[t], Tensor)]
+            for ticket, row in zip(tickets, torch.stack(vectors).cpu().numpy(), strict=True):
                 results[ticket] = decode(row)
-        self._vectors.clear()
+        self._looks.clear()
         return results
+
+    def _table(self, tensor: Tensor) -> DeviceTable | None:
+        """Return the table that the fused kernel measures this tensor into; None of what it does not measure."""
+        if not tensor.is_cuda or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+            return None
+        if tensor.dtype not in _FUSED or tensor.is_neg() or not _has_triton() or not is_measurable(tensor):
+            return None
+        if tensor.device not in self._tables:
+            from nanhunt.stats.device_table import DeviceTable  # triton is there on CUDA alone
+
+            self._tables[tensor.device] = DeviceTable(tensor.device)
+        return self._tables[tensor.device]
+
+
+#: What the fused kernel reads.
+_FUSED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """Return the tensor's elements without gaps, where they lie if they lie so; in whatever order."""
+    detached = tensor.detach()
+    if detached.is_contiguous():
+        return detached
+    dense: bool = torch.ops.aten.is_non_overlapping_and_dense(detached)
+    return detached if dense else detached.contiguous()
 
 
 def summarize(tensor: Tensor, *, histogram: bool = True) -> TensorStats:
@@ -59,6 +134,6 @@ def _measured(tensor: Tensor, *, histogram: bool) -> Tensor | None:
     try:
         return measure(tensor, histogram=histogram)
     except (NotImplementedError, RuntimeError, TypeError):
-        if type(tensor) in (Tensor, nn.Parameter):
+        if type(tensor) in _PLAIN:
             raise
         return None  # a subclass that knows no such reduction

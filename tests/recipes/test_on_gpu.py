@@ -58,9 +58,7 @@ def test_a_step_under_a_recipe_is_near_the_plain_one_and_leaves_the_switches(nam
             found = lookup(recipe)
             if found.params:
                 model.bfloat16()
-                run.batches = BatchSource(
-                    batches, first_step=0, accumulate=1, device=run.device, floats=torch.bfloat16
-                )
+                run.batches = BatchSource(batches, first_step=0, accumulate=1, device=run.device, floats=torch.bfloat16)
             run.emulator = Emulator(found, torch.device("cuda"))
         losses[recipe] = [train_step(run, step, StepWatch()).loss for step in range(3)]
     assert losses[name] == pytest.approx(losses[""], rel=0.1)

@@ -1,0 +1,133 @@
+"""What the statistics' programs do on a CUDA device, in Triton's Python; `triton_kernel` says how and why.
+
+A row of the table is 147 words of 8 bytes: zeros, subnormals, NaN, +inf, -inf; sum and sum of squares as float64; then in
+halves of a word the bits of the largest magnitude, 0x7FFFFFFF less those of the smallest non-zero one, and 277 counts of
+exponents. Zeros are the neutral element of each, so that programs add in any order.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["measure_many", "measure_one"]
+
+
+@triton.jit(do_not_specialize=["size", "row"])
+def measure_one(x, size, table, row, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr, every: tl.constexpr):
+    """Measure one tensor into a row, a program a span."""
+    _span(x, size, tl.program_id(0).to(tl.int64), table + row * 147, every, tiny, width, tiles)
+
+
+@triton.jit
+def measure_many(
+    facts, programs, table, dtype: tl.constexpr, aligned: tl.constexpr, tiny: tl.constexpr, width: tl.constexpr,
+    tiles: tl.constexpr,
+):  # fmt: skip
+    """Measure many tensors: `facts` has (address, elements, row, sparseness) of each, `programs` (tensor, span)."""
+    program = tl.program_id(0)
+    whose = tl.load(programs + 2 * program)
+    span = tl.load(programs + 2 * program + 1)
+    x = tl.multiple_of(tl.load(facts + 4 * whose).to(tl.pointer_type(dtype)), aligned)
+    size = tl.load(facts + 4 * whose + 1)
+    row = tl.load(facts + 4 * whose + 2)
+    every = tl.load(facts + 4 * whose + 3)
+    _span(x, size, span, table + row * 147, every, tiny, width, tiles)
+
+
+@triton.jit
+def _span(x, size, span, row, every, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr):
+    """Add what one span shows to its tensor's row."""
+    begin = span * (width * tiles)
+    lane = tl.arange(0, width)
+    highest = tl.zeros([width], tl.int32)
+    lowest = tl.full([width], 0x7FFFFFFF, tl.int32)
+    total = tl.zeros([width], tl.float32)
+    squares = tl.zeros([width], tl.float32)
+    if begin + width * tiles <= size:
+        for index in range(tiles):
+            value = tl.load(x + begin + index * width + lane).to(tl.float32)
+            bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+            highest = tl.maximum(highest, bits)
+            lowest = tl.minimum(lowest, bits)
+            total += value
+            squares += value * value
+    else:
+        for index in range(tiles):
+            at = begin + index * width + lane
+            value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+            bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+            highest = tl.maximum(highest, bits)
+            lowest = tl.minimum(lowest, tl.where(at < size, bits, 0x7FFFFFFF))
+            total += value
+            squares += value * value
+    halves = row.to(tl.pointer_type(tl.int32)) + 14
+    if every == 0:
+        for index in range(tiles):
+            _count_exponents(x, size, begin + index * width + lane, halves + 2)
+    elif span % every == 0:
+        _count_exponents(x, size, begin + lane, halves + 2)
+    top = tl.max(highest)
+    low = tl.min(lowest)
+    sums = row.to(tl.pointer_type(tl.float64)) + 5
+    # beyond 2^50, or with nothing above 2^-50, squares do not fit fp32; neither do what is not finite, zero or subnormal
+    if (top >= 0x58800000) | (top < 0x26800000) | (low < tiny):
+        _read_again(x, size, begin, row, halves, sums, tiny, width, tiles)
+    else:
+        tl.atomic_max(halves, top)
+        tl.atomic_max(halves + 1, 0x7FFFFFFF - low)
+        tl.atomic_add(sums, tl.sum(total).to(tl.float64))
+        tl.atomic_add(sums + 1, tl.sum(squares.to(tl.float64)))
+
+
+@triton.jit
+def _count_exponents(x, size, at, bins):
+    """Add the finite non-zero elements of a tile by floor(log2 |x|)."""
+    value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+    bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    # of a subnormal, whose exponent field is 0, the bits as a whole number have the exponent
+    small = (bits.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    index = tl.where(bits < 0x00800000, small, (bits >> 23) + 22)
+    counted = (bits > 0) & (bits < 0x7F800000)
+    counts = tl.histogram(tl.where(counted, index, 511), 512)
+    lane = tl.arange(0, 512)
+    tl.atomic_add(bins + lane, counts, mask=(lane < 277) & (counts > 0))
+
+
+@triton.jit
+def _read_again(x, size, begin, row, halves, sums, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr):
+    """Count what is zero, subnormal or not finite, and take extremes and sums over the rest."""
+    lane = tl.arange(0, width)
+    highest = tl.zeros([width], tl.int32)
+    lowest = tl.full([width], 0x7FFFFFFF, tl.int32)
+    total = tl.zeros([width], tl.float64)
+    squares = tl.zeros([width], tl.float64)
+    zero = tl.zeros([width], tl.int32)
+    subnormal = tl.zeros([width], tl.int32)
+    nan = tl.zeros([width], tl.int32)
+    positive = tl.zeros([width], tl.int32)
+    negative = tl.zeros([width], tl.int32)
+    for index in range(tiles):
+        at = begin + index * width + lane
+        there = at < size
+        value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        signed = value.to(tl.int32, bitcast=True)
+        bits = signed & 0x7FFFFFFF
+        finite = bits < 0x7F800000
+        zero += (there & (bits == 0)).to(tl.int32)
+        subnormal += ((bits > 0) & (bits < tiny)).to(tl.int32)
+        nan += (bits > 0x7F800000).to(tl.int32)
+        positive += ((bits == 0x7F800000) & (signed > 0)).to(tl.int32)
+        negative += ((bits == 0x7F800000) & (signed < 0)).to(tl.int32)
+        highest = tl.maximum(highest, tl.where(finite, bits, 0))
+        lowest = tl.minimum(lowest, tl.where(finite & (bits > 0), bits, 0x7FFFFFFF))
+        wide = tl.where(finite, value, 0.0).to(tl.float64)
+        total += wide
+        squares += wide * wide
+    tl.atomic_max(halves, tl.max(highest))
+    tl.atomic_max(halves + 1, 0x7FFFFFFF - tl.min(lowest))
+    tl.atomic_add(sums, tl.sum(total))
+    tl.atomic_add(sums + 1, tl.sum(squares))
+    tl.atomic_add(row, tl.sum(zero).to(tl.int64))
+    tl.atomic_add(row + 1, tl.sum(subnormal).to(tl.int64))
+    tl.atomic_add(row + 2, tl.sum(nan).to(tl.int64))
+    tl.atomic_add(row + 3, tl.sum(positive).to(tl.int64))
+    tl.atomic_add(row + 4, tl.sum(negative).to(tl.int64))
