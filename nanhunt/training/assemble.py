@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint import Checkpoint, load_into
-from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.config import CLIPS, ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
@@ -72,10 +72,7 @@ def assemble(
         recipe=choice.name,
         emulator=emulator,
         accumulate=config.train.accumulate,
-        clip_grad_norm=config.train.clip_grad_norm,
-        clip_grad_value=config.train.clip_grad_value,
-        clip_param_norm=config.train.clip_param_norm,
-        agc=config.train.agc,
+        **config.train.model_dump(include=set(CLIPS)),
         start_step=step,
         root=root,
         assumptions=assumptions,
