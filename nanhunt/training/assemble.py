@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint import Checkpoint, load_into
-from nanhunt.training.config import CLIPS, ImportSpec, RunConfig
+from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
@@ -25,6 +25,10 @@ from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["assemble"]
+
+
+#: keys of `train:` that are the run's own fields
+_LOOP = {"accumulate", "clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
 
 
 def assemble(
@@ -71,8 +75,7 @@ def assemble(
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
         recipe=choice.name,
         emulator=emulator,
-        accumulate=config.train.accumulate,
-        **config.train.model_dump(include=set(CLIPS)),
+        **config.train.model_dump(include=_LOOP),
         start_step=step,
         root=root,
         assumptions=assumptions,

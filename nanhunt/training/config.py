@@ -26,7 +26,6 @@ from nanhunt.training.config_errors import described, shown
 from nanhunt.training.yaml_file import read_yaml
 
 __all__ = [
-    "CLIPS",
     "SCHEMA_FILE",
     "CheckpointKeys",
     "GradScalerConfig",
@@ -42,9 +41,6 @@ __all__ = [
 
 #: The file that editors complete `nanhunt.yaml` from; a test checks that it is `json_schema()`.
 SCHEMA_FILE = Path(__file__).parents[1] / "schema" / "nanhunt.schema.json"
-
-#: the ways of clipping: keys here, fields of `TrainingRun`
-CLIPS = ("clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc")
 
 # strict: pydantic would otherwise take true for 1 and "50" for 50
 _Whole = Annotated[int, Field(strict=True)]
@@ -195,7 +191,8 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _one_way_of_clipping(self) -> TrainConfig:
-        chosen = [name for name in CLIPS if getattr(self, name) is not None]
+        clips = ("clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc")
+        chosen = [k for k in clips if getattr(self, k) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
         return self
