@@ -21,7 +21,7 @@ from llm.layers import RMSNorm, Rotary, SwiGLU, initialise
 @dataclass(frozen=True)
 class Config:
     dim: int = 256
-    n_layers: int = 3
+    n_layers: int = 2
     n_heads: int = 4
     q_latent: int = 128
     kv_latent: int = 128
