@@ -10,6 +10,9 @@ import triton.language as tl
 
 __all__ = ["measure_many", "measure_one"]
 
+#: Elements at once where an element is read a second time.
+PIECE = tl.constexpr(512)
+
 
 @triton.jit(do_not_specialize=["size", "row"])
 def measure_one(x, size, table, row, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr, every: tl.constexpr):
@@ -60,17 +63,19 @@ def _span(x, size, span, row, every, tiny: tl.constexpr, width: tl.constexpr, ti
             total += value
             squares += value * value
     halves = row.to(tl.pointer_type(tl.int32)) + 14
+    # pieces are narrow, so that what seldom runs takes no registers from what always does
     if every == 0:
-        for index in range(tiles):
-            _count_exponents(x, size, begin + index * width + lane, halves + 2)
+        for index in range(tiles * width // PIECE):
+            _count_exponents(x, size, begin + index * PIECE + tl.arange(0, PIECE), halves + 2)
     elif span % every == 0:
-        _count_exponents(x, size, begin + lane, halves + 2)
+        for index in range(width // PIECE):
+            _count_exponents(x, size, begin + index * PIECE + tl.arange(0, PIECE), halves + 2)
     top = tl.max(highest)
     low = tl.min(lowest)
     sums = row.to(tl.pointer_type(tl.float64)) + 5
     # beyond 2^50, or with nothing above 2^-50, squares do not fit fp32; neither do what is not finite, zero or subnormal
     if (top >= 0x58800000) | (top < 0x26800000) | (low < tiny):
-        _read_again(x, size, begin, row, halves, sums, tiny, width, tiles)
+        _read_again(x, size, begin, row, halves, sums, tiny, tiles * width // PIECE)
     else:
         tl.atomic_max(halves, top)
         tl.atomic_max(halves + 1, 0x7FFFFFFF - low)
@@ -93,20 +98,20 @@ def _count_exponents(x, size, at, bins):
 
 
 @triton.jit
-def _read_again(x, size, begin, row, halves, sums, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr):
+def _read_again(x, size, begin, row, halves, sums, tiny: tl.constexpr, pieces: tl.constexpr):
     """Count what is zero, subnormal or not finite, and take extremes and sums over the rest."""
-    lane = tl.arange(0, width)
-    highest = tl.zeros([width], tl.int32)
-    lowest = tl.full([width], 0x7FFFFFFF, tl.int32)
-    total = tl.zeros([width], tl.float64)
-    squares = tl.zeros([width], tl.float64)
-    zero = tl.zeros([width], tl.int32)
-    subnormal = tl.zeros([width], tl.int32)
-    nan = tl.zeros([width], tl.int32)
-    positive = tl.zeros([width], tl.int32)
-    negative = tl.zeros([width], tl.int32)
-    for index in range(tiles):
-        at = begin + index * width + lane
+    lane = tl.arange(0, PIECE)
+    highest = tl.zeros([PIECE], tl.int32)
+    lowest = tl.full([PIECE], 0x7FFFFFFF, tl.int32)
+    total = tl.zeros([PIECE], tl.float64)
+    squares = tl.zeros([PIECE], tl.float64)
+    zero = tl.zeros([PIECE], tl.int32)
+    subnormal = tl.zeros([PIECE], tl.int32)
+    nan = tl.zeros([PIECE], tl.int32)
+    positive = tl.zeros([PIECE], tl.int32)
+    negative = tl.zeros([PIECE], tl.int32)
+    for index in range(pieces):
+        at = begin + index * PIECE + lane
         there = at < size
         value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
         signed = value.to(tl.int32, bitcast=True)
