@@ -19,8 +19,11 @@ Not covered: dtypes other than fp32, bf16 and fp16, which `torch_kernel` measure
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -37,9 +40,12 @@ LOWEST, BINS = -149, 277
 #: Words of a row, and its counts in their order: `device_code` has the whole layout.
 COUNTS = ("zero", "subnormal", "nan", "posinf", "neginf")
 ROW = 147
-_TILE = 2048
-#: tiles of a span by the size of the tensor: enough programs for every multiprocessor, and few atomics
-_TILES = ((1 << 25, 32), (1 << 22, 16), (0, 4))
+_TILE = 1024
+#: Elements that a program has in flight: four tiles.
+_CHUNK = 4 * _TILE
+#: Programs of a large tensor for each multiprocessor: as many as fit, so that each ends once; and chunks of a program
+#: where many tensors are measured together.
+_PROGRAMS, _CHUNKS = 4, 64
 _WARPS = 8
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 #: of each, the bits of the smallest normal magnitude in fp32
@@ -53,50 +59,51 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     size = tensor.numel()
     if not size:
         return
-    tiles = _tiles(size)
+    chunks = triton.cdiv(size, _CHUNK * _PROGRAMS * _processors(tensor.device))
     with torch.cuda.device(tensor.device):
-        measure_one[(triton.cdiv(size, _TILE * tiles),)](
-            tensor, size, table, row,
-            tiny=_TINY[tensor.dtype], width=_TILE, tiles=tiles, every=_every(size, tiles), num_warps=_WARPS,
-        )  # fmt: skip
+        measure_one[(triton.cdiv(size, _CHUNK * chunks),)](
+            tensor, size, table, row, chunks, _every(size), tiny=_TINY[tensor.dtype], width=_TILE, num_warps=_WARPS
+        )
 
 
 def launch_many(tensors: Sequence[Tensor], table: Tensor, first: int) -> None:
     """Measure many tensors into the rows from `first` on, by one launch for each dtype; nothing waits."""
-    groups: dict[tuple[torch.dtype, bool, int], list[int]] = {}
+    groups: dict[tuple[torch.dtype, bool], list[int]] = {}
     for index, tensor in enumerate(tensors):
         if tensor.numel():
             aligned = tensor.data_ptr() % _ALIGNED == 0
-            groups.setdefault((tensor.dtype, aligned, _tiles(tensor.numel())), []).append(index)
-    for (dtype, aligned, tiles), indices in groups.items():
-        _launch_group([tensors[i] for i in indices], [first + i for i in indices], table, dtype, aligned, tiles)
+            groups.setdefault((tensor.dtype, aligned), []).append(index)
+    for (dtype, aligned), indices in groups.items():
+        _launch_group([tensors[i] for i in indices], [first + i for i in indices], table, dtype, aligned)
 
 
-def _launch_group(
-    tensors: list[Tensor], rows: list[int], table: Tensor, dtype: torch.dtype, aligned: bool, tiles: int
-) -> None:
-    spans = torch.tensor([triton.cdiv(t.numel(), _TILE * tiles) for t in tensors])
-    ends = spans.cumsum(0)
-    whose = torch.repeat_interleave(torch.arange(len(tensors)), spans)
-    which = torch.arange(int(ends[-1])) - (ends - spans)[whose]
-    facts = torch.tensor(
-        [[t.data_ptr(), t.numel(), r, _every(t.numel(), tiles)] for t, r in zip(tensors, rows, strict=True)]
-    )
-    packed = torch.cat([facts.flatten(), torch.stack([whose, which], dim=1).flatten()])
+def _launch_group(tensors: list[Tensor], rows: list[int], table: Tensor, dtype: torch.dtype, aligned: bool) -> None:
+    sizes = [tensor.numel() for tensor in tensors]
+    facts = [(t.data_ptr(), size, row, _every(size)) for t, size, row in zip(tensors, sizes, rows, strict=True)]
+    programs = _programs(tuple(sizes))
     device = tensors[0].device
+    packed = torch.from_numpy(np.concatenate([np.array(facts, dtype=np.int64).ravel(), programs.ravel()]))
     there = packed.pin_memory().to(device, non_blocking=True)
     with torch.cuda.device(device):
-        measure_many[(len(whose),)](
-            there, there[facts.numel() :], table,
-            dtype=_DTYPES[dtype], aligned=_ALIGNED if aligned else 2, tiny=_TINY[dtype], width=_TILE, tiles=tiles,
-            num_warps=_WARPS,
+        measure_many[(len(programs),)](
+            there, there[4 * len(facts) :], table, _CHUNKS,
+            dtype=_DTYPES[dtype], aligned=_ALIGNED if aligned else 2, tiny=_TINY[dtype], width=_TILE, num_warps=_WARPS,
         )  # fmt: skip
 
 
-def _tiles(size: int) -> int:
-    return next(tiles for least, tiles in _TILES if size >= least)
+@functools.lru_cache(maxsize=64)
+def _programs(sizes: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Return the (tensor, span) of each program, (programs, 2): the same in every step of a training."""
+    spans = np.array([triton.cdiv(size, _CHUNK * _CHUNKS) for size in sizes])
+    whose = np.repeat(np.arange(len(sizes)), spans)
+    return np.stack([whose, np.arange(len(whose)) - np.repeat(spans.cumsum() - spans, spans)], axis=1)
 
 
-def _every(size: int, tiles: int) -> int:
-    """Return of how many spans one has its first tile's exponents counted; 0 where every tile's are."""
-    return 0 if size <= EXACT else max(1, SPARSE // tiles)
+def _every(size: int) -> int:
+    """Return of how many tiles one has its exponents counted."""
+    return 1 if size <= EXACT else SPARSE
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
