@@ -26,6 +26,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.stats.cpu_kernel import measure_on_cpu
 from nanhunt.stats.tensor_stats import TensorStats
 
 __all__ = ["FIELDS", "decode", "is_measurable", "measure", "plain_values"]
@@ -42,6 +43,9 @@ _BINS = {
     torch.float64: (-1074, 2098, 52, torch.int64),
 }
 
+
+#: What the CPU's own kernel takes.
+_BY_BITS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 #: Layouts whose values can be had as a strided tensor.
 _LAYOUTS = (
@@ -70,7 +74,10 @@ def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
     floating one. Integers and booleans are read as float64 and get no bins. Complex numbers count twice, as pairs.
     """
     with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-        values, tiny = _carrier(tensor.detach())
+        plain = plain_values(tensor.detach())
+        if plain.is_cpu and plain.dtype in _BY_BITS:
+            return measure_on_cpu(plain.reshape(-1), torch.finfo(plain.dtype).tiny, histogram=histogram)
+        values, tiny = _carrier(plain)
         bins = histogram and tiny > 0.0
         if values.numel() <= CHUNK:
             return _measure(values, tiny, bins)
@@ -113,7 +120,6 @@ def decode(vector: npt.NDArray[np.float64]) -> TensorStats:
 
 def _carrier(tensor: Tensor) -> tuple[Tensor, float]:
     """Return the elements as a flat float32 or float64 tensor, and the dtype's smallest normal (0.0 of integers)."""
-    tensor = plain_values(tensor)
     if not tensor.is_floating_point():
         return tensor.reshape(-1).to(torch.float64), 0.0
     tiny = torch.finfo(tensor.dtype).tiny

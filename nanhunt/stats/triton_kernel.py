@@ -30,19 +30,17 @@ import triton.language as tl
 from torch import Tensor
 
 from nanhunt.stats.device_code import measure_many, measure_one
+from nanhunt.stats.sampling import EXACT, SPARSE, TILE
 
-__all__ = ["BINS", "COUNTS", "EXACT", "LOWEST", "ROW", "SPARSE", "launch", "launch_many"]
+__all__ = ["BINS", "COUNTS", "LOWEST", "ROW", "launch", "launch_many"]
 
-#: Elements up to which each one's exponent is counted, and beyond which those of one tile in `SPARSE` are.
-EXACT, SPARSE = 1 << 20, 64
 #: fp32's exponents, subnormals included.
 LOWEST, BINS = -149, 277
 #: Words of a row, and its counts in their order: `device_code` has the whole layout.
 COUNTS = ("zero", "subnormal", "nan", "posinf", "neginf")
 ROW = 147
-_TILE = 1024
 #: Elements that a program has in flight: four tiles.
-_CHUNK = 4 * _TILE
+_CHUNK = 4 * TILE
 #: Programs of a large tensor for each multiprocessor: as many as fit, so that each ends once; and chunks of a program
 #: where many tensors are measured together.
 _PROGRAMS, _CHUNKS = 4, 64
@@ -62,7 +60,7 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     chunks = triton.cdiv(size, _CHUNK * _PROGRAMS * _processors(tensor.device))
     with torch.cuda.device(tensor.device):
         measure_one[(triton.cdiv(size, _CHUNK * chunks),)](
-            tensor, size, table, row, chunks, _every(size), tiny=_TINY[tensor.dtype], width=_TILE, num_warps=_WARPS
+            tensor, size, table, row, chunks, _every(size), tiny=_TINY[tensor.dtype], width=TILE, num_warps=_WARPS
         )
 
 
@@ -87,7 +85,7 @@ def _launch_group(tensors: list[Tensor], rows: list[int], table: Tensor, dtype: 
     with torch.cuda.device(device):
         measure_many[(len(programs),)](
             there, there[4 * len(facts) :], table, _CHUNKS,
-            dtype=_DTYPES[dtype], aligned=_ALIGNED if aligned else 2, tiny=_TINY[dtype], width=_TILE, num_warps=_WARPS,
+            dtype=_DTYPES[dtype], aligned=_ALIGNED if aligned else 2, tiny=_TINY[dtype], width=TILE, num_warps=_WARPS,
         )  # fmt: skip
 
 

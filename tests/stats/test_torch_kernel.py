@@ -238,3 +238,19 @@ def test_a_queue_takes_tensors_of_several_devices() -> None:
         queue.add(hostile(torch.float16).to(device))
     first, second = queue.collect()
     assert first == second
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 1, (1 << 20) + 64 * 1024, (1 << 21) + 77])
+def test_above_a_size_exponents_are_of_every_64th_tile_and_all_else_of_every_element(size: int) -> None:
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    tensor[size - 2], tensor[5000], tensor[70_000] = 2.0**20, 0.0, math.nan
+    stats = summarize(tensor)
+    tiles = [tensor[start : start + 1024] for start in range(0, size, 64 * 1024)]
+    magnitudes = torch.cat(tiles).double().abs().numpy()
+    magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
+    expected = np.bincount((np.floor(np.log2(magnitudes)) + 200).astype(int))
+    assert stats.exponents is not None
+    assert list(stats.exponents.counts) == list(expected[expected.nonzero()[0][0] :])
+    assert (stats.numel, stats.nan, stats.zero, stats.amax) == (size, 1, 1, 2.0**20)
+    wide = tensor[tensor.isfinite()].double()
+    assert stats.sum_of_squares == pytest.approx(float((wide * wide).sum()), rel=1e-12)
