@@ -17,12 +17,12 @@ import struct
 import torch
 from torch import Tensor
 
-from nanhunt.stats.sampling import EXACT, SPARSE, TILE
+from nanhunt.stats.sampling import EXACT, SPARSE, TILE, count_extremes
 
 __all__ = ["BINS", "measure_on_cpu"]
 
-#: fp32's exponents from its lowest subnormal's, 2^-149, up.
-BINS = 277
+#: fp32's exponents, from that of its lowest subnormal up.
+LOWEST, BINS = -149, 277
 #: Elements of a piece: with its temporaries 1 MB.
 _PIECE = 1 << 16
 _MANTISSA, _MAGNITUDE, _INFINITY = 23, 0x7FFFFFFF, 0x7F800000
@@ -49,6 +49,7 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool) -> Tensor:
         rest = values[values.numel() // TILE * TILE :] if values.numel() // TILE % SPARSE == 0 else values[:0]
         for tiles in (*whole.split(_PIECE // TILE), rest):  # type: ignore[no-untyped-call]
             _count(counts, tiles.float().contiguous().view(torch.int32) & _MAGNITUDE)
+        count_extremes(counts, LOWEST, head[6], head[7])
     return torch.cat([torch.tensor(head, dtype=torch.float64), counts.to(torch.float64)])
 
 

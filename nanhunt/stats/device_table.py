@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.stats.sampling import EXACT, count_extremes
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.triton_kernel import BINS, COUNTS, LOWEST, ROW, launch, launch_many
 
@@ -84,6 +85,9 @@ def _decoded(words: npt.NDArray[np.int64], numel: int) -> TensorStats:
     halves = words[7:].view(np.int32)
     top, low = int(halves[0]), _NONE - int(halves[1])
     bins = halves[2 : 2 + BINS]
+    amax, amin = _magnitude(top), _magnitude(low) if 0 < low < _INFINITY else 0.0
+    if numel > EXACT:
+        count_extremes(bins, LOWEST, amax, amin)
     used = np.flatnonzero(bins)
     exponents = ExponentHistogram()
     if used.size:
@@ -92,8 +96,8 @@ def _decoded(words: npt.NDArray[np.int64], numel: int) -> TensorStats:
     return TensorStats(
         numel=numel,
         **counts,
-        amax=_magnitude(top),
-        amin=_magnitude(low) if 0 < low < _INFINITY else 0.0,
+        amax=amax,
+        amin=amin,
         sum=total,
         sum_of_squares=squares,
         exponents=exponents,

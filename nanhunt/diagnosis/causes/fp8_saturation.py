@@ -76,7 +76,8 @@ class _Pile:
     dtype: str
     last: int
     previous: int
-    numel: int
+    #: elements whose exponents were counted
+    counted: int
 
 
 def examine(evidence: Evidence) -> Suspect | None:
@@ -94,8 +95,8 @@ def examine(evidence: Evidence) -> Suspect | None:
     piles = [] if evidence.is_nonfinite else _piles(evidence)
     if not piles:
         return None
-    worst = max(piles, key=lambda p: p.last / p.numel)
-    said = f"{worst.last / worst.numel:.1%} of the {worst.role} of {worst.module or 'the model'} piles up at the end of {worst.dtype}"
+    worst = max(piles, key=lambda p: p.last / p.counted)
+    said = f"{worst.last / worst.counted:.1%} of the {worst.role} of {worst.module or 'the model'} piles up at the end of {worst.dtype}"
     location = Location(step=worst.step, module=worst.module, parameter=worst.name or None)
     claim = f"elements in the last binade before {number(limit(worst.dtype))}, against the binade below it"
     return _suspect(
@@ -180,11 +181,11 @@ def _broken(first: LostOperand) -> tuple[str, Exhibit]:
 
 
 def _piles(evidence: Evidence) -> list[_Pile]:
-    columns = ["step", "module", "name", "role", "dtype", "numel", "amax", "exp_hist"]
+    columns = ["step", "module", "name", "role", "dtype", "amax", "exp_hist"]
     frame = evidence.trace.frame(columns, roles=_ROLES, passes=["replay"])
     frame = frame[frame["dtype"].astype(str).str.startswith("float8")]
     found = []
-    for step, module, name, role, dtype, numel, amax, histogram in frame.itertuples(index=False):
+    for step, module, name, role, dtype, amax, histogram in frame.itertuples(index=False):
         if histogram is None or len(histogram) < 2 or amax != limit(str(dtype)):
             continue
         last, previous = int(histogram[-1]), int(histogram[-2])
@@ -192,7 +193,7 @@ def _piles(evidence: Evidence) -> list[_Pile]:
             found.append(
                 _Pile(
                     step=int(step), module=str(module), name=str(name or ""), role=str(role), dtype=str(dtype),
-                    last=last, previous=previous, numel=int(numel),
+                    last=last, previous=previous, counted=sum(map(int, histogram)),
                 )
             )  # fmt: skip
     return found
