@@ -1,6 +1,6 @@
 """DeviceTable: rows of statistics that wait on a CUDA device until one copy brings them all to the host.
 
-A row is `triton_kernel`'s: five counts, two sums, two extremes and the bins of exponents, 1176 bytes. The table is
+A row is `device_code`'s: counts, sums and extremes of both passes and the bins of exponents, 1200 bytes. The table is
 made once and used by every step; it grows by doubling where a step has more tensors than any before.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.sampling import EXACT, count_extremes
 from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.stats.triton_kernel import BINS, COUNTS, LOWEST, ROW, launch, launch_many
+from nanhunt.stats.triton_kernel import BINS, COUNTS, LOWEST, ROW, is_told_by_the_second, launch, launch_many
 
 __all__ = ["DeviceTable"]
 
@@ -34,7 +34,7 @@ class DeviceTable:
         self._tables = [self._zeros(_FIRST_ROWS)]
         #: rows of each table that are taken
         self._used = [0]
-        #: of each tensor, its table, its row, and its elements
+        #: of each tensor, its table, its row and its elements
         self._places: list[tuple[int, int, int]] = []
 
     def add(self, tensor: Tensor) -> int:
@@ -54,8 +54,8 @@ class DeviceTable:
     def amax(self, number: int) -> Tensor:
         """Return a tensor's largest finite magnitude so far, as a float64 scalar on the device."""
         table, row, _ = self._places[number]
-        bits = self._tables[table][row].view(torch.int32)[14]
-        return bits.view(torch.float32).double()
+        first, _, second, _ = self._tables[table][row].view(torch.int32)[18:22].view(torch.float32)
+        return torch.where(first.isfinite(), first, second).double()
 
     def fetch(self) -> list[TensorStats]:
         """Return the statistics of every tensor, with one wait for the device, and start afresh."""
@@ -81,10 +81,11 @@ class DeviceTable:
 def _decoded(words: npt.NDArray[np.int64], numel: int) -> TensorStats:
     """Turn a row that has reached the host into a value."""
     counts = dict(zip(COUNTS, words[: len(COUNTS)].tolist(), strict=True))
-    total, squares = words[5:7].view(np.float64).tolist()
-    halves = words[7:].view(np.int32)
-    top, low = int(halves[0]), _NONE - int(halves[1])
-    bins = halves[2 : 2 + BINS]
+    sums, halves = words[5:9].view(np.float64), words[9:].view(np.int32)
+    top, low, (total, squares) = int(halves[0]), _NONE - int(halves[1]), sums[:2].tolist()
+    if is_told_by_the_second(top, low):
+        top, low, (total, squares) = int(halves[2]), _NONE - int(halves[3]), sums[2:].tolist()
+    bins = halves[4 : 4 + BINS]
     amax, amin = _magnitude(top), _magnitude(low) if 0 < low < _INFINITY else 0.0
     if numel > EXACT:
         count_extremes(bins, LOWEST, amax, amin)
