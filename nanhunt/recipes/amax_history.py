@@ -28,7 +28,7 @@ class AmaxHistory:
 
     def amax(self, key: str, tensor: Tensor) -> Tensor:
         """Return the magnitude that this operand's scale is made for, and note its own."""
-        own = tensor.detach().float().abs().amax()
+        own = tensor.detach().float().abs().amax() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
         known = torch.where(own.isfinite(), own, 0.0)
         before = self._present.get(key)
         self._present[key] = known if before is None else torch.maximum(before, known)

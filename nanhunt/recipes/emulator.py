@@ -46,8 +46,6 @@ class Emulator:
         self.recipe = recipe
         #: modules whose products a trial leaves alone; "" stands for all of them
         self.exempt: set[str] = set()
-        #: whether what operands lose is measured
-        self.measuring = False
         #: names of the weights whose products were quantized, in the order in which they came
         self.quantized: dict[str, None] = {}
         #: weights that `skip` left alone
@@ -57,6 +55,7 @@ class Emulator:
         self._history = _history(recipe.products)
         self._losses: dict[tuple[str, str], Tensor] = {}
         self._is_active = False
+        self._is_measuring = False
 
     @property
     def quantizes(self) -> bool:
@@ -109,15 +108,25 @@ class Emulator:
         return any(module == name or module.startswith(f"{name}.") for name in self.exempt)
 
     def _tell(self, role: str, weight: str, tensor: Tensor, made: Quantized) -> None:
-        if not self.measuring:
+        if not self._is_measuring:
             return
         assert self.recipe.products is not None
         found = losses(tensor, made, element_format(getattr(self.recipe.products, role)))
         before = self._losses.get((weight, role))
         self._losses[weight, role] = found if before is None else torch.maximum(found, before)
 
+    @contextmanager
+    def measured(self, wanted: bool) -> Iterator[None]:
+        """Run the body, one step, and measure what operands lose in it: steps that a trial runs are no part of that."""
+        self._losses.clear()
+        self._is_measuring = wanted
+        try:
+            yield
+        finally:
+            self._is_measuring = False
+
     def take_losses(self) -> list[OperandLoss]:
-        """Return what operands lost since the last call, and forget it."""
+        """Return what operands lost in the step that was measured last, and forget it."""
         found = [OperandLoss(weight, role, shares) for (weight, role), shares in self._losses.items()]
         self._losses.clear()
         return found

@@ -61,6 +61,8 @@ def quantize(
     if operand.block == "tensor":
         scale = _scale((wide.abs().amax() if wide.numel() else wide.sum()) if amax is None else amax, fmt, "fp32")
         return Quantized(_cast(wide * scale, fmt, operand, generator), 1.0 / scale)
+    if not wide.numel():  # no row of an expert that got no token
+        return Quantized(wide, torch.ones_like(wide))
     blocks = _blocked(wide, operand.block)
     peaks = blocks.abs().amax(dim=(-3, -1), keepdim=True)
     if operand.scale == "nvfp4":

@@ -7,6 +7,7 @@ memory. Moments stay in tensors of their own dtype and are given values that the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from nanhunt.training.tree import tensors_of
 
 __all__ = ["stored_as"]
 
+#: names of moments that are never negative: exp_avg_sq, square_avg, Adagrad's sum, Adamax's exp_inf, Adafactor's row_var
+_UNSIGNED = re.compile(r"sq|_var$|\b(?:variance|sum|exp_inf)$")
 _FORMATS = {torch.bfloat16: BF16, torch.float16: FP16}
 
 
@@ -35,6 +38,7 @@ def stored_as(
             storage = _Storage(recipe, generator)
             stack.callback(optimizer.register_step_pre_hook(storage.before).remove)
             stack.callback(optimizer.register_step_post_hook(storage.after).remove)
+            stack.callback(storage.put_back)
         yield
 
 
@@ -59,24 +63,27 @@ class _Storage:
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Round what was written into its memory."""
         with torch.no_grad():
-            for p, memory, grad in self._own:
+            for p, memory, _ in self._own:
                 memory.copy_(self._rounded(p.data, memory.dtype))
-                p.grad, p.data = None, memory
-                p.grad = grad
-            self._own.clear()
+            self.put_back()
             for state in optimizer.state.values() if self._recipe.states else ():
                 for key, tensor in tensors_of(state):
                     if key != "step" and tensor.is_floating_point() and tensor.dim():
                         tensor.copy_(self._moment(key, tensor))
 
+    def put_back(self) -> None:
+        """Give weights their own memory and gradients again, those of an update that raised as well."""
+        for p, memory, grad in self._own:
+            p.grad, p.data = None, memory
+            p.grad = grad
+        self._own.clear()
+
     def _rounded(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        fmt = _FORMATS[dtype]
-        return (
-            rounded_by_lot(values, fmt, self._generator) if self._recipe.stochastic and fmt is BF16 else values
-        )  # copying into the memory rounds to nearest
+        """Round by lot where the recipe does; otherwise copying into the memory rounds to nearest."""
+        return rounded_by_lot(values, _FORMATS[dtype], self._generator) if self._recipe.stochastic else values
 
     def _moment(self, key: str, moment: Tensor) -> Tensor:
         if self._recipe.states == "int8":
-            return in_eight_bits(moment, signed="sq" not in key)
+            return in_eight_bits(moment, signed=not _UNSIGNED.search(key))
         wide = moment.float()
         return rounded_by_lot(wide, BF16, self._generator) if self._recipe.stochastic else rounded(wide, BF16)

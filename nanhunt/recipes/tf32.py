@@ -23,6 +23,8 @@ __all__ = ["products_in_tf32"]
 
 #: Arguments of products that are added, not multiplied, or that tell of a forward pass.
 _ADDED = frozenset({"bias", "attn_bias", "attn_mask", "logsumexp", "log_sumexp", "softmax_lse", "out"})
+#: What autocast treats as products, and no matrix unit computes.
+_ELEMENTWISE = ("aten.prelu", "aten._prelu")
 _WITH_A_SUM = ("aten.add", "aten.baddbmm")
 
 
@@ -56,7 +58,7 @@ class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call `func` on rounded operands where it is a product."""
         facts = facts_of(func)
-        if is_product(facts.name):
+        if is_product(facts.name) and not facts.name.startswith(_ELEMENTWISE):
             left = _ADDED | ({"self"} if facts.name.startswith(_WITH_A_SUM) else set())
             named = zip(facts.arguments, args, strict=False)
             args = tuple(a if name in left else map_tensors(_operand, a) for name, a in named)
