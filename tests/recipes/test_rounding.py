@@ -129,7 +129,14 @@ def test_tf32_rounds_as_whole_numbers_do_subnormals_and_ends_too() -> None:
 def test_shape_and_strides_change_no_value(name: str) -> None:
     fmt, draw = number_format(name), torch.Generator()
     whole = torch.randn(6, 10, 4, generator=draw.manual_seed(2))
-    for part in (whole.transpose(0, 2), whole[:, ::3], whole[..., 1], whole[2, 3, 1], whole[:0], whole[0, 0, :1].expand(5)):
+    for part in (
+        whole.transpose(0, 2),
+        whole[:, ::3],
+        whole[..., 1],
+        whole[2, 3, 1],
+        whole[:0],
+        whole[0, 0, :1].expand(5),
+    ):
         flat = rounded(part.contiguous().reshape(-1), fmt)
         assert torch.equal(rounded(part, fmt).reshape(-1), flat)
         if name != "tf32":
@@ -168,7 +175,12 @@ def test_a_value_of_the_format_stays_whatever_the_lot(name: str) -> None:
 def test_lots_are_unbiased_in_the_mean(name: str) -> None:
     fmt, draw, count = number_format(name), torch.Generator().manual_seed(6), 100_000
     for share in (0.03, 0.25, 0.5, 0.9):
-        for base, ulp in ((fmt.smallest_normal, fmt.smallest), (0.0, fmt.smallest), (1.0, fmt.eps), (-2.0, 2 * fmt.eps)):
+        for base, ulp in (
+            (fmt.smallest_normal, fmt.smallest),
+            (0.0, fmt.smallest),
+            (1.0, fmt.eps),
+            (-2.0, 2 * fmt.eps),
+        ):
             x = math.copysign(1.0, base) * (abs(base) + share * ulp)
             error = float(rounded_by_lot(torch.full((count,), x), fmt, draw).double().mean()) - float(np.float32(x))
             assert abs(error) < 6 * ulp * math.sqrt(share * (1 - share) / count), (share, base)
