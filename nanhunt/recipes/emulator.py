@@ -54,6 +54,7 @@ class Emulator:
         self._generator = torch.Generator(device).manual_seed(_SEED)
         self._history = _history(recipe.products)
         self._losses: dict[tuple[str, str], Tensor] = {}
+        self._tied: Mapping[str, Sequence[str]] = {}
         self._is_active = False
         self._is_measuring = False
 
@@ -63,12 +64,20 @@ class Emulator:
         return (self.recipe.products is not None or self.recipe.tf32) and "" not in self.exempt
 
     @contextmanager
-    def active(self, parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
-        """Run the body, one step, under the recipe; inside of it a second call changes nothing."""
+    def active(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        tied: Mapping[str, Sequence[str]] | None = None,
+    ) -> Iterator[None]:
+        """Run the body, one step, under the recipe; inside of it a second call changes nothing.
+
+        `tied` are a parameter's further names, by the one under which it is among `parameters`.
+        """
         if self._is_active:
             yield
             return
-        self._is_active = True
+        self._is_active, self._tied = True, tied or {}
         try:
             with ExitStack() as stack:
                 self._enter(stack, parameters, optimizers)
@@ -99,13 +108,13 @@ class Emulator:
             stack.enter_context(mode)
 
     def _is_off(self, weight: str) -> bool:
-        module = weight.rpartition(".")[0]
+        modules = [name.rpartition(".")[0] for name in (weight, *self._tied.get(weight, ()))]
         products = self.recipe.products
-        if products is not None and any(_matches(module, pattern) for pattern in products.skip):
+        if products is not None and any(_matches(m, pattern) for pattern in products.skip for m in modules):
             self.skipped[weight] = None
             return True
         self.quantized[weight] = None
-        return any(module == name or module.startswith(f"{name}.") for name in self.exempt)
+        return any(m == name or m.startswith(f"{name}.") for name in self.exempt for m in modules)
 
     def _tell(self, role: str, weight: str, tensor: Tensor, made: Quantized) -> None:
         if not self._is_measuring:
