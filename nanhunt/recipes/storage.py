@@ -19,7 +19,7 @@ from nanhunt.formats.catalogue import BF16, FP16
 from nanhunt.recipes.dynamic_codes import in_eight_bits
 from nanhunt.recipes.recipe import Recipe
 from nanhunt.recipes.rounding import rounded, rounded_by_lot
-from nanhunt.training.tree import tensors_of
+from nanhunt.training.tree import map_tensors, tensors_of
 
 __all__ = ["stored_as"]
 
@@ -42,6 +42,13 @@ def stored_as(
         yield
 
 
+def _widen_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Make moments fp32 that are not: those that an optimizer made of narrow weights before the first step."""
+    state = optimizer.state.get(parameter)
+    if isinstance(state, dict) and any(t.dtype in _FORMATS for _, t in tensors_of(state)):
+        optimizer.state[parameter] = map_tensors(lambda t: t.float() if t.dtype in _FORMATS else t, state)
+
+
 class _Storage:
     """The hooks of one optimizer."""
 
@@ -57,6 +64,7 @@ class _Storage:
             for p in group["params"]:
                 if p.dtype in _FORMATS and p.grad is not None:
                     self._own.append((p, p.data, p.grad))
+                    _widen_moments(optimizer, p)
                     wide, p.grad, p.data = p.grad.float(), None, p.data.float()
                     p.grad = wide
 
