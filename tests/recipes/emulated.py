@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanhunt.recipes.catalogue import RECIPES
 from nanhunt.recipes.emulator import Emulator
 from nanhunt.recipes.hadamard import mixed
 from nanhunt.recipes.recipe import Products, Recipe
 from nanhunt.recipes.scaling import quantize
+from nanhunt.training.config import PrecisionConfig
+from nanhunt.training.recipe_choice import built_emulator, chosen_precision
+from nanhunt.training.run import DTYPES, TrainingRun
+from tests.conftest import tiny_run
 
 CPU = torch.device("cpu")
 #: the recipes' products; gradients to nearest, so that a computation by hand needs no lots
@@ -67,3 +72,25 @@ def assert_near(got: Tensor | None, expected: Tensor, *, rtol: float = 1e-5) -> 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_under(
+    name: str,
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    data: Iterable[Any],
+    *,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2),
+    **settings: Any,
+) -> TrainingRun:
+    """Return a run under a recipe, put together in the order in which `assemble` does it; "" is no recipe."""
+    choice = chosen_precision(PrecisionConfig(), name or None)
+    if choice.recipe_params and not (choice.recipe and choice.recipe.wide_update):
+        model.to(DTYPES[choice.recipe_params])
+    made = optimizer(model)
+    emulator = built_emulator(choice, model, CPU, is_custom=False, assumptions=[])
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if choice.scaler else None
+    return tiny_run(
+        model, loss, data, optimizer=made, emulator=emulator, recipe=choice.name, autocast=choice.autocast,
+        scaler=scaler, **settings,
+    )  # fmt: skip
