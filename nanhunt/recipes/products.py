@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanhunt.probes.autograd import backward_node, forward_sequence
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import in_backward
+from nanhunt.recipes.full_fp32 import full_fp32
 from nanhunt.recipes.hadamard import mixed
 from nanhunt.recipes.product_ops import Operands
 from nanhunt.recipes.recipe import Operand, Products
@@ -120,7 +121,8 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor, b: Tensor, of_a: str, of_b: str, weight: str
     ) -> Tensor:  # fmt: skip
         mix = self._products.hadamard and "weight" not in (of_a, of_b)  # dW alone
-        with torch.autocast(a.device.type, enabled=False):  # the transform of `mix` is a product too
+        # the transform of `mix` is a product too
+        with torch.autocast(a.device.type, enabled=False), full_fp32(a.device):
             left = self._quantized(a, of_a, weight, mix=mix)
             right = self._quantized(b.transpose(-2, -1), of_b, weight, mix=mix)
             formats = (self._operand(of_a).format, self._operand(of_b).format)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.op_facts import facts_of
+from nanhunt.recipes.full_fp32 import full_fp32
 from nanhunt.recipes.product_ops import is_product
 from nanhunt.recipes.rounding import rounded_to_tf32
 from nanhunt.training.tree import map_tensors
@@ -32,7 +33,7 @@ _WITH_A_SUM = ("aten.add", "aten.baddbmm")
 def products_in_tf32(device: torch.device) -> Iterator[None]:
     """Run the body with the products of fp32 tensors in TF32."""
     if device.type != "cuda":
-        with _Rounded():  # type: ignore[no-untyped-call]
+        with full_fp32(device), _Rounded():  # type: ignore[no-untyped-call]
             yield
         return
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

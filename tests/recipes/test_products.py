@@ -121,6 +121,24 @@ def test_under_autocast_what_is_quantized_is_the_narrow_cast(name: str, backward
     assert_near(layer.weight.grad, dw.bfloat16().double(), rtol=3e-4)
 
 
+@pytest.mark.parametrize("name", ["fp8-hybrid", "fp8-block", "nvfp4"])
+def test_sums_are_in_fp32_whatever_the_script_allows_products_of_fp32_to_be(name: str) -> None:
+    products, layer, dy = PRODUCTS[name], nn.Linear(256, 256, bias=False), seeded(64, 256, seed=13)
+    found = []
+    for allowed in ("highest", "high", "medium"):
+        x, layer.weight.grad = leaf(64, 256, seed=12), None
+        torch.set_float32_matmul_precision(allowed)
+        try:
+            out, _ = under(products, dict(layer.named_parameters()), lambda x=x: layer(x), dy)  # type: ignore[misc]
+            assert torch.get_float32_matmul_precision() == allowed
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        found.append((out, x.grad, layer.weight.grad))
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            assert_near(got, expected.double(), rtol=1e-6)  # type: ignore[union-attr]
+
+
 class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from nanhunt.interventions import Change, Intervention, ModulePrecision, OtherRe
 from nanhunt.library import Given, library
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import Onset
+from nanhunt.training.batches import BatchSource
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
@@ -165,6 +166,26 @@ def test_what_a_recipe_does_not_do_is_not_applicable() -> None:
             told = tried(run, ring, trial)
             assert told.outcome == "failed", (name, trial)
             assert told.detail
+
+
+def test_batches_of_other_steps_come_in_the_dtype_that_the_recipe_casts_the_model_to() -> None:
+    run = run_under("pure-bf16", Model(), mean_loss, [])
+    data = [batch for batch, _ in zip(batches(), range(STEPS + 3), strict=False)]
+    run.batches = BatchSource(data, first_step=0, accumulate=1, device=run.device, floats=torch.bfloat16)
+    ring = SnapshotRing(run)
+    for step in range(STEPS):
+        ring.offer(run, step)
+        train_step(run, step, StepWatch())
+    given = Given(other_step=1, samples=(2,), placebo=(4,))
+    for intervention in library(given):
+        if intervention.name in ("swap-batch", "drop-samples"):
+            told = run_trial(bench_of(run, ring), intervention)
+            assert told.outcome == "cured", told
+    again = run.batches.again(2, 0)
+    assert again.dtype is torch.bfloat16
+    assert run.batches.peek(2, 0).dtype is torch.float32  # as the user's data gave it
+    again.zero_()
+    assert run.batches.again(2, 0).any()
 
 
 def test_the_precision_of_a_step_is_its_recipe_where_that_changes_products() -> None:

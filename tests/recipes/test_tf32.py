@@ -44,6 +44,17 @@ def test_a_linear_module_multiplies_operands_in_tf32_and_adds_in_fp32(bias: bool
     assert float((out - layer(x).detach()).abs().max()) > 1e-5
 
 
+def test_operands_have_the_bits_of_tf32_whatever_the_script_allows() -> None:
+    x, y = seeded(64, 256, seed=9), seeded(256, 64, seed=10)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        out = under(lambda: x @ y)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert_near(out, by_integers(x) @ by_integers(y), rtol=1e-6)
+
+
 def test_convolutions_and_products_without_a_weight_are_in_tf32_too() -> None:
     layer, x = nn.Conv1d(4, 6, 3), seeded(2, 4, 10, seed=3)
     out = under(lambda: layer(x))
