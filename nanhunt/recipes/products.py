@@ -74,7 +74,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     def pause(self, by: int) -> None:
-        """Leave products alone while the sum is above zero: an optimizer may have its own."""
+        """Leave products alone while the sum is above zero, but those of a closure: an optimizer may have its own."""
         self._paused += by
 
     def __torch_dispatch__(
@@ -82,7 +82,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call `func`, or the product of quantized operands in its place."""
         kwargs, name = kwargs or {}, facts_of(func).name
-        if self._paused:
+        if self._paused and not _trains(args):
             return func(*args, **kwargs)
         if name in _FACTORS:
             a, b = (args[i] for i in _FACTORS[name])
@@ -148,3 +148,10 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._told is not None and not mix:
             self._told(role, weight, tensor, made)
         return made
+
+
+def _trains(args: tuple[Any, ...]) -> bool:
+    """Whether an op belongs to a forward or backward pass, as inside of the closure that an optimizer's step calls."""
+    if in_backward():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)

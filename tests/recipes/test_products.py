@@ -314,6 +314,35 @@ def test_products_inside_of_an_optimizer_are_its_own() -> None:
     assert_near(after, by_hand(HYBRID, x, layer.weight.detach(), x)[0])  # and what comes behind it is the recipe's
 
 
+class Sharpness(torch.optim.SGD):
+    """Takes its gradient in a closure that step calls, as SAM and LBFGS do."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
+        with torch.enable_grad():
+            closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(p.grad, alpha=-0.1)
+
+
+def test_a_closure_inside_of_an_optimizer_is_a_pass_like_any_other() -> None:
+    layer, x, dy = nn.Linear(K, N, bias=False), leaf(M, K, seed=25), seeded(M, N, seed=26)
+    optimizer = Sharpness(layer.parameters(), lr=0.1)
+    w, made = layer.weight.detach().clone(), []
+
+    def closure() -> Tensor:
+        made.append(layer(x))
+        made[0].backward(dy)
+        return made[0].sum()  # type: ignore[no-any-return]
+
+    with emulator_of(HYBRID).active(dict(layer.named_parameters()), [optimizer]):
+        optimizer.step(closure)
+    product, dx, dw = by_hand(HYBRID, x.detach(), w, dy)
+    for got, expected in ((made[0], product), (x.grad, dx), (layer.weight.grad, dw)):
+        assert_near(got, expected)
+
+
 def test_gradients_rounded_by_lot_are_unbiased() -> None:
     products = replace(PRODUCTS["mxfp4"], gradient=Operand(format="e2m1fn", block=(1, 32), scale="up", stochastic=True))
     w, dy, draws = leaf(64, 32, seed=27), seeded(5, 64, seed=28), 400
