@@ -224,8 +224,6 @@ def replay_step(
     An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
-    if run.emulator is not None:
-        run.emulator.measuring = recorded and zoom is None
     finite, narrator = Finiteness(run, zoom), _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
@@ -278,6 +276,8 @@ def _looking(
 ) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.emulating())
+        if run.emulator is not None:
+            stack.enter_context(run.emulator.measured(rows.recording and zoom is None))
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
             if zoom is None and modules:

@@ -54,12 +54,12 @@ class Cutter:
     @classmethod
     def of(cls, run: TrainingRun, step: int, micro: int) -> Cutter | None:
         """Return the cutter of a batch that is still kept; None where it has no samples."""
-        batch = run.batches.peek(step, micro)
+        batch = run.batches.again(step, micro)
         size = batch_size(batch)
         if size is None:
             return None
         try:
-            donor = run.batches.peek(step - 1, micro)
+            donor = run.batches.again(step - 1, micro)
         except KeyError:
             donor = None
         fits = donor is not None and replace_samples(batch, donor, [0]) is not None

@@ -49,7 +49,7 @@ def other_batch(bench: Bench, change: OtherBatch) -> Iterator[Made]:
     for step in range(window.first, window.last + 1):
         other = min(step - offset, window.first - 1)
         try:
-            others[step] = [run.batches.peek(other, micro) for micro in range(run.accumulate)]
+            others[step] = [run.batches.again(other, micro) for micro in range(run.accumulate)]
         except KeyError:
             raise NotApplicableError(f"the batch of step {other} is not kept any more") from None
     with _transformed(run, lambda step, micro, batch: others[step][micro] if step in others else batch):

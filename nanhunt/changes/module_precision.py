@@ -87,7 +87,7 @@ def wide_module(bench: Bench, change: ModulePrecision) -> Iterator[Made]:
 
 def _is_quantized(run: TrainingRun, module: str) -> bool:
     emulator = run.emulator
-    return emulator is not None and any(name.startswith(f"{module}.") for name in emulator.quantized)
+    return emulator is not None and any(not module or name.startswith(f"{module}.") for name in emulator.quantized)
 
 
 def _plain_step(run: TrainingRun, module: nn.Module, step: int) -> _Seen:

@@ -24,8 +24,8 @@ def other_recipe(bench: Bench, change: OtherRecipe) -> Iterator[Made]:
         raise NotApplicableError("the run has no recipe that quantizes products")
     other = _changed(emulator, emulator.recipe.products, change)
     with emulator.instead(other):
-        said = "products in their own precision" if other.products is None else recipe_in_words(other)
-        yield Made(readback=[f"{emulator.recipe.name if other.products is None else ''} {said}".strip()])
+        off = f"precision recipe {other.name}: products in their own precision"
+        yield Made(readback=[off if other.products is None else recipe_in_words(other)])
 
 
 def _changed(emulator: Emulator, products: Products, change: OtherRecipe) -> Recipe:

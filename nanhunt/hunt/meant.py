@@ -75,7 +75,7 @@ def _loss_without_update(state: HuntState, step: int) -> float | None:
     """Return the loss of the step before's batch in `step`, where the step before moved no weight."""
     run = state.run
     try:
-        same = [run.batches.peek(step - 1, micro) for micro in range(run.accumulate)]
+        same = [run.batches.again(step - 1, micro) for micro in range(run.accumulate)]
         rewind(run, state.ring, step - 1)
         with at_rate(run, 0.0):
             train_step(run, step - 1, StepWatch())

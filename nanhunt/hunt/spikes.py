@@ -190,7 +190,7 @@ def _loss_of(state: HuntState, at: int, batch_of: int) -> float | None:
     """Return the loss that the batch of one step has on the state before another; None where it cannot be had."""
     run = state.run
     try:
-        others = [run.batches.peek(batch_of, micro) for micro in range(run.accumulate)]
+        others = [run.batches.again(batch_of, micro) for micro in range(run.accumulate)]
         rewind(run, state.ring, at)
         run.batches.transform = lambda s, m, batch: map_tensors(lambda t: t.to(run.device, copy=True), others[m])
         return train_step(run, at, StepWatch()).loss

@@ -25,15 +25,16 @@ class AmaxHistory:
         self._kept: dict[str, Tensor] = {}
         #: of the step that runs, over its micro-batches
         self._present: dict[str, Tensor] = {}
+        #: what the scale is made for, until a step ends whose history has another; 0 before that
+        self._scaled_for: dict[str, Tensor] = {}
 
     def amax(self, key: str, tensor: Tensor) -> Tensor:
         """Return the magnitude that this operand's scale is made for, and note its own."""
-        own = tensor.detach().float().abs().amax()
+        own = tensor.detach().float().abs().amax() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
         known = torch.where(own.isfinite(), own, 0.0)
         before = self._present.get(key)
         self._present[key] = known if before is None else torch.maximum(before, known)
-        history = self._kept.get(key)
-        largest = known if history is None else history.amax()
+        largest = self._scaled_for.get(key, known)
         return torch.where(largest > 0, largest, known) * 2.0**self._margin
 
     def step_ended(self) -> None:
@@ -41,13 +42,17 @@ class AmaxHistory:
         for key, amax in self._present.items():
             history = self._kept.get(key)
             self._kept[key] = amax[None] if history is None else torch.cat([history, amax[None]])[-self._length :]
+            largest = self._kept[key].amax()
+            self._scaled_for[key] = torch.where(largest > 0, largest, self._scaled_for.get(key, largest))
         self._present.clear()
 
     def state(self) -> dict[str, Any]:
         """Return a copy of the history."""
-        return {"kept": dict(self._kept), "present": dict(self._present)}  # tensors that nobody writes into
+        # tensors that nobody writes into
+        return {"kept": dict(self._kept), "present": dict(self._present), "scaled_for": dict(self._scaled_for)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put the history back to what `state` returned."""
         self._kept = dict(state["kept"])
         self._present = dict(state["present"])
+        self._scaled_for = dict(state["scaled_for"])

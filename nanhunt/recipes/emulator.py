@@ -46,8 +46,6 @@ class Emulator:
         self.recipe = recipe
         #: modules whose products a trial leaves alone; "" stands for all of them
         self.exempt: set[str] = set()
-        #: whether what operands lose is measured
-        self.measuring = False
         #: names of the weights whose products were quantized, in the order in which they came
         self.quantized: dict[str, None] = {}
         #: weights that `skip` left alone
@@ -56,7 +54,9 @@ class Emulator:
         self._generator = torch.Generator(device).manual_seed(_SEED)
         self._history = _history(recipe.products)
         self._losses: dict[tuple[str, str], Tensor] = {}
+        self._tied: Mapping[str, Sequence[str]] = {}
         self._is_active = False
+        self._is_measuring = False
 
     @property
     def quantizes(self) -> bool:
@@ -64,12 +64,20 @@ class Emulator:
         return (self.recipe.products is not None or self.recipe.tf32) and "" not in self.exempt
 
     @contextmanager
-    def active(self, parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
-        """Run the body, one step, under the recipe; inside of it a second call changes nothing."""
+    def active(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        tied: Mapping[str, Sequence[str]] | None = None,
+    ) -> Iterator[None]:
+        """Run the body, one step, under the recipe; inside of it a second call changes nothing.
+
+        `tied` are a parameter's further names, by the one under which it is among `parameters`.
+        """
         if self._is_active:
             yield
             return
-        self._is_active = True
+        self._is_active, self._tied = True, tied or {}
         try:
             with ExitStack() as stack:
                 self._enter(stack, parameters, optimizers)
@@ -100,24 +108,34 @@ class Emulator:
             stack.enter_context(mode)
 
     def _is_off(self, weight: str) -> bool:
-        module = weight.rpartition(".")[0]
+        modules = [name.rpartition(".")[0] for name in (weight, *self._tied.get(weight, ()))]
         products = self.recipe.products
-        if products is not None and any(_matches(module, pattern) for pattern in products.skip):
+        if products is not None and any(_matches(m, pattern) for pattern in products.skip for m in modules):
             self.skipped[weight] = None
             return True
         self.quantized[weight] = None
-        return any(module == name or module.startswith(f"{name}.") for name in self.exempt)
+        return any(m == name or m.startswith(f"{name}.") for name in self.exempt for m in modules)
 
     def _tell(self, role: str, weight: str, tensor: Tensor, made: Quantized) -> None:
-        if not self.measuring:
+        if not self._is_measuring:
             return
         assert self.recipe.products is not None
         found = losses(tensor, made, element_format(getattr(self.recipe.products, role)))
         before = self._losses.get((weight, role))
         self._losses[weight, role] = found if before is None else torch.maximum(found, before)
 
+    @contextmanager
+    def measured(self, wanted: bool) -> Iterator[None]:
+        """Run the body, one step, and measure what operands lose in it: steps that a trial runs are no part of that."""
+        self._losses.clear()
+        self._is_measuring = wanted
+        try:
+            yield
+        finally:
+            self._is_measuring = False
+
     def take_losses(self) -> list[OperandLoss]:
-        """Return what operands lost since the last call, and forget it."""
+        """Return what operands lost in the step that was measured last, and forget it."""
         found = [OperandLoss(weight, role, shares) for (weight, role), shares in self._losses.items()]
         self._losses.clear()
         return found

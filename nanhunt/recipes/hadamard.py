@@ -23,7 +23,7 @@ def mixed(tensor: Tensor) -> Tensor:
     """Return a tensor (…, rows, columns) in fp32, its columns transformed in groups of 16, padded with zeros to whole ones."""
     wide = tensor.detach().float()
     padded = F.pad(wide, (0, -wide.shape[-1] % _SIZE))
-    groups = padded.reshape(*padded.shape[:-1], -1, _SIZE)
+    groups = padded.reshape(*padded.shape[:-1], padded.shape[-1] // _SIZE, _SIZE)
     whole: Tensor = (groups @ _matrix(wide.device)).reshape(padded.shape)
     return whole
 

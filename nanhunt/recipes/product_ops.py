@@ -41,8 +41,9 @@ class Operands:
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._weights: dict[int, list[_Span]] = {}
-        #: of an input, every weight that it was multiplied with, and its size
-        self._inputs: dict[int, dict[str, int]] = {}
+        #: of an input, and of the autograd node that a product made: the weights that were multiplied
+        self._inputs: dict[int, dict[str, None]] = {}
+        self._nodes: dict[int, dict[str, None]] = {}
         #: references keep the storages' handles from being given to others
         self._handles: dict[int, StorageWeakRef] = {}
         for name, parameter in parameters.items():
@@ -56,20 +57,26 @@ class Operands:
         spans = self._weights.get(tensor.untyped_storage()._cdata, ()) if tensor.layout is torch.strided else ()
         return next((span.name for span in spans if span.first <= at < span.last), None)
 
-    def input_of(self, tensor: Tensor, size: int) -> str | None:
-        """Return the weight of `size` elements that this memory was multiplied with in a forward pass, if any."""
-        known = self._inputs.get(tensor.untyped_storage()._cdata, {}) if tensor.layout is torch.strided else {}
-        return next((name for name, numel in known.items() if numel == size), next(iter(known), None))
+    def input_of(self, tensor: Tensor, node: int | None) -> str | None:
+        """Return the weight that this memory was multiplied with, by the forward product whose node runs; None of others.
+
+        A checkpoint computes inputs anew, in products whose nodes never run: input and node are known each by itself.
+        """
+        if tensor.layout is not torch.strided or node is None:
+            return None
+        known, made = self._inputs.get(tensor.untyped_storage()._cdata, {}), self._nodes.get(node, {})
+        return next((name for name in known if name in made), None)
 
     def copied(self, copy: Tensor, name: str) -> None:
         """Take a cast of a weight for the weight."""
         self._note(copy, _Span(0, copy.untyped_storage().nbytes(), name))
 
-    def given(self, tensor: Tensor, name: str, size: int) -> None:
-        """Note the input of a product with a weight of `size` elements."""
+    def given(self, tensor: Tensor, name: str, node: int) -> None:
+        """Note the input of a product with a weight, and the autograd node that the product made."""
         handle = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._handles[handle.cdata] = handle
-        self._inputs.setdefault(handle.cdata, {})[name] = size
+        self._inputs.setdefault(handle.cdata, {})[name] = None
+        self._nodes.setdefault(node, {})[name] = None
 
     def _note(self, tensor: Tensor, span: _Span) -> None:
         handle = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]

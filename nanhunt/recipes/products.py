@@ -2,9 +2,10 @@
 
 How it works. A `TorchDispatchMode` stands below autograd, so that it sees the forward product x Wᵀ and the products
 dx = dy W and dW = dyᵀ x that autograd makes of it, whatever the user called: `nn.Linear`, `@`, `einsum`. It knows a weight by
-its memory, an input by having been multiplied with one; what else comes in backward is a gradient. Operands stay in their
-own precision for autograd, and are quantized anew for each product along the dimension that it sums over. The product is
-computed in fp32 of the rounded operands, or by FP8 matrix units where the GPU has them, and cast to the dtype it had.
+its memory, an input by having been multiplied with one, and a product of backward by the autograd node that the forward
+product made; what else comes in backward is a gradient. Operands stay in their own precision for autograd, and are
+quantized anew for each product along the dimension that it sums over. The product is computed in fp32 of the rounded
+operands, or by FP8 matrix units where the GPU has them, and cast to the dtype it had.
 
 Not covered: products of which no operand is a parameter or a cast of one (attention's, those of a weight that is computed
 from others), convolutions, products of a matrix with a vector; saved tensors that hooks have moved elsewhere, whose dW is
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanhunt.probes.autograd import backward_node, forward_sequence
 from nanhunt.probes.op_facts import facts_of
 from nanhunt.probes.probe import in_backward
+from nanhunt.recipes.full_fp32 import full_fp32
 from nanhunt.recipes.hadamard import mixed
 from nanhunt.recipes.product_ops import Operands
 from nanhunt.recipes.recipe import Operand, Products
@@ -71,7 +74,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     def pause(self, by: int) -> None:
-        """Leave products alone while the sum is above zero: an optimizer may have its own."""
+        """Leave products alone while the sum is above zero, but those of a closure: an optimizer may have its own."""
         self._paused += by
 
     def __torch_dispatch__(
@@ -79,7 +82,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call `func`, or the product of quantized operands in its place."""
         kwargs, name = kwargs or {}, facts_of(func).name
-        if self._paused:
+        if self._paused and not _trains(args):
             return func(*args, **kwargs)
         if name in _FACTORS:
             a, b = (args[i] for i in _FACTORS[name])
@@ -99,34 +102,37 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weight = of_b or of_a
         if in_backward() and not torch.is_grad_enabled():  # a checkpoint runs its forward with gradients on
             if weight is None:
-                size = a.shape[-2] * b.shape[-1]  # of dW
-                weight = self._operands.input_of(a, size)
+                node = backward_node()
+                sequence = None if node is None else node[1]
+                weight = self._operands.input_of(a, sequence)
                 roles = ("input", "gradient") if weight else ("gradient", "input")
-                weight = weight or self._operands.input_of(b, size)
+                weight = weight or self._operands.input_of(b, sequence)
             else:
                 roles = ("weight", "gradient") if of_a and not of_b else ("gradient", "weight")
         else:
             roles = ("weight" if of_a else "input", "weight" if of_b else "input")
             if weight is not None:
-                for tensor, role, other in ((a, roles[0], b), (b, roles[1], a)):
+                for tensor, role in ((a, roles[0]), (b, roles[1])):
                     if role == "input":
-                        self._operands.given(tensor, weight, other.numel())
+                        self._operands.given(tensor, weight, forward_sequence())
         return None if weight is None or self._is_off(weight) else (*roles, weight)
 
     def _product(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], a: Tensor, b: Tensor, of_a: str, of_b: str, weight: str
     ) -> Tensor:  # fmt: skip
         mix = self._products.hadamard and "weight" not in (of_a, of_b)  # dW alone
-        left = self._quantized(a, of_a, weight, mix=mix)
-        right = self._quantized(b.transpose(-2, -1), of_b, weight, mix=mix)
-        formats = (self._operand(of_a).format, self._operand(of_b).format)
-        if can_scaled_mm(left, right, formats):
-            made = scaled_mm(left, right, formats)
-        else:
-            with torch.autocast(a.device.type, enabled=False):
+        # the transform of `mix` is a product too
+        with torch.autocast(a.device.type, enabled=False), full_fp32(a.device):
+            left = self._quantized(a, of_a, weight, mix=mix)
+            right = self._quantized(b.transpose(-2, -1), of_b, weight, mix=mix)
+            formats = (self._operand(of_a).format, self._operand(of_b).format)
+            if can_scaled_mm(left, right, formats):
+                made = scaled_mm(left, right, formats)
+            else:
                 made = left.values @ right.values.transpose(-2, -1)
         if name in ("aten.addmm", "aten.baddbmm"):
-            made = args[0].float() * kwargs.get("beta", 1) + made * kwargs.get("alpha", 1)
+            made, beta = made * kwargs.get("alpha", 1), kwargs.get("beta", 1)
+            made = made + args[0].float() * beta if beta else made  # torch reads no addend with beta = 0
         return made.to(a.dtype)
 
     def _operand(self, role: str) -> Operand:
@@ -142,3 +148,10 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._told is not None and not mix:
             self._told(role, weight, tensor, made)
         return made
+
+
+def _trains(args: tuple[Any, ...]) -> bool:
+    """Whether an op belongs to a forward or backward pass, as inside of the closure that an optimizer's step calls."""
+    if in_backward():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)

@@ -1,8 +1,8 @@
 """Round fp32 tensors to the values of a narrower format, to nearest or by lot; what they stay in is fp32.
 
 How it works. An element's ulp follows from its exponent field: a power of two, so that dividing by it and multiplying
-again lose nothing, and rounding the quotient to a whole number is rounding to the format (ties to even). By lot, a draw
-from [0, 1) is added and the sum rounded down: up with the probability of the part that is cut off.
+again lose nothing, and rounding the quotient to a whole number is rounding to the format (ties to even). By lot, the
+quotient is rounded down, and then up where a draw from [0, 1) is below the part that was cut off.
 
 What was chosen. Finite values beyond the largest become the largest, as FP8 units cast; NaN and infinities become NaN,
 where such a unit makes 448 of an infinity and hides it. torch's own casts differ by version beyond E4M3's range only (NaN
@@ -40,12 +40,18 @@ def rounded(values: Tensor, fmt: NumberFormat) -> Tensor:
 
 
 def rounded_by_lot(values: Tensor, fmt: NumberFormat, generator: torch.Generator) -> Tensor:
-    """Return fp32 values rounded to one of their two neighbours, each as probable as it is near."""
+    """Return fp32 values rounded to one of their two neighbours, each as probable as it is near; the ends as `rounded`."""
     if fmt is BF16:
         return _bf16_by_lot(values, generator)
     ulp = _ulp(values, fmt)
-    draw = torch.rand(values.shape, generator=generator, device=values.device)
-    return _saturated(torch.floor(values / ulp + draw) * ulp, values, fmt)
+    whole = values / ulp
+    below = torch.floor(whole)
+    # a sum of quotient and draw would be rounded itself, and now and then lift a value that the format has
+    up = torch.rand(values.shape, generator=generator, device=values.device) < whole - below
+    result = torch.where(up, below + 1.0, below) * ulp
+    if fmt is FP16:  # exact but for what overflows
+        return torch.where(values.isfinite(), result, values).half().float()
+    return _saturated(result, values, fmt)
 
 
 def rounded_to_tf32(values: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ def quantize(
     if operand.block == "tensor":
         scale = _scale((wide.abs().amax() if wide.numel() else wide.sum()) if amax is None else amax, fmt, "fp32")
         return Quantized(_cast(wide * scale, fmt, operand, generator), 1.0 / scale)
+    if not wide.numel():  # no row of an expert that got no token
+        return Quantized(wide, torch.ones_like(wide))
     blocks = _blocked(wide, operand.block)
     peaks = blocks.abs().amax(dim=(-3, -1), keepdim=True)
     if operand.scale == "nvfp4":
@@ -92,11 +94,11 @@ def losses(tensor: Tensor, made: Quantized, fmt: NumberFormat) -> Tensor:
     wide = torch.where(wide.isfinite(), wide, 0.0)
     values = made.values.double()
     kept = torch.where(values.isfinite(), values, 0.0)
-    there = (wide != 0).sum().clamp(min=1)
+    there = (wide != 0).sum().clamp(min=1).double()  # a quotient of integers would be an fp32 one
     beyond = wide.abs() > made.inverse.double() * (fmt.max + fmt.ulp(fmt.max) / 2)
     norms, lost = torch.linalg.vector_norm(wide, dim=-1), torch.linalg.vector_norm(kept - wide, dim=-1)
     error = torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(norms).clamp(min=_TINY)
-    rows = ((lost > 0.5 * norms) & (norms > 0)).sum() / (norms > 0).sum().clamp(min=1)
+    rows = ((lost > 0.5 * norms) & (norms > 0)).sum() / (norms > 0).sum().clamp(min=1).double()
     return torch.stack([((wide != 0) & (kept == 0)).sum() / there, beyond.sum() / there, error, rows])
 
 
@@ -109,7 +111,8 @@ def _cast(scaled: Tensor, fmt: NumberFormat, operand: Operand, generator: torch.
 def _scale(amax: Tensor, fmt: NumberFormat, rule: ScaleRule) -> Tensor:
     """Return what elements are multiplied by, for each amax."""
     if rule == "fp32":
-        scale = (fmt.max / amax).clamp(max=torch.finfo(torch.float32).max)
+        # a number over a tensor is, in torch, the number times a reciprocal: rounded twice, and subnormal for a large amax
+        scale = (torch.full_like(amax, fmt.max) / amax).clamp(max=torch.finfo(torch.float32).max)
         return torch.where((amax > 0) & amax.isfinite(), scale, 1.0)
     significand, exponent = torch.frexp(amax)  # significand in [0.5, 1)
     power = exponent - 1 - fmt.emax

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanhunt.probes.op_facts import facts_of
+from nanhunt.recipes.full_fp32 import full_fp32
 from nanhunt.recipes.product_ops import is_product
 from nanhunt.recipes.rounding import rounded_to_tf32
 from nanhunt.training.tree import map_tensors
@@ -23,6 +24,8 @@ __all__ = ["products_in_tf32"]
 
 #: Arguments of products that are added, not multiplied, or that tell of a forward pass.
 _ADDED = frozenset({"bias", "attn_bias", "attn_mask", "logsumexp", "log_sumexp", "softmax_lse", "out"})
+#: What autocast treats as products, and no matrix unit computes.
+_ELEMENTWISE = ("aten.prelu", "aten._prelu")
 _WITH_A_SUM = ("aten.add", "aten.baddbmm")
 
 
@@ -30,7 +33,7 @@ _WITH_A_SUM = ("aten.add", "aten.baddbmm")
 def products_in_tf32(device: torch.device) -> Iterator[None]:
     """Run the body with the products of fp32 tensors in TF32."""
     if device.type != "cuda":
-        with _Rounded():  # type: ignore[no-untyped-call]
+        with full_fp32(device), _Rounded():  # type: ignore[no-untyped-call]
             yield
         return
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -56,7 +59,7 @@ class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call `func` on rounded operands where it is a product."""
         facts = facts_of(func)
-        if is_product(facts.name):
+        if is_product(facts.name) and not facts.name.startswith(_ELEMENTWISE):
             left = _ADDED | ({"self"} if facts.name.startswith(_WITH_A_SUM) else set())
             named = zip(facts.arguments, args, strict=False)
             args = tuple(a if name in left else map_tensors(_operand, a) for name, a in named)

@@ -101,7 +101,7 @@ def _built_model(config: RunConfig, root: Path, device: torch.device, choice: Pr
         raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
     # with an update in fp32, weights are cast behind the moments: loading would cast those as well
     late = choice.recipe is not None and choice.recipe.wide_update
-    params = choice.params if late else choice.recipe_params or choice.params
+    params = None if late else choice.recipe_params or choice.params
     if params is not None:
         model = model.to(DTYPES[params])
     placed: nn.Module = model.to(device)

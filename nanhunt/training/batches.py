@@ -80,6 +80,13 @@ class BatchSource:
         """
         return self._kept[step * self._accumulate + micro][0]
 
+    def again(self, step: int, micro: int) -> Any:
+        """Return a copy of a batch that was read before, on the device and in the dtypes that its step got it in.
+
+        Raises KeyError where it is not kept.
+        """
+        return map_tensors(self._placed, self.peek(step, micro))
+
     def forget_before(self, step: int) -> None:
         """Drop batches that no rewind reaches any more."""
         for index in [i for i in self._kept if i < step * self._accumulate]:

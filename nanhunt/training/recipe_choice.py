@@ -86,6 +86,8 @@ def built_emulator(
     if is_custom and choice.name and (choice.scaler or choice.autocast):
         assumptions.append(f"precision {choice.name}: train_step has its own autocast and scaler, and these stay")
     if choice.recipe is None:
+        if choice.name:
+            assumptions.append(f"precision recipe {choice.name}: {lookup(choice.name).title}")
         return None
     assumptions.append(recipe_in_words(choice.recipe))
     if choice.recipe.wide_update and choice.recipe_params is not None:

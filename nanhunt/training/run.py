@@ -74,7 +74,7 @@ class TrainingRun:
         if self.emulator is None:
             yield
             return
-        with self.emulator.active(self.parameters(), self.optimizers):
+        with self.emulator.active(self.parameters(), self.optimizers, self.tied_names()):
             yield
 
     def look_around(self) -> None:
@@ -119,6 +119,14 @@ class TrainingRun:
                 known.add(id(parameter))
                 found[names.get(id(parameter)) or f"loose.{len(found)}"] = parameter
         return found
+
+    def tied_names(self) -> dict[str, list[str]]:
+        """Return the further names of parameters that have several, by the one that `parameters` gives them."""
+        found: dict[int, list[str]] = {}
+        for root, module in self.roots().items():
+            for name, p in module.named_parameters(remove_duplicate=False):
+                found.setdefault(id(p), []).append(_below(root, clean_name(name)))
+        return {first: rest for first, *rest in found.values() if rest}
 
     def buffers(self) -> dict[str, Tensor]:
         """Return every buffer by name."""
