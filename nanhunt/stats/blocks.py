@@ -1,0 +1,151 @@
+"""What formats lose of a tensor whose rows or blocks each have a scale of their own, counted on the tensor's device.
+
+A trace's columns cannot say who shares a scale with whom, so this looks at the elements, on a few steps of a replay.
+
+How it works. Of each row or block the largest finite magnitude is taken. It fixes the block's scale: the power of two
+that brings it as high as it goes without overflow (`formats.shared_scale`); NVFP4's is that of its own recipe, an E4M3
+number under a tensor scale of amax/2688. Scaled elements are then held against the ends of the format, in float64, where
+a power of two multiplies exactly. Nothing is cast, so it takes no format that torch might lack, and counts are those of
+a cast exactly, ties at the midpoint between zero and the smallest value included.
+
+What shares a scale. A parameter, its gradient, moments and update are seen as a matrix (the first dimension against all
+others) with blocks of 128 x 128; an output or its gradient as rows along its last dimension with blocks of 1 x 128. MX
+has 32 along a row, NVFP4 16. Blocks at the edge are smaller. Zeros and non-finite elements are left out; a block with a
+NaN has the scale of its finite ones.
+
+What it costs. Some fifty passes over at most 2^17 elements: of a larger tensor whole blocks are taken, evenly spaced,
+always the same ones. The scale of a row is that of the whole row even so. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanhunt.formats.catalogue import E2M1FN, E4M3FN, E5M2, NVFP4
+from nanhunt.formats.number_format import NumberFormat
+from nanhunt.stats.torch_kernel import plain_values
+
+__all__ = ["LOOKS", "SEEN", "measure_blocks"]
+
+#: What is asked of a tensor: who shares a scale, and the format's name in the catalogue.
+LOOKS = (
+    ("row", "e4m3fn"), ("row", "e5m2"), ("block", "e4m3fn"), ("block", "e5m2"),
+    ("32", "mxfp8_e4m3"), ("32", "mxfp4"), ("16", "nvfp4"),
+)  # fmt: skip
+#: The first entries of a vector; behind them, three of each look: flushed, subnormal, energy of the flushed.
+SEEN = ("seen", "of", "energy")
+
+_BLOCK = 128
+#: Elements from which on whole groups are left out: a share of 0.1 % is then known to a tenth of itself.
+_MOST = 1 << 16
+#: Fewest elements of a row that are looked at.
+_WIDEST = 1 << 10
+
+
+def measure_blocks(tensor: Tensor, *, amax: Tensor, is_parameter: bool) -> Tensor:
+    """Return the numbers of `SEEN` and `LOOKS` of a floating-point tensor, one float64 vector on its device.
+
+    `amax` is the largest finite magnitude of the whole tensor, a float64 scalar on the same device.
+    """
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        values = plain_values(tensor.detach())
+        if values.numel() == 0:
+            return torch.zeros(len(SEEN) + 3 * len(LOOKS), dtype=torch.float64, device=tensor.device)
+        height = _BLOCK if is_parameter else 1
+        rows = _some_rows(_as_rows(values, is_parameter), height)
+        of_rows = _magnitudes(rows).amax(dim=1).reshape(-1, 1, 1, 1)
+        x = _Elements(_magnitudes(_some_columns(rows, height)))
+        of_blocks, of_32, of_16 = x.peaks(height, _BLOCK), x.peaks(1, 32), x.peaks(1, 16)
+        lost = [
+            *(x.lost(_power_of_two(fmt, of_rows), fmt, 1, x.width) for fmt in (E4M3FN, E5M2)),
+            *(x.lost(_power_of_two(fmt, of_blocks), fmt, height, _BLOCK) for fmt in (E4M3FN, E5M2)),
+            *(x.lost(_power_of_two(fmt, of_32), fmt, 1, 32) for fmt in (E4M3FN, E2M1FN)),
+            x.lost(_nvfp4(of_16, amax), E2M1FN, 1, 16),
+        ]
+        numbers = [torch.full_like(amax, x.magnitude.numel()), x.there.sum(), x.energy.sum()]
+        return torch.stack([n.to(torch.float64) for n in (*numbers, *(n for three in lost for n in three))])
+
+
+class _Elements:
+    """Magnitudes of some rows as float64, and what is asked of them for each format; zero stands for 'left out'."""
+
+    def __init__(self, magnitude: Tensor) -> None:
+        self.magnitude = magnitude
+        self.width = magnitude.shape[1]
+        self.there = magnitude > 0
+        self.energy = magnitude.square()
+
+    def peaks(self, height: int, width: int) -> Tensor:
+        """Return the largest magnitude of each block, (down, 1, across, 1)."""
+        return _blocks(self.magnitude, height, width).amax(dim=(1, 3), keepdim=True)
+
+    def lost(self, scale: Tensor, fmt: NumberFormat, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how many elements flush and how many stay subnormal under their blocks' scales, and the former's energy.
+
+        A scale of 0 is a block that has none: its elements are zero.
+        """
+        rows, columns = self.magnitude.shape
+        each = scale.expand(-1, min(height, rows), -1, min(width, columns)).flatten(2).flatten(0, 1)[:rows, :columns]
+        scaled = self.magnitude * each
+        flushed = self.there & (scaled <= fmt.smallest / 2)
+        subnormal = self.there & (scaled < fmt.smallest_normal) & ~flushed
+        return flushed.sum(), subnormal.sum(), torch.where(flushed, self.energy, 0.0).sum()
+
+
+def _power_of_two(fmt: NumberFormat, peaks: Tensor) -> Tensor:
+    """Return the largest power of two with which each peak stays within the format; 1 for blocks of zeros.
+
+    Multiplying by it is exact: float64 has room below and above for every element of a narrower dtype.
+    """
+    significand, exponent = torch.frexp(peaks)
+    shift = fmt.emax + 1 - exponent - (2.0 * significand > fmt.max / 2.0**fmt.emax).to(exponent.dtype)
+    return torch.ldexp(torch.ones_like(peaks), torch.where(peaks > 0, shift, 0))
+
+
+def _nvfp4(peaks: Tensor, amax: Tensor) -> Tensor:
+    """Return what NVFP4 multiplies each block's elements by: 1 / (E4M3 scale x fp32 scale of the tensor)."""
+    unit = (amax / NVFP4.tensor_reach).to(torch.float32).to(torch.float64)
+    wanted = (peaks / NVFP4.element.max / unit).clamp(max=NVFP4.scale.max)
+    _, exponent = torch.frexp(wanted)
+    # an ulp of E4M3, from the smallest subnormal's up
+    ulp = torch.ldexp(torch.ones_like(wanted), (exponent - 1).clamp(min=NVFP4.scale.emin) - NVFP4.scale.precision + 1)
+    scale = torch.round(wanted / ulp) * ulp * unit
+    return torch.where(scale > 0, 1.0 / scale, 0.0)
+
+
+def _as_rows(values: Tensor, is_parameter: bool) -> Tensor:
+    """Return a tensor as a matrix: a parameter's first dimension against the rest, else rows of the last dimension."""
+    if values.dim() < 2:
+        return values.reshape(1, -1)
+    return values.reshape(values.shape[0], -1) if is_parameter else values.reshape(-1, values.shape[-1])
+
+
+def _some_rows(rows: Tensor, height: int) -> Tensor:
+    """Return the rows to look at: all, or evenly spaced groups of `height`."""
+    groups, wanted = rows.shape[0] // height, max(1, _MOST // (height * max(rows.shape[1], _BLOCK)))
+    if groups <= wanted:
+        return rows
+    return torch.unflatten(rows[: groups * height], 0, (groups, height))[:: -(-groups // wanted)].flatten(0, 1)
+
+
+def _some_columns(rows: Tensor, height: int) -> Tensor:
+    """Return the columns to look at: all, or evenly spaced blocks."""
+    groups, wanted = rows.shape[1] // _BLOCK, max(_MOST // min(height, rows.shape[0]), _WIDEST) // _BLOCK
+    if groups <= wanted:
+        return rows
+    return torch.unflatten(rows[:, : groups * _BLOCK], 1, (groups, _BLOCK))[:, :: -(-groups // wanted)].flatten(1)
+
+
+def _magnitudes(values: Tensor) -> Tensor:
+    """Return |x| as float64, zero for what is not finite."""
+    wide = values.to(torch.float64).abs()
+    return torch.where(torch.isfinite(wide), wide, 0.0)
+
+
+def _blocks(matrix: Tensor, height: int, width: int) -> Tensor:
+    """Return a matrix cut into blocks, (down, height, across, width), with zeros at the far edges."""
+    height, width = min(height, matrix.shape[0]), min(width, matrix.shape[1])
+    padded = F.pad(matrix, (0, -matrix.shape[1] % width, 0, -matrix.shape[0] % height))
+    return torch.unflatten(torch.unflatten(padded, 0, (-1, height)), 2, (-1, width))
