@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
     from nanhunt.formats.headroom import Headroom
+    from nanhunt.formats.shared_scale import Lost
 
 __all__ = ["Cause", "Diagnosis", "Exhibit", "Grade", "HeadroomRow", "Location", "NotApplicable", "Suspect"]
 
@@ -102,12 +103,28 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadroomRow:
-    """What one format would do to one tensor of the run."""
+    """What one format would do to one tensor of the run, over all its steps.
+
+    `headroom` is of the tensor as it is, without a scale. `scaled` is what a scale leaves that puts the largest magnitude
+    of those that share it at the format's end, by who shares it: "tensor" (each step's own amax), "row", "block" (128 x
+    128; of outputs and their gradients 1 x 128). Of a block format `headroom` itself is what its own scales leave, where
+    `measured`; else each element is in the block that suits it best.
+    """
 
     module: str
     role: str
     name: str
     headroom: Headroom
+    scaled: tuple[tuple[str, Lost], ...] = ()
+    #: whether rows and blocks were looked at; `sampled` says that this was at a part of the elements
+    measured: bool = False
+    sampled: bool = False
+    amax: float = 0.0
+    amin: float = 0.0
+
+    def under(self, per: str) -> Lost | None:
+        """Return what a scale per "tensor", "row" or "block" leaves; None where that is not known."""
+        return next((lost for shared, lost in self.scaled if shared == per), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

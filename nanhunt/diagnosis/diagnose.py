@@ -21,6 +21,7 @@ from nanhunt.diagnosis.certificate import certificate
 from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.headroom import headroom_rows
+from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
@@ -46,7 +47,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         suspects=tuple(ranked),
         cleared=tuple(cleared),
         untold=tuple(untold),
-        headroom=headroom_rows(trace),
+        headroom=headroom_rows(merged_tensors(trace)),
         trials=tuple(evidence.trials.values()),
         assumptions=tuple(_assumptions(evidence)),
         run=_run_facts(trace),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from nanhunt.formats.number_format import NumberFormat
 
@@ -72,6 +73,7 @@ def class_of(magnitude: float) -> int:
     return next(index for index, top in enumerate(CLASS_TOPS) if significand <= top)
 
 
+@cache
 def depth_limits(fmt: NumberFormat, klass: int) -> tuple[int, int]:
     """Return the first depth that is below the smallest normal and the first that flushes, for a class of scales."""
     largest = 2.0 * math.frexp(fmt.max)[0]
