@@ -13,7 +13,7 @@ others) with blocks of 128 x 128; an output or its gradient as rows along its la
 has 32 along a row, NVFP4 16. Blocks at the edge are smaller. Zeros and non-finite elements are left out; a block with a
 NaN has the scale of its finite ones.
 
-What it costs. Some fifty passes over at most 2^17 elements: of a larger tensor whole blocks are taken, evenly spaced,
+What it costs. Some fifty passes over at most 2^15 elements: of a larger tensor whole blocks are taken, evenly spaced,
 always the same ones. The scale of a row is that of the whole row even so. Nothing waits for the device.
 """
 
@@ -38,10 +38,10 @@ LOOKS = (
 SEEN = ("seen", "of", "energy")
 
 _BLOCK = 128
-#: Elements from which on whole groups are left out: a share of 0.1 % is then known to a tenth of itself.
-_MOST = 1 << 16
+#: Elements from which on whole groups are left out: a share of 1 % is then known to a tenth of itself.
+_MOST = 1 << 14
 #: Fewest elements of a row that are looked at.
-_WIDEST = 1 << 10
+_WIDEST = 1 << 8
 
 
 def measure_blocks(tensor: Tensor, *, amax: Tensor, is_parameter: bool) -> Tensor:
@@ -57,14 +57,17 @@ def measure_blocks(tensor: Tensor, *, amax: Tensor, is_parameter: bool) -> Tenso
         rows = _some_rows(_as_rows(values, is_parameter), height)
         of_rows = _magnitudes(rows).amax(dim=1).reshape(-1, 1, 1, 1)
         x = _Elements(_magnitudes(_some_columns(rows, height)))
-        of_blocks, of_32, of_16 = x.peaks(height, _BLOCK), x.peaks(1, 32), x.peaks(1, 16)
+        by_row = x.times(_power_of_two(of_rows, 1.75), 1, x.width)
+        is_row = height == 1 and rows.shape[1] <= _BLOCK
+        by_block = by_row if is_row else x.times(_power_of_two(x.peaks(height, _BLOCK), 1.75), height, _BLOCK)
+        of_32 = x.peaks(1, 32)
+        by_32, by_32_of_fp4 = (x.times(_power_of_two(of_32, top), 1, 32) for top in (1.75, 1.5))
+        by_16 = x.times(_nvfp4(x.peaks(1, 16), amax), 1, 16)
         lost = [
-            *(x.lost(_power_of_two(fmt, of_rows), fmt, 1, x.width) for fmt in (E4M3FN, E5M2)),
-            *(x.lost(_power_of_two(fmt, of_blocks), fmt, height, _BLOCK) for fmt in (E4M3FN, E5M2)),
-            *(x.lost(_power_of_two(fmt, of_32), fmt, 1, 32) for fmt in (E4M3FN, E2M1FN)),
-            x.lost(_nvfp4(of_16, amax), E2M1FN, 1, 16),
+            *(x.lost(scaled, fmt) for scaled in (by_row, by_block) for fmt in (E4M3FN, E5M2)),
+            *(x.lost(by_32, E4M3FN), x.lost(by_32_of_fp4, E2M1FN), x.lost(by_16, E2M1FN)),
         ]
-        numbers = [torch.full_like(amax, x.magnitude.numel()), x.there.sum(), x.energy.sum()]
+        numbers = [torch.full_like(amax, x.magnitude.numel()), x.magnitude.numel() - x.zeros, x.energy.sum()]
         return torch.stack([n.to(torch.float64) for n in (*numbers, *(n for three in lost for n in three))])
 
 
@@ -74,45 +77,53 @@ class _Elements:
     def __init__(self, magnitude: Tensor) -> None:
         self.magnitude = magnitude
         self.width = magnitude.shape[1]
-        self.there = magnitude > 0
+        self.zeros = torch.count_nonzero(magnitude == 0)
         self.energy = magnitude.square()
 
     def peaks(self, height: int, width: int) -> Tensor:
         """Return the largest magnitude of each block, (down, 1, across, 1)."""
         return _blocks(self.magnitude, height, width).amax(dim=(1, 3), keepdim=True)
 
-    def lost(self, scale: Tensor, fmt: NumberFormat, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how many elements flush and how many stay subnormal under their blocks' scales, and the former's energy.
-
-        A scale of 0 is a block that has none: its elements are zero.
-        """
+    def times(self, scale: Tensor, height: int, width: int) -> Tensor:
+        """Return the magnitudes, each times the scale of its block."""
         rows, columns = self.magnitude.shape
-        each = scale.expand(-1, min(height, rows), -1, min(width, columns)).flatten(2).flatten(0, 1)[:rows, :columns]
-        scaled = self.magnitude * each
-        flushed = self.there & (scaled <= fmt.smallest / 2)
-        subnormal = self.there & (scaled < fmt.smallest_normal) & ~flushed
-        return flushed.sum(), subnormal.sum(), torch.where(flushed, self.energy, 0.0).sum()
+        each = scale.expand(-1, min(height, rows), -1, min(width, columns)).flatten(2).flatten(0, 1)
+        return self.magnitude * each[:rows, :columns]
+
+    def lost(self, scaled: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how many elements flush and how many stay subnormal, and the former's energy.
+
+        `scaled` is in units of the format's last binade. A block whose scale is 0 has none: its elements are zero.
+        """
+        flushed = scaled <= fmt.smallest / 2.0 ** (fmt.emax + 1)
+        zero = torch.count_nonzero(flushed)
+        below = torch.count_nonzero(scaled < fmt.smallest_normal / 2.0**fmt.emax)
+        return zero - self.zeros, below - zero, torch.where(flushed, self.energy, 0.0).sum()
 
 
-def _power_of_two(fmt: NumberFormat, peaks: Tensor) -> Tensor:
-    """Return the largest power of two with which each peak stays within the format; 1 for blocks of zeros.
+def _power_of_two(peaks: Tensor, top: float) -> Tensor:
+    """Return the largest power of two that leaves each peak at `top` or less; 1 for blocks of zeros.
 
-    Multiplying by it is exact: float64 has room below and above for every element of a narrower dtype.
+    `top` is the significand of a format's largest value: 1.75 in FP8, 1.5 in FP4. Multiplying by the power is exact, as
+    float64 has room below and above for every element of a narrower dtype.
     """
     significand, exponent = torch.frexp(peaks)
-    shift = fmt.emax + 1 - exponent - (2.0 * significand > fmt.max / 2.0**fmt.emax).to(exponent.dtype)
+    shift = 1 - exponent - (2.0 * significand > top).to(exponent.dtype)
     return torch.ldexp(torch.ones_like(peaks), torch.where(peaks > 0, shift, 0))
 
 
 def _nvfp4(peaks: Tensor, amax: Tensor) -> Tensor:
-    """Return what NVFP4 multiplies each block's elements by: 1 / (E4M3 scale x fp32 scale of the tensor)."""
+    """Return what NVFP4 multiplies each block's elements by, in units of FP4's last binade.
+
+    That is 1 / (E4M3 scale of the block x fp32 scale of the tensor x 4).
+    """
     unit = (amax / NVFP4.tensor_reach).to(torch.float32).to(torch.float64)
     wanted = (peaks / NVFP4.element.max / unit).clamp(max=NVFP4.scale.max)
     _, exponent = torch.frexp(wanted)
     # an ulp of E4M3, from the smallest subnormal's up
     ulp = torch.ldexp(torch.ones_like(wanted), (exponent - 1).clamp(min=NVFP4.scale.emin) - NVFP4.scale.precision + 1)
     scale = torch.round(wanted / ulp) * ulp * unit
-    return torch.where(scale > 0, 1.0 / scale, 0.0)
+    return torch.where(scale > 0, 1.0 / (scale * 2.0**NVFP4.element.emax), 0.0)
 
 
 def _as_rows(values: Tensor, is_parameter: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.stats.torch_kernel import decode, is_measurable, measure
+from nanhunt.stats.torch_kernel import FIELDS, decode, is_measurable, measure
 
 __all__ = ["StatsQueue", "summarize"]
 
@@ -27,6 +27,11 @@ class StatsQueue:
         """Measure `tensor` as it stands and return its ticket: its index in what `collect` returns."""
         self._vectors.append(_measured(tensor, histogram=histogram))
         return len(self._vectors) - 1
+
+    def amax(self, ticket: int) -> Tensor | None:
+        """Return a tensor's largest finite magnitude as a float64 scalar on its device; None where it was not measured."""
+        vector = self._vectors[ticket]
+        return None if vector is None else vector[FIELDS.index("amax")]
 
     def collect(self) -> list[TensorStats | None]:
         """Return the statistics of all tensors added, in their order (None of one that cannot be measured)."""

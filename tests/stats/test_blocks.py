@@ -117,7 +117,10 @@ def measured(tensor: Tensor, is_parameter: bool) -> list[float]:
 
 @pytest.mark.parametrize("is_parameter", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_counts_are_those_of_scaling_and_casting_every_block(case: str, is_parameter: bool) -> None:
+def test_counts_are_those_of_scaling_and_casting_every_block(
+    case: str, is_parameter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_MOST", 1 << 18)  # all of them
     tensor = CASES[case]()
     told, expected = measured(tensor, is_parameter), naive(tensor, is_parameter)
     energies = {2, *range(5, len(told), 3)}
@@ -127,14 +130,12 @@ def test_counts_are_those_of_scaling_and_casting_every_block(case: str, is_param
     assert told == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("fmt", ["e4m3fn", "e5m2", "mxfp4"])
-def test_no_scale_makes_a_block_overflow_and_twice_of_it_would(fmt: str) -> None:
+@pytest.mark.parametrize("top", [1.5, 1.75])
+def test_no_scale_takes_a_peak_beyond_the_end_and_twice_of_it_would(top: float) -> None:
     peaks = torch.tensor([1.0, 1.5, 1.5001, 1.75, 1.7501, 1.999, 3e-30, 7e20], dtype=torch.float64)
-    found = lookup(fmt)
-    element = found.element if isinstance(found, BlockFormat) else found
-    scaled = peaks * blocks._power_of_two(element, peaks)
-    assert bool((scaled <= element.max).all())
-    assert bool((2 * scaled > element.max).all())
+    scaled = peaks * blocks._power_of_two(peaks, top)
+    assert bool((scaled <= top).all())
+    assert bool((2 * scaled > top).all())
 
 
 def test_a_large_tensor_is_sampled_in_whole_blocks_and_always_the_same_ones() -> None:
@@ -143,12 +144,12 @@ def test_a_large_tensor_is_sampled_in_whole_blocks_and_always_the_same_ones() ->
         told = measured(weight, True)
         assert told == measured(weight, True)
         assert told[0] % 128 == 0
-        assert 1 << 14 <= told[0] <= 1 << 17
-        assert measured(weight, False)[0] <= 1 << 17
+        assert 1 << 13 <= told[0] <= 1 << 15
+        assert measured(weight, False)[0] <= 1 << 15
 
 
 def test_what_a_sample_tells_is_near_what_the_whole_tensor_tells() -> None:
-    weight = normal(2000, 640, spread=3)
+    weight = normal(2000, 640)
     told, whole = measured(weight, True), naive(weight, True)
     for at in range(3, len(told), 3):
         assert told[at] / told[1] == pytest.approx(whole[at] / whole[1], rel=0.1, abs=1e-3)
