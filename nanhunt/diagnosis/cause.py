@@ -16,8 +16,10 @@ from nanhunt.interventions import Prediction, Trial
 from nanhunt.trace.schema import Onset
 
 if TYPE_CHECKING:
+    from nanhunt.diagnosis.advice import Advice
     from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
+    from nanhunt.diagnosis.format_verdict import FormatVerdict
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 
@@ -119,6 +121,8 @@ class HeadroomRow:
     #: whether rows and blocks were looked at; `sampled` says that this was at a part of the elements
     measured: bool = False
     sampled: bool = False
+    #: where the run held this tensor in this very format, and it was infinite: the `seq` of its first such row
+    overflowed: int | None = None
     amax: float = 0.0
     amin: float = 0.0
 
@@ -160,3 +164,6 @@ class Diagnosis:
     positions: tuple[tuple[int, tuple[int, ...]], ...] = ()
     #: why no sample is named, where that was looked into
     no_samples: str = ""
+    #: whether the run fits each format; and what precision it needs, None where the trace holds no tensor
+    verdicts: tuple[FormatVerdict, ...] = ()
+    advice: Advice | None = None

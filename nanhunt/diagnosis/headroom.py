@@ -44,6 +44,7 @@ def _row(tensor: MergedTensor, fmt: AnyFormat) -> HeadroomRow:
         scaled=tuple(_scaled(tensor, fmt)),
         measured=measured,
         sampled=measured and tensor.sampled,
+        overflowed=tensor.first_infinite if fmt.name in tensor.formats else None,
         amax=tensor.amax,
         amin=tensor.amin,
     )

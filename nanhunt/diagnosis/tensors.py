@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nanhunt.formats.catalogue import FORMATS
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.formats.number_format import NumberFormat
 from nanhunt.formats.shared_scale import CLASS_TOPS, DEPTHS, Lost, depth_limits
@@ -31,10 +32,14 @@ __all__ = ["ROLES", "MergedTensor", "merged_tensors"]
 
 ROLES = ("output", "grad_output", "weight", "grad", "exp_avg", "exp_avg_sq", "update")
 
-_COLUMNS = ("step", "role", "module", "name", "dtype", "numel", "amax", "amin", "l2", "exp_lo", "exp_hist")
+_COLUMNS = (
+    "step", "seq", "role", "module", "name", "dtype", "numel", "posinf", "neginf", "amax", "amin", "l2", "exp_lo", "exp_hist",
+)  # fmt: skip
 #: Exponents beyond these are rounded to them where energy is concerned: 4^500 a million times over is still a float.
 _FAR = 500
 _FOURS = np.ldexp(1.0, 2 * np.arange(-_FAR, _FAR + 1))
+
+_FORMAT_OF = {alias: fmt.name for fmt in FORMATS for alias in fmt.aliases}
 
 _Key = tuple[str, str, str]
 _Ints = npt.NDArray[np.int64]
@@ -55,6 +60,8 @@ class MergedTensor:
     #: sqrt(mean of squares) over all elements of all steps; None where the trace does not tell
     rms: float | None
     exponents: ExponentHistogram | None
+    #: the `seq` of its first row with an infinity, None without one: what overflowed already is not in `amax`
+    first_infinite: int | None
     #: counts and energy by class of the row's amax and by depth below it, (classes, DEPTHS)
     depths: _Ints
     energies: _Floats
@@ -62,6 +69,11 @@ class MergedTensor:
     shared: Mapping[tuple[str, str], Lost]
     #: whether those stand for a part of the elements
     sampled: bool = False
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The names of the formats that the run held it in."""
+        return tuple(_FORMAT_OF[dtype] for dtype in self.dtypes if dtype in _FORMAT_OF)
 
     def under_own_scale(self, fmt: NumberFormat) -> Lost | None:
         """Return what `fmt` loses where each step's tensor has one scale, by its own amax; None without histograms."""
@@ -98,6 +110,7 @@ class _Lines:
         self._dtypes: list[dict[str, None]] = []
         self._amax, self._amin = np.zeros(0), np.zeros(0)
         self._numel, self._squares = np.zeros(0), np.zeros(0)
+        self._infinite = np.zeros(0)
         #: exponent of the first column of `_counts`
         self._low = 0
         self._counts = np.zeros((0, 0), np.int64)
@@ -116,6 +129,8 @@ class _Lines:
         np.maximum.at(self._amax, line, amax / factor)
         amin = _floats(table, "amin") / factor
         np.minimum.at(self._amin, line, np.where(amin > 0.0, amin, np.inf))
+        infinite = (_floats(table, "posinf") > 0.0) | (_floats(table, "neginf") > 0.0)
+        np.minimum.at(self._infinite, line, np.where(infinite, _floats(table, "seq"), np.inf))
         l2 = _floats(table, "l2") / factor
         known = np.isfinite(l2)
         self._squares += np.bincount(line[known], (l2 * l2)[known], len(self._of))
@@ -170,6 +185,7 @@ class _Lines:
         """Add lines."""
         self._amax = np.pad(self._amax, (0, by))
         self._amin = np.pad(self._amin, (0, by), constant_values=np.inf)
+        self._infinite = np.pad(self._infinite, (0, by), constant_values=np.inf)
         self._numel, self._squares = np.pad(self._numel, (0, by)), np.pad(self._squares, (0, by))
         more = ((0, by), (0, 0))
         self._counts, self._depths = np.pad(self._counts, more), np.pad(self._depths, more)
@@ -187,6 +203,7 @@ class _Lines:
                 amax=float(self._amax[at]), amin=float(self._amin[at]) if np.isfinite(self._amin[at]) else 0.0,
                 rms=math.sqrt(self._squares[at] / self._numel[at]) if self._numel[at] else None,
                 exponents=histogram if histogram.counts else None,
+                first_infinite=int(self._infinite[at]) if np.isfinite(self._infinite[at]) else None,
                 depths=self._depths[at].reshape(shape), energies=self._energies[at].reshape(shape),
                 shared=shared.get(key, {}), sampled=key in sampled,
             )  # fmt: skip
