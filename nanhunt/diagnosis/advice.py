@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import BACKWARD, FORWARD, Answer, judged
-from nanhunt.diagnosis.loss_scale import FLUSHED, GRADIENTS, LossScales, loss_scales
+from nanhunt.diagnosis.loss_scale import FLUSHED, GRADIENTS, LossScales, loss_scales, vanished
 from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import BF16, E4M3FN, E5M2, FP16, lookup
 from nanhunt.formats.number_format import NumberFormat
@@ -89,12 +89,13 @@ def advice(trace: Trace, tensors: Sequence[MergedTensor], rows: Sequence[Headroo
     used = [v for v in trace.scalars("loss_scale").values() if 0.0 < v < math.inf]
     beta2 = max((v for v in trace.scalars("beta2").values() if 0.0 < v < 1.0), default=None)
     gradients = [t for t in tensors if t.role in GRADIENTS]
+    gone = vanished(tensors)
     return Advice(
         loss_scale=loss_scales(tensors, FP16),
         used=(min(used), max(used)) if used else None,
-        gradients=tuple(_gradients(rows)),
+        gradients=() if gone else tuple(_gradients(rows)),
         kept=(*_in_fp8(rows), *_moments(tensors, rows, beta2), *_updates(tensors)),
-        missing=tuple(_missing(tensors, rows)),
+        missing=tuple(_missing(tensors, rows, len(gone))),
         in_fp16=any(FP16.name in t.formats for t in gradients),
     )
 
@@ -146,11 +147,12 @@ def _moments(tensors: Sequence[MergedTensor], rows: Iterable[HeadroomRow], beta2
 
 
 def _updates(tensors: Sequence[MergedTensor]) -> Iterator[Kept]:
-    """Yield the weights that a typical update does not move, if they were held in bf16 or fp16."""
+    """Yield the weights that a typical update does not move, if they were held in bf16, or are in fp16."""
     weights = {(t.module, t.name): t.rms for t in tensors if t.role == "weight"}
     updates = [(t, weights[t.module, t.name]) for t in tensors if t.role == "update" and (t.module, t.name) in weights]
     ratios = [(t, t.rms / weight) for t, weight in updates if t.rms is not None and weight]
-    for fmt in (BF16, FP16):
+    in_fp16 = any(FP16.name in t.formats for t in tensors if t.role == "weight")
+    for fmt in (BF16, FP16) if in_fp16 else (BF16,):
         lost = sorted(((t, ratio) for t, ratio in ratios if ratio < _half_an_ulp(fmt)), key=lambda pair: pair[1])
         if lost:
             named = tuple(
@@ -164,8 +166,14 @@ def _half_an_ulp(fmt: NumberFormat) -> float:
     return fmt.eps / 4
 
 
-def _missing(tensors: Sequence[MergedTensor], rows: Iterable[HeadroomRow]) -> Iterator[str]:
+def _missing(tensors: Sequence[MergedTensor], rows: Iterable[HeadroomRow], gone: int) -> Iterator[str]:
     roles = {t.role for t in tensors}
+    if gone:
+        of = sum(t.role in BACKWARD for t in tensors)
+        yield (
+            f"{gone} of {of} gradients of outputs are zero in the run's own format already: a loss scale, or a format for "
+            "them, cannot be told; a replay in fp32 or bf16 shows what they are"
+        )
     if not roles & set(BACKWARD):
         yield "no gradient of an output is in the trace: how FP8 suits the backward pass cannot be told"
     if not roles & set(GRADIENTS):

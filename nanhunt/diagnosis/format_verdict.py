@@ -18,7 +18,7 @@ from enum import IntEnum
 
 from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.headroom import FORMATS_SHOWN
-from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd, loss_scales
+from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd, loss_scales, vanished
 from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import AnyFormat, BlockFormat, NumberFormat
@@ -57,7 +57,7 @@ class Answer(IntEnum):
     @property
     def words(self) -> str:
         """The answer as a reader says it."""
-        return ("not recorded", "fits", "fits with a scale", "fits with a scale per block", "does not fit")[self]
+        return ("cannot be told", "fits", "fits with a scale", "fits with a scale per block", "does not fit")[self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Deciding:
     """One tensor's part in a verdict, and its number.
 
     `what` says of what: "margin" (binades to overflow), "overflow" (the same, beyond), "infinite" (it was, in this run;
-    the number is what fp64 makes of it, as far as it is known), "energy" or "flushed" (shares that become zero), "least loss scale" and "most loss scale" (exponents). `per` is whose
+    the number is what fp64 makes of it, as far as it is known), "vanished" (it was all zero, in this run), "energy" or "flushed" (shares that become zero), "least loss scale" and "most loss scale" (exponents). `per` is whose
     scale it is under.
     """
 
@@ -126,7 +126,7 @@ def format_verdicts(
 def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow], birth: Birth | None) -> FormatVerdict:
     fmt = lookup(name)
     forward = _side([*_born_infinite(birth, name), *(judged(row, fmt) for row in rows if row.role in FORWARD)])
-    gradients = _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
+    gradients = _gone(vanished(tensors), name) or _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
     if isinstance(fmt, NumberFormat) and fmt.bits > 8 and gradients.answer is Answer.NOT:
         gradients = _under_loss_scale(gradients, loss_scales(tensors, fmt))
     needs_blocks = isinstance(fmt, BlockFormat) or max(forward.answer, gradients.answer) > Answer.SCALED
@@ -138,6 +138,16 @@ def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow]
 def _side(judgements: Iterable[Deciding]) -> Side:
     ranked = sorted(judgements, key=lambda d: (-d.answer, -d.severity))
     return Side(answer=ranked[0].answer if ranked else Answer.UNTOLD, deciding=tuple(ranked[:DECIDING]))
+
+
+def _gone(gone: list[MergedTensor], name: str) -> Side | None:
+    """Return the side of gradients that became zero in the run itself: no other format can be judged by them."""
+    told = [
+        Deciding(module=t.module, role=t.role, name=t.name, answer=Answer.NOT, what="vanished", number=0.0)
+        for t in gone
+        if name in t.formats
+    ]
+    return _side(told) if gone else None
 
 
 def _born_infinite(birth: Birth | None, name: str) -> Iterator[Deciding]:

@@ -21,12 +21,12 @@ _SCALED_BITS = 8
 
 
 def headroom_rows(tensors: Iterable[MergedTensor], formats: Iterable[str] = FORMATS_SHOWN) -> tuple[HeadroomRow, ...]:
-    """Return a row a tensor and format, tightest overflow margin first.
+    """Return a row a tensor and format, tightest overflow margin first; none of a tensor of zeros.
 
     Exact from amax, amin and exponent histograms, and from what was counted in rows and blocks: nothing is cast.
     """
     wanted = [lookup(name) for name in formats]
-    rows = [_row(tensor, fmt) for tensor in tensors for fmt in wanted]
+    rows = [_row(tensor, fmt) for tensor in tensors if tensor.amax > 0.0 for fmt in wanted]
     return tuple(sorted(rows, key=lambda row: row.headroom.overflow_margin))
 
 

@@ -5,20 +5,22 @@ largest k at which it is still within the format. The lower end is set by the te
 the smallest k at which no tensor loses more than `FLUSHED` of its elements to zero. Both are exact from extremes and
 exponent histograms, but for elements on the very midpoint below the smallest value.
 
-What the trace cannot tell: an element that was zero in the run already, in fp16 without a scale, say.
+What the trace cannot tell: an element that was zero in the run already, in fp16 without a scale, say. Where whole
+gradients are, no range is told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.tensors import MergedTensor
+from nanhunt.formats.catalogue import FORMATS, FP16
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.formats.number_format import NumberFormat
 
-__all__ = ["FLUSHED", "GRADIENTS", "LossScales", "ScaleEnd", "loss_scales"]
+__all__ = ["FLUSHED", "GRADIENTS", "LossScales", "ScaleEnd", "loss_scales", "vanished"]
 
 #: Roles that carry the loss scale while they are in the format.
 GRADIENTS = ("grad_output", "grad")
@@ -67,11 +69,14 @@ class LossScales:
 
 
 def loss_scales(
-    tensors: Iterable[MergedTensor], fmt: NumberFormat, roles: tuple[str, ...] = GRADIENTS
+    tensors: Sequence[MergedTensor], fmt: NumberFormat, roles: tuple[str, ...] = GRADIENTS
 ) -> LossScales | None:
-    """Return the loss scales that `fmt` needs for the gradients of a run; None without gradients or their histograms."""
+    """Return the loss scales that `fmt` needs for the gradients of a run.
+
+    None without gradients or their histograms, and where some have vanished.
+    """
     gradients = [t for t in tensors if t.role in roles and t.exponents is not None]
-    if not gradients:
+    if not gradients or vanished(tensors):
         return None
     lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t.exponents))) for t in gradients if t.exponents]
     highs = [_end(t, _most(t.amax, fmt), t.amax) for t in gradients]
@@ -80,6 +85,12 @@ def loss_scales(
         low=max(lows, key=lambda end: end.shift),
         high=min(highs, key=lambda end: (end.shift, -end.magnitude)),
     )
+
+
+def vanished(tensors: Iterable[MergedTensor]) -> list[MergedTensor]:
+    """Return the gradients of outputs that the run held in fp16 or FP8 and that are zero throughout: flushed already."""
+    narrow = {fmt.name for fmt in FORMATS if isinstance(fmt, NumberFormat) and fmt.exponent_bits <= FP16.exponent_bits}
+    return [t for t in tensors if t.role == "grad_output" and t.amax == 0.0 and narrow & set(t.formats)]
 
 
 def _end(tensor: MergedTensor, shift: int, magnitude: float) -> ScaleEnd:

@@ -94,7 +94,10 @@ class MergedTensor:
 
 
 def merged_tensors(trace: Trace) -> list[MergedTensor]:
-    """Return all tensors of the replay that have a finite non-zero element, in the order of their first row."""
+    """Return all tensors of the replay that have a finite element, in the order of their first row.
+
+    `amax` is 0.0 where all of them are zero, in all steps.
+    """
     loss_scales = {s: v for s, v in trace.scalars("loss_scale").items() if 0.0 < v < math.inf}
     lines = _Lines()
     for table in trace.tables(_COLUMNS, roles=ROLES, passes=["replay"]):
@@ -120,8 +123,8 @@ class _Lines:
     def add(self, table: Any, loss_scales: Mapping[int, float]) -> None:
         """Merge a table's rows."""
         amax = _floats(table, "amax")
-        if not (amax > 0.0).all():  # NaN, null and zero alike are left out
-            table, amax = table.filter(pa.array(amax > 0.0)), amax[amax > 0.0]
+        if not (amax >= 0.0).all():  # NaN and null alike are left out
+            table, amax = table.filter(pa.array(amax >= 0.0)), amax[amax >= 0.0]
         if table.num_rows == 0:
             return
         line = self._lines_of(table)

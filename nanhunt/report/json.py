@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, HeadroomRow, Location, Suspect
 from nanhunt.diagnosis.certificate import Certificate
+from nanhunt.diagnosis.format_verdict import Deciding, FormatVerdict
 from nanhunt.interventions import Prediction, Trial
+from nanhunt.report.advice import advice_lines
+from nanhunt.report.headroom import said
 from nanhunt.report.options import Options
 from nanhunt.trace.schema import Onset
 
@@ -47,6 +51,8 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "cleared": diagnosis.cleared,
             "untold": [{"cause": slug, "reason": reason} for slug, reason in diagnosis.untold],
             "headroom": [_headroom(row) for row in diagnosis.headroom],
+            "verdicts": [_verdict(verdict) for verdict in diagnosis.verdicts],
+            "advice": _advice(diagnosis),
             "assumptions": diagnosis.assumptions,
             "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
             "trials": [trial.to_json() for trial in diagnosis.trials],
@@ -149,9 +155,52 @@ def _headroom(row: HeadroomRow) -> dict[str, Any]:
         "overflow_fraction": headroom.overflow_fraction,
         "subnormal_fraction": headroom.subnormal_fraction,
         "flushed_fraction": headroom.flushed_fraction,
+        "flushed_energy": headroom.flushed_energy,
         "best_shift": headroom.best_shift,
         "best_scale": headroom.best_scale,
+        "scaled": {
+            per: {
+                "subnormal_fraction": lost.subnormal_share,
+                "flushed_fraction": lost.flushed_share,
+                "flushed_energy": lost.energy_share,
+            }
+            for per, lost in row.scaled
+        },
+        "measured": row.measured,
+        "sampled": row.sampled,
+        "overflowed": row.overflowed is not None,
     }
+
+
+def _verdict(verdict: FormatVerdict) -> dict[str, Any]:
+    sides = {"forward": verdict.forward, "gradients": verdict.gradients}
+    return {
+        "format": verdict.format,
+        "verdict": verdict.answer.words,
+        "measured": verdict.measured,
+        **{
+            name: {"verdict": side.answer.words, "deciding": [_deciding(d) for d in side.deciding]}
+            for name, side in sides.items()
+        },
+    }
+
+
+def _deciding(told: Deciding) -> dict[str, Any]:
+    return asdict(told) | {"answer": told.answer.words, "said": said(told)}
+
+
+def _advice(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return the advice as numbers, and as the sentences that a page prints."""
+    found = diagnosis.advice
+    if found is None:
+        return None
+    scales = found.loss_scale
+    body = asdict(found)
+    if scales is not None:
+        body["loss_scale"] |= {"works": scales.works, "recommended": scales.recommended}
+    for loss, told in zip(body["gradients"], found.gradients, strict=True):
+        loss["lost"] |= {"flushed_fraction": told.lost.flushed_share, "flushed_energy_share": told.lost.energy_share}
+    return body | {"sentences": [{"topic": topic, "text": text} for topic, text in advice_lines(diagnosis)]}
 
 
 def _plain(value: Any) -> Any:

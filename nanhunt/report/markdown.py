@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import reading, words
+from nanhunt.report.advice import advice_lines
+from nanhunt.report.headroom import best_scale, format_lines
 from nanhunt.report.options import Options
 
 __all__ = ["MarkdownRenderer"]
@@ -32,7 +34,8 @@ class MarkdownRenderer(Options):
             *_verdict(diagnosis),
             *_where(diagnosis),
             *_suspects(diagnosis, self.top),
-            *_folded("Headroom", _headroom(diagnosis, self.top)),
+            *_folded("Headroom", _headroom(diagnosis)),
+            *_folded("Precision advice", _advice(diagnosis)),
             *_folded("Trials", _trials(diagnosis)),
             *_folded("Lineage", _lineage(diagnosis)),
             *_folded("Offending elements", _elements(diagnosis)),
@@ -126,30 +129,28 @@ def _spot(suspect: Suspect) -> str:
     return ", ".join(part for part in (step, _span(name), _span(at.op), _span(at.source)) if part)
 
 
-def _headroom(diagnosis: Diagnosis, top: int) -> list[str]:
-    groups = reading.by_format(diagnosis.headroom)
-    if not groups:
+def _headroom(diagnosis: Diagnosis) -> list[str]:
+    lines = format_lines(diagnosis)
+    if not lines:
         return []
-    summary = _bullets(f"{_span(group.format)}: {_escape(group.summary)}" for group in groups)
     rows = [
         (
-            _span(group.format),
-            _span(words.place(row.module, row.name)),
-            _escape(row.role),
-            _margin(row.headroom.overflow_margin),
-            _margin(row.headroom.underflow_margin),
-            words.percent(row.headroom.flushed_fraction),
-            reading.helpful_scale(row),
+            _span(line.format),
+            _span(words.place(tensor.module, tensor.name)),
+            _escape(tensor.role),
+            _escape(f"{tensor.text} {tensor.per}".rstrip()),
+            best_scale(tensor.row),
         )
-        for group in groups
-        for row in group.rows[:top]
+        for line in lines
+        for tensor in line.tensors
     ]
-    columns = ("format", "tensor", "role", "binades to overflow", "binades to underflow", "flushed", "best scale")
-    return [summary, _table(columns, rows)]
+    summary = _bullets(f"{_span(line.format)} {line.mark} {_escape(line.text)}" for line in lines)
+    return [summary, _table(("format", "tensor that decides", "role", "number", "best scale"), rows)]
 
 
-def _margin(margin: float) -> str:
-    return words.binades(margin).removesuffix(" binades")
+def _advice(diagnosis: Diagnosis) -> list[str]:
+    lines = advice_lines(diagnosis)
+    return [_bullets(f"**{topic}:** {_escape(text)}" for topic, text in lines)] if lines else []
 
 
 def _trials(diagnosis: Diagnosis) -> list[str]:
