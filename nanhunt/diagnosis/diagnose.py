@@ -52,7 +52,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         cleared=tuple(cleared),
         untold=tuple(untold),
         headroom=rows,
-        verdicts=format_verdicts(tensors, rows, evidence.birth),
+        verdicts=format_verdicts(tensors, rows, birth=evidence.birth),
         advice=advice(trace, tensors, rows),
         trials=tuple(evidence.trials.values()),
         assumptions=tuple(_assumptions(evidence)),

@@ -111,16 +111,20 @@ class FormatVerdict:
 
 
 def format_verdicts(
-    tensors: Sequence[MergedTensor], rows: Iterable[HeadroomRow], birth: Birth | None = None
+    tensors: Sequence[MergedTensor],
+    rows: Iterable[HeadroomRow],
+    *,
+    formats: Iterable[str] = FORMATS_SHOWN,
+    birth: Birth | None = None,
 ) -> tuple[FormatVerdict, ...]:
-    """Return a verdict for each format that people train in; none where the trace holds no tensor.
+    """Return a verdict for each of `formats` that `rows` are of; none where the trace holds no tensor.
 
     `birth` is the op that made the run's first non-finite value: inside a module, where no row shows its infinity.
     """
     by_format: dict[str, list[HeadroomRow]] = {}
     for row in rows:
         by_format.setdefault(row.headroom.format, []).append(row)
-    return tuple(_verdict(name, tensors, by_format[name], birth) for name in FORMATS_SHOWN if name in by_format)
+    return tuple(_verdict(name, tensors, by_format[name], birth) for name in formats if name in by_format)
 
 
 def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow], birth: Birth | None) -> FormatVerdict:

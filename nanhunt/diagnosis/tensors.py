@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nanhunt.formats.catalogue import FORMATS
 from nanhunt.formats.headroom import ExponentHistogram
@@ -214,12 +213,16 @@ class _Lines:
 
 def _floats(table: Any, name: str) -> _Floats:
     """Return a column as float64, NaN for null."""
+    import pyarrow.compute as pc
+
     column = pc.fill_null(table.column(name).cast(pa.float64()), math.nan)
     return column.combine_chunks().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def _loss_scale(table: Any, loss_scales: Mapping[int, float]) -> _Floats:
     """Return what each row's numbers are too large by: the loss scale of its step, 1 for all but gradients of outputs."""
+    import pyarrow.compute as pc
+
     scaled = pc.equal(table.column("role"), "grad_output").combine_chunks().to_numpy(zero_copy_only=False)
     if not loss_scales or not scaled.any():
         return np.ones(table.num_rows)
@@ -229,6 +232,8 @@ def _loss_scale(table: Any, loss_scales: Mapping[int, float]) -> _Floats:
 
 def _bins(table: Any) -> tuple[_Ints, _Ints, _Floats]:
     """Return how many bins each row's histogram has, and exponent and count of every bin, row after row."""
+    import pyarrow.compute as pc
+
     lists = table.column("exp_hist").combine_chunks()
     low = pc.fill_null(table.column("exp_lo"), 0).combine_chunks().to_numpy().astype(np.int64)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)

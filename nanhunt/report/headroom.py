@@ -10,13 +10,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.diagnosis.cause import Diagnosis, HeadroomRow
+from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import BACKWARD, DECIDING, FORWARD, Answer, Deciding, FormatVerdict, judged
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import BlockFormat, NumberFormat
 from nanhunt.report.words import binades, number, percent, place, printable, scale
 
-__all__ = ["NARROW", "Bar", "FormatLine", "Level", "TensorLine", "bar", "best_scale", "format_lines", "said"]
+__all__ = [
+    "NARROW",
+    "Bar",
+    "FormatLine",
+    "Level",
+    "TensorLine",
+    "bar",
+    "best_scale",
+    "format_lines",
+    "judged_rows",
+    "level_of",
+    "said",
+]
 
 #: binades. A gradient scaler's growth takes one at a time, so two is one growth and one doubling of the data.
 NARROW = 2.0
@@ -59,12 +71,20 @@ class FormatLine:
         return _MARKS[self.level]
 
 
-def format_lines(diagnosis: Diagnosis, *, everything: bool = False) -> list[FormatLine]:
+def format_lines(
+    verdicts: Iterable[FormatVerdict], headroom: Iterable[HeadroomRow], *, everything: bool = False
+) -> list[FormatLine]:
     """Return a line a format; its tensors are those that decide, or with `everything` all that are tight as well."""
     rows: dict[str, list[HeadroomRow]] = {}
-    for row in diagnosis.headroom:
+    for row in headroom:
         rows.setdefault(row.headroom.format, []).append(row)
-    return [_format_line(verdict, rows.get(verdict.format, []), everything) for verdict in diagnosis.verdicts]
+    return [_format_line(verdict, rows.get(verdict.format, []), everything) for verdict in verdicts]
+
+
+def judged_rows(rows: Iterable[HeadroomRow]) -> list[tuple[HeadroomRow, Deciding]]:
+    """Return rows, each with how well it fits its format, worst first."""
+    judgements = [(row, judged(row, lookup(row.headroom.format))) for row in rows]
+    return sorted(judgements, key=lambda pair: (-pair[1].answer, -pair[1].severity))
 
 
 def _format_line(verdict: FormatVerdict, rows: list[HeadroomRow], everything: bool) -> FormatLine:
@@ -72,7 +92,8 @@ def _format_line(verdict: FormatVerdict, rows: list[HeadroomRow], everything: bo
     told = list(verdict.deciding)
     if everything:
         named = {(d.module, d.role, d.name) for d in told}
-        tight = (d for d in _all(row for row in rows if row.role in _OPERANDS) if _level(d, verdict.format) != "roomy")
+        ranked = judged_rows(row for row in rows if row.role in _OPERANDS)
+        tight = (d for _, d in ranked if level_of(d, verdict.format) != "roomy")
         told += [d for d in tight if (d.module, d.role, d.name) not in named]
     tensors = tuple(_tensor_line(d, of.get((d.module, d.role, d.name)), verdict.format) for d in told)
     best = Answer.SCALED if _is_scaled(verdict.format) else Answer.FITS
@@ -89,11 +110,6 @@ def _tightest(verdict: FormatVerdict) -> str:
         return ""
     what = "nearest is" if first.what == "margin" else "most in"
     return f"; {what} {place(first.module, first.name)} ({first.role}): {said(first)}"
-
-
-def _all(rows: Iterable[HeadroomRow]) -> list[Deciding]:
-    judgements = [judged(row, lookup(row.headroom.format)) for row in rows]
-    return sorted(judgements, key=lambda d: (-d.answer, -d.severity))
 
 
 def _is_scaled(name: str) -> bool:
@@ -135,7 +151,13 @@ def _with_range(verdict: FormatVerdict) -> str:
 def _tensor_line(told: Deciding, row: HeadroomRow | None, name: str) -> TensorLine:
     per = f"with a scale per {told.per}" if told.per and _is_scaled(name) else ""
     return TensorLine(
-        row=row, module=told.module, role=told.role, name=told.name, text=said(told), per=per, level=_level(told, name)
+        row=row,
+        module=told.module,
+        role=told.role,
+        name=told.name,
+        text=said(told),
+        per=per,
+        level=level_of(told, name),
     )
 
 
@@ -155,7 +177,8 @@ def said(told: Deciding) -> str:
     )
 
 
-def _level(told: Deciding, name: str) -> Level:
+def level_of(told: Deciding, name: str) -> Level:
+    """Return how near to an end of a format a tensor is."""
     if told.answer is Answer.NOT:
         return "beyond"
     if told.what == "margin":

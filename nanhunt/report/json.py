@@ -17,7 +17,7 @@ from nanhunt.report.headroom import said
 from nanhunt.report.options import Options
 from nanhunt.trace.schema import Onset
 
-__all__ = ["REPORT_SCHEMA", "JsonRenderer", "document"]
+__all__ = ["REPORT_SCHEMA", "JsonRenderer", "document", "headroom_entry", "plain", "verdict_entry"]
 
 #: Version of the document; keys are added without a new one, a key that changes or goes needs one.
 #: 1 - first one.
@@ -41,7 +41,7 @@ class JsonRenderer(Options):
 
 def document(diagnosis: Diagnosis) -> dict[str, Any]:
     """Return the report as JSON values; non-finite numbers are "NaN", "Infinity" and "-Infinity"."""
-    plain: dict[str, Any] = _plain(
+    body: dict[str, Any] = plain(
         {
             "schema": REPORT_SCHEMA,
             "outcome": diagnosis.outcome,
@@ -50,8 +50,8 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "suspects": [_suspect(s, rank) for rank, s in enumerate(diagnosis.suspects, start=1)],
             "cleared": diagnosis.cleared,
             "untold": [{"cause": slug, "reason": reason} for slug, reason in diagnosis.untold],
-            "headroom": [_headroom(row) for row in diagnosis.headroom],
-            "verdicts": [_verdict(verdict) for verdict in diagnosis.verdicts],
+            "headroom": [headroom_entry(row) for row in diagnosis.headroom],
+            "verdicts": [verdict_entry(verdict) for verdict in diagnosis.verdicts],
             "advice": _advice(diagnosis),
             "assumptions": diagnosis.assumptions,
             "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
@@ -71,7 +71,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "series": {name: {"steps": steps, "values": v} for name, (steps, v) in diagnosis.series.items()},
         }
     )
-    return plain
+    return body
 
 
 def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
@@ -143,7 +143,8 @@ def _trial(trial: Trial, prediction: Prediction | None) -> dict[str, Any]:
     }
 
 
-def _headroom(row: HeadroomRow) -> dict[str, Any]:
+def headroom_entry(row: HeadroomRow) -> dict[str, Any]:
+    """Return what one format would do to one tensor."""
     headroom = row.headroom
     return {
         "module": row.module,
@@ -172,7 +173,8 @@ def _headroom(row: HeadroomRow) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: FormatVerdict) -> dict[str, Any]:
+def verdict_entry(verdict: FormatVerdict) -> dict[str, Any]:
+    """Return whether the run fits one format, and what decides."""
     sides = {"forward": verdict.forward, "gradients": verdict.gradients}
     return {
         "format": verdict.format,
@@ -203,7 +205,7 @@ def _advice(diagnosis: Diagnosis) -> dict[str, Any] | None:
     return body | {"sentences": [{"topic": topic, "text": text} for topic, text in advice_lines(diagnosis)]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as JSON has it: spelt-out non-finite numbers, lists for tuples, text for what JSON has no type."""
     if value is None or isinstance(value, bool):
         return value
@@ -212,9 +214,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Real):
         return _spelt(float(value))
     if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
+        return {_text(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _text(value)
 
 

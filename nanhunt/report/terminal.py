@@ -11,7 +11,8 @@ from rich.text import Text
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import reading, words
 from nanhunt.report.advice import advice_lines
-from nanhunt.report.headroom import TensorLine, bar, format_lines
+from nanhunt.report.headroom import format_lines
+from nanhunt.report.headroom_page import put_formats
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
@@ -20,11 +21,6 @@ __all__ = ["TerminalRenderer"]
 
 #: cells below which columns no longer fit side by side
 _NARROWEST = 40
-#: cells of a headroom line below which it goes without a bar, and from which on the bar is long
-_BARS_FROM = 68
-_WIDE_BARS_FROM = 100
-#: cells of "infinite here, fp64: 68852"
-_SAID = 28
 #: cells of a sparkline: more say no more, and the eye no longer takes them in at once
 _CURVE = 64
 
@@ -36,7 +32,6 @@ _GRADE_STYLES = {
     Grade.CONSISTENT: "yellow",
     Grade.REFUTED: "dim",
 }
-_LEVEL_STYLES = {"roomy": "green", "near": "yellow", "beyond": "red"}
 _CURVES = (("loss", "loss"), ("grad_norm", "grad norm"), ("loss_scale", "loss scale"))
 
 
@@ -287,36 +282,13 @@ def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
 
 def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     """Print a line a format; below one that does not simply fit, where anything is at fault, the tensors that decide."""
-    lines = format_lines(diagnosis, everything=options.verbose)
+    lines = format_lines(diagnosis.verdicts, diagnosis.headroom, everything=options.verbose)
     if not lines:
         return
-    listing = diagnosis.outcome != "healthy" or options.verbose
     tensors = len({(row.module, row.role, row.name) for row in diagnosis.headroom})
     more = "" if options.verbose else "; --verbose for every tight one"
     page.heading("headroom", f"{words.counted(tensors, 'tensor')} over all steps{more}")
-    formats = column((line.format for line in lines), 16)
-    names = column((words.place(t.module, t.name) for line in lines for t in line.tensors), 40)
-    for line in lines:
-        label = Text(f"{middle(line.format, formats)}  ", "bold").append(f"{line.mark} ", _LEVEL_STYLES[line.level])
-        page.put(label, Text(line.text, _LEVEL_STYLES[line.level]))
-        for tensor in line.tensors if listing and (options.verbose or line.level != "roomy") else ():
-            page.row(_tensor_line(tensor, names, page.width - 4), indent=4)
-
-
-def _tensor_line(tensor: TensorLine, names: int, width: int) -> Text:
-    """Return one tensor's line: name, role, where it lies in the format's range, the number that decides."""
-    style = _LEVEL_STYLES[tensor.level]
-    cells = 24 if width >= _WIDE_BARS_FROM else 10
-    role = f"  {middle(words.printable(tensor.role), 11)} "
-    left = width - cell_len(role) - _SAID - (cells + 6 if width >= _BARS_FROM else 0)
-    line = Text(middle(words.place(tensor.module, tensor.name), max(min(names, left), 8)), "cyan").append(role, "dim")
-    if width >= _BARS_FROM:
-        drawn = bar(tensor.row, cells) if tensor.row is not None else None
-        for text, beyond in drawn.pieces() if drawn is not None else [(" " * (cells + 4), False)]:
-            line.append(text, "red" if beyond else style)
-        line.append("  ")
-    line.append(tensor.text, style)
-    return line.append(f" {tensor.per}" if width >= _WIDE_BARS_FROM else "", "dim")
+    put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome != "healthy")
 
 
 def _advice(page: Page, diagnosis: Diagnosis, options: Options) -> None:
