@@ -55,7 +55,10 @@ def measure_blocks(tensor: Tensor, *, amax: Tensor, is_parameter: bool) -> Tenso
             return torch.zeros(len(SEEN) + 3 * len(LOOKS), dtype=torch.float64, device=tensor.device)
         height = _BLOCK if is_parameter else 1
         rows = _some_rows(_as_rows(values, is_parameter), height)
-        of_rows = _magnitudes(rows).amax(dim=1).reshape(-1, 1, 1, 1)
+        # of a single row the amax is known, and the row may be a whole flattened model
+        of_rows = (
+            amax if rows.numel() == values.numel() and rows.shape[0] == 1 else _magnitudes(rows).amax(dim=1)
+        ).reshape(-1, 1, 1, 1)
         x = _Elements(_magnitudes(_some_columns(rows, height)))
         by_row = x.times(_power_of_two(of_rows, 1.75), 1, x.width)
         is_row = height == 1 and rows.shape[1] <= _BLOCK
