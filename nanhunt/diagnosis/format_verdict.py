@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from nanhunt.diagnosis.cause import HeadroomRow
@@ -40,7 +40,9 @@ FORWARD = ("output", "weight")
 BACKWARD = ("grad_output",)
 #: Tensors named for each side of a verdict.
 DECIDING = 3
-#: Share of a gradient that may become zero in an FP4 format. E2M1 spans under four binades: of 32 normal elements a
+#: Share of a gradient that may become zero in FP8, whose operands' products are summed and kept in a wider format.
+FLUSHED_IN_FP8 = 0.05
+#: The same in an FP4 format. E2M1 spans under four binades: of 32 normal elements a
 #: seventh is zero by construction, and no recipe can help it.
 FLUSHED_IN_FP4 = 0.25
 
@@ -169,6 +171,9 @@ def _under_loss_scale(alone: Side, scales: LossScales | None) -> Side:
     """Return what becomes of gradients that do not fit as they are where the loss has a scale."""
     if scales is None:
         return alone
+    if scales.holds(1.0) and all(d.what == "flushed" for d in alone.deciding if d.answer is Answer.NOT):
+        # nothing but what is negligible beside its tensor's largest
+        return Side(answer=Answer.FITS, deciding=tuple(replace(d, answer=Answer.FITS) for d in alone.deciding))
     answer = Answer.SCALED if scales.works else Answer.NOT
     ends: list[tuple[ScaleEnd, str]] = [(scales.low, "least loss scale"), (scales.high, "most loss scale")]
     told = [
@@ -229,7 +234,7 @@ def _limits(fmt: AnyFormat, role: str) -> tuple[float, float]:
     an output may be small for a reason, as what a softmax has ruled out is.
     """
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt
-    count = FLUSHED_IN_FP4 if element.bits <= 4 else FLUSHED
+    count = FLUSHED_IN_FP4 if element.bits <= 4 else FLUSHED_IN_FP8 if element.bits <= 8 else FLUSHED
     return (count if role in BACKWARD else math.inf), (element.eps / 2) ** 2
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import FORMATS, FP16
-from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.formats.number_format import NumberFormat
 
 __all__ = ["FLUSHED", "GRADIENTS", "LossScales", "ScaleEnd", "loss_scales", "vanished"]
@@ -27,6 +26,9 @@ GRADIENTS = ("grad_output", "grad")
 #: Share of a tensor's elements that may become zero: a fifth of the 5 % that cost fp16 training without fp32 master
 #: weights its accuracy in Micikevicius et al., Mixed Precision Training, 2018.
 FLUSHED = 0.01
+#: Binades below its tensor's largest in the same step from which on an element adds nothing to an fp32 sum with it; as
+#: many as lie there are not counted among the lost.
+NEGLIGIBLE = 24
 #: Binades that a recommended scale leaves above the largest gradient: one growth of the scaler, one doubling of the data.
 SPARE = 2
 
@@ -78,7 +80,7 @@ def loss_scales(
     gradients = [t for t in tensors if t.role in roles and t.exponents is not None]
     if not gradients or vanished(tensors):
         return None
-    lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t.exponents))) for t in gradients if t.exponents]
+    lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t))) for t in gradients]
     highs = [_end(t, _most(t.amax, fmt), t.amax) for t in gradients]
     return LossScales(
         format=fmt.name,
@@ -99,13 +101,14 @@ def _end(tensor: MergedTensor, shift: int, magnitude: float) -> ScaleEnd:
 
 def _least(tensor: MergedTensor, fmt: NumberFormat) -> int:
     """Return the smallest k at which 2^k leaves at most `FLUSHED` of a tensor's elements below half the smallest value."""
-    assert tensor.exponents is not None
-    return math.frexp(fmt.smallest)[1] - 2 - _deepest(tensor.exponents)
+    return math.frexp(fmt.smallest)[1] - 2 - _deepest(tensor)
 
 
-def _deepest(exponents: ExponentHistogram) -> int:
-    """Return the largest exponent below which at most `FLUSHED` of the elements lie."""
-    allowed, below = FLUSHED * exponents.total, 0
+def _deepest(tensor: MergedTensor) -> int:
+    """Return the largest exponent below which at most `FLUSHED` of the elements lie, negligible ones aside."""
+    exponents = tensor.exponents
+    assert exponents is not None
+    allowed, below = FLUSHED * exponents.total + int(tensor.depths[:, NEGLIGIBLE:].sum()), 0
     for exponent, count in enumerate(exponents.counts, start=exponents.lowest):
         below += count
         if below > allowed:

@@ -103,9 +103,13 @@ def _fp8(verdicts: dict[str, FormatVerdict]) -> Iterator[str]:
         Answer.SCALED: "suits with a scale per tensor",
         Answer.SCALED_PER_BLOCK: "suits with a scale per block only",
     }
-    parts = [f"{name} loses most in {_named(side)}" for name, side in told]
+    parts = [f"{name} loses {_most(side)}" for name, side in told]
     known = "" if len(told) == len(sides) else ", as far as can be told"
-    yield f"{suits.get(worst, 'does not suit every tensor, under no scale')}{known}: {'; '.join(parts)}"
+    yield f"{suits.get(worst, 'does not suit every tensor, not even with a scale per block')}{known}: {'; '.join(parts)}"
+
+
+def _most(side: Side) -> str:
+    return f"most in {_named(side)}" if side.deciding and side.deciding[0].number else "nothing to zero"
 
 
 def _named(side: Side) -> str:
@@ -156,7 +160,7 @@ def _kept(kept: Kept) -> str:
     of = f"{kept.count} of {counted(kept.of, 'tensor')}"
     named = _listed(kept)
     if kept.why == "fp8":
-        return f"{of} fit FP8 with no scale, per tensor or block: {named}"
+        return f"{of} do not fit FP8, not even with a scale per block: {named}"
     if kept.why == "fp8-blocks":
         return f"{of} fit FP8 with a scale per block only: {named}"
     if kept.why == "moment":

@@ -105,6 +105,15 @@ def test_a_recommended_scale_leaves_room_above_and_is_in_the_range(tmp_path: Pat
         assert found.recommended <= 2.0**13 or found.recommended == 2.0**found.low.shift
 
 
+def test_elements_that_are_negligible_beside_the_largest_of_their_step_ask_for_no_loss_scale(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, [grad([2.0**-10] * 5 + [2.0**-140] * 5), grad([2.0**-20] * 10, step=1)])
+    found = scales_of(trace)
+    assert found is not None
+    assert found.low.shift == -5  # the second step's 2^-20 decide, not the first one's 2^-140
+    verdicts = verdicts_of(trace)
+    assert verdicts["bf16"].gradients.answer is verdicts["fp16"].gradients.answer is Answer.FITS
+
+
 def test_without_gradients_no_loss_scale_is_told(tmp_path: Path) -> None:
     trace = trace_of(tmp_path, [seen([1.0])])
     assert scales_of(trace) is None
@@ -172,7 +181,8 @@ def lost(count: float, energy: float) -> Lost:
         ("grad_output", lost(0.5, 1e-9), lost(0.5, 1e-9), Answer.NOT),
         ("output", lost(0.0, 0.01), lost(0, 0.001), Answer.SCALED_PER_BLOCK),  # u^2 of E4M3 is 0.0039
         ("output", lost(0.0, 0.0039), lost(0, 0), Answer.SCALED),
-        ("grad_output", lost(0.01, 0.0), lost(0, 0), Answer.SCALED),
+        ("grad_output", lost(0.05, 0.0), lost(0, 0), Answer.SCALED),
+        ("grad_output", lost(0.051, 0.0), lost(0, 0), Answer.SCALED_PER_BLOCK),
     ],
 )
 def test_what_may_become_zero_is_by_energy_and_of_gradients_by_count(
