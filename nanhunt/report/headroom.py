@@ -54,6 +54,8 @@ class TensorLine:
     #: whose scale that is under, in words; '' without one
     per: str
     level: Level
+    #: the scale that brings it as high as it goes, '' where it is roomy without one or was infinite: `amax` is finite
+    scale: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
