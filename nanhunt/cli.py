@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from nanhunt.errors import NanhuntError, UserCodeError
+from nanhunt.errors import NanhuntError, UsageError, UserCodeError
 
 __all__ = ["app", "main"]
 
@@ -153,12 +153,21 @@ def report(
 def formats(
     dtype: Annotated[list[str] | None, typer.Option(help="a format's name: bf16, e4m3fn, nvfp4 … (repeatable)")] = None,
     value: Annotated[list[str] | None, typer.Option(help="show this value's fate: 70000, 2^-25 (repeatable)")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="show what formats would do to the tensors of this trace")
+    ] = None,
     format: Format = None,
     out: Out = None,
 ) -> None:
-    """Show what number formats can hold, and what becomes of a value."""
+    """Show what number formats can hold, and what becomes of a value, or of a run's tensors."""
     from nanhunt.commands.formats import formats as run
+    from nanhunt.commands.formats import formats_of_trace
 
+    if trace is not None:
+        if value:
+            raise UsageError("--value and --trace: one of them", hint="a value's fate depends on no trace")
+        formats_of_trace(trace, list(dtype or ()), format=format, out=out)
+        return
     run(list(dtype or ()), list(value or ()), format=format, out=out)
 
 

@@ -32,6 +32,7 @@ def run_on(device: torch.device) -> TrainingRun:
 def test_probes_never_wait_for_the_device_inside_a_step() -> None:
     run = run_on(torch.device("cuda"))
     rows = RowBuffer()
+    rows.blocks.on = True
     finite, optimizer = Finiteness(run), OptimizerProbe(run, rows)
     batch = run.batches.get(0, 0)
     for _ in range(2):  # the first step makes the optimizer's state, which copies from the host
@@ -57,6 +58,7 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert rows.take()
+    assert rows.blocks.take(0)
     assert finite.resolve().losses
 
 

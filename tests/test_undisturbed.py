@@ -290,6 +290,7 @@ PROBES = [nothing, finiteness, module_probe, optimizer_probe, op_probe]
 def watched(scenario: Scenario, probe: Callable[..., Any] | None) -> list[dict[str, Any]]:
     """Train under a probe, all of them where `probe` is None; return the state after each step."""
     run, rows = run_of(scenario, batches(STEPS * scenario.accumulate)), RowBuffer()
+    rows.blocks.on = True
     states = []
     for step in range(STEPS):
         losses = Losses()
@@ -299,6 +300,8 @@ def watched(scenario: Scenario, probe: Callable[..., Any] | None) -> list[dict[s
         else:
             with probe(run, rows) as watch:
                 train_step(run, step, Both(watch, losses))
+        looked = rows.blocks.take(step)
+        assert (looked is not None) == (probe in (None, module_probe, optimizer_probe))
         rows.take()
         states.append({"losses": losses.bits, **state_of(run.model, run.optimizer, run.scaler)})
     assert_nothing_is_left_on(run.model)

@@ -16,10 +16,13 @@ from nanhunt.interventions import Prediction, Trial
 from nanhunt.trace.schema import Onset
 
 if TYPE_CHECKING:
+    from nanhunt.diagnosis.advice import Advice
     from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
+    from nanhunt.diagnosis.format_verdict import FormatVerdict
     from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.formats.headroom import Headroom
+    from nanhunt.formats.shared_scale import Lost
 
 __all__ = ["Cause", "Diagnosis", "Exhibit", "Grade", "HeadroomRow", "Location", "NotApplicable", "Suspect"]
 
@@ -103,12 +106,30 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadroomRow:
-    """What one format would do to one tensor of the run."""
+    """What one format would do to one tensor of the run, over all its steps.
+
+    `headroom` is of the tensor as it is, without a scale. `scaled` is what a scale leaves that puts the largest magnitude
+    of those that share it at the format's end, by who shares it: "tensor" (each step's own amax), "row", "block" (128 x
+    128; of outputs and their gradients 1 x 128). Of a block format `headroom` itself is what its own scales leave, where
+    `measured`; else each element is in the block that suits it best.
+    """
 
     module: str
     role: str
     name: str
     headroom: Headroom
+    scaled: tuple[tuple[str, Lost], ...] = ()
+    #: whether rows and blocks were looked at; `sampled` says that this was at a part of the elements
+    measured: bool = False
+    sampled: bool = False
+    #: where the run held this tensor in this very format, and it was infinite: the `seq` of its first such row
+    overflowed: int | None = None
+    amax: float = 0.0
+    amin: float = 0.0
+
+    def under(self, per: str) -> Lost | None:
+        """Return what a scale per "tensor", "row" or "block" leaves; None where that is not known."""
+        return next((lost for shared, lost in self.scaled if shared == per), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,3 +167,6 @@ class Diagnosis:
     no_samples: str = ""
     #: what the run's precision recipe did to it; None without one
     precision: PrecisionFacts | None = None
+    #: whether the run fits each format; and what precision it needs, None where the trace holds no tensor
+    verdicts: tuple[FormatVerdict, ...] = ()
+    advice: Advice | None = None

@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from nanhunt.diagnosis.advice import advice
 from nanhunt.diagnosis.cause import Cause, Diagnosis, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.causes import CAUSES
 from nanhunt.diagnosis.certificate import certificate
 from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.format_verdict import format_verdicts
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.precision import precision_facts
+from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
@@ -39,6 +42,8 @@ def diagnose(trace: Trace) -> Diagnosis:
     onset = evidence.onset
     suspects, cleared, untold = _examined(evidence) if onset else ([], [], [])
     ranked = _ranked([_with_trials(s, evidence) for s in suspects])
+    tensors = merged_tensors(trace)
+    rows = headroom_rows(tensors)
     outcome = "fault" if onset else ("healthy" if trace.complete else "inconclusive")
     return Diagnosis(
         outcome=outcome,
@@ -47,7 +52,9 @@ def diagnose(trace: Trace) -> Diagnosis:
         suspects=tuple(ranked),
         cleared=tuple(cleared),
         untold=tuple(untold),
-        headroom=headroom_rows(trace),
+        headroom=rows,
+        verdicts=format_verdicts(tensors, rows, birth=evidence.birth),
+        advice=advice(trace, tensors, rows),
         trials=tuple(evidence.trials.values()),
         assumptions=tuple(_assumptions(evidence)),
         run=_run_facts(trace),

@@ -1,67 +1,72 @@
-"""What each number format would do to each tensor of the run, over all its steps."""
+"""What each number format would do to each tensor of the run, over all its steps, without a scale and under several."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from nanhunt.diagnosis.cause import HeadroomRow
+from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import lookup
-from nanhunt.formats.headroom import ExponentHistogram, headroom
-from nanhunt.trace.reader import Trace
+from nanhunt.formats.headroom import Headroom, headroom
+from nanhunt.formats.number_format import AnyFormat, BlockFormat, NumberFormat
+from nanhunt.formats.shared_scale import Lost
 
 __all__ = ["FORMATS_SHOWN", "headroom_rows"]
 
 #: Formats that people train in.
-FORMATS_SHOWN = ("fp16", "bf16", "e4m3fn", "e5m2")
-_ROLES = ("output", "grad_output", "weight", "grad", "exp_avg", "exp_avg_sq", "update")
+FORMATS_SHOWN = ("fp16", "bf16", "e4m3fn", "e5m2", "mxfp8_e4m3", "mxfp4", "nvfp4")
+#: Widest format that is used under a scale of each tensor, bits.
+_SCALED_BITS = 8
 
 
-def headroom_rows(trace: Trace) -> tuple[HeadroomRow, ...]:
-    """Return a row a tensor and format, merged over steps, tightest overflow margin first.
+def headroom_rows(tensors: Iterable[MergedTensor], formats: Iterable[str] = FORMATS_SHOWN) -> tuple[HeadroomRow, ...]:
+    """Return a row a tensor and format, tightest overflow margin first; none of a tensor of zeros.
 
-    Exact from amax, amin and exponent histograms: nothing is cast. Tensors without a finite non-zero element have none.
+    Exact from amax, amin and exponent histograms, and from what was counted in rows and blocks: nothing is cast.
     """
-    columns = ["role", "module", "name", "amax", "amin", "exp_lo", "exp_hist"]
-    frame = trace.frame(columns, roles=_ROLES, passes=["replay"])
-    merged: dict[tuple[str, str, str], _Merged] = {}
-    for role, module, name, amax, amin, low, counts in frame.itertuples(index=False, name=None):
-        if amax is None or not amax > 0.0:  # NaN, null and zero alike
-            continue
-        merged.setdefault((str(module), str(role), str(name)), _Merged()).add(amax, amin, low, counts)
-    formats = [lookup(name) for name in FORMATS_SHOWN]
-    rows = [
-        HeadroomRow(
-            module=module,
-            role=role,
-            name=name,
-            headroom=headroom(fmt, amax=seen.amax, amin=seen.amin, exponents=seen.histogram()),
-        )
-        for (module, role, name), seen in merged.items()
-        for fmt in formats
-    ]
+    wanted = [lookup(name) for name in formats]
+    rows = [_row(tensor, fmt) for tensor in tensors if tensor.amax > 0.0 for fmt in wanted]
     return tuple(sorted(rows, key=lambda row: row.headroom.overflow_margin))
 
 
-class _Merged:
-    """Extremes and exponent counts of one tensor over its steps."""
+def _row(tensor: MergedTensor, fmt: AnyFormat) -> HeadroomRow:
+    plain = headroom(fmt, amax=tensor.amax, amin=tensor.amin, exponents=tensor.exponents)
+    measured = bool(tensor.shared)
+    if isinstance(fmt, BlockFormat):
+        own = tensor.shared.get((str(fmt.block_size), fmt.name))
+        plain, measured = (plain, False) if own is None else (_as_measured(plain, own), True)
+    return HeadroomRow(
+        module=tensor.module,
+        role=tensor.role,
+        name=tensor.name,
+        headroom=plain,
+        scaled=tuple(_scaled(tensor, fmt)),
+        measured=measured,
+        sampled=measured and tensor.sampled,
+        overflowed=tensor.first_infinite if fmt.name in tensor.formats else None,
+        amax=tensor.amax,
+        amin=tensor.amin,
+    )
 
-    __slots__ = ("_counts", "amax", "amin")
 
-    def __init__(self) -> None:
-        self.amax = 0.0
-        self.amin = 0.0
-        self._counts: dict[int, int] = {}
+def _scaled(tensor: MergedTensor, fmt: AnyFormat) -> Iterator[tuple[str, Lost]]:
+    """Yield what scales leave that each tensor, row or block has of its own; nothing for formats used without one."""
+    if not isinstance(fmt, NumberFormat) or fmt.bits > _SCALED_BITS:
+        return
+    own = tensor.under_own_scale(fmt)
+    if own is not None:
+        yield "tensor", own
+    for per in ("row", "block"):
+        lost = tensor.shared.get((per, fmt.name))
+        if lost is not None:
+            yield per, lost
 
-    def add(self, amax: float, amin: float, low: Any, counts: Any) -> None:
-        self.amax = max(self.amax, amax)
-        if amin is not None and amin > 0.0:
-            self.amin = min(self.amin, amin) if self.amin else amin
-        if counts is not None and low == low and low is not None:
-            for exponent, count in enumerate(counts, start=int(low)):
-                self._counts[exponent] = self._counts.get(exponent, 0) + int(count)
 
-    def histogram(self) -> ExponentHistogram | None:
-        if not self._counts:
-            return None
-        low, high = min(self._counts), max(self._counts)
-        return ExponentHistogram(lowest=low, counts=tuple(self._counts.get(e, 0) for e in range(low, high + 1)))
+def _as_measured(plain: Headroom, own: Lost) -> Headroom:
+    return replace(
+        plain,
+        subnormal_fraction=own.subnormal_share,
+        flushed_fraction=own.flushed_share,
+        flushed_energy=own.energy_share,
+    )

@@ -76,6 +76,25 @@ class ExponentHistogram:
         dropped = max(0, exponent - self.lowest)
         return sum(self.counts[dropped:]) / total if (total := self.total) else 0.0
 
+    def energy_below(self, exponent: int) -> float:
+        """Return the share of the sum of squares in elements with |x| < 2^exponent, each log-uniform in its binade.
+
+        A binade's mean square is then 4^e x 1.5 / ln 2 for all e alike, and the factor cancels.
+        """
+        kept = max(0, exponent - self.lowest)
+        total = self._energy(self.counts)
+        return self._energy(self.counts[:kept]) / total if total else 0.0
+
+    def energy_of_one(self, exponent: int) -> float:
+        """Return the share of the sum of squares that one element of this exponent has."""
+        total = self._energy(self.counts)
+        return math.ldexp(1.0, 2 * (exponent - self._end + 1)) / total if total else 0.0
+
+    def _energy(self, counts: tuple[int, ...]) -> float:
+        """Return the sum of n x 4^e in units of the highest bin's 4^e, which no float overflows."""
+        top = len(self.counts) - 1
+        return math.fsum(math.ldexp(n, 2 * (i - top)) for i, n in enumerate(counts) if n)
+
     def trimmed(self) -> ExponentHistogram:
         """Return the same counts without empty bins at either end; (0, ()) where nothing was counted."""
         filled = [index for index, count in enumerate(self.counts) if count]
@@ -97,6 +116,9 @@ class Headroom:
     but for the binade in which the range ends, where `overflow_fraction` counts the elements that the extremes prove to
     be beyond, and for elements on the very midpoint between zero and the smallest value, which flush but may be counted
     as subnormal. NVFP4's ends need not lie between binades, and its fractions leave out the part of one.
+
+    `flushed_energy` places elements log-uniformly in their binade, so that it is right to a factor of 4 either way; it is
+    0 exactly where nothing flushes and 1 where all does.
     """
 
     #: name of the format
@@ -111,6 +133,8 @@ class Headroom:
     subnormal_fraction: float | None
     #: share that rounds to zero
     flushed_fraction: float | None
+    #: share of the sum of squares that rounds to zero; None where no histogram was taken
+    flushed_energy: float | None = None
     #: the power of two that brings amax as high as it goes without overflow; None with no non-zero element
     best_shift: int | None
 
@@ -131,11 +155,12 @@ def headroom(fmt: AnyFormat, *, amax: float, amin: float, exponents: ExponentHis
     if not (0 <= amin < math.inf and 0 <= amax < math.inf):
         raise ValueError(f"amax and amin are finite magnitudes, not {amax} and {amin}")
     reach = _reach(fmt, amax)
-    overflow = subnormal = flushed = None
+    overflow = subnormal = flushed = energy = None
     if exponents is not None:
         overflow = _overflow_fraction(reach, amax, amin, exponents)
         flushed = _flushed_fraction(reach, amax, amin, exponents)
         subnormal = _subnormal_fraction(reach, amax, exponents, flushed)
+        energy = _flushed_energy(reach, amin, exponents, flushed)
     return Headroom(
         format=fmt.name,
         overflow_margin=binades(reach.largest, amax) if amax else math.inf,
@@ -143,6 +168,7 @@ def headroom(fmt: AnyFormat, *, amax: float, amin: float, exponents: ExponentHis
         overflow_fraction=overflow,
         subnormal_fraction=subnormal,
         flushed_fraction=flushed,
+        flushed_energy=energy,
         best_shift=_best_shift(fmt, reach, amax),
     )
 
@@ -212,6 +238,14 @@ def _flushed_fraction(reach: _Reach, amax: float, amin: float, exponents: Expone
 def _subnormal_fraction(reach: _Reach, amax: float, exponents: ExponentHistogram, flushed: float) -> float:
     below = 1.0 if 0 < amax < reach.smallest_normal else exponents.fraction_below(_exponent(reach.smallest_normal))
     return max(0.0, below - flushed)
+
+
+def _flushed_energy(reach: _Reach, amin: float, exponents: ExponentHistogram, flushed: float) -> float:
+    """Return the share of energy that goes; where the histogram shows no flushed element, `amin` is the one known."""
+    if flushed in (0.0, 1.0):
+        return flushed
+    below = exponents.energy_below(_exponent(reach.flush))
+    return below or exponents.energy_of_one(_exponent(amin))
 
 
 def _best_shift(fmt: AnyFormat, reach: _Reach, amax: float) -> int | None:

@@ -29,6 +29,7 @@ from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.trials import try_causes
 from nanhunt.hunt.what_if import note_recipe
+from nanhunt.probes.blocks import is_looked_at
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import split_name
 from nanhunt.replay import Replayed, device_is_lost, replay_step
@@ -177,9 +178,10 @@ def _replay(state: HuntState) -> Onset | None:
     for step in range(state.next_step, run.start_step + settings.steps):
         state.ring.offer(run, step)
         run.batches.forget_before(state.ring.oldest_step)
-        recorded = (step - run.start_step) % settings.every == 0
+        before, rest = divmod(step - run.start_step, settings.every)
+        state.rows.blocks.on = is_looked_at(before)
         try:
-            seen = replay_step(run, step, state.rows, recorded=recorded)
+            seen = replay_step(run, step, state.rows, recorded=rest == 0)
         except DataEndedError:
             if step == run.start_step:
                 raise ConfigError(
@@ -188,6 +190,8 @@ def _replay(state: HuntState) -> Onset | None:
             text = f"data ended before step {step}: {step - run.start_step} of {settings.steps} steps were replayed"
             state.assume(text)
             break
+        finally:
+            state.rows.blocks.on = False
         rows = state.write()
         if step == run.start_step:
             note_recipe(state, step)

@@ -159,6 +159,9 @@ class HuntState:
         self.outside += sorted({row.step for row in rows if row.name == "target.outside" and (row.value or 0.0) > 0.0})
         self.fused |= any(row.name == "attention.score_bound" for row in rows)
         self.writer.write(rows)
+        blocks = self.rows.blocks.take(self.rows.step)
+        if blocks is not None:
+            self.writer.note(NoteKind.BLOCKS, blocks)
         self.writer.flush()
         return rows
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.probes.blocks import BlockLooks
 from nanhunt.stats.summarize import StatsQueue
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Observation, Phase, Role
@@ -44,6 +45,7 @@ class RowBuffer:
         self._seq = 0
         self._pending: list[_Pending] = []
         self._queue = StatsQueue()
+        self.blocks = BlockLooks()
 
     @property
     def is_aside(self) -> bool:
@@ -82,6 +84,7 @@ class RowBuffer:
             return
         with self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
+            self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
         row = self._row(phase, role, module, name)
         row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
         self._pending.append(_Pending(row, ticket=ticket))
@@ -118,6 +121,7 @@ class RowBuffer:
         """Forget the rows so far, without a word to the device."""
         self._pending.clear()
         self._queue = StatsQueue()
+        self.blocks.drop()
 
     def _row(self, phase: Phase, role: Role, module: str, name: str) -> Observation:
         return Observation(

@@ -10,11 +10,14 @@ from typing import Any, ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, HeadroomRow, Location, Suspect
 from nanhunt.diagnosis.certificate import Certificate
+from nanhunt.diagnosis.format_verdict import Deciding, FormatVerdict
 from nanhunt.interventions import Prediction, Trial
+from nanhunt.report.advice import advice_lines
+from nanhunt.report.headroom import said
 from nanhunt.report.options import Options
 from nanhunt.trace.schema import Onset
 
-__all__ = ["REPORT_SCHEMA", "JsonRenderer", "document"]
+__all__ = ["REPORT_SCHEMA", "JsonRenderer", "document", "headroom_entry", "plain", "verdict_entry"]
 
 #: Version of the document; keys are added without a new one, a key that changes or goes needs one.
 #: 1 - first one.
@@ -38,7 +41,7 @@ class JsonRenderer(Options):
 
 def document(diagnosis: Diagnosis) -> dict[str, Any]:
     """Return the report as JSON values; non-finite numbers are "NaN", "Infinity" and "-Infinity"."""
-    plain: dict[str, Any] = _plain(
+    body: dict[str, Any] = plain(
         {
             "schema": REPORT_SCHEMA,
             "outcome": diagnosis.outcome,
@@ -47,7 +50,9 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "suspects": [_suspect(s, rank) for rank, s in enumerate(diagnosis.suspects, start=1)],
             "cleared": diagnosis.cleared,
             "untold": [{"cause": slug, "reason": reason} for slug, reason in diagnosis.untold],
-            "headroom": [_headroom(row) for row in diagnosis.headroom],
+            "headroom": [headroom_entry(row) for row in diagnosis.headroom],
+            "verdicts": [verdict_entry(verdict) for verdict in diagnosis.verdicts],
+            "advice": _advice(diagnosis),
             "precision": None if diagnosis.precision is None else asdict(diagnosis.precision),
             "assumptions": diagnosis.assumptions,
             "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
@@ -67,7 +72,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "series": {name: {"steps": steps, "values": v} for name, (steps, v) in diagnosis.series.items()},
         }
     )
-    return plain
+    return body
 
 
 def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
@@ -139,7 +144,8 @@ def _trial(trial: Trial, prediction: Prediction | None) -> dict[str, Any]:
     }
 
 
-def _headroom(row: HeadroomRow) -> dict[str, Any]:
+def headroom_entry(row: HeadroomRow) -> dict[str, Any]:
+    """Return what one format would do to one tensor."""
     headroom = row.headroom
     return {
         "module": row.module,
@@ -151,12 +157,56 @@ def _headroom(row: HeadroomRow) -> dict[str, Any]:
         "overflow_fraction": headroom.overflow_fraction,
         "subnormal_fraction": headroom.subnormal_fraction,
         "flushed_fraction": headroom.flushed_fraction,
+        "flushed_energy": headroom.flushed_energy,
         "best_shift": headroom.best_shift,
         "best_scale": headroom.best_scale,
+        "scaled": {
+            per: {
+                "subnormal_fraction": lost.subnormal_share,
+                "flushed_fraction": lost.flushed_share,
+                "flushed_energy": lost.energy_share,
+            }
+            for per, lost in row.scaled
+        },
+        "measured": row.measured,
+        "sampled": row.sampled,
+        "overflowed": row.overflowed is not None,
     }
 
 
-def _plain(value: Any) -> Any:
+def verdict_entry(verdict: FormatVerdict) -> dict[str, Any]:
+    """Return whether the run fits one format, and what decides."""
+    sides = {"forward": verdict.forward, "gradients": verdict.gradients}
+    return {
+        "format": verdict.format,
+        "verdict": verdict.answer.words,
+        "measured": verdict.measured,
+        **{
+            name: {"verdict": side.answer.words, "deciding": [_deciding(d) for d in side.deciding]}
+            for name, side in sides.items()
+        },
+    }
+
+
+def _deciding(told: Deciding) -> dict[str, Any]:
+    return asdict(told) | {"answer": told.answer.words, "said": said(told)}
+
+
+def _advice(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return the advice as numbers, and as the sentences that a page prints."""
+    found = diagnosis.advice
+    if found is None:
+        return None
+    scales = found.loss_scale
+    body = asdict(found)
+    if scales is not None:
+        body["loss_scale"] |= {"works": scales.works, "recommended": scales.recommended}
+    for loss, told in zip(body["gradients"], found.gradients, strict=True):
+        loss["lost"] |= {"flushed_fraction": told.lost.flushed_share, "flushed_energy_share": told.lost.energy_share}
+    return body | {"sentences": [{"topic": topic, "text": text} for topic, text in advice_lines(diagnosis)]}
+
+
+def plain(value: Any) -> Any:
     """Return a value as JSON has it: spelt-out non-finite numbers, lists for tuples, text for what JSON has no type."""
     if value is None or isinstance(value, bool):
         return value
@@ -165,9 +215,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Real):
         return _spelt(float(value))
     if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
+        return {_text(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _text(value)
 
 

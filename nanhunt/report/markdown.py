@@ -8,9 +8,11 @@ from typing import ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import precision, reading, words
+from nanhunt.report.advice import advice_lines
+from nanhunt.report.headroom import format_lines
 from nanhunt.report.options import Options
 
-__all__ = ["MarkdownRenderer"]
+__all__ = ["MarkdownRenderer", "bullets", "escape", "span", "table"]
 
 #: signs that mean something to GitHub's Markdown anywhere in a line; `$` opens a formula
 _SIGNS = re.compile(r"([\\`*_\[\]~$])")
@@ -33,30 +35,31 @@ class MarkdownRenderer(Options):
             *_where(diagnosis),
             *_suspects(diagnosis, self.top),
             *_folded("Precision", _precision(diagnosis)),
-            *_folded("Headroom", _headroom(diagnosis, self.top)),
+            *_folded("Headroom", _headroom(diagnosis)),
+            *_folded("Precision advice", _advice(diagnosis)),
             *_folded("Trials", _trials(diagnosis)),
             *_folded("Lineage", _lineage(diagnosis)),
             *_folded("Offending elements", _elements(diagnosis)),
-            *_folded("Could not tell", [_bullets(f"{_span(slug)}: {_escape(why)}" for slug, why in diagnosis.untold)]),
-            *_folded("Cleared", [", ".join(_span(slug) for slug in diagnosis.cleared)]),
-            *_folded("Assumptions", [_bullets(_escape(text) for text in diagnosis.assumptions)]),
+            *_folded("Could not tell", [bullets(f"{span(slug)}: {escape(why)}" for slug, why in diagnosis.untold)]),
+            *_folded("Cleared", [", ".join(span(slug) for slug in diagnosis.cleared)]),
+            *_folded("Assumptions", [bullets(escape(text) for text in diagnosis.assumptions)]),
             *_run(diagnosis),
         ]
         return "\n\n".join(blocks) + "\n"
 
 
 def _verdict(diagnosis: Diagnosis) -> Iterable[str]:
-    headline = f"**{_escape(reading.headline(diagnosis))}**"
-    yield f"{headline} · {_escape(diagnosis.summary)}" if diagnosis.summary else headline
+    headline = f"**{escape(reading.headline(diagnosis))}**"
+    yield f"{headline} · {escape(diagnosis.summary)}" if diagnosis.summary else headline
     why = reading.why_incomplete(diagnosis)
     if why:
-        yield f"The trace ends early: {_escape(why)}"
+        yield f"The trace ends early: {escape(why)}"
     found = reading.cure(diagnosis)
     suspect = reading.leading_suspect(diagnosis)
-    lines = [f"**Cure:** {_escape(found[1])}"] if found else []
-    lines += [f"**Fix:** {_escape(suspect.fixes[0])}"] if suspect and suspect.fixes else []
+    lines = [f"**Cure:** {escape(found[1])}"] if found else []
+    lines += [f"**Fix:** {escape(suspect.fixes[0])}"] if suspect and suspect.fixes else []
     if lines:
-        yield _bullets(lines)
+        yield bullets(lines)
 
 
 def _where(diagnosis: Diagnosis) -> Iterable[str]:
@@ -65,20 +68,20 @@ def _where(diagnosis: Diagnosis) -> Iterable[str]:
         return
     lead = "" if onset.lead_step in (None, onset.step) else f", first sign at step {onset.lead_step}"
     facts = [
-        ("what", _escape(onset.detail or onset.kind)),
+        ("what", escape(onset.detail or onset.kind)),
         ("step", f"{onset.step}{lead}"),
-        ("phase", _escape(onset.phase)),
+        ("phase", escape(onset.phase)),
         ("micro-batch", str(onset.micro) if onset.micro else ""),
         ("rank", str(onset.rank) if onset.rank else ""),
-        ("module", _span(words.place(onset.module)) if onset.module or not onset.name else ""),
-        ("name", _span(onset.name)),
-        ("op", _span(onset.op)),
-        ("source", _span(onset.source)),
-        ("samples", _escape(reading.sampled(diagnosis))),
-        ("damage", _escape(diagnosis.damage)),
+        ("module", span(words.place(onset.module)) if onset.module or not onset.name else ""),
+        ("name", span(onset.name)),
+        ("op", span(onset.op)),
+        ("source", span(onset.source)),
+        ("samples", escape(reading.sampled(diagnosis))),
+        ("damage", escape(diagnosis.damage)),
     ]
     yield "### Where"
-    yield _table(("", ""), [(name, value) for name, value in facts if value])
+    yield table(("", ""), [(name, value) for name, value in facts if value])
     if diagnosis.code:
         marked = [f"{'>' if here else ' '} {line:>5} | {words.printable(t)}" for line, t, here in _tidy(diagnosis)]
         yield _fenced("\n".join(marked))
@@ -94,10 +97,10 @@ def _suspects(diagnosis: Diagnosis, top: int) -> Iterable[str]:
             yield "None of the known causes shows itself."
         return
     yield "### Suspects"
-    yield _table(
+    yield table(
         ("", "grade", "cause", "what", "where"),
         [
-            (str(rank), _escape(s.grade), _span(s.cause), _escape(s.summary), _spot(s))
+            (str(rank), escape(s.grade), span(s.cause), escape(s.summary), _spot(s))
             for rank, s in enumerate(diagnosis.suspects, start=1)
         ],
     )
@@ -111,20 +114,20 @@ def _case(suspect: Suspect) -> Iterable[str]:
     lines = []
     for exhibit in suspect.exhibits:
         held = reading.evidence(exhibit.value, exhibit.threshold)
-        lines.append(_escape(exhibit.claim) + (f" ({_escape(held)})" if held else ""))
+        lines.append(escape(exhibit.claim) + (f" ({escape(held)})" if held else ""))
     for trial, prediction in suspect.trials:
-        lines.append(f"Trial {_span(trial.name)}: {_escape(reading.tried(trial, prediction))}")
-    lines += [f"**Fix:** {_escape(fix)}" for fix in suspect.fixes]
+        lines.append(f"Trial {span(trial.name)}: {escape(reading.tried(trial, prediction))}")
+    lines += [f"**Fix:** {escape(fix)}" for fix in suspect.fixes]
     if lines:
-        yield f"#### {_span(suspect.cause)}"
-        yield _bullets(lines)
+        yield f"#### {span(suspect.cause)}"
+        yield bullets(lines)
 
 
 def _spot(suspect: Suspect) -> str:
     at = suspect.location
     name = words.place(at.module or "", at.parameter or "") if at.module is not None or at.parameter else ""
     step = f"step {at.step}" if at.step is not None else ""
-    return ", ".join(part for part in (step, _span(name), _span(at.op), _span(at.source)) if part)
+    return ", ".join(part for part in (step, span(name), span(at.op), span(at.source)) if part)
 
 
 def _precision(diagnosis: Diagnosis) -> list[str]:
@@ -135,74 +138,72 @@ def _precision(diagnosis: Diagnosis) -> list[str]:
     lines += [precision.worst_gradients(facts.beside[-1])] if facts.beside else []
     breaks = precision.first_break(facts)
     lines += [f"{'breaks first' if facts.first else 'holds'}: {breaks}"] if breaks else []
-    rows = [(_span(weight), *rest) for weight, *rest in map(precision.operand_cells, facts.worst)]
+    rows = [(span(weight), *rest) for weight, *rest in map(precision.operand_cells, facts.worst)]
     columns = ("operand of", "role", "format", "norm lost", "flushed", "cut off")
-    return [_bullets(_escape(line) for line in lines if line), *([_table(columns, rows)] if rows else [])]
+    return [bullets(escape(line) for line in lines if line), *([table(columns, rows)] if rows else [])]
 
 
-def _headroom(diagnosis: Diagnosis, top: int) -> list[str]:
-    groups = reading.by_format(diagnosis.headroom)
-    if not groups:
+def _headroom(diagnosis: Diagnosis) -> list[str]:
+    lines = format_lines(diagnosis.verdicts, diagnosis.headroom)
+    if not lines:
         return []
-    summary = _bullets(f"{_span(group.format)}: {_escape(group.summary)}" for group in groups)
     rows = [
         (
-            _span(group.format),
-            _span(words.place(row.module, row.name)),
-            _escape(row.role),
-            _margin(row.headroom.overflow_margin),
-            _margin(row.headroom.underflow_margin),
-            words.percent(row.headroom.flushed_fraction),
-            reading.helpful_scale(row),
+            span(line.format),
+            span(words.place(tensor.module, tensor.name)),
+            escape(tensor.role),
+            escape(f"{tensor.text} {tensor.per}".rstrip()),
+            tensor.scale,
         )
-        for group in groups
-        for row in group.rows[:top]
+        for line in lines
+        for tensor in line.tensors
     ]
-    columns = ("format", "tensor", "role", "binades to overflow", "binades to underflow", "flushed", "best scale")
-    return [summary, _table(columns, rows)]
+    summary = bullets(f"{span(line.format)} {line.mark} {escape(line.text)}" for line in lines)
+    return [summary, table(("format", "tensor that decides", "role", "number", "best scale"), rows)]
 
 
-def _margin(margin: float) -> str:
-    return words.binades(margin).removesuffix(" binades")
+def _advice(diagnosis: Diagnosis) -> list[str]:
+    lines = advice_lines(diagnosis)
+    return [bullets(f"**{topic}:** {escape(text)}" for topic, text in lines)] if lines else []
 
 
 def _trials(diagnosis: Diagnosis) -> list[str]:
     rows = [
         (
-            _span(t.name),
-            _escape(t.outcome),
-            _escape(t.readback),
-            *map(_escape, reading.before_and_after(t)),
-            _escape(t.detail),
+            span(t.name),
+            escape(t.outcome),
+            escape(t.readback),
+            *map(escape, reading.before_and_after(t)),
+            escape(t.detail),
         )
         for t in diagnosis.trials
     ]
     return (
-        [_table(("trial", "outcome", "changed, and read back", "loss", "gradient norm", "seen"), rows)] if rows else []
+        [table(("trial", "outcome", "changed, and read back", "loss", "gradient norm", "seen"), rows)] if rows else []
     )
 
 
 def _lineage(diagnosis: Diagnosis) -> list[str]:
     rows = [
-        (_escape(does), _span(op), _span(words.place(module)), _span(source))
+        (escape(does), span(op), span(words.place(module)), span(source))
         for op, module, source, does in diagnosis.lineage
     ]
-    return [_table(("does", "op", "module", "source"), rows)] if rows else []
+    return [table(("does", "op", "module", "source"), rows)] if rows else []
 
 
 def _elements(diagnosis: Diagnosis) -> list[str]:
     found = diagnosis.certificate
     if found is None:
         return []
-    rows = [tuple(map(_escape, reading.element_cells(found, element))) for element in found.elements]
-    said = f"{words.counted(found.bad, 'bad element')} of {found.numel}, {_escape(found.of)}: {_escape(found.verdict)}"
-    return [said, _table(("element", "sample", "went in", "came out", "in fp64"), rows)]
+    rows = [tuple(map(escape, reading.element_cells(found, element))) for element in found.elements]
+    said = f"{words.counted(found.bad, 'bad element')} of {found.numel}, {escape(found.of)}: {escape(found.verdict)}"
+    return [said, table(("element", "sample", "went in", "came out", "in fp64"), rows)]
 
 
 def _run(diagnosis: Diagnosis) -> Iterable[str]:
     said = reading.replayed(diagnosis)
     if said:
-        yield f"Replayed: {_escape(said)}"
+        yield f"Replayed: {escape(said)}"
 
 
 def _folded(title: str, blocks: list[str]) -> Iterable[str]:
@@ -214,23 +215,24 @@ def _folded(title: str, blocks: list[str]) -> Iterable[str]:
         yield "</details>"
 
 
-def _bullets(items: Iterable[str]) -> str:
+def bullets(items: Iterable[str]) -> str:
+    """Return a list."""
     return "\n".join(f"- {item}" for item in items)
 
 
-def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a table; a bar ends a cell even inside a code span, so it is escaped in every cell."""
     lines = [columns, tuple("---" for _ in columns), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return prose in which no sign is markup."""
     signs = _SIGNS.sub(r"\\\1", words.prose(text)).translate(_ENTITIES)
     return _STARTS.sub(lambda match: f"{match[0]}\\", signs)
 
 
-def _span(text: str | None) -> str:
+def span(text: str | None) -> str:
     """Return a name as a code span that it cannot leave; '' for no name."""
     if not text:
         return ""

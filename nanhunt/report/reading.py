@@ -1,50 +1,32 @@
-"""What a report says of a diagnosis, whatever it looks like: the verdict, the cure, the tightest tensors.
+"""What a report says of a diagnosis, whatever it looks like: the verdict, the cure, what to type next.
 
 Renderers for people share these sentences, so that a terminal and an issue cannot tell two stories.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
+from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.diagnosis.certificate import Certificate
 from nanhunt.interventions import Prediction, Trial
-from nanhunt.report.words import binades, counted, listed, number, percent, printable, prose, scale
+from nanhunt.report.words import listed, number, printable, prose
 from nanhunt.trace.schema import Element
 
 __all__ = [
-    "FLUSHED",
-    "NARROW",
-    "FormatHeadroom",
-    "by_format",
     "cure",
     "element_cells",
     "evidence",
     "headline",
     "is_incomplete",
-    "is_tight",
     "leading_suspect",
-    "helpful_scale",
-    "margin_of",
     "next_commands",
     "replayed",
-    "room",
     "sampled",
     "tried",
     "why_incomplete",
 ]
-
-#: binades. A gradient scaler's growth takes one at a time, so two is one growth and one doubling of the data.
-NARROW = 2.0
-#: a tensor that loses this share of its elements to zero is worth a line
-FLUSHED = 0.01
-
-#: the tensor scale of these follows amax: their overflow margin is 0 by construction, and no sign of danger
-_SELF_SCALED = frozenset({"nvfp4"})
 
 _MARKS = {"fault": "✗", "healthy": "✓", "inconclusive": "?"}
 
@@ -161,90 +143,6 @@ def tried(trial: Trial, prediction: Prediction | None) -> str:
         said += ", as predicted" if kept else f", though '{prediction.expect}' was predicted"
     said += f": {prose(trial.detail)}" if trial.detail else ""
     return said
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormatHeadroom:
-    """The rows of one format, tightest first, and one sentence about all of them."""
-
-    format: str
-    rows: tuple[HeadroomRow, ...]
-    summary: str
-    #: whether any row is tight
-    tight: bool
-
-
-def by_format(rows: Iterable[HeadroomRow]) -> list[FormatHeadroom]:
-    """Group headroom by format, in the order in which formats first appear."""
-    groups: dict[str, list[HeadroomRow]] = {}
-    for row in rows:
-        groups.setdefault(str(row.headroom.format), []).append(row)
-    return [
-        FormatHeadroom(
-            format=printable(name),
-            rows=tuple(sorted(group, key=_tightness)),
-            summary=_summary(group),
-            tight=any(is_tight(row) for row in group),
-        )
-        for name, group in groups.items()
-    ]
-
-
-def is_tight(row: HeadroomRow) -> bool:
-    """Return whether a tensor overflows, comes within `NARROW` binades of it, or loses `FLUSHED` of itself to zero."""
-    return margin_of(row) < NARROW or _flushed(row) >= FLUSHED
-
-
-def room(row: HeadroomRow) -> str:
-    """Return the one number that matters of a row: elements lost to zero, or else binades to overflow."""
-    margin = margin_of(row)
-    if _flushed(row) >= FLUSHED and margin >= NARROW:
-        return f"{percent(_flushed(row))} flushed to zero"
-    if math.isinf(margin):
-        return "scaled to fit" if row.headroom.format in _SELF_SCALED else "nothing but zeros"
-    return f"{binades(margin)} to overflow"
-
-
-def margin_of(row: HeadroomRow) -> float:
-    """Return binades to overflow; infinite where nothing can overflow."""
-    return math.inf if row.headroom.format in _SELF_SCALED else row.headroom.overflow_margin
-
-
-def helpful_scale(row: HeadroomRow) -> str:
-    """Return the scale that would fit a tight tensor best, '' for one that needs none or scales itself."""
-    needed = is_tight(row) and row.headroom.format not in _SELF_SCALED
-    return scale(row.headroom.best_scale) if needed else ""
-
-
-def _flushed(row: HeadroomRow) -> float:
-    """Return the share of a tensor's elements that the format rounds to zero; 0 where that was not measured."""
-    return row.headroom.flushed_fraction or 0.0
-
-
-def _tightness(row: HeadroomRow) -> tuple[int, float]:
-    """Order rows: overflowing ones and those near it, those that flush, then the rest by margin."""
-    margin = margin_of(row)
-    if margin < NARROW:
-        return (0, margin)
-    return (1, -_flushed(row)) if _flushed(row) >= FLUSHED else (2, margin)
-
-
-def _summary(rows: list[HeadroomRow]) -> str:
-    margins = [margin_of(row) for row in rows]
-    over = sum(m < 0 for m in margins)
-    near = sum(0 <= m < NARROW for m in margins)
-    flushing = sum(_flushed(row) >= FLUSHED for row in rows)
-    said = [
-        f"{over} beyond the largest number" if over else "",
-        f"{near} within {number(NARROW)} binades of it" if over and near else "",
-        f"{near} within {number(NARROW)} binades of overflow" if near and not over else "",
-        f"{flushing} with over {percent(FLUSHED)} flushed to zero" if flushing else "",
-    ]
-    if any(said):
-        return f"{counted(len(rows), 'tensor')}: " + ", ".join(part for part in said if part)
-    least = min(margins)
-    spare = "" if math.isinf(least) else f", {binades(least).removeprefix('+')} or more to overflow"
-    return f"{counted(len(rows), 'tensor')}: all fit{spare}"
 
 
 def next_commands(diagnosis: Diagnosis) -> tuple[tuple[str, str], ...]:

@@ -6,11 +6,13 @@ import difflib
 import os
 import sys
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt import report
 from nanhunt.errors import UsageError
-from nanhunt.report import RENDERERS
+
+if TYPE_CHECKING:
+    from nanhunt.diagnosis.cause import Diagnosis
 
 __all__ = ["Renderer", "choose_renderer", "write_report"]
 
@@ -34,7 +36,7 @@ def choose_renderer(format: str | None, out: Path | None) -> type[Renderer]:
 
     Raises `UsageError` for a format or a suffix that there is none of.
     """
-    renderers: tuple[type[Renderer], ...] = RENDERERS
+    renderers = report.RENDERERS
     names = [r.name for r in renderers]
     if format is not None:
         if format in names:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from nanhunt.diagnosis.cause import Diagnosis, Grade, HeadroomRow, Suspect
+from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import precision, reading, words
+from nanhunt.report.advice import advice_lines
+from nanhunt.report.headroom import format_lines
+from nanhunt.report.headroom_page import put_formats
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
@@ -19,14 +21,6 @@ __all__ = ["TerminalRenderer"]
 
 #: cells below which columns no longer fit side by side
 _NARROWEST = 40
-#: cells of a headroom line below which it goes without a bar, and without the best scale
-_BARS_FROM = 68
-_SCALES_FROM = 96
-#: cells of "-127.0 binades to overflow"
-_ROOM = 26
-#: cells of a bar; of two binades each, so that an empty one is all of fp16's range above 1
-_BAR = 8
-_BINADES_PER_CELL = 2.0
 #: cells of a sparkline: more say no more, and the eye no longer takes them in at once
 _CURVE = 64
 
@@ -315,44 +309,23 @@ def _precision(page: Page, diagnosis: Diagnosis, options: Options) -> None:
 
 
 def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    groups = reading.by_format(diagnosis.headroom)
-    if not groups:
+    """Print a line a format; below one that does not simply fit, where anything is at fault, the tensors that decide."""
+    lines = format_lines(diagnosis.verdicts, diagnosis.headroom, everything=options.verbose)
+    if not lines:
         return
-    page.heading("headroom")
-    listing = diagnosis.outcome != "healthy" or options.verbose
-    shown = [
-        [row for row in group.rows[: options.top] if listing and (options.verbose or reading.is_tight(row))]
-        for group in groups
-    ]
-    formats = column((group.format for group in groups), 16)
-    names = column((words.place(row.module, row.name) for rows in shown for row in rows), 44)
-    for group, rows in zip(groups, shown, strict=True):
-        label = Text(f"{middle(group.format, formats)}  ", "bold")
-        page.put(label, Text(group.summary, "yellow" if group.tight else "green"))
-        for row in rows:
-            page.row(_headroom_line(row, names, page.width - 4), indent=4)
+    tensors = len({(row.module, row.role, row.name) for row in diagnosis.headroom})
+    more = "" if options.verbose else "; --verbose for every tight one"
+    page.heading("headroom", f"{words.counted(tensors, 'tensor')} over all steps{more}")
+    put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome != "healthy")
 
 
-def _headroom_line(row: HeadroomRow, names: int, width: int) -> Text:
-    """Return one tensor's line: name, role, how full the format is, the number that matters, the scale that helps."""
-    margin = reading.margin_of(row)
-    style = "yellow" if reading.is_tight(row) else "green"
-    style = "red" if style == "yellow" and margin < 0 else style
-    said, factor = reading.room(row), reading.helpful_scale(row)
-    said = f"{said:<{_ROOM}} best {factor}" if factor and width >= _SCALES_FROM else said
-    bar = f"{_bar(margin)}  " if width >= _BARS_FROM else ""
-    role = f"  {middle(words.printable(row.role), 11)}  "
-    left = width - cell_len(role) - len(bar) - _ROOM - (12 if width >= _SCALES_FROM else 0)
-    line = Text(middle(words.place(row.module, row.name), max(min(names, left), 8)), "cyan").append(role, "dim")
-    return line.append(bar, style).append(said, style)
-
-
-def _bar(margin: float) -> str:
-    """Return how full the format is at the top: each cell two binades, a full bar at its largest number."""
-    if math.isnan(margin):
-        return "?" * _BAR
-    full = _BAR - math.floor(min(max(margin, 0.0) / _BINADES_PER_CELL, _BAR))
-    return "█" * full + "░" * (_BAR - full)
+def _advice(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    lines = advice_lines(diagnosis)
+    if not lines:
+        return
+    page.heading("precision advice")
+    for topic, text in lines:
+        page.put(Text(f"{topic:<12}", "dim"), Text(words.prose(text)))
 
 
 def _assumptions(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -383,6 +356,7 @@ _SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
     _innocent,
     _precision,
     _headroom,
+    _advice,
     _assumptions,
     _next,
 )

@@ -26,6 +26,9 @@ MAKE_ONE = "`nanhunt replay CHECKPOINT` writes a trace"
 #: What pyarrow raises on a file that is damaged; column names it decodes by itself.
 _ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
+#: Batches of a stream, mostly one a step, that are looked at together.
+_BATCHES = 100
+
 #: (column, relation, value): "in" with a sequence of strings, "<=" or ">=" with a number.
 Condition = tuple[str, Literal["in", "<=", ">="], Any]
 
@@ -50,12 +53,16 @@ class RankFile:
 
     def read(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Any:
         """Return columns as an Arrow table, of the rows that meet all conditions, in the order of writing."""
+        return pa.concat_tables([ArrowSchema.empty_table().select(columns), *self.parts(columns, conditions)])
+
+    def parts(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Iterator[Any]:
+        """Yield what `read` returns in tables of which one at a time fits into memory."""
         needed = list(dict.fromkeys([*columns, *(name for name, _, _ in conditions)]))
         try:
-            parts = [_rows_that(table, conditions).select(columns) for table in self._parts(needed)]
+            for table in self._parts(needed):
+                yield _rows_that(table, conditions).select(columns)
         except _ARROW_ERRORS as error:
             raise _damaged(self.path, str(error)) from error
-        return pa.concat_tables([ArrowSchema.empty_table().select(columns), *parts])
 
     def _parts(self, columns: list[str]) -> Iterator[Any]:
         """Yield the rows in tables that fit into memory one at a time.
@@ -66,7 +73,9 @@ class RankFile:
         import pyarrow.parquet as pq
 
         if self.batches is not None:
-            yield pa.Table.from_batches(self.batches, ArrowSchema).select(columns)
+            # a hundred steps' batches at once: one by one they would cost more than their rows
+            for first in range(0, len(self.batches), _BATCHES):
+                yield pa.Table.from_batches(self.batches[first : first + _BATCHES], ArrowSchema).select(columns)
             return
         with pa.OSFile(str(self.path)) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
@@ -78,17 +87,18 @@ class RankFile:
 
 
 def _rows_that(table: Any, conditions: Sequence[Condition]) -> Any:
-    """Return the rows that meet all conditions."""
+    """Return the rows that meet all conditions; the table itself where they all do."""
     import pyarrow.compute as pc
 
+    mask: Any = None
     for name, relation, value in conditions:
         column = table.column(name)
         if relation == "in":
-            mask = pc.is_in(column, pa.array([str(v) for v in value], pa.string()))
+            met = pc.is_in(column, pa.array([str(v) for v in value], pa.string()))
         else:
-            mask = (pc.less_equal if relation == "<=" else pc.greater_equal)(column, pa.scalar(value, column.type))
-        table = table.filter(mask)
-    return table
+            met = (pc.less_equal if relation == "<=" else pc.greater_equal)(column, pa.scalar(value, column.type))
+        mask = met if mask is None else pc.and_(mask, met)
+    return table if mask is None or pc.all(mask, min_count=0, skip_nulls=False).as_py() else table.filter(mask)
 
 
 def read_rank_file(path: Path) -> RankFile:

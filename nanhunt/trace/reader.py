@@ -95,6 +95,11 @@ class Trace:
         # A copy of the frame, not of its data: a column that one caller adds is not seen by the next.
         return self._frames[key].copy(deep=False)
 
+    def tables(self, columns: Sequence[str], *, roles: Sequence[str], passes: Sequence[str]) -> Iterator[Any]:
+        """Yield rows as Arrow tables, some ten thousand at a time, so that a trace larger than memory can be read."""
+        for file in self._files:
+            yield from file.parts(list(columns), _conditions(roles, passes, None))
+
     def scalars(self, name: str) -> dict[int, float]:
         """Return a scalar of the replay by step ("loss", "grad_norm", "lr"): first rank, last value of a step.
 

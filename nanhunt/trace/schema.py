@@ -141,6 +141,8 @@ class NoteKind(StrEnum):
     #: the culprit's call, kept in a file beside the trace: `{"file", "sha256", "call", "check", …, "reason"}`, see
     #: `saved_call`; `reason` says why there is none
     REPRO = "repro"
+    #: what row and block scales leave of each tensor, in a few steps: `{"step", "looks", "tensors"}`, see `probes.blocks`
+    BLOCKS = "blocks"
     #: `{"file", "line", "text": […]}`: source around the onset's line
     SOURCE = "source"
     #: `{"last_step", "reason"}`: the replay ended by itself

@@ -229,3 +229,17 @@ def test_a_tensor_scale_makes_no_overflow_by_its_own_rounding(amax: float) -> No
         )
         assert told.overflow_margin >= 0
         assert told.overflow_fraction == 0
+
+
+@given(st.lists(st.floats(2.0**-40, 2.0**10), min_size=1, max_size=50), st.sampled_from(["fp16", "e4m3fn", "e5m2"]))
+def test_flushed_energy_is_right_to_a_factor_of_four_and_exact_at_both_ends(values: list[float], name: str) -> None:
+    fmt = lookup(name)
+    told = judged(fmt, np.array(values))
+    lost = [v for v in values if fate(fmt, v).kind == "flushed"]
+    assert told.flushed_energy is not None
+    if not lost or len(lost) == len(values):
+        assert told.flushed_energy == bool(lost)
+        return
+    seen = sorted(values)[: round((told.flushed_fraction or 0.0) * len(values))]  # ties at the midpoint may be left out
+    true = math.fsum(v * v for v in seen) / math.fsum(v * v for v in values)
+    assert true / 4.000001 <= told.flushed_energy <= true * 4.000001

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
+from nanhunt.diagnosis.advice import Advice, GradientLoss, Kept, KeptTensor
 from nanhunt.diagnosis.cause import Diagnosis, Exhibit, Grade, HeadroomRow, Location, Suspect
+from nanhunt.diagnosis.format_verdict import format_verdicts
+from nanhunt.diagnosis.loss_scale import LossScales, ScaleEnd
 from nanhunt.formats.headroom import Headroom
+from nanhunt.formats.shared_scale import Lost
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.trace.schema import Onset
 
@@ -23,8 +27,29 @@ def row(
         "flushed_fraction": 0.0,
         "best_shift": 8,
     }
-    headroom = Headroom(format=format, overflow_margin=margin, **(numbers | more))  # type: ignore[arg-type]
-    return HeadroomRow(module=module, role=role, name=name, headroom=headroom)
+    flushed = numbers | more
+    headroom = Headroom(format=format, overflow_margin=margin, **flushed)  # type: ignore[arg-type]
+    amax = 2.0 ** (16 - margin) if math.isfinite(margin) else 0.0
+    lost = Lost(of=1000, flushed=round(1000 * float(flushed["flushed_fraction"] or 0.0)), energy=1.0)  # type: ignore[arg-type]
+    return HeadroomRow(
+        module=module, role=role, name=name, headroom=headroom, amax=amax, amin=amax * 2.0**-20,
+        scaled=(("tensor", lost),) if format in ("e4m3fn", "e5m2") else (),
+    )  # fmt: skip
+
+
+def scale_end(shift: int, module: str, role: str = "grad_output") -> ScaleEnd:
+    return ScaleEnd(shift=shift, module=module, role=role, name="", magnitude=2.0**-shift)
+
+
+def advised(low: int, high: int, module: str = "blocks.5.mlp", **more: object) -> Advice:
+    parts: dict[str, object] = {
+        "loss_scale": LossScales(format="fp16", low=scale_end(low, module), high=scale_end(high, "head")),
+        "used": (65536.0, 65536.0),
+        "gradients": (),
+        "kept": (),
+        "missing": (),
+    }
+    return Advice(**(parts | more))  # type: ignore[arg-type]
 
 
 def diagnosis(outcome: str, summary: str, **more: object) -> Diagnosis:
@@ -48,7 +73,8 @@ def diagnosis(outcome: str, summary: str, **more: object) -> Diagnosis:
         "run": run,
         "series": {},
     }
-    return Diagnosis(outcome=outcome, summary=summary, **(parts | more))  # type: ignore[arg-type]
+    parts |= {"verdicts": format_verdicts((), more.get("headroom", ()))} | more  # type: ignore[arg-type]
+    return Diagnosis(outcome=outcome, summary=summary, **parts)  # type: ignore[arg-type]
 
 
 STEPS = tuple(range(1200, 1238))
@@ -158,10 +184,44 @@ OVERFLOW = diagnosis(
         row("blocks.0", "fp16", 9.3, name="blocks.0.weight", role="weight", best_shift=9),
         row("blocks.5.mlp", "bf16", 111.9, best_shift=111),
         row("blocks.4.mlp", "bf16", 112.7, best_shift=112),
-        row("blocks.5.mlp", "fp8_e4m3fn", -7.3, overflow_fraction=0.2, best_shift=-8),
-        row("blocks.4.mlp", "fp8_e4m3fn", -6.5, overflow_fraction=0.1, best_shift=-7),
-        row("head", "fp8_e4m3fn", math.inf, best_shift=None, flushed_fraction=None, subnormal_fraction=None),
+        row("blocks.5.mlp", "e4m3fn", -7.3, overflow_fraction=0.2, best_shift=-8),
+        row("blocks.4.mlp", "e4m3fn", -6.5, overflow_fraction=0.1, best_shift=-7),
+        row("head", "e4m3fn", math.inf, best_shift=None, flushed_fraction=None, subnormal_fraction=None),
         row("blocks.5.mlp", "nvfp4", 0.0, flushed_fraction=0.08),
+    ),
+    advice=advised(
+        11,
+        17,
+        gradients=(
+            GradientLoss(
+                format="e4m3fn",
+                per="tensor",
+                lost=Lost(of=1000, flushed=27, energy=1.0, flushed_energy=1e-9),
+                rounding=2.0**-4,
+                module="blocks.3.attention",
+                name="",
+                worst=0.31,
+            ),
+            GradientLoss(
+                format="e5m2",
+                per="tensor",
+                lost=Lost(of=1000, energy=1.0),
+                rounding=2.0**-3,
+                module="x",
+                name="",
+                worst=0.0,
+            ),
+        ),
+        kept=(
+            Kept(
+                why="update",
+                format="bf16",
+                count=5,
+                of=44,
+                tensors=(KeptTensor(module="blocks.0", role="update", name="weight", number=1.7e-4),),
+            ),
+            Kept(why="decay", format="bf16", count=44, of=44, tensors=(), number=0.001),
+        ),
     ),
     trials=(_FP32, _FP16, _DROP),
     assumptions=(
@@ -319,6 +379,22 @@ HOSTILE_STRINGS = diagnosis(
     cleared=(HOSTILE, "x" * 200),
     untold=((HOSTILE, HOSTILE),),
     headroom=(row(HOSTILE, "fp16", -3.0, role=HOSTILE, name=HOSTILE), row("模型" * 60, HOSTILE, math.nan)),
+    advice=advised(
+        17,
+        11,
+        HOSTILE,
+        missing=(HOSTILE,),
+        kept=tuple(
+            Kept(
+                why=why,
+                format="fp16",
+                count=9,
+                of=9,
+                tensors=(KeptTensor(module=HOSTILE, role=HOSTILE, name=HOSTILE, number=0.5),),
+            )
+            for why in ("fp8", "fp8-blocks", "moment", "update")
+        ),
+    ),
     trials=(Trial(name=HOSTILE, outcome="failed", detail=HOSTILE, intervention={HOSTILE: HOSTILE}, loss=math.inf),),
     assumptions=(HOSTILE, "1. a list in a list"),
     run={

@@ -81,7 +81,7 @@ def test_suspects_are_a_table_and_their_evidence_stands_below() -> None:
 
 def test_headroom_trials_lineage_and_assumptions_are_folded() -> None:
     text = report(OVERFLOW)
-    for title in ("Headroom", "Trials", "Lineage", "Assumptions", "Could not tell", "Cleared"):
+    for title in ("Headroom", "Precision advice", "Trials", "Lineage", "Assumptions", "Could not tell", "Cleared"):
         assert f"<details><summary>{title}</summary>\n\n" in text
 
 

@@ -1,14 +1,13 @@
-"""The sentences that renderers share: cures, headroom, next commands."""
+"""The sentences that renderers share: cures, next commands."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from nanhunt.diagnosis.cause import Grade
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.report import reading
-from tests.report.samples import EMPTY, OVERFLOW, diagnosis, row
+from tests.report.samples import EMPTY, OVERFLOW, diagnosis
 
 
 def test_a_cure_is_that_of_a_suspect_who_stands_and_of_the_surest_one() -> None:
@@ -46,46 +45,6 @@ def test_a_cure_that_refutes_its_suspect_is_not_named() -> None:
 def test_a_failed_trial_says_so_without_a_word_on_predictions() -> None:
     trial = Trial(name="fp64", outcome="failed", detail="out of memory")
     assert reading.tried(trial, Prediction(trial="fp64", expect="cured")) == "failed: out of memory"
-
-
-def test_formats_keep_their_order_and_rows_are_tightest_first() -> None:
-    rows = (
-        row("roomy", "bf16", 90.0),
-        row("zeros", "fp16", math.inf),
-        row("roomy", "fp16", 8.0),
-        row("flushed", "fp16", 7.0, flushed_fraction=0.2),
-        row("over", "fp16", -2.0),
-        row("near", "fp16", 0.5),
-    )
-    bf16, fp16 = reading.by_format(rows)
-    assert (bf16.format, fp16.format) == ("bf16", "fp16")
-    assert [r.module for r in fp16.rows] == ["over", "near", "flushed", "roomy", "zeros"]
-    assert (bf16.tight, fp16.tight) == (False, True)
-    assert fp16.summary == (
-        "5 tensors: 1 beyond the largest number, 1 within 2 binades of it, 1 with over 1 % flushed to zero"
-    )
-
-
-def test_near_ones_alone_are_not_near_it_but_near_overflow() -> None:
-    (fp16,) = reading.by_format((row("near", "fp16", 0.5),))
-    assert fp16.summary == "1 tensor: 1 within 2 binades of overflow"
-
-
-def test_a_format_whose_scale_follows_the_data_is_never_near_overflow() -> None:
-    nvfp4 = row("x", "nvfp4", 0.0)
-    assert not reading.is_tight(nvfp4)
-    assert reading.room(nvfp4) == "scaled to fit"
-    assert reading.by_format((nvfp4,))[0].summary == "1 tensor: all fit"
-
-
-def test_a_tensor_of_zeros_has_no_margin() -> None:
-    assert reading.room(row("x", "fp16", math.inf)) == "nothing but zeros"
-    assert reading.by_format((row("x", "fp16", math.inf),))[0].summary == "1 tensor: all fit"
-
-
-def test_a_scale_is_offered_only_where_one_is_needed() -> None:
-    assert reading.helpful_scale(row("x", "fp16", -3.0, best_shift=-4)) == "×1/16"
-    assert reading.helpful_scale(row("x", "fp16", 9.0, best_shift=9)) == ""
 
 
 def test_a_trace_that_does_not_say_is_taken_as_complete() -> None:

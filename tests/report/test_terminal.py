@@ -50,7 +50,17 @@ def test_verdict_cure_and_fix_stand_above_everything_else() -> None:
 
 def test_sections_come_in_the_order_verdict_evidence_tables() -> None:
     text = page(OVERFLOW)
-    titles = ["where", "curves", "suspects", "cleared", "could not tell", "headroom", "assumptions", "next"]
+    titles = [
+        "where",
+        "curves",
+        "suspects",
+        "cleared",
+        "could not tell",
+        "headroom",
+        "precision advice",
+        "assumptions",
+        "next",
+    ]
     places = [re.search(rf"^{title}\b", text, re.MULTILINE) for title in titles]
     starts = [match.start() for match in places if match]
     assert len(starts) == len(titles)
@@ -115,25 +125,56 @@ def test_top_limits_suspects_and_says_what_it_hides() -> None:
     assert "Call torch.softmax" not in text
 
 
-def test_headroom_lists_the_tightest_tensors_first_and_leaves_out_the_roomy() -> None:
-    text = page(OVERFLOW, width=120)
-    headroom = text[text.index("\nheadroom") : text.index("\nassumptions")]
-    assert headroom.index("-0.1 binades to overflow") < headroom.index("+0.7 binades to overflow")
-    assert "31 % flushed to zero" in headroom
-    assert "best ×1/2" in headroom
+def section(text: str, title: str, after: str) -> str:
+    return text[text.index(f"\n{title}") : text.index(f"\n{after}")]
+
+
+def test_headroom_says_of_each_format_whether_it_fits_and_shows_the_tensors_of_those_that_do_not() -> None:
+    headroom = section(page(OVERFLOW, width=120), "headroom", "precision advice")
+    assert "fp16    ✗ does not fit" in headroom
+    assert headroom.index("-0.1 binades to overflow") < headroom.index("31 % of elements to zero")
+    assert "bf16    ✓ " in headroom
     assert "blocks.0.weight" not in headroom
-    assert "2 tensors: all fit, 111.9 binades or more to overflow" in headroom
+    assert "blocks.4.mlp            output" not in headroom.split("bf16")[1].split("e4m3fn")[0]
 
 
-def test_verbose_lists_roomy_tensors_too() -> None:
-    assert "blocks.0.weight" in page(OVERFLOW, verbose=True)
+def test_verbose_lists_every_tight_tensor_and_those_that_decide_a_format_that_fits() -> None:
+    rows = tuple(row(f"m{i}", "fp16", 1.0 + i / 10) for i in range(6))
+    sample = diagnosis("fault", "x", headroom=rows)
+    assert "m5" not in page(sample)
+    assert "fp16  ! forward fits" in page(sample)
+    assert all(f"m{i} " in page(sample, verbose=True) for i in range(6))
+
+
+def test_margins_near_the_end_are_marked_by_colour_and_bars_leave_the_range_in_red() -> None:
+    rows = (row("near", "fp16", 1.0), row("over", "fp16", -3.0, overflow_fraction=0.1))
+    text = page(diagnosis("fault", "x", headroom=rows), color=True, width=120)
+    (near,) = [line for line in text.splitlines() if "near" in line and "output" in line]
+    (over,) = [line for line in text.splitlines() if "over " in line and "output" in line]
+    assert "\x1b[33m" in near
+    assert "\x1b[31m" in over
+    assert SEQUENCE.sub("", over).count("│█") == 1
+    assert "│█" not in SEQUENCE.sub("", near)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_headroom_of_a_healthy_run_is_a_line_a_format(width: int) -> None:
+    text = section(page(HEALTHY, width=width), "headroom", "assumptions")
+    assert [line for line in text.splitlines() if "░" in line] == []
+    assert sum(line.startswith("  ") and line[2] != " " for line in text.splitlines()) == 2
+
+
+def test_advice_is_wrapped_beside_its_topic() -> None:
+    text = section(page(OVERFLOW, width=80), "precision advice", "assumptions")
+    assert "  loss scale  2^14 (16384) for fp16; 2^11 to 2^17 work" in text
+    assert "this run used 65536, within the range" in " ".join(text.split())
 
 
 def test_long_names_lose_their_middle() -> None:
     name = "encoder.layers.11.attention.query.projection.inner"
     sample = diagnosis("fault", "x", headroom=(row(name, "fp16", -1.0),))
-    (line,) = [line for line in page(sample).splitlines() if "binades to overflow" in line]
-    assert re.search(r"encoder\.lay\S*…\S*inner ", line)
+    (line,) = [line for line in page(sample).splitlines() if "binades to overflow" in line and "output" in line]
+    assert re.search(r"encoder\.l\S*…\S*inner ", line)
 
 
 def test_a_healthy_run_is_short() -> None:

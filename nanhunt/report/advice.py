@@ -1,0 +1,185 @@
+"""Precision advice in sentences: each with its number and the tensors that it comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nanhunt.diagnosis.advice import Advice, GradientLoss, Kept
+from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.diagnosis.format_verdict import Answer, FormatVerdict, Side
+from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd
+from nanhunt.report.headroom import said
+from nanhunt.report.words import counted, number, percent, place
+
+__all__ = ["advice_lines"]
+
+
+def advice_lines(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """Return (topic, sentence) of all that is advised; [] where the trace holds no tensor."""
+    found = diagnosis.advice
+    if found is None:
+        return []
+    verdicts = {v.format: v for v in diagnosis.verdicts}
+    lines = [("loss scale", _loss_scale(found))] if found.loss_scale else []
+    lines += [(name, _suits(name, verdicts[name])) for name in ("fp16", "bf16") if name in verdicts]
+    lines += [("fp8", text) for text in _fp8(verdicts)]
+    lines += [("backward", text) for text in _backward(found, verdicts.get("e4m3fn"))]
+    lines += [("keep wide", _kept(kept)) for kept in found.kept]
+    return [*lines, *(("not told", text) for text in found.missing)]
+
+
+# --- the loss scale --------------------------------------------------------------------------------------------------
+
+
+def _loss_scale(found: Advice) -> str:
+    scales = found.loss_scale
+    assert scales is not None
+    low, high = _end(scales.low), _end(scales.high)
+    if scales.recommended is None:
+        text = (
+            f"no one scale works in fp16: {low} needs 2^{scales.low.shift} or more, {high} takes "
+            f"2^{scales.high.shift} or less"
+        )
+    else:
+        text = (
+            f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16; 2^{scales.low.shift} to "
+            f"2^{scales.high.shift} work: with less, over {percent(FLUSHED)} of {low} becomes zero; with more, "
+            f"{high} overflows, whose largest is {number(scales.high.magnitude)}"
+        )
+    return text + _used(scales, found.used) + (
+        "; what fp16 had flushed before is not in these numbers" if found.in_fp16 else ""
+    )  # fmt: skip
+
+
+def _used(scales: LossScales, used: tuple[float, float] | None) -> str:
+    """Return how the run's own loss scale compares."""
+    if used is None:
+        return "; this run used none"
+    least, most = used
+    span = number(least) if least == most else f"{number(least)} to {number(most)}"
+    if not scales.works:
+        return f"; this run used {span}"
+    if scales.holds(least) and scales.holds(most):
+        return f"; this run used {span}, within the range"
+    low = "too small" if least < math.ldexp(1.0, scales.low.shift) else ""
+    high = "too large" if most > math.ldexp(1.0, scales.high.shift) else ""
+    return f"; this run used {span}, {' and '.join(part for part in (low, high) if part)}"
+
+
+def _end(end: ScaleEnd) -> str:
+    return f"{place(end.module, end.name)} ({end.role})"
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _suits(name: str, verdict: FormatVerdict) -> str:
+    """Return whether fp16 or bf16 suits the run, and the tensor that says so."""
+    if verdict.answer is Answer.UNTOLD:
+        return "cannot be told: no output and no gradient is in the trace"
+    side = verdict.forward if verdict.forward.answer >= verdict.gradients.answer else verdict.gradients
+    if verdict.answer is Answer.NOT:
+        return f"does not suit this run: {_named(side)}"
+    # what holds forward is the margin; a loss scale is told above
+    if verdict.gradients.answer is Answer.UNTOLD:
+        return f"suits the forward pass; the tightest is {_named(side)}"
+    if verdict.answer is Answer.SCALED:
+        return f"suits with a loss scale; forward the tightest is {_named(verdict.forward)}"
+    return f"suits without a loss scale; the tightest is {_named(side)}"
+
+
+def _fp8(verdicts: dict[str, FormatVerdict]) -> Iterator[str]:
+    """Yield whether FP8 suits: E4M3 forward, E5M2 backward."""
+    e4m3, e5m2 = verdicts.get("e4m3fn"), verdicts.get("e5m2")
+    if e4m3 is None or e5m2 is None:
+        return
+    sides = [("E4M3 forward", e4m3.forward), ("E5M2 backward", e5m2.gradients)]
+    told = [(name, side) for name, side in sides if side.answer is not Answer.UNTOLD]
+    if not told:
+        return
+    worst = max(side.answer for _, side in told)
+    suits = {
+        Answer.SCALED: "suits with a scale per tensor",
+        Answer.SCALED_PER_BLOCK: "suits with a scale per block only",
+    }
+    parts = [f"{name} loses {_most(side)}" for name, side in told]
+    known = "" if len(told) == len(sides) else ", as far as can be told"
+    yield f"{suits.get(worst, 'does not suit every tensor, not even with a scale per block')}{known}: {'; '.join(parts)}"
+
+
+def _most(side: Side) -> str:
+    return f"most in {_named(side)}" if side.deciding and side.deciding[0].number else "nothing to zero"
+
+
+def _named(side: Side) -> str:
+    """Return the tensor that decides a side, with its number."""
+    if not side.deciding:
+        return side.answer.words
+    first = side.deciding[0]
+    per = f" with a scale per {first.per}" if first.per in ("tensor", "block") and side.answer > Answer.SCALED else ""
+    return f"{place(first.module, first.name)} ({first.role}): {said(first)}{per}"
+
+
+def _backward(found: Advice, e4m3: FormatVerdict | None) -> Iterator[str]:
+    """Yield E4M3 against E5M2 for the gradients of outputs."""
+    by_format: dict[str, list[GradientLoss]] = {}
+    for loss in found.gradients:
+        by_format.setdefault(loss.format, []).append(loss)
+    if not by_format or e4m3 is None:
+        return
+    parts = [f"{name.removesuffix('fn').upper()} {_flushes(losses)}" for name, losses in by_format.items()]
+    choice = {
+        Answer.SCALED: "E4M3 for both passes: half the rounding, and no tensor loses more than is allowed",
+        Answer.SCALED_PER_BLOCK: "E5M2 with a scale per tensor, or E4M3 for both passes with a scale per block",
+    }.get(e4m3.gradients.answer, "E5M2: in E4M3 some gradients do not fit")
+    yield f"{choice}. Of all output gradients {'; '.join(parts)}"
+
+
+def _flushes(losses: list[GradientLoss]) -> str:
+    """Return what one format flushes, under each kind of scale, and how it rounds."""
+    rounds = f"rounds by up to 2^{int(math.log2(losses[0].rounding))}"
+    if not any(one.lost.flushed for one in losses):
+        return f"flushes nothing and {rounds}"
+    shares = [
+        f"{percent(one.lost.flushed_share)} ({percent(one.lost.energy_share)} of energy) with a scale per {one.per}"
+        if one.lost.flushed
+        else f"nothing with one per {one.per}"
+        for one in losses
+    ]
+    worst = max(losses, key=lambda one: one.worst)
+    most = f"most in {place(worst.module, worst.name)}, {percent(worst.worst)} per {worst.per}"
+    return f"flushes {', '.join(shares)} ({most}), and {rounds}"
+
+
+# --- what stays wide -------------------------------------------------------------------------------------------------
+
+
+def _kept(kept: Kept) -> str:
+    """Return what stays in a wider format, and why."""
+    of = f"{kept.count} of {counted(kept.of, 'tensor')}"
+    named = _listed(kept)
+    if kept.why == "fp8":
+        return f"{of} do not fit FP8, not even with a scale per block: {named}"
+    if kept.why == "fp8-blocks":
+        return f"{of} fit FP8 with a scale per block only: {named}"
+    if kept.why == "moment":
+        return f"{kept.count} of {counted(kept.of, 'moment')} lose over {percent(FLUSHED)} to zero in {kept.format}: {named}"
+    if kept.why == "decay":
+        return (
+            f"second moments cannot decay in {kept.format} unless they are rounded by lot: 1 - beta2 = "
+            f"{number(kept.number)} is below half an ulp, 2^-9 to 2^-8"
+        )
+    return (
+        f"{kept.count} of {counted(kept.of, 'weight')} need an fp32 master copy where they are held in {kept.format}: a typical update is "
+        f"below half an ulp of the weight: {named}"
+    )
+
+
+def _listed(kept: Kept) -> str:
+    texts = []
+    for tensor in kept.tensors:
+        share = f"{number(tensor.number)} of it" if kept.why == "update" else percent(tensor.number)
+        role = "" if kept.why == "update" else f"{tensor.role}, "
+        texts.append(f"{place(tensor.module, tensor.name)} ({role}{share})")
+    return ", ".join(texts) + (" …" if kept.count > len(kept.tensors) else "")
