@@ -54,6 +54,8 @@ class TensorLine:
     #: whose scale that is under, in words; '' without one
     per: str
     level: Level
+    #: the scale that brings it as high as it goes, '' where it is roomy without one or was infinite: `amax` is finite
+    scale: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,15 +152,12 @@ def _with_range(verdict: FormatVerdict) -> str:
 
 def _tensor_line(told: Deciding, row: HeadroomRow | None, name: str) -> TensorLine:
     per = f"with a scale per {told.per}" if told.per and _is_scaled(name) else ""
+    level = level_of(told, name)
+    helps = told.what not in ("infinite", "vanished") and (level != "roomy" or bool(per))
     return TensorLine(
-        row=row,
-        module=told.module,
-        role=told.role,
-        name=told.name,
-        text=said(told),
-        per=per,
-        level=level_of(told, name),
-    )
+        row=row, module=told.module, role=told.role, name=told.name, text=said(told), per=per, level=level,
+        scale=best_scale(row) if helps else "",
+    )  # fmt: skip
 
 
 def said(told: Deciding) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import reading, words
 from nanhunt.report.advice import advice_lines
-from nanhunt.report.headroom import best_scale, format_lines
+from nanhunt.report.headroom import format_lines
 from nanhunt.report.options import Options
 
 __all__ = ["MarkdownRenderer", "bullets", "escape", "span", "table"]
@@ -139,7 +139,7 @@ def _headroom(diagnosis: Diagnosis) -> list[str]:
             span(words.place(tensor.module, tensor.name)),
             escape(tensor.role),
             escape(f"{tensor.text} {tensor.per}".rstrip()),
-            best_scale(tensor.row),
+            tensor.scale,
         )
         for line in lines
         for tensor in line.tensors

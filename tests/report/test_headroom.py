@@ -58,6 +58,14 @@ def test_every_share_that_is_not_none_reads_as_some() -> None:
     assert "blocks were not looked at" in line.text
 
 
+def test_a_scale_is_offered_only_where_one_helps() -> None:
+    rows = (row("over", "fp16", -3.0, overflow_fraction=0.1, best_shift=-4), row("roomy", "fp16", 9.0))
+    (line,) = lines_of(*rows)
+    assert [(t.module, t.scale) for t in line.tensors] == [("over", "×1/16"), ("roomy", "")]
+    (line,) = lines_of(replace(rows[1], overflowed=3))
+    assert line.tensors[0].scale == ""
+
+
 # --- bars ------------------------------------------------------------------------------------------------------------
 
 
