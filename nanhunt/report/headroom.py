@@ -152,15 +152,12 @@ def _with_range(verdict: FormatVerdict) -> str:
 
 def _tensor_line(told: Deciding, row: HeadroomRow | None, name: str) -> TensorLine:
     per = f"with a scale per {told.per}" if told.per and _is_scaled(name) else ""
+    level = level_of(told, name)
+    helps = told.what not in ("infinite", "vanished") and (level != "roomy" or bool(per))
     return TensorLine(
-        row=row,
-        module=told.module,
-        role=told.role,
-        name=told.name,
-        text=said(told),
-        per=per,
-        level=level_of(told, name),
-    )
+        row=row, module=told.module, role=told.role, name=told.name, text=said(told), per=per, level=level,
+        scale=best_scale(row) if helps else "",
+    )  # fmt: skip
 
 
 def said(told: Deciding) -> str:
