@@ -29,7 +29,7 @@ def whole_step(bench: Bench, change: Precision) -> Iterator[Made]:
 
 def precision_of(run: TrainingRun) -> str:
     """Return what the step computes in: a recipe's name where it changes products, else autocast's or the weights' format."""
-    if run.emulator is not None and run.emulator.quantizes:
+    if run.emulator is not None and run.emulator.recipe.is_emulated and "" not in run.emulator.exempt:
         return run.emulator.recipe.name
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
     narrow = [names[p.dtype] for p in run.model.parameters() if p.dtype in names]

@@ -36,12 +36,23 @@ def products_in_tf32(device: torch.device) -> Iterator[None]:
         with full_fp32(device), _Rounded():  # type: ignore[no-untyped-call]
             yield
         return
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    backends: tuple[tuple[Any, str, Any], ...] = (
+        (torch.backends.cuda.matmul, "allow_tf32", True),
+        (torch.backends.cudnn, "allow_tf32", True),
+    )
     try:
+        was = [getattr(backend, name) for backend, name, _ in backends]
+    except RuntimeError:  # the script has used the names that torch 2.9 brought, and the old ones answer no more
+        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        backends = ((matmul, "fp32_precision", "tf32"), (convolution, "fp32_precision", "tf32"))
+        was = [getattr(backend, name) for backend, name, _ in backends]
+    try:
+        for backend, name, value in backends:
+            setattr(backend, name, value)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        for (backend, name, _), value in zip(backends, was, strict=True):
+            setattr(backend, name, value)
 
 
 class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -143,6 +143,13 @@ class RecipeConfig(_Section):
     def _from_text(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _has_what_it_sets(self) -> RecipeConfig:
+        idle = [k for k in ("skip", "amax_history", "margin") if k in self.model_fields_set]
+        if idle and lookup_recipe(self.name).products is None:
+            raise ValueError(f"{' and '.join(idle)}: the recipe {self.name} quantizes no product")
+        return self
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Say that the plain name may stand for the mapping."""
