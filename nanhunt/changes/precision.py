@@ -28,9 +28,14 @@ def whole_step(bench: Bench, change: Precision) -> Iterator[Made]:
 
 
 def precision_of(run: TrainingRun) -> str:
-    """Return what the step computes in: a recipe's name where it changes products, else autocast's or the weights' format."""
-    if run.emulator is not None and run.emulator.recipe.is_emulated and "" not in run.emulator.exempt:
-        return run.emulator.recipe.name
+    """Return what the step computes in: a recipe's name where it changes products, else autocast's or the weights' format.
+
+    A recipe that changes nothing but what moments are stored in is named where all else is in fp32.
+    """
+    emulator = run.emulator
+    if emulator is not None and emulator.quantizes:
+        return emulator.recipe.name
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
     narrow = [names[p.dtype] for p in run.model.parameters() if p.dtype in names]
-    return run.autocast or (narrow[0] if narrow else "fp32")
+    stored = emulator.recipe.name if emulator is not None and emulator.recipe.is_emulated else "fp32"
+    return run.autocast or (narrow[0] if narrow else stored)

@@ -43,7 +43,7 @@ def products_in_tf32(device: torch.device) -> Iterator[None]:
     try:
         was = [getattr(backend, name) for backend, name, _ in backends]
     except RuntimeError:  # the script has used the names that torch 2.9 brought, and the old ones answer no more
-        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        matmul, convolution = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
         backends = ((matmul, "fp32_precision", "tf32"), (convolution, "fp32_precision", "tf32"))
         was = [getattr(backend, name) for backend, name, _ in backends]
     try:
