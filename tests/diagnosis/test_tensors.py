@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nanhunt.diagnosis.headroom import FORMATS_SHOWN, headroom_rows
@@ -104,6 +104,7 @@ def plain(rows: list[Observation], scales: dict[int, float]) -> dict[tuple[str, 
 def test_merging_is_that_of_a_plain_loop_over_the_rows(
     rows: list[Observation], scales: dict[int, float], cut: bool, tmp_path: Path
 ) -> None:
+    assume(rows or scales or not cut)  # a trace that was cut off before its first step has nothing to merge
     trace = trace_of(tmp_path, [*rows, *(scalar("loss_scale", v, s) for s, v in scales.items())], cut=cut)
     found = {(t.module, t.role, t.name): t for t in merged_tensors(trace) if t.amax > 0}
     expected = plain(rows, scales)
