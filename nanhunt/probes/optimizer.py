@@ -49,9 +49,7 @@ class OptimizerProbe(StepWatch):
         """Record every gradient: accumulated, unscaled, not yet clipped."""
         if not self._rows.recording:
             return
-        for name, grad in self._run.gradients(parameters).items():
-            module, leaf = split_name(name)
-            self._rows.tensor(grad, phase=Phase.UNSCALE, role=Role.GRAD, module=module, name=leaf)
+        self._rows.tensors(self._run.gradients(parameters), phase=Phase.UNSCALE, role=Role.GRAD)
 
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep the weights and second moments that the update starts from, at the first update of each."""
@@ -202,17 +200,14 @@ def _correction(beta2: float, step: Tensor) -> Tensor:
 
 def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
     """Record every parameter, buffer and Adam moment as it stands."""
-    for name, parameter in run.parameters().items():
-        module, leaf = split_name(name)
-        rows.tensor(parameter, phase=phase, role=Role.WEIGHT, module=module, name=leaf)
-        state = run.state_of(parameter)
-        for role in (Role.EXP_AVG, Role.EXP_AVG_SQ):
-            moment = state.get(role.value)
-            if isinstance(moment, Tensor):
-                rows.tensor(moment, phase=phase, role=role, module=module, name=leaf)
-    for name, buffer in run.buffers().items():
-        module, leaf = split_name(name)
-        rows.tensor(buffer, phase=phase, role=Role.BUFFER, module=module, name=leaf)
+    parameters = run.parameters()
+    rows.tensors(parameters, phase=phase, role=Role.WEIGHT)
+    states = {name: run.state_of(parameter) for name, parameter in parameters.items()}
+    for role in (Role.EXP_AVG, Role.EXP_AVG_SQ):
+        found = {name: state.get(role.value) for name, state in states.items()}
+        moments = {name: moment for name, moment in found.items() if isinstance(moment, Tensor)}
+        rows.tensors(moments, phase=phase, role=role)
+    rows.tensors(run.buffers(), phase=phase, role=Role.BUFFER)
 
 
 def _frozen_share(update: Tensor, grad: Tensor) -> Tensor:

@@ -89,6 +89,18 @@ class RowBuffer:
         row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
         self._pending.append(_Pending(row, ticket=ticket))
 
+    def tensors(self, named: Mapping[str, Tensor], *, phase: Phase, role: Role) -> None:
+        """Observe tensors that nobody writes into meanwhile, by their qualified names: many to a launch on a GPU."""
+        found = {name: t for name, t in named.items() if is_measurable(t)} if self.recording else {}
+        with self.aside():
+            tickets = self._queue.add_all(list(found.values()), histogram=self._histograms) if found else []
+            for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True):
+                module, name = split_name(qualified)
+                self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
+                row = self._row(phase, role, module, name)
+                row = replace(row, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
+                self._pending.append(_Pending(row, ticket=ticket))
+
     def scalar(
         self, name: str, value: float | Tensor | None, *, phase: Phase, module: str = "", force: bool = False
     ) -> None:

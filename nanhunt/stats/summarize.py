@@ -44,13 +44,13 @@ class StatsQueue:
             self._looks.append((table, table.add(_in_memory(tensor))))
         return len(self._looks) - 1
 
-    def add_all(self, tensors: Sequence[Tensor]) -> list[int]:
+    def add_all(self, tensors: Sequence[Tensor], *, histogram: bool = True) -> list[int]:
         """Measure tensors that nobody writes into meanwhile, many to a launch where there is a kernel for it."""
         first = len(self._looks)
         together: dict[DeviceTable, list[int]] = {}
         for index, tensor in enumerate(tensors):
             table = self._table(tensor)
-            self._looks.append(None if table is not None else _measured(tensor, histogram=True))
+            self._looks.append(None if table is not None else _measured(tensor, histogram=histogram))
             if table is not None:
                 together.setdefault(table, []).append(index)
         for table, indices in together.items():
