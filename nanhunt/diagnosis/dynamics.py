@@ -139,11 +139,12 @@ def relative_updates(evidence: Evidence) -> dict[int, float]:
 
 
 def _norms(evidence: Evidence, role: str) -> dict[int, float]:
+    """Return the norm of all tensors of a role by step; what was measured of a part of one stands for the whole."""
     squares: dict[int, float] = {}
-    for series in evidence.history(role, "l2").values():
-        for step, norm in series.items():
-            if math.isfinite(norm):
-                squares[step] = squares.get(step, 0.0) + norm * norm
+    frame = evidence.frame(role, ["step", "l2", "numel", "shape"])
+    for step, norm, numel, shape in frame.itertuples(index=False, name=None):
+        if math.isfinite(norm) and numel > 0:
+            squares[int(step)] = squares.get(int(step), 0.0) + norm * norm * math.prod(shape) / numel
     return {step: math.sqrt(total) for step, total in squares.items()}
 
 

@@ -299,5 +299,7 @@ def _without_zoom(rows: list[Observation], fault: StepFault, onset: Onset) -> On
 
 
 def _update_norm(rows: Sequence[Observation]) -> float | None:
-    squares = [r.stats.sum_of_squares for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
-    return math.sqrt(sum(squares)) if squares else None
+    updates = [(r.stats, r.shape or ()) for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
+    # of a large one a part is measured: its squares stand for the whole
+    squares = [s.sum_of_squares * math.prod(shape) / s.numel for s, shape in updates if s.numel]
+    return math.sqrt(sum(squares)) if updates else None

@@ -13,7 +13,8 @@ Adam's health is measured where all its parts are at hand, per parameter:
 - `moved_outside`: a lower bound of the norm of what was written into a weight after its update, in the same step.
 - `update_lr` = rms(Δw) / lr: 0.23 to 1 in ordinary training.
 
-The update is w_after - w_before, so a copy of the weights lives from the clip to the update.
+The update is w_after - w_before, so a copy of the weights lives from the clip to the update; of a large weight, of some
+tiles (`sampling.looked_at`). An update's row then counts what was looked at: its `numel` is less than its shape's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.probes.probe import RowBuffer, split_name
+from nanhunt.stats.sampling import looked_at
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
@@ -60,10 +62,10 @@ class OptimizerProbe(StepWatch):
             name = self._names.get(parameter)
             if name is None or name in self._before:
                 continue
-            self._before[name] = parameter.detach().clone()
+            self._before[name] = looked_at(parameter.detach()).clone()
             v = _second_moment(self._run.state_of(parameter))
             if v is not None:
-                self._v_before[name] = v.detach().clone()
+                self._v_before[name] = looked_at(v.detach()).clone()
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
@@ -104,8 +106,9 @@ class OptimizerProbe(StepWatch):
         if name is None or before is None:
             return
         module, leaf = split_name(name)
-        update = parameter.detach() - before
-        self._rows.tensor(update, phase=Phase.UPDATE, role=Role.UPDATE, module=module, name=leaf)
+        update = looked_at(parameter.detach()) - before
+        shape = tuple(parameter.shape)
+        self._rows.tensor(update, phase=Phase.UPDATE, role=Role.UPDATE, module=module, name=leaf, shape=shape)
         if name in self._left:
             moved = (_sum_and_norm(parameter) - self._left[name]).abs()
             self._rows.scalar(f"{leaf}.moved_outside", moved.amax(), phase=Phase.UPDATE, module=module)
@@ -113,12 +116,16 @@ class OptimizerProbe(StepWatch):
         lr = float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
             return
-        state = self._run.state_of(parameter)
+        grad, state = looked_at(grad), {k: _looked_at(v) for k, v in self._run.state_of(parameter).items()}
         health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad) if lr > 0 else None}
         health["update_lr"] = _rms(update) / lr if lr > 0 else None
         health |= adam_health(grad, state, group, self._v_before.get(name))
         for key, value in health.items():
             self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
+
+
+def _looked_at(value: Any) -> Any:
+    return looked_at(value) if isinstance(value, Tensor) else value
 
 
 def _sum_and_norm(tensor: Tensor) -> Tensor:

@@ -78,15 +78,20 @@ class RowBuffer:
         op: str | None = None,
         source: str | None = None,
         histogram: bool = True,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
+        """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row.
+
+        `shape` is that of the tensor whose part this is, where it is one.
+        """
         if not self.recording or not is_measurable(tensor):
             return
         with self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
-            self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
+            if shape is None or shape == tuple(tensor.shape):  # a part of a tensor has not its blocks
+                self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
         row = self._row(phase, role, module, name)
-        row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
+        row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=shape or tuple(tensor.shape))
         self._pending.append(_Pending(row, ticket=ticket))
 
     def tensors(self, named: Mapping[str, Tensor], *, phase: Phase, role: Role) -> None:
