@@ -98,7 +98,8 @@ class RowBuffer:
         """Observe tensors that nobody writes into meanwhile, by their qualified names: many to a launch on a GPU."""
         found = {name: t for name, t in named.items() if is_measurable(t)} if self.recording else {}
         with self.aside():
-            tickets = self._queue.add_all(list(found.values()), histogram=self._histograms) if found else []
+            values, exact = list(found.values()), phase is Phase.LOAD
+            tickets = self._queue.add_all(values, histogram=self._histograms, exact=exact) if found else []
             for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True):
                 module, name = split_name(qualified)
                 self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)

@@ -17,7 +17,7 @@ import struct
 import torch
 from torch import Tensor
 
-from nanhunt.stats.sampling import EXACT, SPARSE, TILE, count_extremes
+from nanhunt.stats.sampling import EXACT, SPARSE, TILE, count_extremes, place_of
 
 __all__ = ["BINS", "measure_on_cpu"]
 
@@ -28,14 +28,14 @@ _PIECE = 1 << 16
 _MANTISSA, _MAGNITUDE, _INFINITY = 23, 0x7FFFFFFF, 0x7F800000
 
 
-def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool) -> Tensor:
+def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool = False) -> Tensor:
     """Return the statistics of a flat fp32, bf16 or fp16 tensor as `torch_kernel.measure` lays them out.
 
-    `tiny` is the smallest normal magnitude of the dtype that the numbers were stored in.
+    With `exact`, exponents are those of every element whatever the size. `tiny` is the smallest normal magnitude of the dtype that the numbers were stored in.
     """
     head = [float(values.numel()), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, 0.0, 0.0]
-    counts = torch.zeros(BINS, dtype=torch.int64) if histogram else None
-    exact = values.numel() <= EXACT
+    counts = torch.zeros(BINS, dtype=torch.int64, device="cpu") if histogram else None
+    exact = exact or values.numel() <= EXACT
     for piece in values.split(_PIECE) if values.numel() > _PIECE else (values,):  # type: ignore[no-untyped-call]
         x = piece.float()
         bits = x.view(torch.int32) & _MAGNITUDE
@@ -43,14 +43,16 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool) -> Tensor:
         if counts is not None and exact:
             _count(counts, bits)
     if counts is None:
-        return torch.tensor(head, dtype=torch.float64)
+        return torch.tensor(head, dtype=torch.float64, device="cpu")
     if not exact:
-        whole = values[: values.numel() // TILE * TILE].view(-1, TILE)[::SPARSE]
-        rest = values[values.numel() // TILE * TILE :] if values.numel() // TILE % SPARSE == 0 else values[:0]
-        for tiles in (*whole.split(_PIECE // TILE), rest):  # type: ignore[no-untyped-call]
-            _count(counts, tiles.float().contiguous().view(torch.int32) & _MAGNITUDE)
+        tiles = values.numel() // TILE
+        places = place_of(torch.arange(-(-tiles // SPARSE), device="cpu"), SPARSE)
+        sampled = values[: tiles * TILE].view(-1, TILE)[places[places < tiles]]
+        for part in sampled.split(_PIECE // TILE):  # type: ignore[no-untyped-call]
+            _count(counts, part.float().view(torch.int32) & _MAGNITUDE)
+        counts *= SPARSE
         count_extremes(counts, LOWEST, head[6], head[7])
-    return torch.cat([torch.tensor(head, dtype=torch.float64), counts.to(torch.float64)])
+    return torch.cat([torch.tensor(head, dtype=torch.float64, device="cpu"), counts.to(torch.float64)])
 
 
 def _add(head: list[float], x: Tensor, bits: Tensor, tiny: float) -> None:

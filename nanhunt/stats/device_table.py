@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
-from nanhunt.stats.sampling import EXACT, count_extremes
+from nanhunt.stats.sampling import EXACT, SPARSE, count_extremes
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.triton_kernel import BINS, COUNTS, LOWEST, ROW, is_told_by_the_second, launch, launch_many
 
@@ -34,33 +34,35 @@ class DeviceTable:
         self._tables = [self._zeros(_FIRST_ROWS)]
         #: rows of each table that are taken
         self._used = [0]
-        #: of each tensor, its table, its row and its elements
-        self._places: list[tuple[int, int, int]] = []
+        #: of each tensor, its table, its row, its elements, and whether the exponents of a part of them are counted
+        self._places: list[tuple[int, int, int, bool]] = []
 
     def add(self, tensor: Tensor) -> int:
         """Measure a tensor as it stands; return its number. Nothing waits for the device."""
         row = self._room(1)
         launch(tensor, self._tables[-1], row)
-        self._places.append((len(self._tables) - 1, row, tensor.numel()))
+        self._places.append((len(self._tables) - 1, row, tensor.numel(), tensor.numel() > EXACT))
         return len(self._places) - 1
 
-    def add_many(self, tensors: Sequence[Tensor]) -> list[int]:
+    def add_many(self, tensors: Sequence[Tensor], *, exact: bool = False) -> list[int]:
         """Measure tensors that nobody writes into meanwhile, by a launch for each dtype; return their numbers."""
         row, first = self._room(len(tensors)), len(self._places)
-        launch_many(tensors, self._tables[-1], row)
-        self._places += [(len(self._tables) - 1, row + i, t.numel()) for i, t in enumerate(tensors)]
+        launch_many(tensors, self._tables[-1], row, exact=exact)
+        self._places += [
+            (len(self._tables) - 1, row + i, t.numel(), not exact and t.numel() > EXACT) for i, t in enumerate(tensors)
+        ]
         return list(range(first, len(self._places)))
 
     def amax(self, number: int) -> Tensor:
         """Return a tensor's largest finite magnitude so far, as a float64 scalar on the device."""
-        table, row, _ = self._places[number]
+        table, row, *_ = self._places[number]
         first, _, second, _ = self._tables[table][row].view(torch.int32)[18:22].view(torch.float32)
         return torch.where(first.isfinite(), first, second).double()
 
     def fetch(self) -> list[TensorStats]:
         """Return the statistics of every tensor, with one wait for the device, and start afresh."""
         words = [table[:used].cpu().numpy() for table, used in zip(self._tables, self._used, strict=True)]
-        found = [_decoded(words[table][row], size) for table, row, size in self._places]
+        found = [_decoded(words[table][row], size, sampled) for table, row, size, sampled in self._places]
         rows = sum(map(len, self._tables))
         self._tables = [self._tables[0].zero_() if len(self._tables) == 1 else self._zeros(rows)]
         self._used, self._places = [0], []
@@ -78,16 +80,17 @@ class DeviceTable:
         return torch.zeros(rows, ROW, dtype=torch.int64, device=self._device)
 
 
-def _decoded(words: npt.NDArray[np.int64], numel: int) -> TensorStats:
+def _decoded(words: npt.NDArray[np.int64], numel: int, sampled: bool) -> TensorStats:
     """Turn a row that has reached the host into a value."""
     counts = dict(zip(COUNTS, words[: len(COUNTS)].tolist(), strict=True))
     sums, halves = words[5:9].view(np.float64), words[9:].view(np.int32)
     top, low, (total, squares) = int(halves[0]), _NONE - int(halves[1]), sums[:2].tolist()
     if is_told_by_the_second(top, low):
         top, low, (total, squares) = int(halves[2]), _NONE - int(halves[3]), sums[2:].tolist()
-    bins = halves[4 : 4 + BINS]
+    bins = halves[4 : 4 + BINS].astype(np.int64)
     amax, amin = _magnitude(top), _magnitude(low) if 0 < low < _INFINITY else 0.0
-    if numel > EXACT:
+    if sampled:
+        bins *= SPARSE
         count_extremes(bins, LOWEST, amax, amin)
     used = np.flatnonzero(bins)
     exponents = ExponentHistogram()

@@ -39,8 +39,10 @@ def looked_at(tensor: Any) -> Any:
     """Return what is looked at of a torch tensor in an update: all of it, or of a large one a copy of some tiles."""
     if tensor.numel() <= EXACT or not tensor.is_contiguous():
         return tensor
+    import torch  # this file is read by others without it
+
     tiles = tensor.numel() // TILE
-    groups = tensor.new_ones(tiles // SPARSE_UPDATE).cumsum(0).long() - 1  # whole numbers, made on the tensor's device
+    groups = torch.arange(tiles // SPARSE_UPDATE, device=tensor.device)
     return tensor.reshape(-1)[: tiles * TILE].view(-1, TILE)[place_of(groups, SPARSE_UPDATE)]
 
 

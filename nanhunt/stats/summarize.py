@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.stats.torch_kernel import FIELDS, decode, is_measurable, measure
+from nanhunt.stats.torch_kernel import FIELDS, decode, in_memory, is_measurable, measure
 
 if TYPE_CHECKING:
     from nanhunt.stats.device_table import DeviceTable
@@ -41,20 +41,23 @@ class StatsQueue:
         if table is None:
             self._looks.append(_measured(tensor, histogram=histogram))
         else:
-            self._looks.append((table, table.add(_in_memory(tensor))))
+            self._looks.append((table, table.add(in_memory(tensor.detach()))))
         return len(self._looks) - 1
 
-    def add_all(self, tensors: Sequence[Tensor], *, histogram: bool = True) -> list[int]:
-        """Measure tensors that nobody writes into meanwhile, many to a launch where there is a kernel for it."""
+    def add_all(self, tensors: Sequence[Tensor], *, histogram: bool = True, exact: bool = False) -> list[int]:
+        """Measure tensors that nobody writes into meanwhile, many to a launch where there is a kernel for it.
+
+        With `exact`, exponents are those of every element whatever the size (`sampling`).
+        """
         first = len(self._looks)
         together: dict[DeviceTable, list[int]] = {}
         for index, tensor in enumerate(tensors):
             table = self._table(tensor)
-            self._looks.append(None if table is not None else _measured(tensor, histogram=histogram))
+            self._looks.append(None if table is not None else _measured(tensor, histogram=histogram, exact=exact))
             if table is not None:
                 together.setdefault(table, []).append(index)
         for table, indices in together.items():
-            numbers = table.add_many([_in_memory(tensors[i]) for i in indices])
+            numbers = table.add_many([in_memory(tensors[i].detach()) for i in indices], exact=exact)
             for index, number in zip(indices, numbers, strict=True):
                 self._looks[first + index] = (table, number)
         return list(range(first, len(self._looks)))
@@ -109,15 +112,6 @@ def _has_triton() -> bool:
     return True
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    """Return the tensor's elements without gaps, where they lie if they lie so; in whatever order."""
-    detached = tensor.detach()
-    if detached.is_contiguous():
-        return detached
-    dense: bool = torch.ops.aten.is_non_overlapping_and_dense(detached)
-    return detached if dense else detached.contiguous()
-
-
 def summarize(tensor: Tensor, *, histogram: bool = True) -> TensorStats:
     """Measure one tensor now (waits for the device). Raises TypeError where it cannot be measured."""
     queue = StatsQueue()
@@ -128,11 +122,11 @@ def summarize(tensor: Tensor, *, histogram: bool = True) -> TensorStats:
     return stats
 
 
-def _measured(tensor: Tensor, *, histogram: bool) -> Tensor | None:
+def _measured(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor | None:
     if not is_measurable(tensor):
         return None
     try:
-        return measure(tensor, histogram=histogram)
+        return measure(tensor, histogram=histogram, exact=exact)
     except (NotImplementedError, RuntimeError, TypeError):
         if type(tensor) in _PLAIN:
             raise

@@ -29,7 +29,7 @@ from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.cpu_kernel import measure_on_cpu
 from nanhunt.stats.tensor_stats import TensorStats
 
-__all__ = ["FIELDS", "decode", "is_measurable", "measure", "plain_values"]
+__all__ = ["FIELDS", "decode", "in_memory", "is_measurable", "measure", "plain_values"]
 
 #: The first entries of a vector; `amin` is +inf where there is no non-zero element.
 FIELDS = ("numel", "nan", "posinf", "neginf", "zero", "subnormal", "amax", "amin", "sum", "sum_of_squares")
@@ -67,7 +67,7 @@ def is_measurable(tensor: Tensor) -> bool:
     return tensor.layout in _LAYOUTS and tensor.dtype != _PACKED
 
 
-def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
+def measure(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor:
     """Return the statistics of `tensor` as one float64 vector on its device.
 
     The vector has `len(FIELDS)` entries, then the exponent bins where `histogram` is asked for and the dtype is a
@@ -76,13 +76,23 @@ def measure(tensor: Tensor, *, histogram: bool) -> Tensor:
     with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
         plain = plain_values(tensor.detach())
         if plain.is_cpu and plain.dtype in _BY_BITS:
-            return measure_on_cpu(plain.reshape(-1), torch.finfo(plain.dtype).tiny, histogram=histogram)
+            tiny = torch.finfo(plain.dtype).tiny
+            return measure_on_cpu(in_memory(plain).view(-1), tiny, histogram=histogram, exact=exact)
         values, tiny = _carrier(plain)
         bins = histogram and tiny > 0.0
         if values.numel() <= CHUNK:
             return _measure(values, tiny, bins)
         parts = [_measure(chunk, tiny, bins) for chunk in values.split(CHUNK)]  # type: ignore[no-untyped-call]
         return _combine(torch.stack(parts))
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """Return a strided tensor's elements without gaps and in the order of memory: where they lie, if they lie so."""
+    if tensor.is_contiguous():
+        return tensor
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).contiguous()
+    return tensor.contiguous()
 
 
 def plain_values(tensor: Tensor) -> Tensor:

@@ -58,15 +58,18 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
         second_of_one[(parts,)](tensor, size, table, row, every, parts, tiny=tiny, width=TILE)
 
 
-def launch_many(tensors: Sequence[Tensor], table: Tensor, first: int) -> None:
-    """Measure many tensors into the rows from `first` on, by two launches for each dtype; nothing waits."""
+def launch_many(tensors: Sequence[Tensor], table: Tensor, first: int, *, exact: bool = False) -> None:
+    """Measure many tensors into the rows from `first` on, by two launches for each dtype; nothing waits.
+
+    With `exact`, exponents are those of every element whatever the size.
+    """
     groups: dict[tuple[torch.dtype, bool], list[int]] = {}
     for index, tensor in enumerate(tensors):
         if tensor.numel():
             aligned = tensor.data_ptr() % _ALIGNED == 0
             groups.setdefault((tensor.dtype, aligned), []).append(index)
     for (dtype, aligned), indices in groups.items():
-        _launch_group([tensors[i] for i in indices], [first + i for i in indices], table, dtype, aligned)
+        _launch_group([tensors[i] for i in indices], [first + i for i in indices], table, dtype, aligned, exact)
 
 
 def is_told_by_the_second(top: int, low: int) -> bool:
@@ -74,14 +77,17 @@ def is_told_by_the_second(top: int, low: int) -> bool:
     return top >= 0x58800000 or 0 < top < 0x26800000 or low < 0x00800000
 
 
-def _launch_group(tensors: list[Tensor], rows: list[int], table: Tensor, dtype: torch.dtype, aligned: bool) -> None:
+def _launch_group(
+    tensors: list[Tensor], rows: list[int], table: Tensor, dtype: torch.dtype, aligned: bool, exact: bool
+) -> None:
     sizes = [tensor.numel() for tensor in tensors]
     facts = [
-        (t.data_ptr(), size, row, _every(size), _parts(size)) for t, size, row in zip(tensors, sizes, rows, strict=True)
+        (t.data_ptr(), size, row, 1 if exact else _every(size), _parts(size, exact))
+        for t, size, row in zip(tensors, sizes, rows, strict=True)
     ]
     device = tensors[0].device
-    spans, parts = _programs(tuple(sizes), device)
-    there = torch.tensor(facts, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+    spans, parts = _programs(tuple(sizes), device, exact)
+    there = torch.tensor(facts, dtype=torch.int64, device="cpu").pin_memory().to(device, non_blocking=True)
     settings = {"dtype": _DTYPES[dtype], "aligned": _ALIGNED if aligned else 2, "tiny": _TINY[dtype]}
     with torch.cuda.device(device):
         first_of_many[(len(spans),)](there, spans, table, **settings, width=_WIDTH, tiles=_TILES, num_warps=_WARPS)
@@ -89,16 +95,16 @@ def _launch_group(tensors: list[Tensor], rows: list[int], table: Tensor, dtype: 
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _programs(sizes: tuple[int, ...], device: torch.device, exact: bool) -> tuple[Tensor, Tensor]:
     """Return the (tensor, span) and the (tensor, part) of each program on the device: the same in every step."""
-    spans, parts = [triton.cdiv(size, _SPAN) for size in sizes], [_parts(size) for size in sizes]
+    spans, parts = [triton.cdiv(size, _SPAN) for size in sizes], [_parts(size, exact) for size in sizes]
     return _shared_out(spans, device), _shared_out(parts, device)
 
 
 def _shared_out(shares: list[int], device: torch.device) -> Tensor:
-    counts = torch.tensor(shares)
-    whose = torch.repeat_interleave(torch.arange(len(shares)), counts)
-    which = torch.arange(len(whose)) - (counts.cumsum(0) - counts)[whose]
+    counts = torch.tensor(shares, device="cpu")
+    whose = torch.repeat_interleave(torch.arange(len(shares), device="cpu"), counts)
+    which = torch.arange(len(whose), device="cpu") - (counts.cumsum(0) - counts)[whose]
     return torch.stack([whose, which], dim=1).pin_memory().to(device, non_blocking=True)
 
 
@@ -107,7 +113,7 @@ def _every(size: int) -> int:
     return 1 if size <= EXACT else SPARSE
 
 
-def _parts(size: int) -> int:
+def _parts(size: int, exact: bool = False) -> int:
     """Return how many programs the second pass has."""
-    counted = triton.cdiv(triton.cdiv(size, TILE), _every(size))
+    counted = triton.cdiv(triton.cdiv(size, TILE), 1 if exact else _every(size))
     return int(min(max(1, triton.cdiv(counted, _TILES_OF_A_PART)), _PARTS))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats import torch_kernel
 from nanhunt.stats.summarize import StatsQueue, summarize
 from nanhunt.stats.tensor_stats import TensorStats
@@ -241,14 +242,15 @@ def test_a_queue_takes_tensors_of_several_devices() -> None:
 
 
 @pytest.mark.parametrize("size", [(1 << 20) + 1, (1 << 20) + 64 * 1024, (1 << 21) + 77])
-def test_above_a_size_exponents_are_of_every_64th_tile_and_all_else_of_every_element(size: int) -> None:
+def test_above_a_size_exponents_are_of_one_tile_in_64_and_all_else_of_every_element(size: int) -> None:
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(size))
     tensor[size - 2], tensor[5000], tensor[70_000] = 2.0**20, 0.0, math.nan
     stats = summarize(tensor)
-    tiles = [tensor[start : start + 1024] for start in range(0, size, 64 * 1024)]
+    places = [group * 64 + (group * 39) % 64 for group in range(size // 1024 // 64 + 1)]
+    tiles = [tensor[place * 1024 :][:1024] for place in places if (place + 1) * 1024 <= size]
     magnitudes = torch.cat(tiles).double().abs().numpy()
     magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
-    expected = np.bincount((np.floor(np.log2(magnitudes)) + 200).astype(int))
+    expected = 64 * np.bincount((np.floor(np.log2(magnitudes)) + 200).astype(int))
     assert stats.exponents is not None
     for extreme in (stats.amax, stats.amin):  # counted once where no tile holds one of its size
         index = int(np.floor(np.log2(extreme))) + 200
@@ -259,3 +261,36 @@ def test_above_a_size_exponents_are_of_every_64th_tile_and_all_else_of_every_ele
     assert (stats.numel, stats.nan, stats.zero, stats.amax) == (size, 1, zeros, 2.0**20)
     wide = tensor[tensor.isfinite()].double()
     assert stats.sum_of_squares == pytest.approx(float((wide * wide).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(512, 4096), (4096, 1024), (1024, 2048), (2049, 1536)])
+def test_a_sample_meets_every_column_and_every_row_of_a_head(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for small in (
+        (slice(None), slice(1024, None)),
+        (slice(1, None, 64), slice(None)),
+        (slice(0, None, 2), slice(None)),
+    ):
+        tensor = torch.randn(shape, generator=draw)
+        tensor[small] *= 2.0**-40
+        whole = measured_exactly(tensor)
+        sampled = summarize(tensor).exponents
+        assert sampled is not None
+        assert sampled.total == pytest.approx(tensor.numel(), rel=0.05)
+        assert sampled.fraction_below(-25) == pytest.approx(whole.fraction_below(-25), abs=0.06)
+
+
+def measured_exactly(tensor: torch.Tensor) -> ExponentHistogram:
+    exponents = torch.frexp(tensor[tensor != 0])[1].long() - 1
+    low = int(exponents.min())
+    return ExponentHistogram(low, tuple(torch.bincount(exponents - low).tolist()))
+
+
+def test_weights_as_they_are_loaded_are_counted_whole() -> None:
+    tensor = torch.randn(1 << 21, generator=torch.Generator().manual_seed(1))
+    tensor[1234567] = 2.0**60
+    queue = StatsQueue()
+    queue.add_all([tensor], exact=True)
+    (stats,) = queue.collect()
+    assert stats is not None
+    assert stats.exponents == measured_exactly(tensor)
