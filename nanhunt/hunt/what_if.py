@@ -63,9 +63,9 @@ class _Grads(StepWatch):
         self.grads: dict[str, Tensor] = {}
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
-        """Keep a copy of each in fp32."""
+        """Keep a copy of each on the host: the device may have no room for another set of them."""
         found = self._run.gradients(parameters)
-        self.grads |= {n: g.detach().to(torch.float32, copy=True) for n, g in found.items() if not g.is_sparse}
+        self.grads |= {n: g.detach().to("cpu", copy=True) for n, g in found.items() if not g.is_sparse}
 
 
 def _products(run: TrainingRun) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _compared(own: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Any]
     """Return the cosine and error of the whole gradient, and of the parameters that fare worst."""
     sums = torch.zeros(3, dtype=torch.float64)
     told: list[tuple[float, str, float | None]] = []
-    for name in own.keys() & wide.keys():
-        a, b = own[name].flatten(), wide[name].flatten()
+    for name in (n for n in own if n in wide):
+        a, b = own[name].flatten().float(), wide[name].flatten().float()
         dots = torch.stack([torch.dot(a.double(), b.double()), a.double().square().sum(), b.double().square().sum()])
         sums += dots.cpu()
         error = float(torch.linalg.vector_norm(a - b, dtype=torch.float64)) / math.sqrt(max(float(dots[2]), 1e-300))

@@ -1,8 +1,9 @@
 """Delayed scaling: the amax that a tensor's scale is made for comes from earlier steps.
 
-As TransformerEngine has it: the largest amax of the last `length` steps, `margin` binades left free above it; an amax that
-is zero or not finite leaves the scale as it was. What was chosen: an operand that has no history yet is scaled by its own
-amax, where TransformerEngine begins with a scale of 1; a checkpoint of a long run would have a history.
+As TransformerEngine has it: the largest amax of the last `length` steps, `margin` binades left free above it; a largest of
+zero leaves the scale as it was. What was chosen: an operand that has no history yet is scaled by its own amax, where
+TransformerEngine begins with a scale of 1, as a checkpoint of a long run would have a history; and an infinite amax is left
+out of the history, where it would hold the scale still for as long as it stays there.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ from dataclasses import replace
 from nanhunt.errors import UsageError
 from nanhunt.recipes.recipe import Operand, Products, Recipe, joined
 
-__all__ = ["RECIPES", "lookup"]
+__all__ = ["NARROW", "RECIPES", "by_lot", "lookup"]
+
+#: What weights may be stored in without an fp32 copy.
+NARROW = ("fp16", "bf16")
 
 _E4M3 = Operand(format="e4m3fn")
 _E5M2 = Operand(format="e5m2")
@@ -24,11 +27,22 @@ _NV4 = Operand(format="e2m1fn", block=(1, 16), scale="nvfp4")
 
 #: every recipe, plainest first
 RECIPES: tuple[Recipe, ...] = (
-    Recipe(name="fp32", title="no autocast", autocast="none"),
+    Recipe(name="fp32", title="no autocast, weights in fp32", autocast="none", params="fp32"),
     Recipe(name="tf32", title="operands of all products of fp32 tensors rounded to TF32", tf32=True),
-    Recipe(name="fp16", title="autocast in fp16, the scaler as the config has it", autocast="fp16"),
-    Recipe(name="bf16", title="autocast in bf16", autocast="bf16"),
-    Recipe(name="amp-fp16", title="autocast in fp16 with a GradScaler", autocast="fp16", scaler=True),
+    Recipe(
+        name="fp16",
+        title="autocast in fp16 over fp32 weights, the scaler as the config has it",
+        autocast="fp16",
+        params="fp32",
+    ),
+    Recipe(name="bf16", title="autocast in bf16 over fp32 weights", autocast="bf16", params="fp32"),
+    Recipe(
+        name="amp-fp16",
+        title="autocast in fp16 over fp32 weights, with a GradScaler",
+        autocast="fp16",
+        params="fp32",
+        scaler=True,
+    ),
     Recipe(name="pure-fp16", title="weights, moments and all else in fp16", autocast="none", params="fp16"),
     Recipe(name="pure-bf16", title="weights, moments and all else in bf16", autocast="none", params="bf16"),
     Recipe(
@@ -80,7 +94,8 @@ RECIPES: tuple[Recipe, ...] = (
 def lookup(name: str) -> Recipe:
     """Return the recipe of a name, or of several joined by `+`.
 
-    Raises UsageError with the nearest name for one that is not known, and for two that set the same thing.
+    Raises UsageError with the nearest name for one that is not known, and for two that set the same thing. Whether
+    `stochastic` has anything to round hangs on the config's weights too (`by_lot`).
     """
     found: Recipe | None = None
     for part in name.split("+"):
@@ -90,14 +105,17 @@ def lookup(name: str) -> Recipe:
         except ValueError as error:
             raise UsageError(f"recipe {name!r}: {error}", hint="join recipes that set different things") from error
     assert found is not None
-    if found.stochastic and not (found.states == "bf16" or found.params is not None):
-        raise UsageError(
-            f"recipe {name!r}: nothing that it writes is rounded", hint="join it: bf16-no-master+stochastic"
-        )
-    if found.stochastic and found.params and not found.wide_update:
-        # torch writes into narrow weights to nearest: lots need the update in fp32, and the moments stay as narrow
-        return replace(found, wide_update=True, states=found.states or "bf16")
-    return found
+    return by_lot(found, found.params)
+
+
+def by_lot(recipe: Recipe, params: str | None) -> Recipe:
+    """Return a recipe whose lots round what it writes, with weights stored in `params`.
+
+    torch writes into narrow weights to nearest: for lots the update is computed in fp32, and moments stay as narrow.
+    """
+    if not recipe.stochastic or recipe.wide_update or params not in NARROW:
+        return recipe
+    return replace(recipe, wide_update=True, states=recipe.states or "bf16")
 
 
 def _one(name: str) -> Recipe:

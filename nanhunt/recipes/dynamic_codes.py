@@ -24,7 +24,7 @@ _DECADES = 7
 
 
 def in_eight_bits(values: Tensor, *, signed: bool) -> Tensor:
-    """Return a moment as its 8 bits hold it, in its own dtype; a small one as it is, NaN for what is not finite."""
+    """Return a moment as its 8 bits hold it, in its own dtype; a small one as it is. What is not finite makes NaN of its block."""
     if values.numel() < SMALLEST:
         return values
     flat = values.detach().float().reshape(-1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from nanhunt.recipes.amax_history import AmaxHistory
 from nanhunt.recipes.product_ops import Operands
@@ -24,7 +25,7 @@ from nanhunt.recipes.scaling import Quantized, element_format, losses
 from nanhunt.recipes.storage import stored_as
 from nanhunt.recipes.tf32 import products_in_tf32
 
-__all__ = ["Emulator", "OperandLoss"]
+__all__ = ["Emulator", "OperandLoss", "is_meant"]
 
 _SEED = 20240
 
@@ -105,12 +106,14 @@ class Emulator:
             )
             for register, by in ((register_optimizer_step_pre_hook, 1), (register_optimizer_step_post_hook, -1)):
                 stack.callback(register(lambda *_, by=by: mode.pause(by)).remove)
+            # a checkpoint stops its recomputation at the last tensor that backward needs, before the product that takes it
+            stack.enter_context(set_checkpoint_early_stop(False))
             stack.enter_context(mode)
 
     def _is_off(self, weight: str) -> bool:
         modules = [name.rpartition(".")[0] for name in (weight, *self._tied.get(weight, ()))]
         products = self.recipe.products
-        if products is not None and any(_matches(m, pattern) for pattern in products.skip for m in modules):
+        if products is not None and any(is_meant(m, pattern) for pattern in products.skip for m in modules):
             self.skipped[weight] = None
             return True
         self.quantized[weight] = None
@@ -169,6 +172,6 @@ def _history(products: Products | None) -> AmaxHistory:
     return AmaxHistory(length=products.amax_history, margin=products.margin)
 
 
-def _matches(module: str, pattern: str) -> bool:
+def is_meant(module: str, pattern: str) -> bool:
     """Whether a pattern means a module: by its whole name, or by its last part."""
     return fnmatchcase(module, pattern) or fnmatchcase(module.rpartition(".")[2], pattern)

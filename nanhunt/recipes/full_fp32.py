@@ -21,11 +21,14 @@ def full_fp32(device: torch.device) -> Iterator[None]:
     library = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul: Any = getattr(library, "matmul", None)
     if hasattr(matmul, "fp32_precision"):  # a setting for each library, since torch 2.9
-        was, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        was = matmul.fp32_precision
+        # "none" follows the setting of all libraries; to write back what it follows would pin it there
+        inherited = was == getattr(torch.backends, "fp32_precision", None)
+        matmul.fp32_precision = "ieee"
         try:
             yield
         finally:
-            matmul.fp32_precision = was
+            matmul.fp32_precision = "none" if inherited else was
         return
     whole = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

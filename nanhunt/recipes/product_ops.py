@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ class Operands:
         """Return the name of the weight that this memory holds; None where it holds none."""
         at = tensor.storage_offset()
         spans = self._weights.get(tensor.untyped_storage()._cdata, ()) if tensor.layout is torch.strided else ()
-        return next((span.name for span in spans if span.first <= at < span.last), None)
+        place = bisect.bisect_right(spans, at, key=lambda span: span.first) - 1
+        return spans[place].name if place >= 0 and at < spans[place].last else None
 
     def input_of(self, tensor: Tensor, node: int | None) -> str | None:
         """Return the weight that this memory was multiplied with, by the forward product whose node runs; None of others.
@@ -81,4 +83,4 @@ class Operands:
     def _note(self, tensor: Tensor, span: _Span) -> None:
         handle = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._handles[handle.cdata] = handle
-        self._weights.setdefault(handle.cdata, []).append(span)
+        bisect.insort(self._weights.setdefault(handle.cdata, []), span, key=lambda span: span.first)

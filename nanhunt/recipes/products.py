@@ -8,7 +8,8 @@ quantized anew for each product along the dimension that it sums over. The produ
 operands, or by FP8 matrix units where the GPU has them, and cast to the dtype it had.
 
 Not covered: products of which no operand is a parameter or a cast of one (attention's, those of a weight that is computed
-from others), convolutions, products of a matrix with a vector; saved tensors that hooks have moved elsewhere, whose dW is
+from others), convolutions, products of a matrix with a vector, fused ones (`_addmm_activation`, `_grouped_mm`) and those with
+`out=` or another `out_dtype`; a parameter that is used as an activation counts as a weight; saved tensors that hooks have moved elsewhere, whose dW is
 then in its own precision; second derivatives, whose gradients are rounded as inputs are.
 """
 

@@ -30,6 +30,8 @@ __all__ = ["LOSSES", "Quantized", "element_format", "losses", "quantize"]
 #: What is told of an operand that was quantized.
 LOSSES = ("flushed", "saturated", "error", "rows")
 _TINY = torch.finfo(torch.float32).tiny
+#: Elements that are measured at once: looking must not need the memory that the run has not left.
+_PIECE = 1 << 22
 #: Exponents that an E8M0 scale has.
 _E8M0 = 127
 
@@ -90,16 +92,39 @@ def losses(tensor: Tensor, made: Quantized, fmt: NumberFormat) -> Tensor:
     error: norm of what was lost over the norm of the tensor; rows: share of the rows with a norm that lost half of it, as
     all rows do but the one whose outlier sets the scale.
     """
-    wide = tensor.detach().double()
+    if not tensor.numel():
+        return torch.zeros(len(LOSSES), dtype=torch.float64, device=tensor.device)
+    columns = tensor.shape[-1] if tensor.dim() else 1
+    wide, elements = tensor.detach().reshape(-1, columns), made.elements.reshape(-1, columns)
+    inverse = made.inverse.expand_as(made.elements).reshape(-1, columns) if made.inverse.dim() else made.inverse
+    at_once = max(1, _PIECE // columns)
+    pieces = [
+        _lost_of(
+            wide[i : i + at_once],
+            elements[i : i + at_once],
+            inverse[i : i + at_once] if inverse.dim() else inverse,
+            fmt,
+        )
+        for i in range(0, len(wide), at_once)
+    ]
+    nonzero, flushed, beyond, lost, norm, broken, rows = torch.stack(pieces).sum(0)
+    there, error = nonzero.clamp(min=1), lost.sqrt() / norm.sqrt().clamp(min=_TINY)
+    return torch.stack([flushed / there, beyond / there, error, broken / rows.clamp(min=1)])
+
+
+def _lost_of(tensor: Tensor, elements: Tensor, inverse: Tensor, fmt: NumberFormat) -> Tensor:
+    """Return of some rows: non-zero elements, those flushed and cut off, squares lost and in all, rows lost and in all."""
+    wide = tensor.double()
     wide = torch.where(wide.isfinite(), wide, 0.0)
-    values = made.values.double()
+    values = (elements * inverse).double()
     kept = torch.where(values.isfinite(), values, 0.0)
-    there = (wide != 0).sum().clamp(min=1).double()  # a quotient of integers would be an fp32 one
-    beyond = wide.abs() > made.inverse.double() * (fmt.max + fmt.ulp(fmt.max) / 2)
-    norms, lost = torch.linalg.vector_norm(wide, dim=-1), torch.linalg.vector_norm(kept - wide, dim=-1)
-    error = torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(norms).clamp(min=_TINY)
-    rows = ((lost > 0.5 * norms) & (norms > 0)).sum() / (norms > 0).sum().clamp(min=1).double()
-    return torch.stack([((wide != 0) & (kept == 0)).sum() / there, beyond.sum() / there, error, rows])
+    beyond = wide.abs() > inverse.double() * (fmt.max + fmt.ulp(fmt.max) / 2)
+    norms, lost = wide.square().sum(-1), (kept - wide).square().sum(-1)
+    told = (
+        (wide != 0).sum(), ((wide != 0) & (kept == 0)).sum(), beyond.sum(), lost.sum(), norms.sum(),
+        ((lost > 0.25 * norms) & (norms > 0)).sum(), (norms > 0).sum(),
+    )  # fmt: skip
+    return torch.stack([number.double() for number in told])
 
 
 def _cast(scaled: Tensor, fmt: NumberFormat, operand: Operand, generator: torch.Generator | None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanhunt.errors import UsageError
 from nanhunt.formats.catalogue import BF16, FP16
 from nanhunt.recipes.dynamic_codes import in_eight_bits
 from nanhunt.recipes.recipe import Recipe
@@ -59,7 +60,16 @@ class _Storage:
         self._own: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Widen weights and gradients."""
+        """Widen weights and gradients.
+
+        Raises UsageError where the update evaluates the loss itself: it would do so with the wide weights.
+        """
+        if self._recipe.wide_update and any(callable(a) for a in (*args[1:], *kwargs.values())):
+            raise UsageError(
+                f"precision recipe {self._recipe.name}: {type(optimizer).__name__}.step is given a closure, which would run "
+                "on fp32 weights",
+                hint="another recipe: pure-bf16 keeps weights and moments in bf16",
+            )
         for group in optimizer.param_groups if self._recipe.wide_update else ():
             for p in group["params"]:
                 if p.dtype in _FORMATS and p.grad is not None:

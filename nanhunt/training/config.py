@@ -145,9 +145,12 @@ class RecipeConfig(_Section):
 
     @model_validator(mode="after")
     def _has_what_it_sets(self) -> RecipeConfig:
-        idle = [k for k in ("skip", "amax_history", "margin") if k in self.model_fields_set]
-        if idle and lookup_recipe(self.name).products is None:
-            raise ValueError(f"{' and '.join(idle)}: the recipe {self.name} quantizes no product")
+        products = lookup_recipe(self.name).products
+        if "skip" in self.model_fields_set and products is None:
+            raise ValueError(f"skip: the recipe {self.name} quantizes no product")
+        idle = [k for k in ("amax_history", "margin") if k in self.model_fields_set]
+        if idle and not (products is not None and products.delayed):
+            raise ValueError(f"{' and '.join(idle)}: the recipe {self.name} has no delayed scales")
         return self
 
     @classmethod

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from nanhunt.errors import UsageError
+from nanhunt.errors import ConfigError, UsageError
 from nanhunt.formats.catalogue import lookup as lookup_format
-from nanhunt.recipes.catalogue import lookup
-from nanhunt.recipes.emulator import Emulator
+from nanhunt.recipes.catalogue import NARROW, by_lot, lookup
+from nanhunt.recipes.emulator import Emulator, is_meant
 from nanhunt.recipes.recipe import Operand, Recipe
 from nanhunt.training.config import GradScalerConfig, PrecisionConfig
 from nanhunt.training.run import DTYPES
@@ -45,15 +46,21 @@ def chosen_precision(config: PrecisionConfig, override: str | None) -> Precision
     recipe = _recipe(config, override)
     if recipe is None:
         return PrecisionChoice(autocast=_named(autocast), scaler=scaler, params=config.params)
+    params = recipe.params or config.params
     if recipe.scaler and scaler is None:
         scaler = GradScalerConfig().model_dump()
-    if recipe.params is not None:
+    if recipe.params in NARROW:
         scaler = None  # it would be asked to unscale narrow gradients, which torch refuses of fp16
+    recipe = by_lot(recipe, params)
+    if recipe.stochastic and not (recipe.wide_update or recipe.states == "bf16"):
+        raise UsageError(
+            f"recipe {recipe.name!r}: nothing that it writes is rounded", hint="join it: bf16-no-master+stochastic"
+        )
     return PrecisionChoice(
         autocast=_named(recipe.autocast or autocast),
         scaler=scaler,
         params=config.params,
-        recipe_params=recipe.params,
+        recipe_params=params if recipe.wide_update else recipe.params,
         recipe=recipe if recipe.is_emulated else None,
         name=recipe.name,
     )
@@ -89,10 +96,23 @@ def built_emulator(
         if choice.name:
             assumptions.append(f"precision recipe {choice.name}: {lookup(choice.name).title}")
         return None
+    products = choice.recipe.products
+    if products is not None and not is_custom:
+        _check_skipped(products.skip, model)
     assumptions.append(recipe_in_words(choice.recipe))
     if choice.recipe.wide_update and choice.recipe_params is not None:
         model.to(DTYPES[choice.recipe_params])
     return Emulator(choice.recipe, device)
+
+
+def _check_skipped(patterns: tuple[str, ...], model: nn.Module) -> None:
+    """Refuse a pattern that means no module: the recipe would take what it was to leave alone."""
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in patterns:
+        if not any(is_meant(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, [*names, *(name.rpartition(".")[2] for name in names)], n=1)
+            nearest = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"precision.recipe.skip: the model has no module {pattern!r}{nearest}")
 
 
 def recipe_in_words(recipe: Recipe) -> str:
@@ -112,7 +132,9 @@ def recipe_in_words(recipe: Recipe) -> str:
     if recipe.states:
         said.append(f"moments are stored in {'bf16' if recipe.states == 'bf16' else '8 bits, a scale for 256'}")
     if recipe.stochastic:
-        said.append("what an update writes is rounded by lot")
+        said.append(
+            f"{'weights and moments' if recipe.wide_update else 'moments'} that an update writes are rounded by lot"
+        )
     return f"precision recipe {recipe.name}: {'; '.join(said)}"
 
 

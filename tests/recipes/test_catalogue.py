@@ -6,12 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
 
-from nanhunt.errors import UsageError
+from nanhunt.errors import ConfigError, UsageError
 from nanhunt.recipes.catalogue import RECIPES, lookup
 from nanhunt.recipes.recipe import Recipe
 from nanhunt.training.config import PrecisionConfig
-from nanhunt.training.recipe_choice import chosen_precision, recipe_in_words
+from nanhunt.training.recipe_choice import built_emulator, chosen_precision, recipe_in_words
 
 NAMES = [r.name for r in RECIPES]
 SETTINGS = [f.name for f in fields(Recipe) if f.name not in ("name", "title")]
@@ -53,8 +56,11 @@ def test_a_conflict_names_what_both_set() -> None:
 def test_lots_need_something_that_is_rounded() -> None:
     for name in ("stochastic", "fp8-hybrid+stochastic", "states-8bit+stochastic"):
         with pytest.raises(UsageError) as told:
-            lookup(name)
+            chosen_precision(PrecisionConfig(), name)
         assert "bf16-no-master+stochastic" in str(told.value.hint)
+    narrow = chosen_precision(PrecisionConfig(params="bf16"), "stochastic")
+    assert narrow.recipe is not None
+    assert (narrow.recipe.wide_update, narrow.recipe.states, narrow.recipe_params) == (True, "bf16", "bf16")
     for name in ("pure-bf16+stochastic", "stochastic+pure-bf16"):
         recipe = lookup(name)
         assert recipe.wide_update
@@ -129,3 +135,27 @@ def test_every_recipe_says_what_it_does(recipe: Recipe) -> None:
         said = recipe_in_words(choice.recipe)
         assert said.startswith(f"precision recipe {recipe.name}: ")
         assert not said.endswith(": ")
+
+
+def test_a_format_by_name_is_that_of_the_weights_too() -> None:
+    for name in ("fp32", "fp16", "bf16", "amp-fp16"):
+        choice = chosen_precision(PrecisionConfig(params="bf16"), name)
+        assert choice.recipe_params == "fp32"
+        assert (choice.scaler is not None) == (name == "amp-fp16")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [
+    ({"name": "bf16", "skip": ["a"]}, "skip: the recipe bf16 quantizes no product"),
+    ({"name": "fp8-hybrid", "margin": 3, "amax_history": 4}, "amax_history and margin: the recipe fp8-hybrid has no delayed"),
+    ({"name": "states-8bit", "margin": 0}, "margin: the recipe states-8bit has no delayed"),
+])  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(recipe: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PrecisionConfig(recipe=recipe)  # type: ignore[arg-type]
+
+
+def test_a_pattern_that_means_no_module_is_refused_with_the_nearest() -> None:
+    choice = chosen_precision(PrecisionConfig(recipe={"name": "fp8-hybrid", "skip": ["lm_haed"]}), None)  # type: ignore[arg-type]
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "lm_head": nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match="no module 'lm_haed'; did you mean 'lm_head'"):
+        built_emulator(choice, model, torch.device("cpu"), False, [])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanhunt.recipes.catalogue import RECIPES
-from nanhunt.recipes.recipe import Operand
+from nanhunt.recipes.recipe import Operand, Recipe
 from nanhunt.recipes.scaling import quantize
 from tests.recipes.emulated import PRODUCTS, assert_near, by_hand, emulator_of, seeded, under
 
@@ -164,6 +164,26 @@ def test_a_checkpoint_changes_no_gradient(recipe: object, reentrant: bool) -> No
                 h = checkpoint(model, h, use_reentrant=reentrant) if checkpointed else model(h)
             h.square().sum().backward()
         found.append([x.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.products], ids=lambda r: r.name)
+def test_a_block_that_ends_in_a_product_has_its_own_gradients_under_a_checkpoint(recipe: Recipe) -> None:
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(3)
+        up, down = nn.Linear(K, 2 * K), nn.Linear(2 * K, K)
+        block = nn.ModuleDict({"up": up, "down": down})
+        forward = lambda x: down(F.relu(up(x))) + x  # noqa: B023, E731 - nothing is saved behind the last product
+        x = leaf(3, 7, K, seed=14)
+        assert recipe.products is not None
+        with emulator_of(recipe.products).active(dict(block.named_parameters()), ()):
+            h = x * 1.0
+            for _ in range(2):
+                h = checkpoint(forward, h, use_reentrant=False) if checkpointed else forward(h)
+            h.square().sum().backward()
+        found.append([x.grad, *(p.grad for p in block.parameters())])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nanhunt.errors import UsageError
 from nanhunt.recipes.catalogue import lookup
 from nanhunt.recipes.dynamic_codes import BLOCK, SMALLEST, codes, in_eight_bits
 from nanhunt.recipes.emulator import Emulator
-from tests.recipes.emulated import CPU, seeded
+from tests.recipes.emulated import CPU, run_under, seeded
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -275,3 +276,12 @@ def test_parameters_without_a_gradient_and_those_in_fp32_are_left_alone() -> Non
         optimizer.step()
     assert torch.equal(frozen.detach().float(), torch.ones(4))
     assert torch.equal(wide.detach(), torch.ones(4) - 1e-3)
+
+
+def test_an_update_that_is_given_a_closure_is_refused_where_weights_would_be_widened() -> None:
+    run = run_under("bf16-no-master", nn.Linear(4, 4), lambda m, x: m(x).sum(), [])
+    assert run.emulator is not None
+    for optimizer in (torch.optim.SGD(run.model.parameters(), lr=0.1), torch.optim.LBFGS(run.model.parameters())):
+        with run.emulator.active(run.parameters(), [optimizer]), pytest.raises(UsageError, match="given a closure"):
+            optimizer.step(lambda: 0.0)
+        assert {p.dtype for p in run.model.parameters()} == {torch.bfloat16}
