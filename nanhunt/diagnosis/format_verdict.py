@@ -5,7 +5,8 @@ operands) and the gradients that go backward. Optimizer states are no operands, 
 
 How a tensor is judged. It overflows, or did in this run, or too much of it becomes zero: by energy, more than rounding to the format could
 cost; of gradients by count as well, because Adam takes the small ones for as much as the large. fp16 and bf16 are used
-without a scale forward, and with one loss scale for all gradients. FP8 is never used without a scale: each tensor has
+without a scale forward, and with one loss scale for all gradients, those of weights as well: what `loss_scale` says of a
+scale of 1 is the answer here too. FP8 is never used without a scale: each tensor has
 its own, by its amax in that step, or else each block. MX formats and NVFP4 bring theirs along.
 """
 
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.headroom import FORMATS_SHOWN
-from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd, loss_scales, vanished
+from nanhunt.diagnosis.loss_scale import FLUSHED, GRADIENTS, LossScales, ScaleEnd, loss_scales, vanished
 from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import AnyFormat, BlockFormat, NumberFormat
@@ -132,9 +133,12 @@ def format_verdicts(
 def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow], birth: Birth | None) -> FormatVerdict:
     fmt = lookup(name)
     forward = _side([*_born_infinite(birth, name), *(judged(row, fmt) for row in rows if row.role in FORWARD)])
-    gradients = _gone(vanished(tensors), name) or _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
-    if isinstance(fmt, NumberFormat) and fmt.bits > 8 and gradients.answer is Answer.NOT:
-        gradients = _under_loss_scale(gradients, loss_scales(tensors, fmt))
+    scales = loss_scales(tensors, fmt) if isinstance(fmt, NumberFormat) and fmt.bits > 8 else None
+    gradients = _gone(vanished(tensors), name) or (
+        _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
+        if scales is None
+        else _under_loss_scale(scales, (row for row in rows if row.role in GRADIENTS))
+    )
     needs_blocks = isinstance(fmt, BlockFormat) or max(forward.answer, gradients.answer) > Answer.SCALED
     used = [row for row in rows if row.role in (*FORWARD, *BACKWARD)]
     measured = fmt.bits > 8 or not needs_blocks or any(row.measured for row in used)
@@ -167,13 +171,14 @@ def _born_infinite(birth: Birth | None, name: str) -> Iterator[Deciding]:
                        severity=math.inf)  # fmt: skip
 
 
-def _under_loss_scale(alone: Side, scales: LossScales | None) -> Side:
-    """Return what becomes of gradients that do not fit as they are where the loss has a scale."""
-    if scales is None:
-        return alone
-    if scales.holds(1.0) and all(d.what == "flushed" for d in alone.deciding if d.answer is Answer.NOT):
-        # nothing but what is negligible beside its tensor's largest
-        return Side(answer=Answer.FITS, deciding=tuple(replace(d, answer=Answer.FITS) for d in alone.deciding))
+def _under_loss_scale(scales: LossScales, gradients: Iterable[HeadroomRow]) -> Side:
+    """Return how gradients fit by the loss scales that work: without one where 1 does, the tightest told by its margin."""
+    if scales.holds(1.0):
+        return _side(
+            Deciding(module=row.module, role=row.role, name=row.name, answer=Answer.FITS, what="margin",
+                     number=row.headroom.overflow_margin, severity=-row.headroom.overflow_margin)
+            for row in gradients
+        )  # fmt: skip
     answer = Answer.SCALED if scales.works else Answer.NOT
     ends: list[tuple[ScaleEnd, str]] = [(scales.low, "least loss scale"), (scales.high, "most loss scale")]
     told = [

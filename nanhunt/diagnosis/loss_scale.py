@@ -59,15 +59,18 @@ class LossScales:
 
     @property
     def recommended(self) -> float | None:
-        """The scale halfway between the ends, with `SPARE` binades above where there is room; None where none works."""
+        """1 where that works; else halfway between the ends, `SPARE` binades above where there is room; None for none."""
         if not self.works:
             return None
+        if self.holds(1.0):
+            return 1.0
         shift = min((self.low.shift + self.high.shift) // 2, self.high.shift - SPARE)
         return math.ldexp(1.0, max(shift, self.low.shift))
 
     def holds(self, scale: float) -> bool:
         """Whether a scale is within the range."""
-        return math.ldexp(1.0, self.low.shift) <= scale <= math.ldexp(1.0, self.high.shift)
+        # by exponents: fp64's own ends are beyond a float
+        return self.low.shift <= math.log2(scale) <= self.high.shift
 
 
 def loss_scales(
@@ -81,7 +84,7 @@ def loss_scales(
     if not gradients or vanished(tensors):
         return None
     lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t))) for t in gradients]
-    highs = [_end(t, _most(t.amax, fmt), t.amax) for t in gradients]
+    highs = [_end(t, _most(t.amax, fmt), t.amax) for t in tensors if t.role in roles and t.amax > 0.0]
     return LossScales(
         format=fmt.name,
         low=max(lows, key=lambda end: end.shift),

@@ -42,8 +42,9 @@ def _loss_scale(found: Advice) -> str:
             f"2^{scales.high.shift} or less"
         )
     else:
+        scale = f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16"
         text = (
-            f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16; 2^{scales.low.shift} to "
+            f"{'none is needed for fp16' if scales.holds(1.0) else scale}; 2^{scales.low.shift} to "
             f"2^{scales.high.shift} work: with less, over {percent(FLUSHED)} of {low} becomes zero; with more, "
             f"{high} overflows, whose largest is {number(scales.high.magnitude)}"
         )
@@ -85,7 +86,9 @@ def _suits(name: str, verdict: FormatVerdict) -> str:
     if verdict.gradients.answer is Answer.UNTOLD:
         return f"suits the forward pass; the tightest is {_named(side)}"
     if verdict.answer is Answer.SCALED:
-        return f"suits with a loss scale; forward the tightest is {_named(verdict.forward)}"
+        ends = " to ".join(f"2^{int(d.number)}" for d in verdict.gradients.deciding if d.what.endswith("loss scale"))
+        forward = f"; forward the tightest is {_named(verdict.forward)}" if verdict.forward.deciding else ""
+        return f"suits with a loss scale{ends and ' of '}{ends}{forward}"
     return f"suits without a loss scale; the tightest is {_named(side)}"
 
 
@@ -117,6 +120,11 @@ def _named(side: Side) -> str:
     if not side.deciding:
         return side.answer.words
     first = side.deciding[0]
+    if side.answer is Answer.NOT and first.what == "least loss scale":
+        # each of both alone could be helped
+        return "no one loss scale works: " + ", ".join(
+            f"{place(d.module, d.name)} ({d.role}) {said(d)}" for d in side.deciding
+        )
     per = f" with a scale per {first.per}" if first.per in ("tensor", "block") and side.answer > Answer.SCALED else ""
     return f"{place(first.module, first.name)} ({first.role}): {said(first)}{per}"
 

@@ -114,6 +114,42 @@ def test_elements_that_are_negligible_beside_the_largest_of_their_step_ask_for_n
     assert verdicts["bf16"].gradients.answer is verdicts["fp16"].gradients.answer is Answer.FITS
 
 
+@pytest.mark.parametrize(
+    ("weight_gradient", "low", "high", "recommended", "answer"),
+    [
+        (2.0**-30, 5, 25, 2.0**15, Answer.SCALED),  # too small for fp16, where the output's gradient is not
+        (327680.0, -15, -3, 2.0**-9, Answer.SCALED),  # beyond its end
+        (2.0**10, -15, 5, 1.0, Answer.FITS),  # a scale below 1 would work, and none is needed
+    ],
+)
+def test_the_verdict_on_gradients_is_whether_one_is_among_the_loss_scales_that_work(
+    weight_gradient: float, low: int, high: int, recommended: float, answer: Answer, tmp_path: Path
+) -> None:
+    rows = [seen([1.0]), grad([2.0**-10] * 9), seen([weight_gradient] * 9, role="grad", module="w", name="weight")]
+    trace = trace_of(tmp_path, rows)
+    found, verdict = scales_of(trace), verdicts_of(trace)["fp16"]
+    assert found is not None
+    assert (found.low.shift, found.high.shift, found.recommended) == (low, high, recommended)
+    assert verdict.gradients.answer is answer
+    assert found.holds(1.0) is (answer is Answer.FITS)
+    assert verdicts_of(trace)["bf16"].gradients.answer is Answer.FITS
+
+
+def test_where_no_loss_scale_works_the_tensors_at_its_ends_decide(tmp_path: Path) -> None:
+    rows = [seen([1.0]), grad([1.0]), seen([2.0**20], role="grad", module="loud"),
+            seen([2.0**-40] * 9, role="grad", module="quiet")]  # fmt: skip
+    side = verdicts_of(trace_of(tmp_path, rows))["fp16"].gradients
+    assert (side.answer, [d.module for d in side.deciding]) == (Answer.NOT, ["quiet", "loud"])
+
+
+def test_a_range_of_loss_scales_beyond_what_a_float_holds_is_no_error(tmp_path: Path) -> None:
+    tensors = merged_tensors(trace_of(tmp_path, [grad([2.0**-20])]))
+    found = loss_scales(tensors, lookup("fp64"))
+    assert found is not None
+    assert found.high.shift > 1024 - 1
+    assert found.holds(1.0)
+
+
 def test_without_gradients_no_loss_scale_is_told(tmp_path: Path) -> None:
     trace = trace_of(tmp_path, [seen([1.0])])
     assert scales_of(trace) is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanhunt.diagnosis.cause import HeadroomRow
-from nanhunt.diagnosis.format_verdict import format_verdicts
+from nanhunt.diagnosis.format_verdict import Answer, Deciding, FormatVerdict, Side, format_verdicts
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import FormatLine, bar, format_lines
 from tests.report.samples import HEALTHY, OVERFLOW, advised, diagnosis, row
@@ -105,6 +105,29 @@ def test_the_loss_scale_is_told_with_its_range_and_the_tensors_at_both_ends() ->
     assert text.startswith("2^14 (16384) for fp16; 2^11 to 2^17 work")
     assert "blocks.5.mlp (grad_output) becomes zero" in text
     assert "head (grad_output) overflows" in text
+
+
+def test_where_one_is_among_the_scales_that_work_none_is_recommended() -> None:
+    assert told("loss scale", advice=advised(-28, 7)).startswith("none is needed for fp16; 2^-28 to 2^7 work")
+    assert told("loss scale", advice=advised(-28, -3)).startswith("2^-16")
+
+
+def test_the_formats_sentences_name_the_loss_scales_that_the_verdict_rests_on() -> None:
+    ends = (("least loss scale", "low", 5), ("most loss scale", "high", 20))
+
+    def fp16(answer: Answer) -> str:
+        deciding = tuple(
+            Deciding(module=m, role="grad", name="", answer=answer, what=what, number=n) for what, m, n in ends
+        )
+        forward = Side(answer=Answer.FITS)
+        verdict = FormatVerdict(format="fp16", forward=forward, gradients=Side(answer=answer, deciding=deciding))
+        return told("fp16", advice=advised(5, 20), verdicts=(verdict,))
+
+    assert fp16(Answer.SCALED) == "suits with a loss scale of 2^5 to 2^20"
+    assert fp16(Answer.NOT) == (
+        "does not suit this run: no one loss scale works: low (grad) needs a loss scale ≥ 2^5, "
+        "high (grad) takes a loss scale ≤ 2^20"
+    )
 
 
 @pytest.mark.parametrize(
