@@ -28,6 +28,7 @@ __all__ = [
     "judged_rows",
     "level_of",
     "said",
+    "shares",
 ]
 
 #: binades. A gradient scaler's growth takes one at a time, so two is one growth and one doubling of the data.
@@ -170,10 +171,16 @@ def said(told: Deciding) -> str:
         return "infinite here" + (f", fp64: {number(told.number)}" if math.isfinite(told.number) else "")
     if told.what in ("margin", "overflow"):
         return f"{binades(told.number)} to overflow"
-    share = percent(told.number) if told.number else "nothing"
-    return (
-        f"{share} of {'energy' if told.what == 'energy' else 'elements'} to zero" if told.number else "nothing to zero"
-    )
+    if told.of_elements is None or told.of_energy is None:
+        return f"{percent(told.number)} of {'energy' if told.what == 'energy' else 'elements'} to zero"
+    return shares(told.of_elements, told.of_energy)
+
+
+def shares(of_elements: float, of_energy: float) -> str:
+    """Return how much becomes zero, by count and by energy."""
+    if not of_elements and not of_energy:
+        return "nothing to zero"
+    return f"{percent(of_elements)} of elements to zero, {percent(of_energy)} of energy"
 
 
 def level_of(told: Deciding, name: str) -> Level:

@@ -212,7 +212,10 @@ def lost(count: float, energy: float) -> Lost:
 @pytest.mark.parametrize(
     ("role", "tensor", "block", "answer"),
     [
-        ("output", lost(0.5, 1e-9), lost(0, 0), Answer.SCALED),  # forward, a count says nothing
+        ("output", lost(0.1, 1e-9), lost(0, 0), Answer.SCALED),
+        ("output", lost(0.11, 1e-9), lost(0, 0), Answer.SCALED_PER_BLOCK),
+        ("weight", lost(0.99, 1e-9), lost(0.5, 1e-9), Answer.NOT),
+        ("grad", lost(0.99, 1e-9), lost(0.5, 1e-9), Answer.UNTOLD),
         ("grad_output", lost(0.5, 1e-9), lost(0, 0), Answer.SCALED_PER_BLOCK),
         ("grad_output", lost(0.5, 1e-9), lost(0.5, 1e-9), Answer.NOT),
         ("output", lost(0.0, 0.01), lost(0, 0.001), Answer.SCALED_PER_BLOCK),  # u^2 of E4M3 is 0.0039
@@ -221,12 +224,36 @@ def lost(count: float, energy: float) -> Lost:
         ("grad_output", lost(0.051, 0.0), lost(0, 0), Answer.SCALED_PER_BLOCK),
     ],
 )
-def test_what_may_become_zero_is_by_energy_and_of_gradients_by_count(
-    role: str, tensor: Lost, block: Lost, answer: Answer
-) -> None:
+def test_what_may_become_zero_is_by_energy_and_by_count(role: str, tensor: Lost, block: Lost, answer: Answer) -> None:
     (verdict,) = format_verdicts((), [row(role, "e4m3fn", tensor=tensor, block=block)])
     assert verdict.answer is answer
     assert verdict.measured
+
+
+def test_an_outlier_that_takes_nearly_every_row_from_fp8_is_a_misfit_however_much_energy_it_has(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)
+    values[777] = 2.0**21
+    (decides,) = verdicts_of(trace_of(tmp_path, [seen(values)]))["e4m3fn"].forward.deciding
+    assert (decides.answer, decides.what) == (Answer.NOT, "flushed")
+    assert decides.of_elements is not None
+    assert decides.of_energy is not None
+    assert decides.of_elements > 0.99
+    assert decides.of_energy < 1e-6
+
+
+def test_what_is_small_beside_its_own_row_is_no_loss_of_a_row() -> None:
+    soft = lost(0.6, 1e-9)  # what a softmax has ruled out
+    for rows, answer in ((soft, Answer.SCALED), (lost(0.4, 0), Answer.NOT)):
+        (verdict,) = format_verdicts((), [row("output", "e4m3fn", tensor=soft, row=rows, block=soft)])
+        assert verdict.answer is answer
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.94, Answer.FITS), (0.96, Answer.NOT)])
+def test_forward_a_block_format_may_lose_all_but_what_its_blocks_are_scaled_by(share: float, answer: Answer) -> None:
+    part = row("output", "nvfp4")
+    told = replace(part, measured=True, headroom=replace(part.headroom, flushed_fraction=share, flushed_energy=0.0))
+    (verdict,) = format_verdicts((), [told])
+    assert verdict.answer is answer
 
 
 def test_without_a_look_at_blocks_a_misfit_per_tensor_says_that_blocks_were_not_looked_at(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_block_format_whose_blocks_were_not_looked_at_says_so() -> None:
 
 def test_every_share_that_is_not_none_reads_as_some() -> None:
     (line,) = lines_of(row("x", "e4m3fn", 9.0, flushed_fraction=1.0, role="grad_output"))
-    assert line.tensors[0].text == "100 % of elements to zero"
+    assert line.tensors[0].text == "100 % of elements to zero, 0 % of energy"
     assert line.tensors[0].per == "with a scale per tensor"
     assert "blocks were not looked at" in line.text
 
