@@ -344,6 +344,17 @@ def test_the_two_fp8_formats_are_compared_by_what_all_output_gradients_lose(tmp_
     assert (found["e4m3fn"].rounding, found["e5m2"].rounding) == (2.0**-4, 2.0**-3)
 
 
+def test_what_does_not_fit_fp8_is_told_by_whether_its_blocks_were_looked_at(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, [grad([1.0, 2.0**-45])])
+    assert [kept.why for kept in advice_of(trace).kept] == ["fp8-tensor"]
+    tensors = merged_tensors(trace)
+    bad = row("output", "e4m3fn", tensor=lost(0.9, 0), block=lost(0.8, 0))
+    found = advice(trace, tensors, [bad])
+    assert found is not None
+    (kept,) = kept_for(found, "fp8")
+    assert kept.tensors[0].of_elements == 0.8
+
+
 def test_what_the_trace_lacks_is_said(tmp_path: Path) -> None:
     missing = " ".join(advice_of(trace_of(tmp_path, [seen([1.0])])).missing)
     for word in ("gradient of an output", "loss scale", "update", "moment", "rows and blocks"):

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanhunt.diagnosis.advice import GradientLoss
 from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import Answer, Deciding, FormatVerdict, Side, format_verdicts
+from nanhunt.formats.shared_scale import Lost
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import FormatLine, bar, format_lines
 from tests.report.samples import HEALTHY, OVERFLOW, advised, diagnosis, row
@@ -154,6 +156,44 @@ def test_e4m3_is_held_against_e5m2_by_what_they_flush_and_how_they_round() -> No
     assert "E4M3 flushes 2.7 %" in text
     assert "2^-4" in text
     assert "E5M2 flushes nothing and rounds by up to 2^-3" in text
+
+
+def lost(share: float) -> Lost:
+    return Lost(of=1000, flushed=round(1000 * share), energy=1.0)
+
+
+def choice(e4m3: tuple[float, ...], e5m2: tuple[float, ...], forward: tuple[float, ...] = (0.0,)) -> str:
+    """Return the advice on gradients that lose such shares per tensor, and per block where there is a second."""
+    rows = [
+        replace(row("m", name, 9.0, role=role), measured=len(found) > 1,
+                scaled=tuple(zip(("tensor", "block"), map(lost, found), strict=False)))
+        for name, role, found in (("e4m3fn", "output", forward), ("e4m3fn", "grad_output", e4m3),
+                                  ("e5m2", "grad_output", e5m2))
+    ]  # fmt: skip
+    rows += [row("m", "bf16", 90.0, role=role) for role in ("output", "grad_output")]
+    losses = tuple(
+        GradientLoss(format=name, per="tensor", lost=lost(share[0]), rounding=2.0**-4, module="m", name="", worst=0.5)
+        for name, share in (("e4m3fn", e4m3), ("e5m2", e5m2))
+    )
+    sample = diagnosis("healthy", "", headroom=tuple(rows), advice=advised(1, 2, gradients=losses))
+    (text,) = (text for name, text in advice_lines(sample) if name == "backward")
+    return text.partition(". Of all")[0]
+
+
+def test_e4m3_for_both_passes_is_advised_only_where_it_fits_forward() -> None:
+    assert choice((0.0,), (0.0,)).startswith("E4M3 for both passes")
+    assert choice((0.0,), (0.0,), (0.9,)).endswith("; forward it does not fit with a scale per tensor")
+    assert choice((0.0,), (0.0,), (0.9, 0.9)).endswith("; forward it does not fit, not even with a scale per block")
+    assert choice((0.0,), (0.0,), (0.9, 0.0)).endswith("; forward it fits with a scale per block only")
+    assert choice((0.9, 0.0), (0.0, 0.0)).endswith("or E4M3 with a scale per block for both passes")
+    assert choice((0.9, 0.0), (0.0, 0.0), (0.9, 0.9)).endswith("or E4M3 with a scale per block")
+
+
+def test_e5m2_is_advised_only_where_it_fits_and_else_what_does() -> None:
+    assert choice((0.9,), (0.0,)) == "E5M2: in E4M3 some gradients do not fit with a scale per tensor"
+    assert choice((0.9, 0.9), (0.9, 0.0)).startswith("E5M2 with a scale per block: ")
+    assert choice((0.9,), (0.9,)) == "neither E4M3 nor E5M2 fits every gradient with a scale per tensor (bf16 fits)"
+    assert choice((0.9, 0.9), (0.9, 0.9)).endswith(", not even with a scale per block (bf16 fits)")
 
 
 def test_what_is_missing_is_said_last() -> None:
