@@ -150,6 +150,21 @@ def test_a_range_of_loss_scales_beyond_what_a_float_holds_is_no_error(tmp_path: 
     assert found.holds(1.0)
 
 
+@pytest.mark.parametrize(
+    ("role", "depth", "low"),
+    [("grad_output", 24, 9), ("grad_output", 25, -15), ("grad", 25, 10)],
+)
+def test_what_adds_nothing_to_an_fp32_sum_is_negligible_but_to_adam_it_is_not(
+    role: str, depth: int, low: int, tmp_path: Path
+) -> None:
+    assert np.float32(1) + np.float32(1.5 * 2.0**-24) > 1
+    assert np.float32(1) + np.float32(1.5 * 2.0**-25) == 1
+    values = [2.0**-10] * 5 + [1.5 * 2.0 ** (-10 - depth)] * 5
+    found = scales_of(trace_of(tmp_path, [seen(values, role=role)]))
+    assert found is not None
+    assert found.low.shift == low
+
+
 def test_without_gradients_no_loss_scale_is_told(tmp_path: Path) -> None:
     trace = trace_of(tmp_path, [seen([1.0])])
     assert scales_of(trace) is None
