@@ -112,6 +112,8 @@ class FormatVerdict:
     gradients: Side
     #: whether rows and blocks were looked at, where that matters
     measured: bool = True
+    #: on how many recorded steps they were, and of how many; None where none were
+    looked: tuple[int, int] | None = None
 
     @property
     def answer(self) -> Answer:
@@ -154,7 +156,8 @@ def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow]
     needs_blocks = isinstance(fmt, BlockFormat) or max(forward.answer, gradients.answer) > Answer.SCALED
     used = [row for row in rows if row.role in (*FORWARD, *BACKWARD)]
     measured = fmt.bits > 8 or not needs_blocks or any(row.measured for row in used)
-    return FormatVerdict(format=name, forward=forward, gradients=gradients, measured=measured)
+    looked = next((t.looked for t in tensors if t.looked[0]), None) if any(row.measured for row in rows) else None
+    return FormatVerdict(format=name, forward=forward, gradients=gradients, measured=measured, looked=looked)
 
 
 def _side(judgements: Iterable[Deciding]) -> Side:

@@ -9,7 +9,7 @@ from nanhunt.diagnosis.advice import Advice, GradientLoss, Kept
 from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.format_verdict import Answer, FormatVerdict, Side
 from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd
-from nanhunt.report.headroom import said, shares
+from nanhunt.report.headroom import looked, said, shares
 from nanhunt.report.words import counted, number, percent, place
 
 __all__ = ["advice_lines"]
@@ -114,7 +114,8 @@ def _fp8(verdicts: dict[str, FormatVerdict]) -> Iterator[str]:
         failed = [side for _, side in told if side.answer is Answer.NOT]
         text = f"does not suit every tensor{_not_even(*failed)}"
         known += _instead(name for name, other in verdicts.items() if _fits(name, other, other.answer))
-    yield f"{text}{known}: {'; '.join(parts)}"
+    blocks = looked(e4m3, "; blocks ") if worst > Answer.SCALED else ""
+    yield f"{text}{known}: {'; '.join(parts)}{blocks}"
 
 
 def _not_even(*sides: Side) -> str:
@@ -163,7 +164,8 @@ def _backward(found: Advice, verdicts: dict[str, FormatVerdict]) -> Iterator[str
     if not by_format or e4m3 is None:
         return
     parts = [f"{name.removesuffix('fn').upper()} {_flushes(losses)}" for name, losses in by_format.items()]
-    yield f"{_choice(e4m3, e5m2, verdicts)}. Of all output gradients {'; '.join(parts)}"
+    blocks = looked(e4m3, "; blocks ") if any(loss.per == "block" for loss in found.gradients) else ""
+    yield f"{_choice(e4m3, e5m2, verdicts)}. Of all output gradients {'; '.join(parts)}{blocks}"
 
 
 def _choice(e4m3: FormatVerdict, e5m2: FormatVerdict | None, verdicts: dict[str, FormatVerdict]) -> str:

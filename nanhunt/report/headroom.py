@@ -14,7 +14,7 @@ from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import BACKWARD, DECIDING, FORWARD, Answer, Deciding, FormatVerdict, judged
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import BlockFormat, NumberFormat
-from nanhunt.report.words import binades, number, percent, place, printable, scale
+from nanhunt.report.words import binades, counted, number, percent, place, printable, scale
 
 __all__ = [
     "NARROW",
@@ -27,6 +27,7 @@ __all__ = [
     "format_lines",
     "judged_rows",
     "level_of",
+    "looked",
     "said",
     "shares",
 ]
@@ -134,7 +135,16 @@ def _sentence(verdict: FormatVerdict) -> str:
     if not verdict.measured:
         block = isinstance(lookup(verdict.format), BlockFormat)
         text += "; " + ("each element in the block that suits it best" if block else "blocks were not looked at")
+    elif isinstance(lookup(verdict.format), BlockFormat) or verdict.answer > Answer.SCALED:
+        text += looked(verdict, "; blocks ")
     return text
+
+
+def looked(verdict: FormatVerdict, lead: str) -> str:
+    """Return on which part of the steps blocks were looked at, '' for all: figures without blocks are of every step."""
+    if verdict.looked is None or verdict.looked[0] >= verdict.looked[1]:
+        return ""
+    return f"{lead}on {verdict.looked[0]} of {counted(verdict.looked[1], 'recorded step')}"
 
 
 def _short(answer: Answer) -> str:

@@ -359,6 +359,14 @@ def test_the_two_fp8_formats_are_compared_by_what_all_output_gradients_lose(tmp_
     assert (found["e4m3fn"].rounding, found["e5m2"].rounding) == (2.0**-4, 2.0**-3)
 
 
+def test_a_verdict_tells_on_how_many_recorded_steps_blocks_were_looked_at(tmp_path: Path) -> None:
+    look = ["output", "m", "", 1, 1, 1, 1.0, 0, 0, 0.0]
+    notes = [{"step": step, "looks": [["block", "e4m3fn"]], "tensors": [look]} for step in (0, 1)]
+    found = verdicts_of(trace_of(tmp_path, [seen([1.0], step) for step in range(3)], notes))
+    assert (found["e4m3fn"].looked, found["nvfp4"].looked) == ((2, 3), None)
+    assert verdicts_of(trace_of(tmp_path, [seen([1.0])]))["e4m3fn"].looked is None
+
+
 def test_what_does_not_fit_fp8_is_told_by_whether_its_blocks_were_looked_at(tmp_path: Path) -> None:
     trace = trace_of(tmp_path, [grad([1.0, 2.0**-45])])
     assert [kept.why for kept in advice_of(trace).kept] == ["fp8-tensor"]

@@ -15,6 +15,7 @@ from nanhunt.diagnosis.format_verdict import Answer, Deciding, FormatVerdict, Si
 from nanhunt.formats.shared_scale import Lost
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import FormatLine, bar, format_lines
+from nanhunt.report.trace_formats import TraceFormats
 from tests.report.samples import HEALTHY, OVERFLOW, advised, diagnosis, row
 
 
@@ -51,6 +52,26 @@ def test_a_block_format_whose_blocks_were_not_looked_at_says_so() -> None:
     assert "each element in the block that suits it best" in line.text
     (line,) = lines_of(*(replace(r, measured=True) for r in both))
     assert line.text == "fits"
+
+
+@pytest.mark.parametrize(("looked", "said"), [((3, 8), "fits; blocks on 3 of 8 recorded steps"), ((8, 8), "fits")])
+def test_figures_of_blocks_say_on_how_many_steps_they_rest(looked: tuple[int, int], said: str) -> None:
+    rows = tuple(replace(row("x", "nvfp4", 0.0, role=role), measured=True) for role in ("output", "grad_output"))
+    verdicts = [replace(v, looked=looked) for v in format_verdicts((), rows)]
+    (line,) = format_lines(verdicts, rows)
+    assert line.text == said
+    page = TraceFormats(trace="t", rows=rows, verdicts=tuple(verdicts), whole=True).markdown()
+    assert ("blocks on 3 of 8 recorded steps, margins on every one" in page) is (looked == (3, 8))
+    for words in ("along the last dimension only", "weights have 16×16"):
+        assert words in page
+
+
+def test_the_legend_says_which_columns_are_of_some_steps_and_which_shares_are_estimates() -> None:
+    rows = (replace(row("x", "e4m3fn", 9.0), measured=True), row("x", "fp16", 9.0))
+    verdicts = tuple(replace(v, looked=(3, 8)) for v in format_verdicts((), rows))
+    page = TraceFormats(trace="t", rows=rows, verdicts=verdicts, whole=True).markdown()
+    assert "rows and blocks on 3 of 8 recorded steps, all else on every one" in page
+    assert page.count("above 2^20 elements are estimates") == 2
 
 
 def test_every_share_that_is_not_none_reads_as_some() -> None:
