@@ -155,7 +155,9 @@ def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow]
     )
     needs_blocks = isinstance(fmt, BlockFormat) or max(forward.answer, gradients.answer) > Answer.SCALED
     used = [row for row in rows if row.role in (*FORWARD, *BACKWARD)]
-    measured = fmt.bits > 8 or not needs_blocks or any(row.measured for row in used)
+    # with its scales, an element of MXFP8 has more than 8 bits
+    scaleless = isinstance(fmt, NumberFormat) and fmt.bits > 8
+    measured = scaleless or not needs_blocks or any(row.measured for row in used)
     looked = next((t.looked for t in tensors if t.looked[0]), None) if any(row.measured for row in rows) else None
     return FormatVerdict(format=name, forward=forward, gradients=gradients, measured=measured, looked=looked)
 

@@ -134,7 +134,7 @@ def _fits(name: str, verdict: FormatVerdict, answer: Answer) -> bool:
 def _instead(names: Iterable[str]) -> str:
     """Return what fits where FP8 does not, the narrowest last."""
     listed = ", ".join(names)
-    return f" ({listed} fit)" if "," in listed else f" ({listed} fits)" if listed else " (nor does another format)"
+    return f" ({listed} fit)" if "," in listed else f" ({listed} fits)" if listed else " (no other format is known to)"
 
 
 def _most(side: Side) -> str:
