@@ -48,14 +48,17 @@ class KeptTensor:
     role: str
     name: str
     number: float
+    #: of what FP8 makes zero, both shares
+    of_elements: float | None = None
+    of_energy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """Tensors that have to stay wide for one reason, worst first, and how many there are of how many.
 
-    `why` is "fp8-blocks" (E4M3 forward with E5M2 backward fit only with a scale per block), "fp8" (not even so), "moment"
-    (too much of an optimizer's state is zero in `format`), "decay" (1 - beta2 is below half an ulp of `format`) or
+    `why` is "fp8-blocks" (E4M3 forward with E5M2 backward fit only with a scale per block), "fp8" (not even so),
+    "fp8-tensor" (not with a scale per tensor, and blocks were not looked at), "moment" (too much of an optimizer's state is zero in `format`), "decay" (1 - beta2 is below half an ulp of `format`) or
     "update" (a typical update is below half an ulp of its weight in `format`).
     """
 
@@ -122,10 +125,19 @@ def _in_fp8(rows: Iterable[HeadroomRow]) -> Iterator[Kept]:
         if (row.headroom.format, row.role)
         in {*((E4M3FN.name, r) for r in FORWARD), *((E5M2.name, r) for r in BACKWARD)}
     ]
-    for why, answer in (("fp8", Answer.NOT), ("fp8-blocks", Answer.SCALED_PER_BLOCK)):
-        found = sorted((d for d in used if d.answer is answer), key=lambda d: -d.severity)
+    reasons = {
+        "fp8": [d for d in used if d.answer is Answer.NOT and d.per != "tensor"],
+        "fp8-tensor": [d for d in used if d.answer is Answer.NOT and d.per == "tensor"],
+        "fp8-blocks": [d for d in used if d.answer is Answer.SCALED_PER_BLOCK],
+    }
+    for why, found in reasons.items():
+        found.sort(key=lambda d: -d.severity)
         if found:
-            named = tuple(KeptTensor(module=d.module, role=d.role, name=d.name, number=d.number) for d in found[:NAMED])
+            named = tuple(
+                KeptTensor(module=d.module, role=d.role, name=d.name, number=d.number,
+                           of_elements=d.of_elements, of_energy=d.of_energy)
+                for d in found[:NAMED]
+            )  # fmt: skip
             yield Kept(why=why, format="fp8", count=len(found), of=len(used), tensors=named)
 
 

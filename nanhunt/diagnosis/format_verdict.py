@@ -3,22 +3,25 @@
 Two questions are kept apart, because products have two formats: what goes forward (outputs, and weights as their
 operands) and the gradients that go backward. Optimizer states are no operands, and have no say here.
 
-How a tensor is judged. It overflows, or did in this run, or too much of it becomes zero: by energy, more than rounding to the format could
-cost; of gradients by count as well, because Adam takes the small ones for as much as the large. fp16 and bf16 are used
-without a scale forward, and with one loss scale for all gradients. FP8 is never used without a scale: each tensor has
+How a tensor is judged. It overflows, or did in this run, or too much of it becomes zero: by energy, more than rounding
+to the format could cost; and by count, of gradients because Adam takes the small ones for as much as the large, and of
+what goes forward in 8 bits or 4 because each row has a result of its own. fp16 and bf16 are used
+without a scale forward, and with one loss scale for all gradients, those of weights as well: what `loss_scale` says of a
+scale of 1 is the answer here too. FP8 is never used without a scale: each tensor has
 its own, by its amax in that step, or else each block. MX formats and NVFP4 bring theirs along.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.headroom import FORMATS_SHOWN
-from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd, loss_scales, vanished
+from nanhunt.diagnosis.loss_scale import FLUSHED, GRADIENTS, LossScales, ScaleEnd, loss_scales, vanished
+from nanhunt.diagnosis.precision import ROWS
 from nanhunt.diagnosis.tensors import MergedTensor
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import AnyFormat, BlockFormat, NumberFormat
@@ -45,6 +48,13 @@ FLUSHED_IN_FP8 = 0.05
 #: The same in an FP4 format. E2M1 spans under four binades: of 32 normal elements a
 #: seventh is zero by construction, and no recipe can help it.
 FLUSHED_IN_FP4 = 0.25
+#: Share of an output or a weight that an FP8 scale may flush beyond what a scale per row would: as many as a recipe's rows
+#: that may be broken (`precision.ROWS`). Each row has a result of its own that hangs on it, and energy does not see a row
+#: beside one large element elsewhere.
+FORWARD_IN_FP8 = ROWS
+#: The same in a format that brings its blocks along. What one flushes is small beside its own block's largest, for a
+#: reason as a rule: of sharp softmaxes, E2M1 makes 94 % zero. More goes only where the scales of blocks do.
+FORWARD_IN_BLOCKS = 0.95
 
 
 class Answer(IntEnum):
@@ -80,6 +90,9 @@ class Deciding:
     per: str = ""
     #: how far beyond what is allowed, to rank by
     severity: float = 0.0
+    #: of "energy" and "flushed", both shares
+    of_elements: float | None = None
+    of_energy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +112,8 @@ class FormatVerdict:
     gradients: Side
     #: whether rows and blocks were looked at, where that matters
     measured: bool = True
+    #: on how many recorded steps they were, and of how many; None where none were
+    looked: tuple[int, int] | None = None
 
     @property
     def answer(self) -> Answer:
@@ -132,13 +147,19 @@ def format_verdicts(
 def _verdict(name: str, tensors: Sequence[MergedTensor], rows: list[HeadroomRow], birth: Birth | None) -> FormatVerdict:
     fmt = lookup(name)
     forward = _side([*_born_infinite(birth, name), *(judged(row, fmt) for row in rows if row.role in FORWARD)])
-    gradients = _gone(vanished(tensors), name) or _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
-    if isinstance(fmt, NumberFormat) and fmt.bits > 8 and gradients.answer is Answer.NOT:
-        gradients = _under_loss_scale(gradients, loss_scales(tensors, fmt))
+    scales = loss_scales(tensors, fmt) if isinstance(fmt, NumberFormat) and fmt.bits > 8 else None
+    gradients = _gone(vanished(tensors), name) or (
+        _side(judged(row, fmt) for row in rows if row.role in BACKWARD)
+        if scales is None
+        else _under_loss_scale(scales, (row for row in rows if row.role in GRADIENTS))
+    )
     needs_blocks = isinstance(fmt, BlockFormat) or max(forward.answer, gradients.answer) > Answer.SCALED
     used = [row for row in rows if row.role in (*FORWARD, *BACKWARD)]
-    measured = fmt.bits > 8 or not needs_blocks or any(row.measured for row in used)
-    return FormatVerdict(format=name, forward=forward, gradients=gradients, measured=measured)
+    # with its scales, an element of MXFP8 has more than 8 bits
+    scaleless = isinstance(fmt, NumberFormat) and fmt.bits > 8
+    measured = scaleless or not needs_blocks or any(row.measured for row in used)
+    looked = next((t.looked for t in tensors if t.looked[0]), None) if any(row.measured for row in rows) else None
+    return FormatVerdict(format=name, forward=forward, gradients=gradients, measured=measured, looked=looked)
 
 
 def _side(judgements: Iterable[Deciding]) -> Side:
@@ -167,13 +188,14 @@ def _born_infinite(birth: Birth | None, name: str) -> Iterator[Deciding]:
                        severity=math.inf)  # fmt: skip
 
 
-def _under_loss_scale(alone: Side, scales: LossScales | None) -> Side:
-    """Return what becomes of gradients that do not fit as they are where the loss has a scale."""
-    if scales is None:
-        return alone
-    if scales.holds(1.0) and all(d.what == "flushed" for d in alone.deciding if d.answer is Answer.NOT):
-        # nothing but what is negligible beside its tensor's largest
-        return Side(answer=Answer.FITS, deciding=tuple(replace(d, answer=Answer.FITS) for d in alone.deciding))
+def _under_loss_scale(scales: LossScales, gradients: Iterable[HeadroomRow]) -> Side:
+    """Return how gradients fit by the loss scales that work: without one where 1 does, the tightest told by its margin."""
+    if scales.holds(1.0):
+        return _side(
+            Deciding(module=row.module, role=row.role, name=row.name, answer=Answer.FITS, what="margin",
+                     number=row.headroom.overflow_margin, severity=-row.headroom.overflow_margin)
+            for row in gradients
+        )  # fmt: skip
     answer = Answer.SCALED if scales.works else Answer.NOT
     ends: list[tuple[ScaleEnd, str]] = [(scales.low, "least loss scale"), (scales.high, "most loss scale")]
     told = [
@@ -188,54 +210,67 @@ def judged(row: HeadroomRow, fmt: AnyFormat) -> Deciding:
     limits = _limits(fmt, row.role)
     plain = row.headroom
 
-    def told(answer: Answer, what: str, number: float, severity: float, per: str = "") -> Deciding:
+    def told(answer: Answer, what: str, number: float, severity: float, per: str = "", **shares: float) -> Deciding:
         return Deciding(module=row.module, role=row.role, name=row.name, answer=answer, what=what, number=number,
-                        per=per, severity=severity)  # fmt: skip
+                        per=per, severity=severity, **shares)  # fmt: skip
 
     if row.overflowed is not None and row.role in FORWARD:
         # the first one before those that it spoiled
         return told(Answer.NOT, "infinite", math.inf, 1e15 - row.overflowed)
     if isinstance(fmt, NumberFormat) and fmt.bits <= 8:
-        return _under_own_scale(row, limits, told)
+        return _under_own_scale(row, limits)
     margin = plain.overflow_margin
     if plain.overflow_fraction if plain.overflow_fraction is not None else margin < 0.0:
         return told(Answer.NOT, "overflow", margin, math.inf if math.isnan(margin) else 100.0 - margin)
-    what, number, severity = _excess(plain.flushed_fraction or 0.0, plain.flushed_energy or 0.0, limits)
+    flushed, energy = plain.flushed_fraction or 0.0, plain.flushed_energy or 0.0
+    what, number, severity = _excess(flushed, energy, limits)
+    shares = {"of_elements": flushed, "of_energy": energy}
     if severity > 1.0:
-        return told(Answer.NOT, what, number, severity, "block" if isinstance(fmt, BlockFormat) else "")
+        return told(Answer.NOT, what, number, severity, "block" if isinstance(fmt, BlockFormat) else "", **shares)
     if isinstance(fmt, BlockFormat):
-        return told(Answer.FITS, what, number, severity, "block")
+        return told(Answer.FITS, what, number, severity, "block", **shares)
     return told(Answer.FITS, "margin", margin, -margin)
 
 
-def _under_own_scale(
-    row: HeadroomRow, limits: tuple[float, float], told: Callable[[Answer, str, float, float, str], Deciding]
-) -> Deciding:
+def _under_own_scale(row: HeadroomRow, limits: tuple[float, float]) -> Deciding:
     """Return how a tensor fits FP8: with a scale of its own, with one a block, or not."""
-    last = told(Answer.UNTOLD, "margin", math.nan, 0.0, "")
+    last = Deciding(
+        module=row.module, role=row.role, name=row.name, answer=Answer.UNTOLD, what="margin", number=math.nan
+    )
+    own = row.under("row") if row.role in FORWARD else None
     for per, answer in (("tensor", Answer.SCALED), ("block", Answer.SCALED_PER_BLOCK)):
         lost = row.under(per)
         if lost is None:
             continue
-        what, number, severity = _excess(lost.flushed_share, lost.energy_share, limits)
-        if severity <= 1.0:
+        # forward, what is small beside its own row's largest is no loss of that row
+        by_others = max(lost.flushed_share - (own.flushed_share if own is not None else 0.0), 0.0)
+        what, number, severity = _excess(by_others, lost.energy_share, limits)
+        if what == "flushed":
+            number = lost.flushed_share
+        if severity <= 1.0 and last.per:
             # of one that needs its blocks, what it would lose without them tells why
-            return told(answer, last.what, last.number, last.severity, last.per) if last.per else told(
-                answer, what, number, severity, per
-            )  # fmt: skip
-        last = told(Answer.NOT, what, number, severity, per)
+            return replace(last, answer=answer)
+        last = replace(last, answer=answer if severity <= 1.0 else Answer.NOT, what=what, number=number, per=per,
+                       severity=severity, of_elements=lost.flushed_share, of_energy=lost.energy_share)  # fmt: skip
+        if severity <= 1.0:
+            break
     return last
 
 
 def _limits(fmt: AnyFormat, role: str) -> tuple[float, float]:
     """Return the shares of elements and of energy that may become zero.
 
-    By energy: u^2, u = eps / 2, which is what rounding every element by half an ulp would cost. By count: gradients only;
-    an output may be small for a reason, as what a softmax has ruled out is.
+    By energy: u^2, u = eps / 2, which is what rounding every element by half an ulp would cost. By count: of gradients in
+    any format, and forward in those of 8 bits or 4.
     """
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt
-    count = FLUSHED_IN_FP4 if element.bits <= 4 else FLUSHED_IN_FP8 if element.bits <= 8 else FLUSHED
-    return (count if role in BACKWARD else math.inf), (element.eps / 2) ** 2
+    if role in BACKWARD:
+        count = FLUSHED_IN_FP4 if element.bits <= 4 else FLUSHED_IN_FP8 if element.bits <= 8 else FLUSHED
+    elif role in FORWARD and element.bits <= 8:
+        count = FORWARD_IN_BLOCKS if isinstance(fmt, BlockFormat) else FORWARD_IN_FP8
+    else:
+        count = math.inf
+    return count, (element.eps / 2) ** 2
 
 
 def _excess(flushed: float, energy: float, limits: tuple[float, float]) -> tuple[str, float, float]:

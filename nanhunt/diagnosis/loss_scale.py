@@ -3,7 +3,8 @@
 A scale of 2^k moves every gradient by k binades. The upper end is set by the one tensor with the largest gradient: the
 largest k at which it is still within the format. The lower end is set by the tensor whose small elements lie deepest:
 the smallest k at which no tensor loses more than `FLUSHED` of its elements to zero. Both are exact from extremes and
-exponent histograms, but for elements on the very midpoint below the smallest value.
+exponent histograms, but for elements on the very midpoint below the smallest value, and for tensors so large that a sample
+of their elements is counted (`stats.sampling`): their lower ends are estimates.
 
 What the trace cannot tell: an element that was zero in the run already, in fp16 without a scale, say. Where whole
 gradients are, no range is told.
@@ -26,9 +27,10 @@ GRADIENTS = ("grad_output", "grad")
 #: Share of a tensor's elements that may become zero: a fifth of the 5 % that cost fp16 training without fp32 master
 #: weights its accuracy in Micikevicius et al., Mixed Precision Training, 2018.
 FLUSHED = 0.01
-#: Binades below its tensor's largest in the same step from which on an element adds nothing to an fp32 sum with it; as
-#: many as lie there are not counted among the lost.
-NEGLIGIBLE = 24
+#: Binades below its tensor's largest in the same step from which on an element adds nothing to an fp32 sum with it (half an
+#: ulp of 1 is 2^-24, and what lies 24 binades below can be more); as many as lie there are not counted among the lost. Of
+#: gradients of outputs, which are summed: Adam takes each element of a weight's by itself.
+NEGLIGIBLE = 25
 #: Binades that a recommended scale leaves above the largest gradient: one growth of the scaler, one doubling of the data.
 SPARE = 2
 
@@ -59,15 +61,18 @@ class LossScales:
 
     @property
     def recommended(self) -> float | None:
-        """The scale halfway between the ends, with `SPARE` binades above where there is room; None where none works."""
+        """1 where that works; else halfway between the ends, `SPARE` binades above where there is room; None for none."""
         if not self.works:
             return None
+        if self.holds(1.0):
+            return 1.0
         shift = min((self.low.shift + self.high.shift) // 2, self.high.shift - SPARE)
         return math.ldexp(1.0, max(shift, self.low.shift))
 
     def holds(self, scale: float) -> bool:
         """Whether a scale is within the range."""
-        return math.ldexp(1.0, self.low.shift) <= scale <= math.ldexp(1.0, self.high.shift)
+        # by exponents: fp64's own ends are beyond a float
+        return self.low.shift <= math.log2(scale) <= self.high.shift
 
 
 def loss_scales(
@@ -81,7 +86,7 @@ def loss_scales(
     if not gradients or vanished(tensors):
         return None
     lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t))) for t in gradients]
-    highs = [_end(t, _most(t.amax, fmt), t.amax) for t in gradients]
+    highs = [_end(t, _most(t.amax, fmt), t.amax) for t in tensors if t.role in roles and t.amax > 0.0]
     return LossScales(
         format=fmt.name,
         low=max(lows, key=lambda end: end.shift),
@@ -108,7 +113,8 @@ def _deepest(tensor: MergedTensor) -> int:
     """Return the largest exponent below which at most `FLUSHED` of the elements lie, negligible ones aside."""
     exponents = tensor.exponents
     assert exponents is not None
-    allowed, below = FLUSHED * exponents.total + int(tensor.depths[:, NEGLIGIBLE:].sum()), 0
+    negligible = int(tensor.depths[:, NEGLIGIBLE:].sum()) if tensor.role == "grad_output" else 0
+    allowed, below = FLUSHED * exponents.total + negligible, 0
     for exponent, count in enumerate(exponents.counts, start=exponents.lowest):
         below += count
         if below > allowed:

@@ -68,6 +68,8 @@ class MergedTensor:
     shared: Mapping[tuple[str, str], Lost]
     #: whether those stand for a part of the elements
     sampled: bool = False
+    #: on how many steps of the trace rows and blocks were looked at, and how many it has: all else is of all steps
+    looked: tuple[int, int] = (0, 0)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -113,6 +115,7 @@ class _Lines:
         self._amax, self._amin = np.zeros(0), np.zeros(0)
         self._numel, self._squares = np.zeros(0), np.zeros(0)
         self._infinite = np.zeros(0)
+        self.steps: set[int] = set()
         #: exponent of the first column of `_counts`
         self._low = 0
         self._counts = np.zeros((0, 0), np.int64)
@@ -126,6 +129,7 @@ class _Lines:
             table, amax = table.filter(pa.array(amax >= 0.0)), amax[amax >= 0.0]
         if table.num_rows == 0:
             return
+        self.steps.update(np.unique(table.column("step").to_numpy()).tolist())
         line = self._lines_of(table)
         factor = _loss_scale(table, loss_scales)
         np.maximum.at(self._amax, line, amax / factor)
@@ -194,10 +198,11 @@ class _Lines:
         self._energies = np.pad(self._energies, more)
 
     def tensors(
-        self, shared: Mapping[_Key, Mapping[tuple[str, str], Lost]], sampled: set[_Key]
+        self, shared: Mapping[_Key, Mapping[tuple[str, str], Lost]], sampled: set[_Key], looked: set[int]
     ) -> Iterator[MergedTensor]:
         """Yield what the lines hold."""
         shape = (len(CLASS_TOPS), DEPTHS)
+        steps = len(looked), len(self.steps | looked)
         for key, at in self._of.items():
             histogram = ExponentHistogram(self._low, tuple(self._counts[at].tolist())).trimmed()
             yield MergedTensor(
@@ -207,7 +212,7 @@ class _Lines:
                 exponents=histogram if histogram.counts else None,
                 first_infinite=int(self._infinite[at]) if np.isfinite(self._infinite[at]) else None,
                 depths=self._depths[at].reshape(shape), energies=self._energies[at].reshape(shape),
-                shared=shared.get(key, {}), sampled=key in sampled,
+                shared=shared.get(key, {}), sampled=key in sampled, looked=steps,
             )  # fmt: skip
 
 
@@ -242,12 +247,14 @@ def _bins(table: Any) -> tuple[_Ints, _Ints, _Floats]:
     return lengths, exponent, counts
 
 
-def _shared(trace: Trace) -> tuple[dict[_Key, dict[tuple[str, str], Lost]], set[_Key]]:
-    """Return what row and block scales leave of each tensor, added up over the notes, and who was seen in part."""
+def _shared(trace: Trace) -> tuple[dict[_Key, dict[tuple[str, str], Lost]], set[_Key], set[int]]:
+    """Return what row and block scales leave of each tensor, added up over the notes, who was seen in part, and the steps."""
     found: dict[_Key, dict[tuple[str, str], Lost]] = {}
     sampled: set[_Key] = set()
+    steps: set[int] = set()
     for body in trace.notes_of(NoteKind.BLOCKS):
         looks = [tuple(look) for look in body["looks"]]
+        steps.add(int(body["step"]))
         for role, module, name, numel, seen, of, energy, *lost in body["tensors"]:
             of_tensor = found.setdefault((module, role, name), {})
             if seen < numel:
@@ -255,4 +262,4 @@ def _shared(trace: Trace) -> tuple[dict[_Key, dict[tuple[str, str], Lost]], set[
             for look, flushed, subnormal, flushed_energy in zip(looks, lost[::3], lost[1::3], lost[2::3], strict=True):
                 part = Lost(of=of, flushed=flushed, subnormal=subnormal, energy=energy, flushed_energy=flushed_energy)
                 of_tensor[look] = of_tensor.get(look, Lost()) + part
-    return found, sampled
+    return found, sampled, steps

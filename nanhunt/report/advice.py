@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nanhunt.diagnosis.advice import Advice, GradientLoss, Kept
 from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.format_verdict import Answer, FormatVerdict, Side
 from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd
-from nanhunt.report.headroom import said
+from nanhunt.report.headroom import looked, said, shares
 from nanhunt.report.words import counted, number, percent, place
 
 __all__ = ["advice_lines"]
@@ -24,7 +24,7 @@ def advice_lines(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     lines = [("loss scale", _loss_scale(found))] if found.loss_scale else []
     lines += [(name, _suits(name, verdicts[name])) for name in ("fp16", "bf16") if name in verdicts]
     lines += [("fp8", text) for text in _fp8(verdicts)]
-    lines += [("backward", text) for text in _backward(found, verdicts.get("e4m3fn"))]
+    lines += [("backward", text) for text in _backward(found, verdicts)]
     lines += [("keep wide", _kept(kept)) for kept in found.kept]
     return [*lines, *(("not told", text) for text in found.missing)]
 
@@ -42,8 +42,9 @@ def _loss_scale(found: Advice) -> str:
             f"2^{scales.high.shift} or less"
         )
     else:
+        scale = f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16"
         text = (
-            f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16; 2^{scales.low.shift} to "
+            f"{'none is needed for fp16' if scales.holds(1.0) else scale}; 2^{scales.low.shift} to "
             f"2^{scales.high.shift} work: with less, over {percent(FLUSHED)} of {low} becomes zero; with more, "
             f"{high} overflows, whose largest is {number(scales.high.magnitude)}"
         )
@@ -85,7 +86,9 @@ def _suits(name: str, verdict: FormatVerdict) -> str:
     if verdict.gradients.answer is Answer.UNTOLD:
         return f"suits the forward pass; the tightest is {_named(side)}"
     if verdict.answer is Answer.SCALED:
-        return f"suits with a loss scale; forward the tightest is {_named(verdict.forward)}"
+        ends = " to ".join(f"2^{int(d.number)}" for d in verdict.gradients.deciding if d.what.endswith("loss scale"))
+        forward = f"; forward the tightest is {_named(verdict.forward)}" if verdict.forward.deciding else ""
+        return f"suits with a loss scale{ends and ' of '}{ends}{forward}"
     return f"suits without a loss scale; the tightest is {_named(side)}"
 
 
@@ -105,7 +108,33 @@ def _fp8(verdicts: dict[str, FormatVerdict]) -> Iterator[str]:
     }
     parts = [f"{name} loses {_most(side)}" for name, side in told]
     known = "" if len(told) == len(sides) else ", as far as can be told"
-    yield f"{suits.get(worst, 'does not suit every tensor, not even with a scale per block')}{known}: {'; '.join(parts)}"
+    if worst in suits:
+        text = suits[worst]
+    else:
+        failed = [side for _, side in told if side.answer is Answer.NOT]
+        text = f"does not suit every tensor{_not_even(*failed)}"
+        known += _instead(name for name, other in verdicts.items() if _fits(name, other, other.answer))
+    blocks = looked(e4m3, "; blocks ") if worst > Answer.SCALED else ""
+    yield f"{text}{known}: {'; '.join(parts)}{blocks}"
+
+
+def _not_even(*sides: Side) -> str:
+    """Return how far a misfit in FP8 was looked into."""
+    per = {d.per for side in sides for d in side.deciding if d.answer is Answer.NOT}
+    return (
+        ", not even with a scale per block" if "block" in per else " with a scale per tensor" if "tensor" in per else ""
+    )
+
+
+def _fits(name: str, verdict: FormatVerdict, answer: Answer) -> bool:
+    """Whether a format other than FP8's two is known to fit, with a loss scale maybe."""
+    return name not in ("e4m3fn", "e5m2") and verdict.measured and answer in (Answer.FITS, Answer.SCALED)
+
+
+def _instead(names: Iterable[str]) -> str:
+    """Return what fits where FP8 does not, the narrowest last."""
+    listed = ", ".join(names)
+    return f" ({listed} fit)" if "," in listed else f" ({listed} fits)" if listed else " (no other format is known to)"
 
 
 def _most(side: Side) -> str:
@@ -117,23 +146,54 @@ def _named(side: Side) -> str:
     if not side.deciding:
         return side.answer.words
     first = side.deciding[0]
+    if side.answer is Answer.NOT and first.what == "least loss scale":
+        # each of both alone could be helped
+        return "no one loss scale works: " + ", ".join(
+            f"{place(d.module, d.name)} ({d.role}) {said(d)}" for d in side.deciding
+        )
     per = f" with a scale per {first.per}" if first.per in ("tensor", "block") and side.answer > Answer.SCALED else ""
     return f"{place(first.module, first.name)} ({first.role}): {said(first)}{per}"
 
 
-def _backward(found: Advice, e4m3: FormatVerdict | None) -> Iterator[str]:
+def _backward(found: Advice, verdicts: dict[str, FormatVerdict]) -> Iterator[str]:
     """Yield E4M3 against E5M2 for the gradients of outputs."""
     by_format: dict[str, list[GradientLoss]] = {}
     for loss in found.gradients:
         by_format.setdefault(loss.format, []).append(loss)
+    e4m3, e5m2 = verdicts.get("e4m3fn"), verdicts.get("e5m2")
     if not by_format or e4m3 is None:
         return
     parts = [f"{name.removesuffix('fn').upper()} {_flushes(losses)}" for name, losses in by_format.items()]
-    choice = {
-        Answer.SCALED: "E4M3 for both passes: half the rounding, and no tensor loses more than is allowed",
-        Answer.SCALED_PER_BLOCK: "E5M2 with a scale per tensor, or E4M3 for both passes with a scale per block",
-    }.get(e4m3.gradients.answer, "E5M2: in E4M3 some gradients do not fit")
-    yield f"{choice}. Of all output gradients {'; '.join(parts)}"
+    blocks = looked(e4m3, "; blocks ") if any(loss.per == "block" for loss in found.gradients) else ""
+    yield f"{_choice(e4m3, e5m2, verdicts)}. Of all output gradients {'; '.join(parts)}{blocks}"
+
+
+def _choice(e4m3: FormatVerdict, e5m2: FormatVerdict | None, verdicts: dict[str, FormatVerdict]) -> str:
+    """Return which FP8 format output gradients fit, by the verdicts on both, and on E4M3 forward."""
+    four, forward = e4m3.gradients.answer, e4m3.forward.answer
+    five = e5m2.gradients.answer if e5m2 is not None else Answer.UNTOLD
+    if four is Answer.SCALED:
+        if forward is Answer.SCALED:
+            return "E4M3 for both passes: half the rounding, and no tensor loses more than is allowed"
+        but = {
+            Answer.SCALED_PER_BLOCK: "forward it fits with a scale per block only",
+            Answer.NOT: f"forward it does not fit{_not_even(e4m3.forward)}",
+        }.get(forward, "how it fits forward cannot be told")
+        return f"E4M3: half the rounding, and no gradient loses more than is allowed; {but}"
+    if four is Answer.SCALED_PER_BLOCK:
+        blocks = "E4M3 with a scale per block" + (
+            " for both passes" if forward in (Answer.SCALED, Answer.SCALED_PER_BLOCK) else ""
+        )
+        return f"E5M2 with a scale per tensor, or {blocks}" if five is Answer.SCALED else blocks
+    misfit = f"in E4M3 some gradients do not fit{_not_even(e4m3.gradients)}"
+    if five is Answer.SCALED:
+        return f"E5M2: {misfit}"
+    if five is Answer.SCALED_PER_BLOCK:
+        return f"E5M2 with a scale per block: {misfit}"
+    if e5m2 is None or five is Answer.UNTOLD:
+        return f"{misfit}; whether they fit E5M2 cannot be told"
+    others = (name for name, other in verdicts.items() if _fits(name, other, other.gradients.answer))
+    return f"neither E4M3 nor E5M2 fits every gradient{_not_even(e5m2.gradients)}{_instead(others)}"
 
 
 def _flushes(losses: list[GradientLoss]) -> str:
@@ -160,7 +220,10 @@ def _kept(kept: Kept) -> str:
     of = f"{kept.count} of {counted(kept.of, 'tensor')}"
     named = _listed(kept)
     if kept.why == "fp8":
-        return f"{of} do not fit FP8, not even with a scale per block: {named}"
+        blocks = any(tensor.of_elements is not None for tensor in kept.tensors)
+        return f"{of} do not fit FP8{', not even with a scale per block' if blocks else ''}: {named}"
+    if kept.why == "fp8-tensor":
+        return f"{of} do not fit FP8 with a scale per tensor; blocks were not looked at: {named}"
     if kept.why == "fp8-blocks":
         return f"{of} fit FP8 with a scale per block only: {named}"
     if kept.why == "moment":
@@ -179,7 +242,10 @@ def _kept(kept: Kept) -> str:
 def _listed(kept: Kept) -> str:
     texts = []
     for tensor in kept.tensors:
-        share = f"{number(tensor.number)} of it" if kept.why == "update" else percent(tensor.number)
+        if tensor.of_elements is not None and tensor.of_energy is not None:
+            share = shares(tensor.of_elements, tensor.of_energy)
+        else:
+            share = f"{number(tensor.number)} of it" if kept.why == "update" else percent(tensor.number)
         role = "" if kept.why == "update" else f"{tensor.role}, "
         texts.append(f"{place(tensor.module, tensor.name)} ({role}{share})")
     return ", ".join(texts) + (" …" if kept.count > len(kept.tensors) else "")

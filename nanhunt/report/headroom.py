@@ -14,7 +14,7 @@ from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import BACKWARD, DECIDING, FORWARD, Answer, Deciding, FormatVerdict, judged
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import BlockFormat, NumberFormat
-from nanhunt.report.words import binades, number, percent, place, printable, scale
+from nanhunt.report.words import binades, counted, number, percent, place, printable, scale
 
 __all__ = [
     "NARROW",
@@ -27,7 +27,9 @@ __all__ = [
     "format_lines",
     "judged_rows",
     "level_of",
+    "looked",
     "said",
+    "shares",
 ]
 
 #: binades. A gradient scaler's growth takes one at a time, so two is one growth and one doubling of the data.
@@ -133,7 +135,16 @@ def _sentence(verdict: FormatVerdict) -> str:
     if not verdict.measured:
         block = isinstance(lookup(verdict.format), BlockFormat)
         text += "; " + ("each element in the block that suits it best" if block else "blocks were not looked at")
+    elif isinstance(lookup(verdict.format), BlockFormat) or verdict.answer > Answer.SCALED:
+        text += looked(verdict, "; blocks ")
     return text
+
+
+def looked(verdict: FormatVerdict, lead: str) -> str:
+    """Return on which part of the steps blocks were looked at, '' for all: figures without blocks are of every step."""
+    if verdict.looked is None or verdict.looked[0] >= verdict.looked[1]:
+        return ""
+    return f"{lead}on {verdict.looked[0]} of {counted(verdict.looked[1], 'recorded step')}"
 
 
 def _short(answer: Answer) -> str:
@@ -170,10 +181,16 @@ def said(told: Deciding) -> str:
         return "infinite here" + (f", fp64: {number(told.number)}" if math.isfinite(told.number) else "")
     if told.what in ("margin", "overflow"):
         return f"{binades(told.number)} to overflow"
-    share = percent(told.number) if told.number else "nothing"
-    return (
-        f"{share} of {'energy' if told.what == 'energy' else 'elements'} to zero" if told.number else "nothing to zero"
-    )
+    if told.of_elements is None or told.of_energy is None:
+        return f"{percent(told.number)} of {'energy' if told.what == 'energy' else 'elements'} to zero"
+    return shares(told.of_elements, told.of_energy)
+
+
+def shares(of_elements: float, of_energy: float) -> str:
+    """Return how much becomes zero, by count and by energy."""
+    if not of_elements and not of_energy:
+        return "nothing to zero"
+    return f"{percent(of_elements)} of elements to zero, {percent(of_energy)} of energy"
 
 
 def level_of(told: Deciding, name: str) -> Level:

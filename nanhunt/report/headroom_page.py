@@ -19,8 +19,8 @@ LEVEL_STYLES = {"roomy": "green", "near": "yellow", "beyond": "red"}
 #: cells of a line below which it goes without a bar, and from which on the bar is long
 _BARS_FROM = 68
 _WIDE_BARS_FROM = 100
-#: cells of "infinite here, fp64: 6.885e4"
-_SAID = 28
+#: cells of "infinite here, fp64: 6.885e4", and on a wide page of "2.7 % of elements to zero, <0.01 % of energy"
+_SAID, _WIDE_SAID = 28, 44
 #: the fewest cells that a name is cut to before a table loses a column
 _NAME = 20
 
@@ -42,7 +42,8 @@ def _tensor_line(tensor: TensorLine, names: int, width: int) -> Text:
     style = LEVEL_STYLES[tensor.level]
     cells = 24 if width >= _WIDE_BARS_FROM else 8
     role = f"  {middle(printable(tensor.role), 11)} "
-    left = width - cell_len(role) - _SAID - (cells + 6 if width >= _BARS_FROM else 0)
+    said = _WIDE_SAID if width >= _WIDE_BARS_FROM else _SAID
+    left = width - cell_len(role) - said - (cells + 6 if width >= _BARS_FROM else 0)
     line = Text(middle(place(tensor.module, tensor.name), max(min(names, left), 8)), "cyan").append(role, "dim")
     if width >= _BARS_FROM:
         drawn = bar(tensor.row, cells) if tensor.row is not None else None

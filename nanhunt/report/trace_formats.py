@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -12,7 +11,7 @@ from nanhunt.diagnosis.cause import HeadroomRow
 from nanhunt.diagnosis.format_verdict import FormatVerdict
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import BlockFormat
-from nanhunt.report.headroom import FormatLine, format_lines, judged_rows
+from nanhunt.report.headroom import FormatLine, format_lines, judged_rows, looked
 from nanhunt.report.headroom_page import LEVEL_STYLES, put_formats, put_table, table_cells
 from nanhunt.report.json import headroom_entry, plain, verdict_entry
 from nanhunt.report.markdown import bullets, escape, span, table
@@ -25,7 +24,16 @@ _LEGEND = (
     "margins in binades, the tensor as it is; 'to zero' without a scale, 'per tensor', 'per row' and 'per block' what such "
     "a scale leaves of it; a block is 128×128, of outputs and their gradients 1×128"
 )
-_LEGEND_OF_BLOCKS = "margins in binades; 'to zero' under the format's own scales"
+_LEGEND_OF_BLOCKS = (
+    "margins in binades; 'to zero' under the format's own scales, of blocks along the last dimension only, which is not the "
+    "one that a weight's gradient is summed over"
+)
+#: where a format's figures are for other scales than those of the recipe that has its name
+_OTHER_SCALES = {
+    "mxfp4": "scales never cut the largest off, where the recipe's follow OCP's floor rule and can",
+    "nvfp4": "every block is 1×16, where the recipe's weights have 16×16",
+}
+_LARGE = "; shares of tensors above 2^20 elements are estimates by a sample of tiles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,8 @@ class TraceFormats:
             page.put(head, Text(line.text, LEVEL_STYLES[line.level]), indent=0)
             rows = self._of(line.format)
             page.put(
-                Text(f"{counted(count, 'tensor')} of {self.trace}, over all steps: {_legend(rows)}", "dim"), indent=0
+                Text(f"{counted(count, 'tensor')} of {self.trace}, over all steps: {self._legend(line.format)}", "dim"),
+                indent=0,
             )
             page.put(Text())
             put_table(page, rows)
@@ -77,7 +86,7 @@ class TraceFormats:
                 (span(place(row.module, row.name)), *map(escape, numbers_of))
                 for (row, _), numbers_of in zip(judged_rows(rows), numbers, strict=True)
             ]
-            blocks += [f"## {span(line.format)} {line.mark} {escape(line.text)}", escape(_legend(rows))]
+            blocks += [f"## {span(line.format)} {line.mark} {escape(line.text)}", escape(self._legend(line.format))]
             blocks.append(table(("tensor", *titles), named))
         return "\n\n".join(blocks) + "\n"
 
@@ -102,14 +111,19 @@ class TraceFormats:
     def _count(self) -> int:
         return len({(row.module, row.role, row.name) for row in self.rows})
 
-
-def _legend(rows: Sequence[HeadroomRow]) -> str:
-    """Return what the table's columns mean, and what its numbers rest on."""
-    if not any(row.scaled for row in rows):
-        own = isinstance(lookup(rows[0].headroom.format), BlockFormat)
-        if own and not any(row.measured for row in rows):
+    def _legend(self, name: str) -> str:
+        """Return what the table's columns mean, and what its numbers rest on."""
+        rows = self._of(name)
+        on = next((looked(verdict, "") for verdict in self.verdicts if verdict.format == name), "")
+        measured = any(row.measured for row in rows)
+        if any(row.scaled for row in rows):
+            steps = f"; rows and blocks {on}, all else on every one" if on and measured else ""
+            sampled = "; of large tensors, whole blocks of a sample" if any(row.sampled for row in rows) else ""
+            missing = "" if measured else "; rows and blocks were not looked at in this trace"
+            return _LEGEND + steps + sampled + missing + _LARGE
+        if not isinstance(lookup(name), BlockFormat):
+            return "margins in binades, the tensor as it is" + _LARGE
+        if not measured:
             return "margins in binades; each element in the block that suits it best, as blocks were not looked at"
-        return _LEGEND_OF_BLOCKS if own else "margins in binades, the tensor as it is"
-    sampled = "; of large tensors, whole blocks of a sample" if any(row.sampled for row in rows) else ""
-    missing = "" if any(row.measured for row in rows) else "; rows and blocks were not looked at in this trace"
-    return _LEGEND + sampled + missing
+        other = f"; {_OTHER_SCALES[name]}" if name in _OTHER_SCALES else ""
+        return _LEGEND_OF_BLOCKS + other + (f"; blocks {on}, margins on every one" if on else "")

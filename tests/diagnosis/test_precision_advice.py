@@ -114,6 +114,57 @@ def test_elements_that_are_negligible_beside_the_largest_of_their_step_ask_for_n
     assert verdicts["bf16"].gradients.answer is verdicts["fp16"].gradients.answer is Answer.FITS
 
 
+@pytest.mark.parametrize(
+    ("weight_gradient", "low", "high", "recommended", "answer"),
+    [
+        (2.0**-30, 5, 25, 2.0**15, Answer.SCALED),  # too small for fp16, where the output's gradient is not
+        (327680.0, -15, -3, 2.0**-9, Answer.SCALED),  # beyond its end
+        (2.0**10, -15, 5, 1.0, Answer.FITS),  # a scale below 1 would work, and none is needed
+    ],
+)
+def test_the_verdict_on_gradients_is_whether_one_is_among_the_loss_scales_that_work(
+    weight_gradient: float, low: int, high: int, recommended: float, answer: Answer, tmp_path: Path
+) -> None:
+    rows = [seen([1.0]), grad([2.0**-10] * 9), seen([weight_gradient] * 9, role="grad", module="w", name="weight")]
+    trace = trace_of(tmp_path, rows)
+    found, verdict = scales_of(trace), verdicts_of(trace)["fp16"]
+    assert found is not None
+    assert (found.low.shift, found.high.shift, found.recommended) == (low, high, recommended)
+    assert verdict.gradients.answer is answer
+    assert found.holds(1.0) is (answer is Answer.FITS)
+    assert verdicts_of(trace)["bf16"].gradients.answer is Answer.FITS
+
+
+def test_where_no_loss_scale_works_the_tensors_at_its_ends_decide(tmp_path: Path) -> None:
+    rows = [seen([1.0]), grad([1.0]), seen([2.0**20], role="grad", module="loud"),
+            seen([2.0**-40] * 9, role="grad", module="quiet")]  # fmt: skip
+    side = verdicts_of(trace_of(tmp_path, rows))["fp16"].gradients
+    assert (side.answer, [d.module for d in side.deciding]) == (Answer.NOT, ["quiet", "loud"])
+
+
+def test_a_range_of_loss_scales_beyond_what_a_float_holds_is_no_error(tmp_path: Path) -> None:
+    tensors = merged_tensors(trace_of(tmp_path, [grad([2.0**-20])]))
+    found = loss_scales(tensors, lookup("fp64"))
+    assert found is not None
+    assert found.high.shift > 1024 - 1
+    assert found.holds(1.0)
+
+
+@pytest.mark.parametrize(
+    ("role", "depth", "low"),
+    [("grad_output", 24, 9), ("grad_output", 25, -15), ("grad", 25, 10)],
+)
+def test_what_adds_nothing_to_an_fp32_sum_is_negligible_but_to_adam_it_is_not(
+    role: str, depth: int, low: int, tmp_path: Path
+) -> None:
+    assert np.float32(1) + np.float32(1.5 * 2.0**-24) > 1
+    assert np.float32(1) + np.float32(1.5 * 2.0**-25) == 1
+    values = [2.0**-10] * 5 + [1.5 * 2.0 ** (-10 - depth)] * 5
+    found = scales_of(trace_of(tmp_path, [seen(values, role=role)]))
+    assert found is not None
+    assert found.low.shift == low
+
+
 def test_without_gradients_no_loss_scale_is_told(tmp_path: Path) -> None:
     trace = trace_of(tmp_path, [seen([1.0])])
     assert scales_of(trace) is None
@@ -176,7 +227,10 @@ def lost(count: float, energy: float) -> Lost:
 @pytest.mark.parametrize(
     ("role", "tensor", "block", "answer"),
     [
-        ("output", lost(0.5, 1e-9), lost(0, 0), Answer.SCALED),  # forward, a count says nothing
+        ("output", lost(0.1, 1e-9), lost(0, 0), Answer.SCALED),
+        ("output", lost(0.11, 1e-9), lost(0, 0), Answer.SCALED_PER_BLOCK),
+        ("weight", lost(0.99, 1e-9), lost(0.5, 1e-9), Answer.NOT),
+        ("grad", lost(0.99, 1e-9), lost(0.5, 1e-9), Answer.UNTOLD),
         ("grad_output", lost(0.5, 1e-9), lost(0, 0), Answer.SCALED_PER_BLOCK),
         ("grad_output", lost(0.5, 1e-9), lost(0.5, 1e-9), Answer.NOT),
         ("output", lost(0.0, 0.01), lost(0, 0.001), Answer.SCALED_PER_BLOCK),  # u^2 of E4M3 is 0.0039
@@ -185,19 +239,44 @@ def lost(count: float, energy: float) -> Lost:
         ("grad_output", lost(0.051, 0.0), lost(0, 0), Answer.SCALED_PER_BLOCK),
     ],
 )
-def test_what_may_become_zero_is_by_energy_and_of_gradients_by_count(
-    role: str, tensor: Lost, block: Lost, answer: Answer
-) -> None:
+def test_what_may_become_zero_is_by_energy_and_by_count(role: str, tensor: Lost, block: Lost, answer: Answer) -> None:
     (verdict,) = format_verdicts((), [row(role, "e4m3fn", tensor=tensor, block=block)])
     assert verdict.answer is answer
     assert verdict.measured
+
+
+def test_an_outlier_that_takes_nearly_every_row_from_fp8_is_a_misfit_however_much_energy_it_has(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)
+    values[777] = 2.0**21
+    (decides,) = verdicts_of(trace_of(tmp_path, [seen(values)]))["e4m3fn"].forward.deciding
+    assert (decides.answer, decides.what) == (Answer.NOT, "flushed")
+    assert decides.of_elements is not None
+    assert decides.of_energy is not None
+    assert decides.of_elements > 0.99
+    assert decides.of_energy < 1e-6
+
+
+def test_what_is_small_beside_its_own_row_is_no_loss_of_a_row() -> None:
+    soft = lost(0.6, 1e-9)  # what a softmax has ruled out
+    for rows, answer in ((soft, Answer.SCALED), (lost(0.4, 0), Answer.NOT)):
+        (verdict,) = format_verdicts((), [row("output", "e4m3fn", tensor=soft, row=rows, block=soft)])
+        assert verdict.answer is answer
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.94, Answer.FITS), (0.96, Answer.NOT)])
+def test_forward_a_block_format_may_lose_all_but_what_its_blocks_are_scaled_by(share: float, answer: Answer) -> None:
+    part = row("output", "nvfp4")
+    told = replace(part, measured=True, headroom=replace(part.headroom, flushed_fraction=share, flushed_energy=0.0))
+    (verdict,) = format_verdicts((), [told])
+    assert verdict.answer is answer
 
 
 def test_without_a_look_at_blocks_a_misfit_per_tensor_says_that_blocks_were_not_looked_at(tmp_path: Path) -> None:
     (verdict,) = format_verdicts((), [row("grad_output", "e4m3fn", tensor=lost(0.5, 0.0))])
     assert verdict.answer is Answer.NOT
     assert not verdict.measured
-    assert verdicts_of(trace_of(tmp_path, [seen([1.0])]))["nvfp4"].measured is False
+    found = verdicts_of(trace_of(tmp_path, [seen([1.0])]))
+    assert {name for name, other in found.items() if not other.measured} == {"mxfp8_e4m3", "mxfp4", "nvfp4"}
 
 
 def test_fp4_gradients_may_lose_a_quarter() -> None:
@@ -279,6 +358,25 @@ def test_the_two_fp8_formats_are_compared_by_what_all_output_gradients_lose(tmp_
     assert (found["e4m3fn"].lost.flushed_share, found["e4m3fn"].worst, found["e4m3fn"].module) == (0.25, 0.5, "g")
     assert found["e5m2"].lost.flushed == 0
     assert (found["e4m3fn"].rounding, found["e5m2"].rounding) == (2.0**-4, 2.0**-3)
+
+
+def test_a_verdict_tells_on_how_many_recorded_steps_blocks_were_looked_at(tmp_path: Path) -> None:
+    look = ["output", "m", "", 1, 1, 1, 1.0, 0, 0, 0.0]
+    notes = [{"step": step, "looks": [["block", "e4m3fn"]], "tensors": [look]} for step in (0, 1)]
+    found = verdicts_of(trace_of(tmp_path, [seen([1.0], step) for step in range(3)], notes))
+    assert (found["e4m3fn"].looked, found["nvfp4"].looked) == ((2, 3), None)
+    assert verdicts_of(trace_of(tmp_path, [seen([1.0])]))["e4m3fn"].looked is None
+
+
+def test_what_does_not_fit_fp8_is_told_by_whether_its_blocks_were_looked_at(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, [grad([1.0, 2.0**-45])])
+    assert [kept.why for kept in advice_of(trace).kept] == ["fp8-tensor"]
+    tensors = merged_tensors(trace)
+    bad = row("output", "e4m3fn", tensor=lost(0.9, 0), block=lost(0.8, 0))
+    found = advice(trace, tensors, [bad])
+    assert found is not None
+    (kept,) = kept_for(found, "fp8")
+    assert kept.tensors[0].of_elements == 0.8
 
 
 def test_what_the_trace_lacks_is_said(tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_what_blocks_lose_is_added_up_over_steps_and_stands_in_the_block_formats
     two = ["output", "m", "", 1000, 100, 20, 10.0, 2, 6, 1.0, 5, 0, 5.0, 0, 0, 0.0]
     (tensor,) = merged_tensors(trace_of(tmp_path, [seen([1.0])], [note(0, one), note(1, two)]))
     assert tensor.sampled
+    assert tensor.looked == (2, 2)
     rows = {r.headroom.format: r for r in headroom_rows([tensor])}
     row, block = rows["e4m3fn"].under("row"), rows["e4m3fn"].under("block")
     assert row is not None

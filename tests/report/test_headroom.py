@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanhunt.diagnosis.advice import GradientLoss
 from nanhunt.diagnosis.cause import HeadroomRow
-from nanhunt.diagnosis.format_verdict import format_verdicts
+from nanhunt.diagnosis.format_verdict import Answer, Deciding, FormatVerdict, Side, format_verdicts
+from nanhunt.formats.shared_scale import Lost
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import FormatLine, bar, format_lines
+from nanhunt.report.trace_formats import TraceFormats
 from tests.report.samples import HEALTHY, OVERFLOW, advised, diagnosis, row
 
 
@@ -51,9 +54,29 @@ def test_a_block_format_whose_blocks_were_not_looked_at_says_so() -> None:
     assert line.text == "fits"
 
 
+@pytest.mark.parametrize(("looked", "said"), [((3, 8), "fits; blocks on 3 of 8 recorded steps"), ((8, 8), "fits")])
+def test_figures_of_blocks_say_on_how_many_steps_they_rest(looked: tuple[int, int], said: str) -> None:
+    rows = tuple(replace(row("x", "nvfp4", 0.0, role=role), measured=True) for role in ("output", "grad_output"))
+    verdicts = [replace(v, looked=looked) for v in format_verdicts((), rows)]
+    (line,) = format_lines(verdicts, rows)
+    assert line.text == said
+    page = TraceFormats(trace="t", rows=rows, verdicts=tuple(verdicts), whole=True).markdown()
+    assert ("blocks on 3 of 8 recorded steps, margins on every one" in page) is (looked == (3, 8))
+    for words in ("along the last dimension only", "weights have 16×16"):
+        assert words in page
+
+
+def test_the_legend_says_which_columns_are_of_some_steps_and_which_shares_are_estimates() -> None:
+    rows = (replace(row("x", "e4m3fn", 9.0), measured=True), row("x", "fp16", 9.0))
+    verdicts = tuple(replace(v, looked=(3, 8)) for v in format_verdicts((), rows))
+    page = TraceFormats(trace="t", rows=rows, verdicts=verdicts, whole=True).markdown()
+    assert "rows and blocks on 3 of 8 recorded steps, all else on every one" in page
+    assert page.count("above 2^20 elements are estimates") == 2
+
+
 def test_every_share_that_is_not_none_reads_as_some() -> None:
     (line,) = lines_of(row("x", "e4m3fn", 9.0, flushed_fraction=1.0, role="grad_output"))
-    assert line.tensors[0].text == "100 % of elements to zero"
+    assert line.tensors[0].text == "100 % of elements to zero, 0 % of energy"
     assert line.tensors[0].per == "with a scale per tensor"
     assert "blocks were not looked at" in line.text
 
@@ -107,6 +130,29 @@ def test_the_loss_scale_is_told_with_its_range_and_the_tensors_at_both_ends() ->
     assert "head (grad_output) overflows" in text
 
 
+def test_where_one_is_among_the_scales_that_work_none_is_recommended() -> None:
+    assert told("loss scale", advice=advised(-28, 7)).startswith("none is needed for fp16; 2^-28 to 2^7 work")
+    assert told("loss scale", advice=advised(-28, -3)).startswith("2^-16")
+
+
+def test_the_formats_sentences_name_the_loss_scales_that_the_verdict_rests_on() -> None:
+    ends = (("least loss scale", "low", 5), ("most loss scale", "high", 20))
+
+    def fp16(answer: Answer) -> str:
+        deciding = tuple(
+            Deciding(module=m, role="grad", name="", answer=answer, what=what, number=n) for what, m, n in ends
+        )
+        forward = Side(answer=Answer.FITS)
+        verdict = FormatVerdict(format="fp16", forward=forward, gradients=Side(answer=answer, deciding=deciding))
+        return told("fp16", advice=advised(5, 20), verdicts=(verdict,))
+
+    assert fp16(Answer.SCALED) == "suits with a loss scale of 2^5 to 2^20"
+    assert fp16(Answer.NOT) == (
+        "does not suit this run: no one loss scale works: low (grad) needs a loss scale ≥ 2^5, "
+        "high (grad) takes a loss scale ≤ 2^20"
+    )
+
+
 @pytest.mark.parametrize(
     ("used", "said"),
     [
@@ -131,6 +177,44 @@ def test_e4m3_is_held_against_e5m2_by_what_they_flush_and_how_they_round() -> No
     assert "E4M3 flushes 2.7 %" in text
     assert "2^-4" in text
     assert "E5M2 flushes nothing and rounds by up to 2^-3" in text
+
+
+def lost(share: float) -> Lost:
+    return Lost(of=1000, flushed=round(1000 * share), energy=1.0)
+
+
+def choice(e4m3: tuple[float, ...], e5m2: tuple[float, ...], forward: tuple[float, ...] = (0.0,)) -> str:
+    """Return the advice on gradients that lose such shares per tensor, and per block where there is a second."""
+    rows = [
+        replace(row("m", name, 9.0, role=role), measured=len(found) > 1,
+                scaled=tuple(zip(("tensor", "block"), map(lost, found), strict=False)))
+        for name, role, found in (("e4m3fn", "output", forward), ("e4m3fn", "grad_output", e4m3),
+                                  ("e5m2", "grad_output", e5m2))
+    ]  # fmt: skip
+    rows += [row("m", "bf16", 90.0, role=role) for role in ("output", "grad_output")]
+    losses = tuple(
+        GradientLoss(format=name, per="tensor", lost=lost(share[0]), rounding=2.0**-4, module="m", name="", worst=0.5)
+        for name, share in (("e4m3fn", e4m3), ("e5m2", e5m2))
+    )
+    sample = diagnosis("healthy", "", headroom=tuple(rows), advice=advised(1, 2, gradients=losses))
+    (text,) = (text for name, text in advice_lines(sample) if name == "backward")
+    return text.partition(". Of all")[0]
+
+
+def test_e4m3_for_both_passes_is_advised_only_where_it_fits_forward() -> None:
+    assert choice((0.0,), (0.0,)).startswith("E4M3 for both passes")
+    assert choice((0.0,), (0.0,), (0.9,)).endswith("; forward it does not fit with a scale per tensor")
+    assert choice((0.0,), (0.0,), (0.9, 0.9)).endswith("; forward it does not fit, not even with a scale per block")
+    assert choice((0.0,), (0.0,), (0.9, 0.0)).endswith("; forward it fits with a scale per block only")
+    assert choice((0.9, 0.0), (0.0, 0.0)).endswith("or E4M3 with a scale per block for both passes")
+    assert choice((0.9, 0.0), (0.0, 0.0), (0.9, 0.9)).endswith("or E4M3 with a scale per block")
+
+
+def test_e5m2_is_advised_only_where_it_fits_and_else_what_does() -> None:
+    assert choice((0.9,), (0.0,)) == "E5M2: in E4M3 some gradients do not fit with a scale per tensor"
+    assert choice((0.9, 0.9), (0.9, 0.0)).startswith("E5M2 with a scale per block: ")
+    assert choice((0.9,), (0.9,)) == "neither E4M3 nor E5M2 fits every gradient with a scale per tensor (bf16 fits)"
+    assert choice((0.9, 0.9), (0.9, 0.9)).endswith(", not even with a scale per block (bf16 fits)")
 
 
 def test_what_is_missing_is_said_last() -> None:
