@@ -395,7 +395,11 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="std", type=pa.float64(), meaning="standard deviation (population) over finite elements"),
     Column(name="l2", type=pa.float64(), meaning="Euclidean norm over finite elements"),
     Column(name="exp_lo", type=pa.int32(), meaning="binary exponent of the first bin of exp_hist"),
-    Column(name="exp_hist", type=pa.list_(pa.int64()), meaning="finite non-zero elements by floor(log2 abs x)"),
+    Column(
+        name="exp_hist",
+        type=pa.list_(pa.int64()),
+        meaning="finite non-zero elements by floor(log2 abs x); of over 2^20, estimated from 1 in 64",
+    ),
     Column(name="value", type=pa.float64(), meaning="of a scalar"),
 )
 
