@@ -36,7 +36,8 @@ TAIL = """\
 **Products.** A product of an activation with a weight, and the two of its backward pass, take rounded operands: out = x Wᵀ,
 dx = dy W, dW = dyᵀ x. Each operand is rounded from its own precision, anew for each product, along the dimension that is
 summed over. A `TorchDispatchMode` below autograd does so, whatever called the product: `nn.Linear`, `@`, `einsum`, a
-checkpointed block. Rounded operands are multiplied in fp32; where a GPU has FP8 matrix units, a tensor has one scale and the
+checkpointed block. A weight is a parameter or a cast of one: what is computed from parameters (weight norm, a merged
+adapter, `W / s`) is not known for one, and its products stay as they are. Rounded operands are multiplied in fp32; where a GPU has FP8 matrix units, a tensor has one scale and the
 sizes are multiples of 16, `torch._scaled_mm` multiplies them. Attention's own products, convolutions and embeddings stay as
 they are.
 
@@ -44,7 +45,7 @@ they are.
 end saturate, as FP8 units cast. An infinity becomes NaN, where a unit would make 448 of it and hide it.
 
 **Scales.** A scale in fp32 is the format's largest number over the amax. `mxfp8` rounds the power of two so that no amax is cut
-off; `mxfp4` has OCP's rule, which cuts off up to a third of it. A delayed scale is made for the largest amax of the last
+off; `mxfp4` has OCP's rule, which cuts off up to a quarter of it. A delayed scale is made for the largest amax of the last
 `amax_history` steps, `margin` binades left free; an operand without a history is scaled by its own amax. Histories and the
 generator of lots are part of a snapshot: a step that is run again is the same.
 
@@ -65,8 +66,8 @@ and leaves moments of fewer than 4096 elements alone, as those do.
 On recorded steps each operand leaves four scalars in the trace, named `weight.input.flushed` and so on: `flushed`, the share of
 its non-zero elements that became zero; `saturated`, the share that was cut off at the end; `error`, the norm of what was lost
 over its norm; `rows`, the share of its rows that lost half of theirs. It is broken where the error passes an ulp, which
-rounding cannot, or where a tenth of an input's or a weight's rows are lost: one outlier that sets the scale of all loses little
-of the norm and every other row.
+rounding cannot, or where a tenth of an input's or a weight's rows or elements are lost (in 4 bits nine tenths of the elements):
+one outlier that sets the scale of all loses little of the norm and every other row, one outlying channel every other element.
 """
 
 

@@ -265,6 +265,7 @@ def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOption
         **({"reference": options.reference} if options.reference is not None else {}),
         "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
         "optimizer": ", ".join(type(o).__name__ for o in run.optimizers),
+        **({"recipe": run.recipe} if run.recipe else {}),
         "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",
         "device": run.device,
         "steps": f"{run.start_step} to {run.start_step + steps - 1}, recorded every {options.every}",

@@ -203,13 +203,22 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
             return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
         aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
-        return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}"
+        return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}{_broken_recipe(evidence)}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
     # the onset of a fault without a NaN often says what the suspect says: once is enough
     what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
     return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+
+
+def _broken_recipe(evidence: Evidence) -> str:
+    """Say of a run that no fault ended where its precision recipe lost what it computes with."""
+    facts = precision_facts(evidence)
+    if facts is None or (facts.first is None and facts.astray is None):
+        return ""
+    where = f"step {facts.first.step}, at {facts.first.weight}" if facts.first else f"step {facts.astray.step}"  # type: ignore[union-attr]
+    return f" But {facts.recipe} breaks what it computes: first in {where}."
 
 
 def _meant(evidence: Evidence) -> str:

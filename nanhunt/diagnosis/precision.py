@@ -16,6 +16,8 @@ __all__ = ["ROWS", "LostOperand", "PrecisionFacts", "StepBeside", "broken_from",
 _ROLES = ("input", "weight", "gradient")
 #: Share of an input's or a weight's rows that lost half of their norm, from which it is broken.
 ROWS = 0.1
+#: The same of elements of a 4-bit operand; and the cosine of a gradient below which it is another one.
+FLUSHED_IN_4_BITS, ASTRAY = 0.9, 0.9
 #: Operands that are told by name.
 _WORST = 5
 
@@ -52,17 +54,18 @@ class LostOperand:
 
     @property
     def is_broken(self) -> bool:
-        """Whether more was lost than rounding can lose, or rows that a result of their own hangs on.
+        """Whether more was lost than rounding can lose, or rows or elements that something of their own hangs on.
 
-        A gradient's small rows are lost to no one: what they add up with is large.
+        A gradient's small rows are lost to no one: what they add up with is large. An input's small elements are not: where
+        one channel is a million times the others, these are all that tells one token from another.
         """
-        return not self.error <= broken_from(self.format) or (self.role != "gradient" and self.rows >= ROWS)
+        return not self.badness < 1.0
 
     @property
     def badness(self) -> float:
         """What was lost, 1 where it begins to be more than rounding; infinite where it is NaN."""
-        rows = 0.0 if self.role == "gradient" else self.rows / ROWS
-        share = max(self.error / broken_from(self.format), rows)
+        few = 0.0 if self.role == "gradient" else max(self.rows / ROWS, self.flushed / flushed_from(self.format))
+        share = max(self.error / broken_from(self.format), few)
         return math.inf if math.isnan(share) else share
 
 
@@ -79,6 +82,12 @@ class PrecisionFacts:
     first: LostOperand | None
     #: the worst of each operand over all steps, the worst first
     worst: tuple[LostOperand, ...]
+    #: products of a step in which no operand is a parameter, left as they are
+    others: int = 0
+    #: steps whose operands were looked at
+    looked_at: int = 0
+    #: the first step whose gradient points elsewhere than fp32's
+    astray: StepBeside | None = None
 
 
 def broken_from(fmt: str) -> float:
@@ -91,12 +100,23 @@ def broken_from(fmt: str) -> float:
     return math.ldexp(1.0, 1 - precision)
 
 
+def flushed_from(fmt: str) -> float:
+    """Return the share of an input's or a weight's elements, flushed to zero, from which it is broken.
+
+    8 bits hold 17 binades: of a tensor that suits them next to nothing is flushed. 4 bits hold three and a half, and flush a
+    third or a half of what a GELU puts out.
+    """
+    form = lookup(fmt)
+    bits = form.bits if isinstance(form, NumberFormat) else form.element.bits
+    return ROWS if bits > 4 else FLUSHED_IN_4_BITS
+
+
 def precision_facts(evidence: Evidence) -> PrecisionFacts | None:
     """Return what the trace tells of its recipe; None of a run without one."""
     bodies = evidence.notes(NoteKind.RECIPE)
     if not bodies:
         return None
-    last = bodies[-1]
+    last, beside = bodies[-1], tuple(_beside(body) for body in bodies if "loss" in body)
     lost = _lost(evidence, dict(last.get("formats", {})))
     worst: dict[tuple[str, str], LostOperand] = {}
     for operand in lost:
@@ -107,8 +127,11 @@ def precision_facts(evidence: Evidence) -> PrecisionFacts | None:
         recipe=str(last["recipe"]),
         quantized=int(last.get("quantized", 0)),
         skipped=tuple(last.get("skipped", ())),
-        beside=tuple(_beside(body) for body in bodies if "loss" in body),
+        beside=beside,
         first=next((o for o in lost if o.is_broken), None),
+        others=int(last.get("others", 0)),
+        looked_at=len({operand.step for operand in lost}),
+        astray=next((step for step in beside if step.cosine is not None and not step.cosine >= ASTRAY), None),
         worst=tuple(sorted(worst.values(), key=lambda operand: -operand.badness)[:_WORST]),
     )
 

@@ -67,9 +67,10 @@ def hunt(
         if not _is_meant(state):
             break
         state.begin_anew()
-    if run.recipe and state.results:
+    last = state.onset.step if state.onset is not None else max(state.results, default=run.start_step)
+    if run.recipe and last != run.start_step:
         with eager(run):
-            note_recipe(state, state.onset.step if state.onset is not None else max(state.results))
+            note_recipe(state, last)
     return state.onset
 
 

@@ -33,9 +33,12 @@ def note_recipe(state: HuntState, step: int) -> None:
     run = state.run
     if not run.recipe or precision_of(run) == "fp32" or state.lost_device or not state.ring.reaches(step):
         return
-    with kept(run, step + 1):
-        own = _run_once(state, step, None)
-        wide = _run_once(state, step, "fp32")
+    own = wide = None
+    # what moments are stored in changes no gradient of the same weights
+    if run.emulator is None or run.emulator.quantizes or run.autocast or run.emulator.recipe.params:
+        with kept(run, step + 1):
+            own = _run_once(state, step, None)
+            wide = _run_once(state, step, "fp32")
     body: dict[str, Any] = {"recipe": run.recipe, "step": step, **_products(run)}
     if own is not None and wide is not None:
         body |= {"loss": own[0], "loss_fp32": wide[0], **_compared(own[1], wide[1])}
@@ -77,6 +80,7 @@ def _products(run: TrainingRun) -> dict[str, Any]:
     return {
         "quantized": len(emulator.quantized),
         "skipped": sorted(emulator.skipped),
+        "others": emulator.others,
         "formats": {role: operand.format for role, operand in roles.items()},
     }
 

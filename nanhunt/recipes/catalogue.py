@@ -115,7 +115,7 @@ def by_lot(recipe: Recipe, params: str | None) -> Recipe:
     """
     if not recipe.stochastic or recipe.wide_update or params not in NARROW:
         return recipe
-    return replace(recipe, wide_update=True, states=recipe.states or "bf16")
+    return replace(recipe, wide_update=True, states=recipe.states or ("bf16" if params == "bf16" else None))
 
 
 def _one(name: str) -> Recipe:

@@ -49,6 +49,8 @@ class Emulator:
         self.exempt: set[str] = set()
         #: names of the weights whose products were quantized, in the order in which they came
         self.quantized: dict[str, None] = {}
+        #: products of two matrices in one step's forward of which neither is a parameter: weights that are computed
+        self.others = self._left = 0
         #: weights that `skip` left alone
         self.skipped: dict[str, None] = {}
         self._device = device
@@ -79,12 +81,14 @@ class Emulator:
             yield
             return
         self._is_active, self._tied = True, tied or {}
+        self._left = 0
         try:
             with ExitStack() as stack:
                 self._enter(stack, parameters, optimizers)
                 yield
         finally:
             self._is_active = False
+            self.others = max(self.others, self._left)
             self._history.step_ended()
 
     def _enter(
@@ -103,12 +107,16 @@ class Emulator:
                 is_off=self._is_off,
                 amax_of=self._history.amax if recipe.products.delayed else None,
                 told=self._tell,
+                left=self._note_left,
             )
             for register, by in ((register_optimizer_step_pre_hook, 1), (register_optimizer_step_post_hook, -1)):
                 stack.callback(register(lambda *_, by=by: mode.pause(by)).remove)
             # a checkpoint stops its recomputation at the last tensor that backward needs, before the product that takes it
             stack.enter_context(set_checkpoint_early_stop(False))
             stack.enter_context(mode)
+
+    def _note_left(self) -> None:
+        self._left += 1
 
     def _is_off(self, weight: str) -> bool:
         modules = [name.rpartition(".")[0] for name in (weight, *self._tied.get(weight, ()))]

@@ -59,6 +59,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_off: Callable[[str], bool],
         amax_of: AmaxOf | None = None,
         told: Told | None = None,
+        left: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._products = products
@@ -67,6 +68,8 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._is_off = is_off
         self._amax_of = amax_of
         self._told = told
+        #: called for each product of two matrices in forward of which neither is a weight
+        self._left = left
         self._paused = 0
 
     @classmethod
@@ -90,10 +93,16 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             roles = self._roles(a, b)
             if roles is not None:
                 return self._product(name, args, kwargs, a, b, *roles)
+            if name in ("aten.mm", "aten.addmm") and not _is_backward() and (a.requires_grad or b.requires_grad):
+                self._note_left(a, b)
         result = func(*args, **kwargs)
         if name in _COPIES and isinstance(args[0], Tensor) and (weight := self._operands.weight(args[0])):
             self._operands.copied(result, weight)
         return result
+
+    def _note_left(self, a: Tensor, b: Tensor) -> None:
+        if self._operands.weight(a) is None and self._operands.weight(b) is None:
+            self._left()
 
     def _roles(self, a: Tensor, b: Tensor) -> tuple[str, str, str] | None:
         """Return the roles of both factors and the weight's name; None of a product that stays as it is."""
@@ -101,7 +110,7 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         of_a, of_b = self._operands.weight(a), self._operands.weight(b)
         weight = of_b or of_a
-        if in_backward() and not torch.is_grad_enabled():  # a checkpoint runs its forward with gradients on
+        if _is_backward():
             if weight is None:
                 node = backward_node()
                 sequence = None if node is None else node[1]
@@ -146,9 +155,15 @@ class QuantizedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = mixed(tensor) if mix else tensor
         amax = self._amax_of(f"{weight}.{role}", given) if self._amax_of and operand.block == "tensor" else None
         made = quantize(given, operand, amax=amax, generator=self._generator)
-        if self._told is not None and not mix:
+        # of an input and a weight what forward loses is told: dx and dW add up over the rows that this one stands in
+        if self._told is not None and not mix and (role == "gradient" or not _is_backward()):
             self._told(role, weight, tensor, made)
         return made
+
+
+def _is_backward() -> bool:
+    """Whether a product of backward runs; a checkpoint runs its forward inside of it, with gradients on."""
+    return in_backward() and not torch.is_grad_enabled()
 
 
 def _trains(args: tuple[Any, ...]) -> bool:

@@ -118,7 +118,8 @@ def _lost_of(tensor: Tensor, elements: Tensor, inverse: Tensor, fmt: NumberForma
     wide = torch.where(wide.isfinite(), wide, 0.0)
     values = (elements * inverse).double()
     kept = torch.where(values.isfinite(), values, 0.0)
-    beyond = wide.abs() > inverse.double() * (fmt.max + fmt.ulp(fmt.max) / 2)
+    # a block whose own scale became zero is flushed, not cut off
+    beyond = (wide.abs() > inverse.double() * (fmt.max + fmt.ulp(fmt.max) / 2)) & (inverse > 0)
     norms, lost = wide.square().sum(-1), (kept - wide).square().sum(-1)
     told = (
         (wide != 0).sum(), ((wide != 0) & (kept == 0)).sum(), beyond.sum(), lost.sum(), norms.sum(),

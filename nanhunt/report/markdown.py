@@ -137,7 +137,7 @@ def _precision(diagnosis: Diagnosis) -> list[str]:
     lines = [precision.headline(facts), *map(precision.step_beside, facts.beside)]
     lines += [precision.worst_gradients(facts.beside[-1])] if facts.beside else []
     breaks = precision.first_break(facts)
-    lines += [f"{'breaks first' if facts.first else 'holds'}: {breaks}"] if breaks else []
+    lines += [f"{'holds' if precision.holds(facts) else 'breaks first'}: {breaks}"] if breaks else []
     rows = [(span(weight), *rest) for weight, *rest in map(precision.operand_cells, facts.worst)]
     columns = ("operand of", "role", "format", "norm lost", "flushed", "cut off")
     return [bullets(escape(line) for line in lines if line), *([table(columns, rows)] if rows else [])]

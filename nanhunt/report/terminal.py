@@ -293,7 +293,8 @@ def _precision(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         page.put(Text(far, "dim"), indent=4)
     breaks = precision.first_break(facts)
     if breaks:
-        _field(page, "breaks" if facts.first else "holds", breaks, style="yellow" if facts.first else "green")
+        is_whole = precision.holds(facts)
+        _field(page, "holds" if is_whole else "breaks", breaks, style="green" if is_whole else "yellow")
     rows = [precision.operand_cells(operand) for operand in facts.worst[: options.top]]
     if not rows:
         return
@@ -315,7 +316,7 @@ def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         return
     tensors = len({(row.module, row.role, row.name) for row in diagnosis.headroom})
     more = "" if options.verbose else "; --verbose for every tight one"
-    page.heading("headroom", f"{words.counted(tensors, 'tensor')} over all steps{more}")
+    page.heading("headroom", f"{words.counted(tensors, 'tensor')} at modules, over all steps{more}")
     put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome != "healthy")
 
 

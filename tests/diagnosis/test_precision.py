@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,9 +95,16 @@ def test_zero_and_non_finite_gradients_are_told_without_a_number_that_is_none() 
     assert math.isnan(found["error"])
 
 
+def test_elements_flushed_beside_one_channel_count_for_inputs_and_weights_and_not_for_gradients() -> None:
+    for role, broken in (("input", True), ("weight", True), ("gradient", False)):
+        assert operand(role=role, flushed=0.99, error=0.03).is_broken == broken
+    assert not operand(flushed=0.05).is_broken
+    assert not operand(format="e2m1fn", flushed=0.5, error=0.1).is_broken  # as a GELU's output is
+
+
 def test_the_sentences_name_what_was_lost_and_how() -> None:
     facts = PrecisionFacts(recipe="r", quantized=2, skipped=(), beside=(), first=None, worst=(operand(),))
-    assert first_break(facts) == "no operand of a product loses more than rounding"
+    assert first_break(facts) == "no operand of a product loses more than rounding in its format loses"
     broken = operand(error=0.5, flushed=0.75, saturated=0.01)
     assert lost(broken) == (
         "50 % of its norm lost in e4m3fn, where rounding loses less than 12 %; "
@@ -105,7 +113,11 @@ def test_the_sentences_name_what_was_lost_and_how() -> None:
     assert lost(operand(rows=0.5)) == "50 % of its rows lose half of their norm in e4m3fn"
     beside = StepBeside(step=1, loss=2.0, loss_fp32=1.0, cosine=None, error=None, worst=(("a.w", math.nan, math.nan),))
     assert step_beside(beside) == "step 1: loss 2, in fp32 1"
-    assert "a.w" in worst_gradients(beside)
+    assert worst_gradients(beside) == ""
+    assert worst_gradients(replace(beside, worst=(("a.w", 0.5, 0.9),))) == "furthest off in step 1: a.w 50 %"
     nan = StepBeside(step=1, loss=math.nan, loss_fp32=1.0, cosine=math.nan, error=math.nan, worst=())
-    assert "NaN" in step_beside(nan) or "nan" in step_beside(nan)
+    assert step_beside(nan) == "step 1: loss NaN, in fp32 1; the gradient is not finite"
+    assert (
+        lost(operand(flushed=0.99)) == "99 % of its elements flushed to zero in e4m3fn, beside one that sets the scale"
+    )
     assert worst_gradients(nan) == ""

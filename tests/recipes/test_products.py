@@ -188,6 +188,15 @@ def test_a_block_that_ends_in_a_product_has_its_own_gradients_under_a_checkpoint
         assert torch.equal(one, other)
 
 
+def test_products_with_a_weight_that_is_computed_are_counted() -> None:
+    layer, x = nn.Linear(K, N), leaf(M, K, seed=3)
+    _, emulator = under(
+        HYBRID, dict(layer.named_parameters()), lambda: F.linear(x, layer.weight / 2) + layer(x), seeded(M, N, seed=2)
+    )
+    assert emulator.others == 1
+    assert list(emulator.quantized) == ["weight"]
+
+
 def test_attention_and_every_other_product_without_a_weight_are_untouched_to_the_bit() -> None:
     layer = nn.Linear(K, K)
 

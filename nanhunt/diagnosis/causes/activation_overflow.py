@@ -143,6 +143,12 @@ def _fixes(birth: Birth, dtype: str, peak: float) -> tuple[str, ...]:
         return (
             f"look for what grew to {number(peak)} before {what}: {dtype} ends at 3.4e38 like fp32, no format mends it",
         )
+    if birth.op.startswith("aten._to_copy"):  # a cast of the run's own: `.float()` before it would be cast again
+        return (
+            f"keep autocast out of {what}: compute it under `torch.autocast(..., enabled=False)`, or run the step in bf16, "
+            f"which holds {number(peak)}",
+            "find what drives the growth: the amax of this module over the steps before stands in the trace",
+        )
     return (
         f"compute {what} in fp32 (`.float()` before it), or run the step in bf16: both hold {number(peak)}",
         "find what drives the growth: the amax of this module over the steps before stands in the trace",
