@@ -88,7 +88,8 @@ class RowBuffer:
             return
         with self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
-            if shape is None or shape == tuple(tensor.shape):  # a part of a tensor has not its blocks
+            # a part of a tensor has not its blocks
+            if self.blocks.on and (shape is None or shape == tuple(tensor.shape)):
                 self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
         row = self._row(phase, role, module, name)
         row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=shape or tuple(tensor.shape))
@@ -102,7 +103,8 @@ class RowBuffer:
             tickets = self._queue.add_all(values, histogram=self._histograms, exact=exact) if found else []
             for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True):
                 module, name = split_name(qualified)
-                self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
+                if self.blocks.on:
+                    self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
                 row = self._row(phase, role, module, name)
                 row = replace(row, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
                 self._pending.append(_Pending(row, ticket=ticket))
