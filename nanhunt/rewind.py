@@ -14,7 +14,7 @@ from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import Snapshot, SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 
-__all__ = ["Digest", "kept", "rewind"]
+__all__ = ["Digest", "KeptGradients", "kept", "rewind"]
 
 
 def rewind(run: TrainingRun, ring: SnapshotRing, step: int) -> None:
@@ -66,6 +66,23 @@ class Digest(StepWatch):
             "differing": differing[:16],
             "differing_count": len(differing),
             "gradients": len(self.grads),
+        }
+
+
+class KeptGradients(StepWatch):
+    """Keeps a step's gradients, unscaled and not yet clipped, on the host: the device may have no room for another set."""
+
+    def __init__(self, run: TrainingRun, dtype: torch.dtype | None = None) -> None:
+        self._run = run
+        #: None for each gradient's own
+        self._dtype = dtype
+        self.grads: dict[str, Tensor] = {}
+
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        """Take a copy of each, sparse ones left out."""
+        found = self._run.gradients(parameters)
+        self.grads |= {
+            n: g.detach().to("cpu", self._dtype or g.dtype, copy=True) for n, g in found.items() if not g.is_sparse
         }
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from nanhunt.precision import in_precision
+from nanhunt.rewind import KeptGradients
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.trace.schema import Observation, Phase, Role
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.step import StepResult, StepWatch, train_step
+from nanhunt.training.step import StepResult, train_step
 
 __all__ = [
     "LostAlone",
@@ -45,21 +46,6 @@ _LARGE = 2.0**-14
 FROZEN = 0.75
 
 
-class _Grads(StepWatch):
-    """Keeps the unscaled gradients of a step."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-        self.grads: dict[str, Tensor] = {}
-
-    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
-        self.grads |= {
-            n: g.detach().to("cpu", torch.float64, copy=True)
-            for n, g in self._run.gradients(parameters).items()
-            if not g.is_sparse
-        }
-
-
 def zero_share(rows: Sequence[Observation]) -> float | None:
     """Return the share of exactly zero gradient elements of a recorded step, rows of embeddings left out.
 
@@ -84,7 +70,7 @@ def compare_twin(run: TrainingRun, step: int, rewind: Any) -> dict[str, Any] | N
     squares lies in them, `zero_twin` are zero in fp32 too.
     """
     rewind()
-    own, twin = _Grads(run), _Grads(run)
+    own, twin = KeptGradients(run, torch.float64), KeptGradients(run, torch.float64)
     train_step(run, step, own)
     rewind()
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.layers import RMSNorm, Rotary, SwiGLU, initialise
+from llm.layers import Layer, RMSNorm, Rotary, SwiGLU, initialise
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,14 @@ class Attention(nn.Module):
         return out
 
 
-class Layer(nn.Module):
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config.dim, config.hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x))
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-
 class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            Layer(config.dim, config.norm_eps, Attention(config), SwiGLU(config.dim, config.hidden))
+            for _ in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         initialise(self, config.n_layers)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.layers import RMSNorm, Rotary, SwiGLU, initialise
+from llm.layers import Layer, RMSNorm, Rotary, SwiGLU, initialise
 
 
 @dataclass(frozen=True)
@@ -108,26 +108,17 @@ class Experts(nn.Module):
         return chosen, weights / weights.sum(-1, keepdim=True) * self.config.routed_scaling
 
 
-class Layer(nn.Module):
-    def __init__(self, config: Config, index: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = LatentAttention(config)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        is_dense = index < config.dense_layers
-        self.mlp = SwiGLU(config.dim, config.hidden) if is_dense else Experts(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x))
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+def layer(config: Config, index: int) -> Layer:
+    """Return a layer: the first ones are dense."""
+    mlp = SwiGLU(config.dim, config.hidden) if index < config.dense_layers else Experts(config)
+    return Layer(config.dim, config.norm_eps, LatentAttention(config), mlp)
 
 
 class DeepSeek(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.n_layers))
+        self.layers = nn.ModuleList(layer(config, index) for index in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         initialise(self, config.n_layers)

@@ -34,6 +34,22 @@ class SwiGLU(nn.Module):
         return out
 
 
+class Layer(nn.Module):
+    """A pre-norm layer around the attention and the MLP of its model."""
+
+    def __init__(self, dim: int, norm_eps: float, attention: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(dim, norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(dim, norm_eps)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
 class Rotary(nn.Module):
     """Turns each pair (i, i + half) of a head's channels by an angle that grows with the position."""
 

@@ -8,7 +8,6 @@ parameter too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from nanhunt.changes.precision import precision_of
 from nanhunt.hunt.state import HuntState
 from nanhunt.precision import in_precision
-from nanhunt.rewind import kept, rewind
+from nanhunt.rewind import KeptGradients, kept, rewind
 from nanhunt.trace.schema import NoteKind
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.step import StepWatch, train_step
+from nanhunt.training.step import train_step
 
 __all__ = ["note_recipe"]
 
@@ -47,7 +46,7 @@ def note_recipe(state: HuntState, step: int) -> None:
 
 def _run_once(state: HuntState, step: int, precision: str | None) -> tuple[float, dict[str, Tensor]] | None:
     """Return loss and gradients of a step; None where it raises, or the user's code fixes a dtype by hand."""
-    run, grads = state.run, _Grads(state.run)
+    run, grads = state.run, KeptGradients(state.run)
     rewind(run, state.ring, step)
     try:
         if precision is None:
@@ -56,19 +55,6 @@ def _run_once(state: HuntState, step: int, precision: str | None) -> tuple[float
             return train_step(run, step, grads).loss, grads.grads
     except Exception:
         return None
-
-
-class _Grads(StepWatch):
-    """Keeps a step's gradients, unscaled and not yet clipped."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-        self.grads: dict[str, Tensor] = {}
-
-    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
-        """Keep a copy of each on the host: the device may have no room for another set of them."""
-        found = self._run.gradients(parameters)
-        self.grads |= {n: g.detach().to("cpu", copy=True) for n, g in found.items() if not g.is_sparse}
 
 
 def _products(run: TrainingRun) -> dict[str, Any]:

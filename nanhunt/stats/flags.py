@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from nanhunt.stats.torch_kernel import is_measurable, plain_values
+from nanhunt.stats.torch_kernel import in_order, is_measurable, plain_values
 
 __all__ = ["FINITE", "FlagQueue", "Flags"]
 
@@ -80,7 +80,9 @@ class FlagQueue:
             return 0
         if not (signed or values.is_cpu):
             return self._ask(None, torch.linalg.vector_norm(values, math.inf))
-        return self._ask(*torch.aminmax(_in_order(values)))
+        # of a permuted tensor aminmax would make a copy
+        # of a permuted tensor it would make a copy, to have it in order
+        return self._ask(*torch.aminmax(in_order(values)))
 
     def look_at_all(self, tensors: Sequence[Tensor], *, signed: bool = False) -> list[int]:
         """Look at many tensors at once and return their tickets, by one launch for each device and dtype.
@@ -119,13 +121,6 @@ class FlagQueue:
         self._asked.append((len(self._flags), low, high))
         self._flags.append(FINITE)
         return len(self._flags) - 1
-
-
-def _in_order(values: Tensor) -> Tensor:
-    """Return a permuted tensor's elements as they lie in memory: `aminmax` would copy them to have them in order."""
-    if values.is_contiguous():
-        return values
-    return values.permute(sorted(range(values.dim()), key=values.stride().__getitem__, reverse=True))
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -29,7 +29,7 @@ from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.cpu_kernel import measure_on_cpu
 from nanhunt.stats.tensor_stats import TensorStats
 
-__all__ = ["FIELDS", "decode", "in_memory", "is_measurable", "measure", "plain_values"]
+__all__ = ["FIELDS", "decode", "in_memory", "in_order", "is_measurable", "measure", "plain_values"]
 
 #: The first entries of a vector; `amin` is +inf where there is no non-zero element.
 FIELDS = ("numel", "nan", "posinf", "neginf", "zero", "subnormal", "amax", "amin", "sum", "sum_of_squares")
@@ -88,11 +88,16 @@ def measure(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor:
 
 def in_memory(tensor: Tensor) -> Tensor:
     """Return a strided tensor's elements without gaps and in the order of memory: where they lie, if they lie so."""
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return in_order(tensor)
+    return tensor.contiguous()
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """Return a permuted tensor's elements as they lie in memory, whatever lies between them."""
     if tensor.is_contiguous():
         return tensor
-    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
-        return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).contiguous()
-    return tensor.contiguous()
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True))
 
 
 def plain_values(tensor: Tensor) -> Tensor:

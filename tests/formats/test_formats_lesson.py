@@ -5,27 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from nanhunt.formats.catalogue import FORMATS, lookup
+from tests.formats.test_arithmetic import DTYPES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text()
 LOGITS = [12.0, 11.0, 3.0, -2.0, -90.0]
-DTYPES = {
-    "fp64": np.float64,
-    "fp32": np.float32,
-    "fp16": np.float16,
-    "bf16": ml_dtypes.bfloat16,
-    "e4m3fn": ml_dtypes.float8_e4m3fn,
-    "e5m2": ml_dtypes.float8_e5m2,
-    "e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "e2m3fn": ml_dtypes.float6_e2m3fn,
-    "e3m2fn": ml_dtypes.float6_e3m2fn,
-    "e2m1fn": ml_dtypes.float4_e2m1fn,
-}
 FLOATS = [name for name in DTYPES if name not in ("e2m3fn", "e3m2fn", "e2m1fn")]
 
 # Overflow and flushing are what the page is about.

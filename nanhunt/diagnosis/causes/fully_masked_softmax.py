@@ -31,7 +31,7 @@ precision cures it.
 When it is mistaken
 -------------------
 For attention-logit-growth: there +inf or huge finite scores stand in the softmax. For activation-overflow, where scores
-became -inf by their size. -inf in rows that keep a finite score is ordinary causal masking.
+became -inf by their size. For zero-denominator, where they were divided by a temperature or a scale of zero. -inf in rows that keep a finite score is ordinary causal masking.
 
 References
 ----------
@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from nanhunt.diagnosis.births import bad_output, constant_of, masked_softmax, no_births, operand, place, producers, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import base, number
 from nanhunt.interventions import Prediction
@@ -59,6 +60,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return no_births(evidence)
     if first.fp64 == "beyond-range" and constant_of(first, evidence) is None:
         return None  # scores that overflowed
+    if _is_no_mask(first, evidence):
+        return None
     if first.kind == "mask-escaped":
         rows = int(first.facts.get("fully_masked_rows", 0))
         return _suspect(first, evidence, rows, None) if base(first.op) == "logsumexp" and rows else None
@@ -66,6 +69,14 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if softmax is not None:
         return _suspect(softmax, evidence, int(softmax.facts["fully_masked_rows"]), softmax.facts.get("rows"))
     return _by_hand(first, evidence)
+
+
+def _is_no_mask(first: Birth, evidence: Evidence) -> bool:
+    """Whether an op made the infinities: no mask has one of either sign, and none is a division by zero."""
+    made = bad_output(first)
+    if first.kind != "inf-from-finite" or made is None or constant_of(first, evidence) is not None:
+        return False
+    return made.posinf > 0 or zero_divisor(first, evidence) is not None
 
 
 def _by_hand(birth: Birth, evidence: Evidence) -> Suspect | None:

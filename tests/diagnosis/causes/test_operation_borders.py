@@ -26,6 +26,7 @@ from nanhunt.diagnosis.causes import (
     naive_exp_log,
     singular_gradient,
     where_trap,
+    zero_denominator,
 )
 from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.ops import base, flushed_epsilons, limit, number
@@ -137,6 +138,24 @@ def test_one_large_activation_is_no_mask_constant(evidence_of: EvidenceOf) -> No
     evidence = evidence_of(ONSET, cast)
     assert mask_fill_overflow.CAUSE.examine(evidence) is None
     assert activation_overflow.CAUSE.examine(evidence) is not None
+
+
+@pytest.mark.parametrize("posinf", [3, 0])
+def test_scores_over_a_temperature_of_zero_are_not_masked(posinf: int, evidence_of: EvidenceOf) -> None:
+    scores = Birth(
+        kind="inf-from-finite", seq=40, phase="forward", op="aten.div.Tensor", fp64="non-finite", bad=8, of=8,
+        inputs=[operand("self", amax=2.0), operand("other", numel=1, zero=1)],
+        outputs=[operand("output", posinf=posinf, neginf=8 - posinf)],
+        elements=[Element(coordinate=[0], inputs=[-1.0, 0.0], output=-math.inf, fp64=-math.inf)],
+    )  # fmt: skip
+    softmax = Birth(
+        kind="nan-from-inf", seq=50, phase="forward", op="aten._softmax", facts={"fully_masked_rows": 1, "rows": 8}
+    )
+    evidence = evidence_of(ONSET, scores, softmax)
+    assert fully_masked_softmax.CAUSE.examine(evidence) is None
+    suspect = zero_denominator.CAUSE.examine(evidence)
+    assert isinstance(suspect, Suspect)
+    assert suspect.grade is Grade.PROVED
 
 
 def test_a_row_that_overflowed_to_minus_infinity_is_not_masked(evidence_of: EvidenceOf) -> None:
