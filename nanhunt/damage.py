@@ -8,30 +8,30 @@ target's zero. A finite loss with gradients that are not: a singular slope, or a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from nanhunt.replay import Replayed
-from nanhunt.trace.schema import Observation, Role
+from nanhunt.trace.schema import Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.run import TrainingRun
 from nanhunt.verdicts import Known
 
 __all__ = ["damage_of"]
 
 
-def damage_of(run: TrainingRun, seen: Replayed, rows: Sequence[Observation], known: Known) -> dict[str, Any]:
+def damage_of(run: TrainingRun, seen: Replayed, rows: StepRows, known: Known) -> dict[str, Any]:
     """Return what a step spoiled; `rows` are those of the step, where it was recorded.
 
     Of each kind: how many tensors are non-finite, of how many, those that were so before the step left out.
     """
     finite = seen.finite
-    grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
+    _, grads = rows.of_role(Role.GRAD)
     return {
         "step": seen.step,
         "loss": _of_losses(finite.losses),
         "gradients": {
             "bad": len(finite.grads),
-            "zero": sum(s.zero == s.numel for s in grads) if grads else None,
+            "zero": int((grads.zero == grads.numel).sum()) if len(grads) else None,
             "of": len(grads) or len(run.gradients()),
         },
         "weights": {"bad": _new(finite.weights, known.weights), "of": len(run.parameters())},

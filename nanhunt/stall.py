@@ -6,7 +6,8 @@ is run once more in fp32 (the twin). Where the twin's gradient is not zero, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from nanhunt.precision import in_precision
 from nanhunt.rewind import KeptGradients
-from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.trace.schema import Observation, Phase, Role
+from nanhunt.stats.columns import Ints, StatsColumns
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, train_step
 
@@ -46,15 +48,15 @@ _LARGE = 2.0**-14
 FROZEN = 0.75
 
 
-def zero_share(rows: Sequence[Observation]) -> float | None:
+def zero_share(rows: StepRows) -> float | None:
     """Return the share of exactly zero gradient elements of a recorded step, rows of embeddings left out.
 
     An embedding's unused rows are zero by nature; they show as a two-dimensional gradient with whole rows of zeros, so
     they are told apart by the twin and not here: what counts is that the share stays small in a healthy run.
     """
-    grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
-    numel = sum(s.numel for s in grads)
-    return sum(s.zero for s in grads) / numel if numel else None
+    _, grads = rows.of_role(Role.GRAD)
+    numel = int(grads.numel.sum())
+    return int(grads.zero.sum()) / numel if numel else None
 
 
 def can_flush(run: TrainingRun) -> bool:
@@ -130,12 +132,14 @@ class Motion:
     sentence: str = ""
     reason: str = ""
 
-    def observe(self, result: StepResult, rows: Sequence[Observation]) -> bool:
+    def observe(self, result: StepResult, rows: StepRows) -> bool:
         """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero."""
-        updates = [r.stats for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
-        grads = [r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None]
+        (_, updates), (_, grads) = rows.of_role(Role.UPDATE), rows.of_role(Role.GRAD)
         # momentum and weight decay go on moving what no gradient moves any more
-        moved = any(s.amax > 0.0 or not s.is_finite for s in updates) and not _all_zero(grads)
+        moving = bool(((updates.amax > 0.0) | (updates.finite < updates.numel)).any())
+        # of a large tensor's update a part is seen, which may be one that has no gradient
+        unseen = any(math.isnan(share) for _, share in rows.scalars("frozen"))
+        moved = (moving or unseen) and not _all_zero(grads)
         idle = result.loss == 0.0 or not any(rate > 0.0 for rate in result.lr)
         if moved or idle or result.skipped:
             self.steps, self.first = 0, None
@@ -143,14 +147,12 @@ class Motion:
         self.steps += 1
         self.first = result.step if self.first is None else self.first
         self.reason, self.phase, self.sentence = self._reading(result, updates, grads)
-        return self.steps >= (_MOTIONLESS if updates or not result.order else _NO_UPDATE)
+        return self.steps >= (_MOTIONLESS if len(updates) or not result.order else _NO_UPDATE)
 
-    def _reading(
-        self, result: StepResult, updates: Sequence[TensorStats], grads: Sequence[TensorStats]
-    ) -> tuple[str, str, str]:
+    def _reading(self, result: StepResult, updates: StatsColumns, grads: StatsColumns) -> tuple[str, str, str]:
         """Return the reason, the phase in which the motion is lost, and a sentence."""
         lasting = f"for {self.steps} steps"
-        if not grads:
+        if not len(grads):
             return (
                 "no-gradient",
                 Phase.BACKWARD.value,
@@ -160,13 +162,13 @@ class Motion:
             return "zero-gradient", Phase.BACKWARD.value, f"every gradient is exactly zero {lasting}"
         if result.clip_coefficient == 0.0:
             return "clipped", Phase.CLIP.value, f"the clip makes every gradient zero {lasting}"
-        if not updates:
+        if not len(updates):
             return "no-update", Phase.UPDATE.value, f"no update is made, and no weight moves, {lasting}"
         return "no-motion", Phase.UPDATE.value, f"updates change no weight {lasting}"
 
 
-def _all_zero(grads: Sequence[TensorStats]) -> bool:
-    return bool(grads) and all(s.zero == s.numel for s in grads)
+def _all_zero(grads: StatsColumns) -> bool:
+    return len(grads) > 0 and bool((grads.zero == grads.numel).all())
 
 
 #: Steps whose losses must agree, and how far they may be apart: a part of the loss.
@@ -182,24 +184,20 @@ def is_flat(losses: Sequence[float], rates: Sequence[float]) -> int:
     return steps if steps >= _FLAT and last != 0.0 else 0
 
 
-def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
+def frozen_share(rows: StepRows) -> tuple[float, str] | None:
     """Return the share of weights with a gradient that the update left as they were, and the worst parameter.
 
     Weighted by elements with a gradient; None where the step made no update (or a learning rate of zero).
     """
-    grads = {(r.module, r.name): r.stats for r in rows if r.role == Role.GRAD.value and r.stats is not None}
+    moved = _of_parameters(rows, Role.GRAD, lambda grads: grads.finite - grads.zero)
     frozen = total = 0.0
     worst = (0.0, "")
-    for row in rows:
-        if not row.name.endswith(".frozen") or row.value is None:
+    for parameter, share in _health(rows, "frozen").items():
+        weight = moved.get(parameter, 0)
+        if math.isnan(share):  # of what was looked at nothing has a gradient
             continue
-        parameter = row.name.removesuffix(".frozen")
-        stats = grads.get((row.module, parameter))
-        if stats is None:
-            continue
-        moved = stats.finite - stats.zero
-        frozen, total = frozen + row.value * moved, total + moved
-        worst = max(worst, (row.value, f"{row.module}.{parameter}".lstrip(".")))
+        frozen, total = frozen + share * weight, total + weight
+        worst = max(worst, (share, ".".join(part for part in parameter if part)))
     return (frozen / total, worst[1]) if total else None
 
 
@@ -207,33 +205,37 @@ def frozen_share(rows: Sequence[Observation]) -> tuple[float, str] | None:
 _ALONE, _ENOUGH, _ALONE_STEPS = 0.95, 8, 8
 
 
-def frozen_alone(rows: Sequence[Observation], rate: float) -> frozenset[str]:
+def frozen_alone(rows: StepRows, rate: float) -> frozenset[str]:
     """Return the fp32 parameters that Adam cannot move at this rate: they have a gradient, and stand still.
 
     Adam moves a weight by about the rate, whatever its gradient; half an ulp of w is 2^-25·|w| at least. Pruned weights
     stand at zero, and those that something writes into after the update are held there.
     """
+    sites, weights = rows.of_role(Role.WEIGHT)
     large = {
-        (r.module, r.name)
-        for r in rows
-        if r.role == Role.WEIGHT.value
-        and r.dtype == "float32"
-        and r.stats is not None
-        and r.stats.amin * 2.0**-24 > rate
+        (site.module, site.name)
+        for site, amin in zip(sites, weights.amin.tolist(), strict=True)
+        if site.dtype == "float32" and amin * 2.0**-24 > rate
     }
-    live = {
-        (r.module, r.name)
-        for r in rows
-        if r.role == Role.GRAD.value and r.stats is not None and r.stats.finite - r.stats.zero >= _ENOUGH
-    }
+    moved = _of_parameters(rows, Role.GRAD, lambda grads: grads.finite - grads.zero)
+    live = {parameter for parameter, elements in moved.items() if elements >= _ENOUGH}
     adam, held, frozen = (_health(rows, key) for key in ("rms_t", "moved_outside", "frozen"))
     still = {p for p in large & live & adam.keys() if frozen.get(p, 0.0) >= _ALONE and not held.get(p)}
     return frozenset(f"{module}.{name}".lstrip(".") for module, name in still)
 
 
-def _health(rows: Sequence[Observation], key: str) -> dict[tuple[str, str], float]:
+Parameter = tuple[str, str]
+
+
+def _health(rows: StepRows, key: str) -> dict[Parameter, float]:
     """Return one of the optimizer probe's scalars by (module, parameter)."""
-    return {(r.module, r.name.removesuffix(f".{key}")): r.value or 0.0 for r in rows if r.name.endswith(f".{key}")}
+    return {(site.module, site.name.removesuffix(f".{key}")): value for site, value in rows.scalars(key)}
+
+
+def _of_parameters(rows: StepRows, role: Role, asked: Callable[[StatsColumns], Ints]) -> dict[Parameter, int]:
+    """Return a count of each tensor of a role by (module, parameter)."""
+    sites, stats = rows.of_role(role)
+    return {(site.module, site.name): n for site, n in zip(sites, asked(stats).tolist(), strict=True)}
 
 
 @dataclass(slots=True)
@@ -266,11 +268,10 @@ class StuckMoments:
     share: float = 0.0
     parameter: str = ""
 
-    def observe(self, step: int, rows: Sequence[Observation]) -> bool:
+    def observe(self, step: int, rows: StepRows) -> bool:
         """Take a recorded step; True when it has lasted long enough."""
-        stuck = {(r.module, r.name.removesuffix(".v_stuck")): r.value for r in rows if r.name.endswith(".v_stuck")}
-        fits = {(r.module, r.name.removesuffix(".rms_t")): r.value for r in rows if r.name.endswith(".rms_t")}
-        sizes = {(r.module, r.name): r.stats.numel for r in rows if r.role == Role.UPDATE.value and r.stats is not None}
+        stuck, fits = _health(rows, "v_stuck"), _health(rows, "rms_t")
+        sizes = _of_parameters(rows, Role.UPDATE, lambda updates: updates.numel)
         bad = [k for k, v in stuck.items() if (v or 0.0) >= _STUCK and (fits.get(k) or 1.0) < _TOO_HIGH]
         total = sum(sizes.get(k, 0) for k in stuck)
         share = sum(sizes.get(k, 0) for k in bad) / total if total else 0.0

@@ -8,7 +8,6 @@ shows it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,8 @@ from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.source import code_of, place
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.trace.schema import Observation, Phase, Role
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 
@@ -281,15 +281,16 @@ class ZeroWatch:
 
     most: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def observe(self, rows: Sequence[Observation]) -> bool:
+    def observe(self, rows: StepRows) -> bool:
         """Take a recorded step's rows; True where a step other than the first has an output with far more zeros."""
         rose, first = False, not self.most
-        for row in rows:
-            if row.role != Role.OUTPUT.value or row.stats is None or row.stats.numel < 2:
+        sites, outputs = rows.of_role(Role.OUTPUT)
+        for site, numel, zeros in zip(sites, outputs.numel.tolist(), outputs.zero.tolist(), strict=True):
+            if numel < 2:
                 continue
-            key, zeros = (row.module, row.name), row.stats.zero
+            key = (site.module, site.name)
             before = self.most.get(key)
-            if before is not None and zeros > 2 * before + max(4, row.stats.numel // 1000):
+            if before is not None and zeros > 2 * before + max(4, numel // 1000):
                 rose = True
             self.most[key] = max(zeros, before or 0)
         return rose and not first

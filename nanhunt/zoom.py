@@ -21,7 +21,8 @@ from nanhunt.repeat import repeat_step
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.samples import Cutter, attribute_samples
-from nanhunt.trace.schema import Birth, NoteKind, Observation, Onset, Phase, Role
+from nanhunt.trace.schema import Birth, NoteKind, Onset, Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import why_no_samples
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
@@ -40,7 +41,7 @@ class Zoomed:
     """What the zoom found: the onset, rows of every op, and notes in the order in which to write them."""
 
     onset: Onset
-    rows: list[Observation] = field(default_factory=list)
+    rows: StepRows = field(default_factory=lambda: StepRows.of([]))
     notes: list[tuple[NoteKind, dict[str, Any]]] = field(default_factory=list)
     #: the look did not show the fault, which plain repetitions had shown
     gone: bool = False
@@ -56,7 +57,7 @@ class _Look:
     replayed: Replayed
     root: Root | None
     closer: Closer
-    rows: list[Observation]
+    rows: StepRows
 
     @property
     def events(self) -> list[OpEvent]:

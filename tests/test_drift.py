@@ -6,6 +6,7 @@ import pytest
 
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.trace.schema import Observation
+from nanhunt.trace.step_rows import StepRows
 
 
 def watched(log_z: list[float]) -> LogitWatch:
@@ -15,7 +16,7 @@ def watched(log_z: list[float]) -> LogitWatch:
             step=step, micro=0, rank=0, seq=step, pass_="replay", phase="forward", role="scalar", module="head",
             name="logits.log_z", value=value,
         )  # fmt: skip
-        watch.observe([row])
+        watch.observe(step, StepRows.of([row]))
     return watch
 
 

@@ -33,6 +33,7 @@ FLOOR_OF = {
     "nanhunt.formats": "L0",
     "nanhunt.stats": "T1",
     "nanhunt.stats.tensor_stats": "L1",
+    "nanhunt.stats.columns": "L1",
     "nanhunt.trace": "L1",
     "nanhunt.diagnosis": "L2",
     "nanhunt.report": "L2",

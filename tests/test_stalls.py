@@ -25,6 +25,7 @@ from nanhunt.stall import Motion, UpdateLoss, frozen_share, is_flat
 from nanhunt.stats.summarize import summarize
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind, Observation, Onset, Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult
@@ -439,7 +440,7 @@ ONES, ZEROS = torch.ones(4), torch.zeros(4)
 )
 def test_motion_ends_in_three_steps_and_says_why(rows: list[Observation], fields: dict[str, Any], reason: str) -> None:
     motion = Motion()
-    told = [motion.observe(result_of(step=step, **fields), rows) for step in (5, 6, 7)]
+    told = [motion.observe(result_of(step=step, **fields), StepRows.of(rows)) for step in (5, 6, 7)]
     assert told == [False, False, bool(reason)]
     assert (motion.reason, motion.first) == (reason, 5 if reason else None)
 
@@ -448,7 +449,7 @@ def test_a_step_that_moves_begins_the_count_anew() -> None:
     motion, still = Motion(), [row(Role.GRAD, ONES), row(Role.UPDATE, ZEROS)]
     moving = [row(Role.GRAD, ONES), row(Role.UPDATE, ONES)]
     order = [still, still, moving, still, still, still]
-    told = [motion.observe(result_of(step=step), rows) for step, rows in enumerate(order)]
+    told = [motion.observe(result_of(step=step), StepRows.of(rows)) for step, rows in enumerate(order)]
     assert told == [False] * 5 + [True]
     assert motion.first == 3
 
@@ -467,8 +468,8 @@ def test_frozen_weights_count_by_their_elements_with_a_gradient() -> None:
         frozen(1.0, "big"),
         frozen(0.5, "small"),
     ]
-    assert frozen_share(rows) == (7 / 8, "a.big")
-    assert frozen_share([row(Role.GRAD, ONES)]) is None
+    assert frozen_share(StepRows.of(rows)) == (7 / 8, "a.big")
+    assert frozen_share(StepRows.of([row(Role.GRAD, ONES)])) is None
 
 
 def test_lost_updates_are_three_in_a_row() -> None:

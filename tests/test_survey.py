@@ -21,6 +21,7 @@ from nanhunt.stats.summarize import summarize
 from nanhunt.survey import ABSORBED, SilentFault, ZeroWatch, classes_of, survey
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, Observation, Onset, Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
@@ -543,10 +544,15 @@ def outputs_with(zeros: int) -> list[Observation]:
 
 def test_zeros_are_surprising_only_where_there_were_far_fewer() -> None:
     watch = ZeroWatch()
-    told = [watch.observe(outputs_with(zeros)) for zeros in (500, 600, 490, 1000, 0)]
+    told = [watch.observe(StepRows.of(outputs_with(zeros))) for zeros in (500, 600, 490, 1000, 0)]
     assert told == [False, False, False, False, False]
     sparse = ZeroWatch()
-    assert [sparse.observe(outputs_with(zeros)) for zeros in (0, 3, 100, 100)] == [False, False, True, False]
+    assert [sparse.observe(StepRows.of(outputs_with(zeros))) for zeros in (0, 3, 100, 100)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 # --- the classes of a loss --------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from nanhunt.trace.schema import Observation, Onset, Phase
+from nanhunt.trace.schema import Onset, Phase
+from nanhunt.trace.step_rows import StepRows
 
 __all__ = ["LogitWatch"]
 
@@ -22,11 +22,11 @@ class LogitWatch:
 
     series: dict[str, dict[int, float]] = field(default_factory=dict)
 
-    def observe(self, rows: Sequence[Observation]) -> None:
+    def observe(self, step: int, rows: StepRows) -> None:
         """Take a recorded step's rows."""
-        for row in rows:
-            if row.name == "logits.log_z" and row.value is not None and math.isfinite(row.value):
-                self.series.setdefault(row.module, {})[row.step] = row.value
+        for site, value in rows.scalars("log_z"):
+            if math.isfinite(value):
+                self.series.setdefault(site.module, {})[step] = value
 
     def drifted(self) -> tuple[Onset, dict[str, object]] | None:
         """Return the onset of logits that rose without a break over the whole replay, and its note; None where none did."""

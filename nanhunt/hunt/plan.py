@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.damage import damage_of
@@ -36,7 +37,8 @@ from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.onset import BASELINE, StepScalars
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import NoteKind, Observation, Onset, OnsetKind, Phase, Role
+from nanhunt.trace.schema import NoteKind, Onset, OnsetKind, Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
@@ -211,7 +213,7 @@ def _replay(state: HuntState) -> Onset | None:
     return begun_badly(state, evidence) or silent_onset(state) or seen_in_the_rows(state, evidence)
 
 
-def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _judged(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Return the onset where this step shows a fault."""
     if seen.result is not None:
         state.results[seen.step] = seen.result
@@ -238,9 +240,7 @@ def _judged(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     return onset
 
 
-def _earlier_skip(
-    state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault
-) -> tuple[Replayed, list[Observation]]:
+def _earlier_skip(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> tuple[Replayed, StepRows]:
     """Return the step from which a row of skipped ones is no ordinary work.
 
     A scaler that is held at its scale never was at work; of others the first skip may be, and the second is not.
@@ -258,7 +258,7 @@ def _earlier_skip(
     return (again, found) if again.finite.grads else (seen, rows)
 
 
-def _zoomed(state: HuntState, seen: Replayed, rows: list[Observation], fault: StepFault) -> Onset:
+def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> Onset:
     lead = state.watch.event.lead_step if state.watch.event else None
     onset = Onset(kind="nan" if fault.nan else "inf", step=seen.step, phase="forward", detail=fault.detail)
     if fault.kind == "exception":
@@ -290,7 +290,7 @@ def _written(state: HuntState, zoomed: Zoomed) -> Onset:
     return zoomed.onset
 
 
-def _without_zoom(rows: list[Observation], fault: StepFault, onset: Onset) -> Onset:
+def _without_zoom(rows: StepRows, fault: StepFault, onset: Onset) -> Onset:
     """Name the module whose output or gradient was the first to be non-finite, from the rows alone."""
     bad = [o for o in rows if o.stats is not None and not o.stats.is_finite and o.phase != Phase.LOAD.value]
     first = min(bad, key=lambda o: o.seq, default=None)
@@ -299,8 +299,10 @@ def _without_zoom(rows: list[Observation], fault: StepFault, onset: Onset) -> On
     return replace(onset, phase=first.phase, module=first.module, name=first.name, micro=first.micro)
 
 
-def _update_norm(rows: Sequence[Observation]) -> float | None:
-    updates = [(r.stats, r.shape or ()) for r in rows if r.role == Role.UPDATE.value and r.stats is not None]
-    # of a large one a part is measured: its squares stand for the whole
-    squares = [s.sum_of_squares * math.prod(shape) / s.numel for s, shape in updates if s.numel]
-    return math.sqrt(sum(squares)) if updates else None
+def _update_norm(rows: StepRows) -> float | None:
+    """Return the norm of all updates; of a large one a part is measured, and its squares stand for the whole."""
+    sites, updates = rows.of_role(Role.UPDATE)
+    if not sites:
+        return None
+    whole = np.array([math.prod(site.shape or ()) for site in sites])
+    return math.sqrt(float((updates.sum_of_squares * whole / np.maximum(updates.numel, 1)).sum()))

@@ -18,7 +18,8 @@ from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
 from nanhunt.stall import can_flush
 from nanhunt.survey import SilentFault, call_of, survey
-from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
+from nanhunt.trace.schema import NoteKind, Onset, Phase
+from nanhunt.trace.step_rows import StepRows
 
 __all__ = ["check_backwards", "look_at", "look_for_silence", "silent_at", "silent_onset"]
 
@@ -30,9 +31,9 @@ _SECONDS, _SHARE = 5.0, 0.5
 _SURPRISES = 4
 
 
-def look_for_silence(state: HuntState, seen: Replayed, rows: list[Observation]) -> None:
+def look_for_silence(state: HuntState, seen: Replayed, rows: StepRows) -> None:
     """Note a step whose module outputs have surprising zeros, to be looked at when the replay is over."""
-    state.narrow |= any(r.dtype is not None and r.dtype.startswith("float8") for r in rows)
+    state.narrow |= rows.layout.is_narrow
     if state.zeros_seen.observe(rows) and len(state.surprises) < _SURPRISES:
         state.surprises.append(seen.step)
 

@@ -24,7 +24,8 @@ from nanhunt.stall import (
     zero_share,
 )
 from nanhunt.stochastic import rounds_by_lot
-from nanhunt.trace.schema import NoteKind, Observation, Onset, Phase
+from nanhunt.trace.schema import NoteKind, Onset, Phase
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.step import StepResult
 
 __all__ = ["clipped_away", "stalled", "told_of_a_stall"]
@@ -49,7 +50,7 @@ def clipped_away(state: HuntState, seen: Replayed) -> Onset | None:
     return told_of_a_stall(state, "clip-overflow", onset)
 
 
-def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def stalled(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Return the onset of a stall that this step shows, the most telling sign first.
 
     While a spike is being followed, a run that stands still is its aftermath.
@@ -65,7 +66,7 @@ def stalled(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset 
     return None if onset is None else told_of_a_stall(state, state.stall, onset)
 
 
-def _stood_still(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _stood_still(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     if not state.rows.recording:  # a step without rows shows nothing, and breaks no row of steps
         return _flat(state, seen)
     state.alone.observe(seen.step, frozen_alone(rows, max(seen.result.lr, default=0.0)) if seen.result else frozenset())
@@ -107,7 +108,7 @@ def is_scaled_clip(result: StepResult) -> bool:
     return order.index("clip") < order.index("unscale") and factor < 1.0
 
 
-def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _underflowed(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Hold the step's gradient against its fp32 twin, and call it a stall where the format flushed most of it."""
     zeros = zero_share(rows)
     if zeros is None or zeros <= state.innocent_zeros + SUSPICIOUS_ZEROS or not can_flush(state.run):
@@ -140,7 +141,7 @@ def _underflowed(state: HuntState, seen: Replayed, rows: list[Observation]) -> O
     return Onset(kind="stall", step=step, phase=Phase.BACKWARD.value, module=module, name=name, detail=said)
 
 
-def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _lost(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Three steps in a row whose updates leave most weights as they were."""
     if state.by_lot or not state.lost.observe(seen.step, frozen_share(rows)):
         return None
@@ -162,7 +163,7 @@ def _lost(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | 
     )
 
 
-def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _stuck_moments(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Second moments in a narrow format that cannot decay, and stand far above their gradients' squares."""
     if not state.stuck.observe(seen.step, rows):
         return None
@@ -179,7 +180,7 @@ def _stuck_moments(state: HuntState, seen: Replayed, rows: list[Observation]) ->
     )
 
 
-def _motionless(state: HuntState, seen: Replayed, rows: list[Observation]) -> Onset | None:
+def _motionless(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | None:
     """Steps in a row in which no weight moves at all, though the rate and the loss are not zero."""
     if seen.result is None:
         return None

@@ -17,6 +17,7 @@ from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepResult
@@ -152,12 +153,13 @@ class HuntState:
         self.watch, self.event, self.onset, self.stall = SpikeWatch(), None, None, ""
         self.culprit = None
 
-    def write(self) -> list[Observation]:
+    def write(self) -> StepRows:
         """Bring the rows so far to the trace and return them."""
         rows = self.rows.take()
-        self.logits.observe(rows)
-        self.outside += sorted({row.step for row in rows if row.name == "target.outside" and (row.value or 0.0) > 0.0})
-        self.fused |= any(row.name == "attention.score_bound" for row in rows)
+        self.logits.observe(self.rows.step, rows)
+        if any(value > 0.0 for _, value in rows.scalars("outside")):
+            self.outside.append(self.rows.step)
+        self.fused |= "score_bound" in rows.layout.by_leaf
         self.writer.write(rows)
         blocks = self.rows.blocks.take(self.rows.step)
         if blocks is not None:

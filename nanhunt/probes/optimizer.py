@@ -20,7 +20,7 @@ tiles (`sampling.looked_at`). An update's row then counts what was looked at: it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,10 +62,10 @@ class OptimizerProbe(StepWatch):
             name = self._names.get(parameter)
             if name is None or name in self._before:
                 continue
-            self._before[name] = looked_at(parameter.detach()).clone()
+            self._before[name] = _kept(parameter)
             v = _second_moment(self._run.state_of(parameter))
             if v is not None:
-                self._v_before[name] = looked_at(v.detach()).clone()
+                self._v_before[name] = _kept(v)
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
@@ -81,17 +81,29 @@ class OptimizerProbe(StepWatch):
             return
         record_state(self._run, self._rows, Phase.UPDATE)
         self._rows.scalar("optimizer_step", step_counter(self._run), phase=Phase.UPDATE)
-        index = 0
+        parameters = {self._names[p]: (p, g) for p, g in self._groups() if p in self._names}
+        changed = {name: found for name, found in parameters.items() if name in self._before}
         with torch.no_grad():
-            for optimizer in self._run.optimizers:
-                for group in optimizer.param_groups:
-                    self._record_betas(group, index)
-                    index += 1
-                    for parameter in group["params"]:
-                        self._record_update(parameter, group)
+            updates = {name: looked_at(p.detach()) - self._before[name] for name, (p, _) in changed.items()}
+            shapes = {name: p.shape for name, (p, _) in changed.items()}
+            self._rows.tensors(updates, phase=Phase.UPDATE, role=Role.UPDATE, shapes=shapes)
+            for name, (parameter, group) in changed.items():
+                for key, value in self._health(name, parameter, group, updates[name]).items():
+                    self._scalar(name, key, value)
         self._before.clear()
         self._v_before.clear()
         self._left.clear()
+
+    def _groups(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yield each parameter that an optimizer has, with its group; record the groups' hyper-parameters."""
+        groups = [group for optimizer in self._run.optimizers for group in optimizer.param_groups]
+        for index, group in enumerate(groups):
+            self._record_betas(group, index)
+            yield from ((parameter, group) for parameter in group["params"])
+
+    def _scalar(self, name: str, key: str, value: Tensor | None) -> None:
+        module, leaf = split_name(name)
+        self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
 
     def _record_betas(self, group: dict[str, Any], index: int) -> None:
         """Record what a schedule, a reload or a hand may have changed: `beta1`, `beta2`, `eps`, with the group's number."""
@@ -100,32 +112,29 @@ class OptimizerProbe(StepWatch):
             if isinstance(value, (int, float)):
                 self._rows.scalar(name if index == 0 else f"{name}:{index}", float(value), phase=Phase.UPDATE)
 
-    def _record_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        name = self._names.get(parameter)
-        before = self._before.get(name) if name else None
-        if name is None or before is None:
-            return
-        module, leaf = split_name(name)
-        update = looked_at(parameter.detach()) - before
-        shape = tuple(parameter.shape)
-        self._rows.tensor(update, phase=Phase.UPDATE, role=Role.UPDATE, module=module, name=leaf, shape=shape)
+    def _health(self, name: str, parameter: Tensor, group: dict[str, Any], update: Tensor) -> dict[str, Tensor | None]:
+        """Return the scalars of the file's docstring of one parameter."""
+        health: dict[str, Tensor | None] = {}
         if name in self._left:
-            moved = (_sum_and_norm(parameter) - self._left[name]).abs()
-            self._rows.scalar(f"{leaf}.moved_outside", moved.amax(), phase=Phase.UPDATE, module=module)
-        grad = parameter.grad
-        lr = float(group["lr"])
+            health["moved_outside"] = (_sum_and_norm(parameter) - self._left[name]).abs().amax()
+        grad, lr = parameter.grad, float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
-            return
+            return health
+        is_part = update.numel() < parameter.numel()
         grad, state = looked_at(grad), {k: _looked_at(v) for k, v in self._run.state_of(parameter).items()}
-        health: dict[str, Tensor | None] = {"frozen": _frozen_share(update, grad) if lr > 0 else None}
+        health["frozen"] = _frozen_share(update, grad, is_part=is_part) if lr > 0 else None
         health["update_lr"] = _rms(update) / lr if lr > 0 else None
-        health |= adam_health(grad, state, group, self._v_before.get(name))
-        for key, value in health.items():
-            self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
+        return health | adam_health(grad, state, group, self._v_before.get(name))
 
 
 def _looked_at(value: Any) -> Any:
     return looked_at(value) if isinstance(value, Tensor) else value
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Return a copy of what is looked at of a tensor."""
+    part: Tensor = looked_at(tensor.detach())
+    return part.clone() if part.data_ptr() == tensor.data_ptr() else part
 
 
 def _sum_and_norm(tensor: Tensor) -> Tensor:
@@ -217,11 +226,11 @@ def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
     rows.tensors(run.buffers(), phase=phase, role=Role.BUFFER)
 
 
-def _frozen_share(update: Tensor, grad: Tensor) -> Tensor:
-    """Return the share of elements with a gradient whose weight kept its bits; 0 where there is no gradient."""
+def _frozen_share(update: Tensor, grad: Tensor, *, is_part: bool) -> Tensor:
+    """Return the share of elements with a gradient whose weight kept its bits; where none has one, 0, of a part NaN."""
     moved = grad != 0
-    share: Tensor = (moved & (update == 0)).sum() / moved.sum().clamp(min=1)
-    return share
+    still, count = (moved & (update == 0)).sum(), moved.sum()
+    return torch.where(count > 0, still / count.clamp(min=1), math.nan if is_part else 0.0)
 
 
 def _rms(tensor: Tensor) -> Tensor:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nanhunt.probes.blocks import BlockLooks
+from nanhunt.stats.columns import EMPTY, StatsColumns
 from nanhunt.stats.summarize import StatsQueue
 from nanhunt.stats.torch_kernel import is_measurable
-from nanhunt.trace.schema import Observation, Phase, Role
+from nanhunt.trace.schema import Phase, Role
+from nanhunt.trace.step_rows import Layout, Site, StepRows
 from nanhunt.training.checkpoint_layout import clean_name
 
 __all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "modules_below", "split_name"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A row whose statistics, or whose value, are still on the device."""
-
-    row: Observation
-    ticket: int | None = None
-    value: Tensor | None = None
 
 
 class RowBuffer:
@@ -43,8 +36,16 @@ class RowBuffer:
         self._rank = rank
         self._histograms = histograms
         self._seq = 0
-        self._pending: list[_Pending] = []
         self._queue = StatsQueue()
+        #: what has reached the host; tickets count on from there
+        self._stats = EMPTY
+        #: of each row: site, (step, micro, seq), ticket or -1, value on the host or the device
+        self._sites: list[Site] = []
+        self._places: list[tuple[int, int, int]] = []
+        self._tickets: list[int] = []
+        self._values: list[float | Tensor | None] = []
+        self._known: dict[tuple[Any, ...], Site] = {}
+        self._layouts: dict[tuple[int, ...], Layout] = {}
         self.blocks = BlockLooks()
 
     @property
@@ -78,36 +79,41 @@ class RowBuffer:
         op: str | None = None,
         source: str | None = None,
         histogram: bool = True,
-        shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row.
-
-        `shape` is that of the tensor whose part this is, where it is one.
-        """
+        """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
         if not self.recording or not is_measurable(tensor):
             return
         with self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
-            # a part of a tensor has not its blocks
-            if self.blocks.on and (shape is None or shape == tuple(tensor.shape)):
+            if self.blocks.on:
                 self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
-        row = self._row(phase, role, module, name)
-        row = replace(row, op=op, source=source, dtype=dtype_name(tensor), shape=shape or tuple(tensor.shape))
-        self._pending.append(_Pending(row, ticket=ticket))
+        ticket += len(self._stats)
+        self._add(phase, role, module, name, op, source, tensor.dtype, tensor.shape, ticket=ticket)
 
-    def tensors(self, named: Mapping[str, Tensor], *, phase: Phase, role: Role) -> None:
-        """Observe tensors that nobody writes into meanwhile, by their qualified names: many to a launch on a GPU."""
+    def tensors(
+        self,
+        named: Mapping[str, Tensor],
+        *,
+        phase: Phase,
+        role: Role,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """Observe tensors that nobody writes into meanwhile, by their qualified names: many to a launch on a GPU.
+
+        `shapes` are those of the tensors whose parts these are, where they are parts.
+        """
         found = {name: t for name, t in named.items() if is_measurable(t)} if self.recording else {}
+        if not found:
+            return
         with self.aside():
             values, exact = list(found.values()), phase is Phase.LOAD
-            tickets = self._queue.add_all(values, histogram=self._histograms, exact=exact) if found else []
+            tickets = self._queue.add_all(values, histogram=self._histograms, exact=exact)
             for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True):
                 module, name = split_name(qualified)
-                if self.blocks.on:
+                shape = tensor.shape if shapes is None else shapes[qualified]
+                if self.blocks.on and shape == tensor.shape:  # a part of a tensor has not its blocks
                     self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
-                row = self._row(phase, role, module, name)
-                row = replace(row, dtype=dtype_name(tensor), shape=tuple(tensor.shape))
-                self._pending.append(_Pending(row, ticket=ticket))
+                self._add(phase, role, module, name, None, None, tensor.dtype, shape, ticket=ticket + len(self._stats))
 
     def scalar(
         self, name: str, value: float | Tensor | None, *, phase: Phase, module: str = "", force: bool = False
@@ -115,46 +121,106 @@ class RowBuffer:
         """Observe a scalar, on the host or still on the device; `force` records it on unrecorded steps too."""
         if value is None or not (self.recording or force):
             return
-        row = self._row(phase, Role.SCALAR, module, name)
-        if isinstance(value, Tensor):
-            self._pending.append(_Pending(row, value=value.detach().to(torch.float64)))
-        else:
-            self._pending.append(_Pending(replace(row, value=float(value))))
+        held = value.detach().to(torch.float64) if isinstance(value, Tensor) else float(value)
+        self._add(phase, Role.SCALAR, module, name, value=held)
 
-    def take(self) -> list[Observation]:
+    def scalars(self, named: Mapping[str, Tensor], *, phase: Phase) -> None:
+        """Observe scalars by their qualified names."""
+        for qualified, value in named.items():
+            module, name = split_name(qualified)
+            self.scalar(name, value, phase=phase, module=module)
+
+    def take(self) -> StepRows:
         """Return the rows so far, with their statistics, and start afresh: the step's one wait for the device."""
-        stats = self._queue.collect()
-        waiting = [p.value for p in self._pending if p.value is not None]
-        values = iter(torch.stack([v.to(waiting[0].device) for v in waiting]).tolist() if waiting else [])
-        rows = []
-        for pending in self._pending:
-            if pending.ticket is not None:
-                rows.append(replace(pending.row, stats=stats[pending.ticket]))
-            elif pending.value is not None:
-                rows.append(replace(pending.row, value=next(values)))
-            else:
-                rows.append(pending.row)
-        self._pending.clear()
+        rows = self.peek()
+        self._forget()
         return rows
+
+    def peek(self) -> StepRows:
+        """Return the rows so far, and keep them; the device is waited for once, whoever asks first."""
+        stats = self._stats = StatsColumns.joined([self._stats, self._queue.collect()])
+        self._fetch_values()
+        tickets = np.array(self._tickets, np.int64)
+        tickets = np.where((tickets >= 0) & (stats.numel[tickets] < 0), -1, tickets) if len(stats) else tickets
+        places = np.array(self._places, np.int64).reshape(-1, 3)
+        has_value = np.array([value is not None for value in self._values], bool)
+        return StepRows(
+            layout=self._layout(),
+            rank=np.full(len(places), self._rank, np.int64),
+            step=places[:, 0],
+            micro=places[:, 1],
+            seq=places[:, 2],
+            ticket=tickets,
+            stats=stats,
+            value=np.array([value if isinstance(value, float) else 0.0 for value in self._values]),
+            has_value=has_value,
+        )
 
     def drop(self) -> None:
         """Forget the rows so far, without a word to the device."""
-        self._pending.clear()
+        self._forget()
         self._queue = StatsQueue()
         self.blocks.drop()
 
-    def _row(self, phase: Phase, role: Role, module: str, name: str) -> Observation:
-        return Observation(
-            step=self.step,
-            micro=self.micro,
-            rank=self._rank,
-            seq=self.next_seq(),
-            pass_=self.pass_,
-            phase=phase.value,
-            role=role.value,
-            module=module,
-            name=name,
-        )
+    def _forget(self) -> None:
+        self._stats = EMPTY
+        for column in (self._sites, self._places, self._tickets, self._values):
+            column.clear()
+
+    def _fetch_values(self) -> None:
+        """Bring scalars to the host, with one wait for each device."""
+        devices: dict[torch.device, list[int]] = {}
+        for row, value in enumerate(self._values):
+            if isinstance(value, Tensor):
+                devices.setdefault(value.device, []).append(row)
+        for rows in devices.values():
+            held = [value for row in rows if isinstance(value := self._values[row], Tensor)]
+            for row, number in zip(rows, torch.stack(held).tolist(), strict=True):
+                self._values[row] = number
+
+    def _layout(self) -> Layout:
+        """Return the layout of the rows: the same object as a step before had, where it was the same."""
+        key = tuple(map(id, self._sites))
+        if key not in self._layouts:
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = Layout(self._sites)
+        return self._layouts[key]
+
+    def _add(
+        self,
+        phase: Phase,
+        role: Role,
+        module: str,
+        name: str,
+        op: str | None = None,
+        source: str | None = None,
+        dtype: torch.dtype | None = None,
+        shape: tuple[int, ...] | None = None,
+        *,
+        ticket: int = -1,
+        value: float | Tensor | None = None,
+    ) -> None:
+        key = (self.pass_, phase, role, module, name, op, source, dtype, shape)
+        site = self._known.get(key)
+        if site is None:
+            if len(self._known) >= _SITES:
+                self._known.clear()
+                self._layouts.clear()
+            written, lengths = (
+                str(dtype).removeprefix("torch.") if dtype else None,
+                None if shape is None else tuple(shape),
+            )
+            site = Site(self.pass_, phase.value, role.value, module, name, op, source, written, lengths)
+            self._known[key] = site
+        self._sites.append(site)
+        self._places.append((self.step, self.micro, self.next_seq()))
+        self._tickets.append(ticket)
+        self._values.append(value)
+
+
+#: Layouts and sites that are remembered: a model has a few of the one and thousands of the other.
+_LAYOUTS, _SITES = 8, 1 << 16
 
 
 class ModuleStack:
@@ -256,5 +322,5 @@ def split_name(qualified: str) -> tuple[str, str]:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """Return `float16` for `torch.float16`."""
+    """Return `float16` for a tensor of `torch.float16`."""
     return str(tensor.dtype).removeprefix("torch.")

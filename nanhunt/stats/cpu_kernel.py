@@ -17,7 +17,7 @@ import struct
 import torch
 from torch import Tensor
 
-from nanhunt.stats.sampling import EXACT, SPARSE, TILE, count_extremes, place_of
+from nanhunt.stats.sampling import TILE, count_extremes, every_of, place_of, tiles_of
 
 __all__ = ["BINS", "measure_on_cpu"]
 
@@ -35,22 +35,21 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
     """
     head = [float(values.numel()), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, 0.0, 0.0]
     counts = torch.zeros(BINS, dtype=torch.int64, device="cpu") if histogram else None
-    exact = exact or values.numel() <= EXACT
+    every = 1 if exact else every_of(values.numel())
     for piece in values.split(_PIECE) if values.numel() > _PIECE else (values,):  # type: ignore[no-untyped-call]
         x = piece.float()
         bits = x.view(torch.int32) & _MAGNITUDE
         _add(head, x, bits, tiny)
-        if counts is not None and exact:
+        if counts is not None and every == 1:
             _count(counts, bits)
     if counts is None:
         return torch.tensor(head, dtype=torch.float64, device="cpu")
-    if not exact:
-        tiles = values.numel() // TILE
-        places = place_of(torch.arange(-(-tiles // SPARSE), device="cpu"), SPARSE)
-        sampled = values[: tiles * TILE].view(-1, TILE)[places[places < tiles]]
+    if every > 1:
+        places = place_of(torch.arange(tiles_of(values.numel()), device="cpu"), every)
+        sampled = values[: values.numel() // TILE * TILE].view(-1, TILE)[places]
         for part in sampled.split(_PIECE // TILE):  # type: ignore[no-untyped-call]
             _count(counts, part.float().view(torch.int32) & _MAGNITUDE)
-        counts *= SPARSE
+        counts *= every
         count_extremes(counts, LOWEST, head[6], head[7])
     return torch.cat([torch.tensor(head, dtype=torch.float64, device="cpu"), counts.to(torch.float64)])
 

@@ -104,11 +104,10 @@ def _second(x, size, part, row, every, parts, tiny: tl.constexpr, width: tl.cons
     lane = tl.arange(0, width)
     size = size.to(tl.int64)
     # of a sampled tensor whole tiles alone, as `sampling.place_of` has them
-    tiles = tl.where(every > 1, size // width, (size + width - 1) // width)
-    for group in range(part, (tiles + every - 1) // every, parts):
-        tile = group * every + group * 39 % every
-        if tile < tiles:
-            _count_exponents(x, size, tile * width + lane, halves + 4)
+    groups = tl.where(every > 1, size // width // every, (size + width - 1) // width)
+    stride = every * 618 // 1000 | 1
+    for group in range(part, groups, parts):
+        _count_exponents(x, size, (group * every + group * stride % every) * width + lane, halves + 4)
     top = tl.load(halves)
     low = 0x7FFFFFFF - tl.load(halves + 1)
     # beyond 2^50, or with nothing above 2^-50, squares do not fit fp32; nor does what is not finite, or subnormal in fp32

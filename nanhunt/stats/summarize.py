@@ -6,11 +6,13 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanhunt.stats.columns import UNMEASURED, StatsColumns
 from nanhunt.stats.tensor_stats import TensorStats
-from nanhunt.stats.torch_kernel import FIELDS, decode, in_memory, is_measurable, measure
+from nanhunt.stats.torch_kernel import FIELDS, columns_of, in_memory, is_measurable, measure
 
 if TYPE_CHECKING:
     from nanhunt.stats.device_table import DeviceTable
@@ -69,22 +71,28 @@ class StatsQueue:
             return look[0].amax(look[1])
         return None if look is None else look[FIELDS.index("amax")]
 
-    def collect(self) -> list[TensorStats | None]:
-        """Return the statistics of all tensors added, in their order (None of one that cannot be measured)."""
-        results: list[TensorStats | None] = [None] * len(self._looks)
-        groups: dict[tuple[int, torch.device], list[int]] = {}
+    def collect(self) -> StatsColumns:
+        """Return the statistics of all tensors added, in their order, and start afresh; the device is waited for once."""
+        parts, places = [UNMEASURED], np.zeros(len(self._looks), np.int64)
         fetched = {table: table.fetch() for table in self._tables.values()}
+        begins = {}
+        groups: dict[tuple[int, torch.device], list[int]] = {}
+        end = 1
+        for table, columns in fetched.items():
+            begins[table], end = end, end + len(columns)
+            parts.append(columns)
         for ticket, look in enumerate(self._looks):
             if isinstance(look, tuple):
-                results[ticket] = fetched[look[0]][look[1]]
+                places[ticket] = begins[look[0]] + look[1]
             elif look is not None:
                 groups.setdefault((look.numel(), look.device), []).append(ticket)
         for tickets in groups.values():
             vectors = [look for t in tickets if isinstance(look := self._looks[t], Tensor)]
-            for ticket, row in zip(tickets, torch.stack(vectors).cpu().numpy(), strict=True):
-                results[ticket] = decode(row)
+            parts.append(columns_of(torch.stack(vectors).cpu().numpy()))
+            places[tickets] = np.arange(end, end + len(tickets))
+            end += len(tickets)
         self._looks.clear()
-        return results
+        return StatsColumns.joined(parts).take(places)
 
     def _table(self, tensor: Tensor) -> DeviceTable | None:
         """Return the table that the fused kernel measures this tensor into; None of what it does not measure."""
@@ -112,10 +120,13 @@ def _has_triton() -> bool:
     return True
 
 
-def summarize(tensor: Tensor, *, histogram: bool = True) -> TensorStats:
-    """Measure one tensor now (waits for the device). Raises TypeError where it cannot be measured."""
+def summarize(tensor: Tensor, *, histogram: bool = True, exact: bool = False) -> TensorStats:
+    """Measure one tensor now (waits for the device); with `exact`, exponents are those of every element.
+
+    Raises TypeError where it cannot be measured.
+    """
     queue = StatsQueue()
-    queue.add(tensor, histogram=histogram)
+    queue.add_all([tensor], histogram=histogram, exact=exact)
     stats = queue.collect()[0]
     if stats is None:
         raise TypeError(f"cannot measure a tensor of layout {tensor.layout} on {tensor.device}")

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.stats.columns import COUNTS, REALS, StatsColumns
 from nanhunt.stats.cpu_kernel import measure_on_cpu
-from nanhunt.stats.tensor_stats import TensorStats
 
-__all__ = ["FIELDS", "decode", "in_memory", "in_order", "is_measurable", "measure", "plain_values"]
+__all__ = ["FIELDS", "columns_of", "in_memory", "in_order", "is_measurable", "measure", "plain_values"]
 
 #: The first entries of a vector; `amin` is +inf where there is no non-zero element.
 FIELDS = ("numel", "nan", "posinf", "neginf", "zero", "subnormal", "amax", "amin", "sum", "sum_of_squares")
@@ -110,27 +109,15 @@ def plain_values(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()
 
 
-def decode(vector: npt.NDArray[np.float64]) -> TensorStats:
-    """Turn a vector that has reached the host into a value."""
-    head = dict(zip(FIELDS, vector[: len(FIELDS)].tolist(), strict=True))
-    counts = vector[len(FIELDS) :]
-    exponents = None
-    if counts.size:
-        lowest = next(lo for lo, n, _, _ in _BINS.values() if n == counts.size)
-        used = np.flatnonzero(counts)
-        first, last = (int(used[0]), int(used[-1])) if used.size else (0, -1)
-        exponents = ExponentHistogram(
-            lowest=lowest + first, counts=tuple(int(c) for c in counts[first : last + 1].tolist())
-        )
-    whole = {name: int(head[name]) for name in FIELDS[:6]}
-    return TensorStats(
-        **whole,
-        amax=head["amax"],
-        amin=head["amin"] if math.isfinite(head["amin"]) else 0.0,
-        sum=head["sum"],
-        sum_of_squares=head["sum_of_squares"],
-        exponents=exponents,
-    )
+def columns_of(vectors: npt.NDArray[np.float64]) -> StatsColumns:
+    """Turn vectors of one width that have reached the host into columns, (tensors, width)."""
+    head = dict(zip(FIELDS, vectors.T, strict=False))
+    columns = {name: head[name].astype(np.int64) for name in COUNTS} | {name: head[name].copy() for name in REALS}
+    columns["amin"] = np.where(np.isfinite(columns["amin"]), columns["amin"], 0.0)
+    bins = vectors[:, len(FIELDS) :]
+    if not bins.shape[1]:
+        return StatsColumns.of_bins(columns, None, 0)
+    return StatsColumns.of_bins(columns, bins, next(lo for lo, n, _, _ in _BINS.values() if n == bins.shape[1]))
 
 
 def _carrier(tensor: Tensor) -> tuple[Tensor, float]:

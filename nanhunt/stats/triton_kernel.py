@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanhunt.stats.device_code import first_of_many, first_of_one, second_of_many, second_of_one
-from nanhunt.stats.sampling import EXACT, SPARSE, TILE
+from nanhunt.stats.sampling import TILE, every_of, tiles_of
 
 __all__ = ["BINS", "COUNTS", "LOWEST", "ROW", "is_told_by_the_second", "launch", "launch_many"]
 
@@ -50,7 +51,7 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     size = tensor.numel()
     if not size:
         return
-    every, parts, tiny = _every(size), _parts(size), _TINY[tensor.dtype]
+    every, parts, tiny = every_of(size), _parts(size), _TINY[tensor.dtype]
     with torch.cuda.device(tensor.device):
         first_of_one[(triton.cdiv(size, _SPAN),)](
             tensor, size, table, row, tiny=tiny, width=_WIDTH, tiles=_TILES, num_warps=_WARPS
@@ -72,9 +73,9 @@ def launch_many(tensors: Sequence[Tensor], table: Tensor, first: int, *, exact: 
         _launch_group([tensors[i] for i in indices], [first + i for i in indices], table, dtype, aligned, exact)
 
 
-def is_told_by_the_second(top: int, low: int) -> bool:
-    """Whether extremes of the first pass, as bits, made the second one read the tensor again."""
-    return top >= 0x58800000 or 0 < top < 0x26800000 or low < 0x00800000
+def is_told_by_the_second(top: Any, low: Any) -> Any:
+    """Whether extremes of the first pass, as arrays of bits, made the second one read the tensor again."""
+    return (top >= 0x58800000) | ((top > 0) & (top < 0x26800000)) | (low < 0x00800000)
 
 
 def _launch_group(
@@ -82,7 +83,7 @@ def _launch_group(
 ) -> None:
     sizes = [tensor.numel() for tensor in tensors]
     facts = [
-        (t.data_ptr(), size, row, 1 if exact else _every(size), _parts(size, exact))
+        (t.data_ptr(), size, row, 1 if exact else every_of(size), _parts(size, exact))
         for t, size, row in zip(tensors, sizes, rows, strict=True)
     ]
     device = tensors[0].device
@@ -108,12 +109,7 @@ def _shared_out(shares: list[int], device: torch.device) -> Tensor:
     return torch.stack([whose, which], dim=1).pin_memory().to(device, non_blocking=True)
 
 
-def _every(size: int) -> int:
-    """Return of how many tiles one has its exponents counted."""
-    return 1 if size <= EXACT else SPARSE
-
-
 def _parts(size: int, exact: bool = False) -> int:
     """Return how many programs the second pass has."""
-    counted = triton.cdiv(triton.cdiv(size, TILE), 1 if exact else _every(size))
+    counted = triton.cdiv(size, TILE) if exact else tiles_of(size)
     return int(min(max(1, triton.cdiv(counted, _TILES_OF_A_PART)), _PARTS))

@@ -31,8 +31,9 @@ import pyarrow as pa
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
-from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.trace.batch import record_batch
 from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, NoteKind, Observation
+from nanhunt.trace.step_rows import StepRows
 
 __all__ = ["ENDED_KEY", "METADATA_KEY", "NOTES_KEY", "TraceWriter", "partial_path", "repro_path"]
 
@@ -77,7 +78,8 @@ class TraceWriter:
         """
         self.path = path
         self.partial = partial_path(path)
-        self._rows: list[Observation] = []
+        #: rows that wait, as batches
+        self._parts: list[Any] = []
         self._notes: list[dict[str, Any]] = []
         self._last_step: int | None = None
         self._closed = False
@@ -88,11 +90,14 @@ class TraceWriter:
 
     def write(self, rows: Sequence[Observation]) -> None:
         """Take rows, to be written by the next `flush` (or at once where they fill a row group)."""
-        self._rows.extend(rows)
-        steps = [row.step for row in rows if row.pass_ == "replay"]
-        if steps:
-            self._last_step = max(steps) if self._last_step is None else max(self._last_step, *steps)
-        if len(self._rows) >= ROW_GROUP_ROWS:
+        held = rows if isinstance(rows, StepRows) else StepRows.of(rows)
+        if not len(held):
+            return
+        self._parts.append(record_batch(held))
+        replayed = held.step[held.layout.replayed]
+        if len(replayed):
+            self._last_step = max(self._last_step or 0, int(replayed.max()))
+        if sum(map(len, self._parts)) >= ROW_GROUP_ROWS:
             self.flush()
 
     def note(self, kind: NoteKind | str, body: dict[str, Any]) -> None:
@@ -103,7 +108,7 @@ class TraceWriter:
         """Append all that is waiting as one record batch. Raises TraceError where the disk refuses; nothing is lost."""
         if self._closed:
             raise ValueError(f"{self.path}: the trace is closed")
-        if self._rows or self._notes:
+        if self._parts or self._notes:
             self._append({})
 
     def close(self, *, reason: str | None = None) -> None:
@@ -152,7 +157,9 @@ class TraceWriter:
         """Send the waiting rows and notes as one batch; on failure they go on waiting."""
         if self._notes:
             metadata = metadata | {NOTES_KEY: jsonsafe.dumps(self._notes)}
-        self._stream.write_batch(_record_batch(self._rows), custom_metadata=metadata or None)
+        parts = self._parts or [record_batch([])]
+        batch = parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+        self._stream.write_batch(batch, custom_metadata=metadata or None)
         self._send()
 
     def _send(self) -> None:
@@ -168,7 +175,7 @@ class TraceWriter:
             while data:
                 data = data[self._file.write(data) :]
             # Inside the `try`: a Ctrl-C before this line cuts the batch off again, so none is written twice.
-            self._rows, self._notes = [], []
+            self._parts, self._notes = [], []
         except BaseException as error:
             self._file.seek(whole)
             self._file.truncate()
@@ -269,42 +276,6 @@ def _batches(stream: Any) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
             return
         metadata = found.custom_metadata
         yield found.batch.replace_schema_metadata(None), dict(metadata.items()) if metadata is not None else {}
-
-
-def _record_batch(rows: Sequence[Observation]) -> Any:
-    """Return the rows as one batch: None becomes null, NaN stays NaN."""
-    columns = zip(*map(_cells, rows), strict=True) if rows else ([] for _ in COLUMNS)
-    arrays = [_array(values, column.type) for values, column in zip(columns, COLUMNS, strict=True)]
-    return pa.record_batch(arrays, schema=ArrowSchema)
-
-
-def _array(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """Return the Arrow array of a column."""
-    try:
-        return pa.array(values, type=kind)
-    except UnicodeEncodeError:
-        # A file name that is not UTF-8 reaches Python with lone surrogates, which Arrow refuses.
-        values = [v if v is None else v.encode("utf-8", "backslashreplace").decode() for v in values]
-        return pa.array(values, type=kind)
-
-
-def _cells(row: Observation) -> tuple[Any, ...]:
-    """Return one row in the order of `COLUMNS`."""
-    place = (row.step, row.micro, row.rank, row.seq, row.phase, row.pass_, row.role, row.module, row.name)
-    value = None if row.value is None else float(row.value)
-    return (*place, row.op, row.source, row.dtype, row.shape, *_stats_cells(row.stats), value)
-
-
-def _stats_cells(stats: TensorStats | None) -> tuple[Any, ...]:
-    """Return `numel` to `exp_hist`; a magnitude that no element has is null."""
-    if stats is None:
-        return (None,) * 13
-    amax = stats.amax if stats.finite else None
-    amin = stats.amin if stats.finite > stats.zero else None
-    counts = (stats.numel, stats.nan, stats.posinf, stats.neginf, stats.zero, stats.subnormal)
-    exponents = stats.exponents
-    histogram = (None, None) if exponents is None else (exponents.lowest, exponents.counts)
-    return (*counts, amax, amin, stats.mean, stats.std, stats.l2, *histogram)
 
 
 def _reason(error: BaseException) -> str:
