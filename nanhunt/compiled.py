@@ -57,7 +57,7 @@ def compiled_pass(
         rewind(run, ring, first)
         for step in range(first, last + 1):
             try:
-                seen = replay_step(run, step, quiet, recorded=False, modules=False)
+                seen = replay_step(run, step, quiet, recorded=False)
             except Exception as error:  # the compiler's own: whatever it raises, the eager hunt stands
                 return body | {"trouble": _first_line(error)}, None
             finally:

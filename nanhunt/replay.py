@@ -12,19 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError
 from nanhunt.probes.elements import Layout, layout_of
-from nanhunt.probes.module import detect_in_modules, watch_modules
+from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.probes.softmax import CALLS_THROUGH, watch_softmax
 from nanhunt.recipes.scaling import LOSSES
 from nanhunt.stats.flags import FlagQueue
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
+from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
@@ -94,8 +97,10 @@ class Finiteness(StepWatch):
     Flags stay on the device until `resolve`, after the step: nothing waits for it inside.
     """
 
-    def __init__(self, run: TrainingRun, zoom: OpProbe | None = None) -> None:
+    def __init__(self, run: TrainingRun, zoom: OpProbe | None = None, rows: RowBuffer | None = None) -> None:
         self._run = run
+        #: of a recorded step; what is measured for them is not looked at a second time
+        self._rows = rows
         #: it looks at the same tensors, and knows most of them from the ops that made them
         self._zoom = zoom
         self._losses: list[Tensor] = []
@@ -105,7 +110,7 @@ class Finiteness(StepWatch):
         self.losses: list[float] = []
         #: a loss in half precision repeats itself by its few digits
         self.loss_is_half = False
-        #: whose forward put out a NaN or +inf, in the order in which they ended
+        #: of a recorded step, whose forward put out a NaN or +inf, in the order in which they ended
         self.modules: list[str] = []
         self.grads: list[str] = []
         self.weights: list[str] = []
@@ -116,11 +121,6 @@ class Finiteness(StepWatch):
         """Keep the micro-step's loss."""
         self.loss_is_half |= loss.dtype in (torch.float16, torch.bfloat16)
         self._losses.append(loss.detach().reshape(()).double())
-
-    def output_made(self, module: str, output: Any) -> None:
-        """Look at what a module puts out; -inf alone is a mask's."""
-        tickets = self._queue.look_at_all([t.detach() for _, t in tensors_of(output)], signed=True)
-        self._looks += [("modules", module, ticket, True) for ticket in tickets]
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
@@ -141,6 +141,9 @@ class Finiteness(StepWatch):
         """Bring what was seen to the host, and return self."""
         if self._losses:
             self.losses = [float(x) for x in torch.stack(self._losses).tolist()]
+        if self._rows is not None:
+            for kind, name in nonfinite_rows(self._rows.peek()):
+                self._found(kind, name)
         flags = self._queue.fetch()
         for kind, name, ticket, masks in self._looks:
             found = flags[ticket]
@@ -157,6 +160,11 @@ class Finiteness(StepWatch):
 
     def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
         """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
+        if self._rows is not None:
+            measured = kind != "state"
+            tensors = {
+                n: t for n, t in tensors.items() if not (is_measurable(t) and (measured or n.endswith(_MOMENTS)))
+            }
         tickets = self._queue.look_at_all([tensor.detach() for tensor in tensors.values()], signed=masks)
         self._looks += [(kind, name, ticket, masks) for name, ticket in zip(tensors, tickets, strict=True)]
 
@@ -164,6 +172,32 @@ class Finiteness(StepWatch):
     def bad_micro(self) -> int | None:
         """The first micro-step with a non-finite loss, None where all are finite."""
         return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
+
+
+#: What is recorded of an optimizer's state.
+_MOMENTS = (f".{Role.EXP_AVG}", f".{Role.EXP_AVG_SQ}")
+#: Of what is recorded: role, phase, the list of `Finiteness`, whether -inf alone is a mask's.
+_RECORDED = (
+    (Role.OUTPUT, Phase.FORWARD, "modules", True),
+    (Role.GRAD, Phase.UNSCALE, "grads", False),
+    (Role.WEIGHT, Phase.UPDATE, "weights", False),
+    (Role.BUFFER, Phase.UPDATE, "buffers", True),
+    (Role.EXP_AVG, Phase.UPDATE, "state", False),
+    (Role.EXP_AVG_SQ, Phase.UPDATE, "state", False),
+)
+
+
+def nonfinite_rows(rows: StepRows) -> Iterator[tuple[str, str]]:
+    """Yield what a recorded step's rows show to be non-finite: the list of `Finiteness`, and the name."""
+    for role, phase, kind, masks in _RECORDED:
+        sites, stats = rows.of_role(role)
+        bad = stats.nan + stats.posinf + (0 if masks else stats.neginf)
+        for index in np.flatnonzero(bad).tolist():
+            site = sites[index]
+            if site.phase != phase:
+                continue
+            name = f"{site.module}.{site.name}".strip(".") if role is not Role.OUTPUT else site.module
+            yield kind, f"{name}.{role}" if kind == "state" else name
 
 
 def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
@@ -216,18 +250,18 @@ def replay_step(
     recorded: bool,
     zoom: OpProbe | None = None,
     also: Sequence[StepWatch] = (),
-    modules: bool = True,
 ) -> Replayed:
     """Run `step` and put its observations into `rows`; with `zoom`, every op is looked at as well.
 
-    Without `modules` no hook stands on a module: a compiled graph is then the user's own, unbroken.
-    An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
+    On a step that is neither recorded nor zoomed no hook stands on a module: a compiled graph is then the user's own,
+    unbroken. An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
-    finite, narrator = Finiteness(run, zoom), _Narrator(run, rows)
+    finite = Finiteness(run, zoom, rows if recorded and zoom is None else None)
+    narrator = _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
-    with _looking(run, rows, zoom, finite, modules=modules):
+    with _looking(run, rows, zoom):
         try:
             replayed.result = train_step(run, step, WatchList(watches, rows, zoom))
         except (NanhuntError, DataEndedError):
@@ -271,20 +305,16 @@ def device_is_lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _looking(
-    run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None, finite: Finiteness, *, modules: bool
-) -> Iterator[None]:
+def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.emulating())
         if run.emulator is not None:
             stack.enter_context(run.emulator.measured(rows.recording and zoom is None))
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
-            if zoom is None and modules:
+            if zoom is None:
                 stack.enter_context(watch_softmax(run, rows))
-        if zoom is None and modules:
-            stack.enter_context(detect_in_modules(run.roots(), finite.output_made))
-        elif zoom is not None:
+        if zoom is not None:
             stack.enter_context(_collected_less())
             stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)

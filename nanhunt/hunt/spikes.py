@@ -124,7 +124,7 @@ def hear_exactly(state: HuntState, step: int) -> dict[str, Any] | None:
     with kept(run, step + 1):
         rewind(run, ring, step)
         with watch_softmax(run, rows, exact=True) as targets:
-            replay_step(run, step, RowBuffer(), recorded=False, modules=False)
+            replay_step(run, step, RowBuffer(), recorded=False)
     state.writer.write(rows.take())
     found = next((t for t in targets if bool(t.outside.any())), None)
     if found is None:

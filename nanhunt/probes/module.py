@@ -1,7 +1,5 @@
 """The module probe: every module's outputs in forward, and the gradients of those outputs in backward.
 
-`detect_in_modules` is its light gear, for every step: outputs are handed over to be looked at, nothing is recorded.
-
 Gradients are caught by `output.register_hook` inside a forward hook. `register_full_backward_hook` would wrap the
 outputs in a view and break in-place activations. Both hooks return None: any other value would replace what the user's
 model computes.
@@ -14,7 +12,7 @@ and recomputed forwards under activation checkpointing, which would be seen twic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,26 +23,7 @@ from nanhunt.probes.probe import RowBuffer, in_backward, is_hookable, modules_be
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["detect_in_modules", "watch_modules"]
-
-
-@contextmanager
-def detect_in_modules(roots: Mapping[str, nn.Module], made: Callable[[str, Any], None]) -> Iterator[None]:
-    """Hand over the outputs of every module below `roots` as they are made, recomputed ones left out."""
-
-    def hook_of(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not in_backward():
-                made(name, output)
-
-        return hook
-
-    handles = [m.register_forward_hook(hook_of(name)) for name, m in modules_below(roots) if is_hookable(m)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+__all__ = ["watch_modules"]
 
 
 @contextmanager

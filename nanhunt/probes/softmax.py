@@ -28,11 +28,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from nanhunt.probes.probe import ModuleStack, RowBuffer, in_backward
-from nanhunt.probes.softmax_by_hand import ByHand, Kept, weighs_vectors
-from nanhunt.probes.targets import HeardTarget, targets_outside
+from nanhunt.probes.softmax_by_hand import HEARD_BY_HAND, ByHand, Kept, weighs_vectors
+from nanhunt.probes.targets import HEARD_TARGETS, HeardTarget, targets_outside
 from nanhunt.trace.schema import Phase
 from nanhunt.training.run import TrainingRun
 
@@ -47,10 +48,22 @@ _CARRIERS = frozenset(
 )
 _WEIGHTED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "__matmul__", "baddbmm"})
+_HEARD = (
+    _SOFTMAX
+    | _LOGITS
+    | _CARRIERS
+    | _WEIGHTED
+    | _PRODUCTS
+    | HEARD_BY_HAND
+    | HEARD_TARGETS
+    | {"scaled_dot_product_attention"}
+)
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
 #: The norms are rounded to fp32: so much more is a bound again.
 _ROUNDING = 1.0 + 1e-5
+#: Elements that means over rows are taken of, and rows whatever their width.
+_ELEMENTS, _FEWEST_ROWS = 1 << 19, 64
 #: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
 _CHUNK = 1 << 26
 
@@ -60,7 +73,7 @@ def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> 
     """Record scores, entropies and log Z of what runs inside the body into `rows`; yield what targets are heard if `exact`."""
     stack = ModuleStack()
     ear = _Ear(rows, stack, exact=exact)
-    with stack.following(run.roots()), _inner_heard(ear), ear:
+    with stack.following(run.roots()), _inner_heard(ear), ear.deaf_in_updates(), ear:
         yield ear.targets
 
 
@@ -88,6 +101,8 @@ class _Ear(TorchFunctionMode):
         self._deep = 0
         #: inside of nn.MultiheadAttention, whose products are not heard
         self._whole = 0
+        #: inside of an optimizer's step, which calls thousands of functions
+        self._updating = False
         self.targets: list[HeardTarget] = []
         #: of a softmax's output, and of what dropout or a cast made of it: its scores and entropy
         self._probabilities = Kept[dict[str, Tensor]]()
@@ -101,6 +116,23 @@ class _Ear(TorchFunctionMode):
 
         return heard
 
+    @contextmanager
+    def deaf_in_updates(self) -> Iterator[None]:
+        """Hear nothing of what optimizers call while the body runs, but for the closures that they are given."""
+
+        def begun(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._updating = len(args) < 2 and not kwargs
+
+        def ended(*_: Any) -> None:
+            self._updating = False
+
+        handles = (register_optimizer_step_pre_hook(begun), register_optimizer_step_post_hook(ended))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -112,9 +144,9 @@ class _Ear(TorchFunctionMode):
         return self._call_heard(func, args, kwargs or {})
 
     def _call_heard(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", "")
-        if self._deep or in_backward() or not self._rows.recording:
+        if self._deep or self._updating or in_backward() or not self._rows.recording:
             return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
         whole = name == "multi_head_attention_forward"
         # inside of MultiheadAttention the names in F are heard, and what they call in turn is not
         self._deep, self._whole = self._deep + (not whole), self._whole + whole
@@ -122,12 +154,15 @@ class _Ear(TorchFunctionMode):
             output = func(*args, **kwargs)
         finally:
             self._deep, self._whole = self._deep - (not whole), self._whole - whole
-        self._deep += 1
-        try:
-            with torch.no_grad(), self._rows.aside():
-                self._note(name or resolve_name(func) or "", args, kwargs, output)
-        finally:
-            self._deep -= 1
+        if not name:
+            name = resolve_name(func) or ""
+        if name in _HEARD:
+            self._deep += 1
+            try:
+                with torch.no_grad(), self._rows.aside():
+                    self._note(name, args, kwargs, output)
+            finally:
+                self._deep -= 1
         return output
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -184,24 +219,36 @@ class _Ear(TorchFunctionMode):
 
 def _scores(scores: Tensor, probabilities: Tensor, dim: int) -> dict[str, Tensor]:
     """Return the largest score and the mean entropy (nats) of a softmax's rows along `dim`."""
-    p = probabilities.float()
+    p = _some_rows(probabilities, dim).float()
     return {
         "score_max": scores.amax().double(),
-        "entropy": torch.special.entr(p).sum(dim=dim).mean().double(),
+        "entropy": torch.special.entr(p).sum(dim=-1).mean().double(),
         "keys": torch.full((), float(scores.shape[dim]), dtype=torch.float64, device=scores.device),
     }
 
 
 def _normaliser(logits: Tensor, dim: int) -> dict[str, Tensor]:
     """Return the mean log Z of rows along `dim`, and mean and spread of the logits; masked ones of -inf are left out."""
-    wide = logits.float()
-    kept = torch.where(torch.isneginf(wide), math.nan, wide)
-    shift = kept.nanmean()
-    return {
-        "log_z": torch.logsumexp(wide, dim=dim).mean().double(),
-        "shift": shift.double(),
-        "spread": (kept - shift).square().nanmean().sqrt().double(),
-    }
+    wide = _some_rows(logits, dim).float()
+    masked = torch.isneginf(wide)
+    kept, count = wide.masked_fill(masked, 0.0), wide.numel() - torch.count_nonzero(masked)
+    shift = kept.sum(dtype=torch.float64) / count
+    spread = (kept - shift).masked_fill_(masked, 0.0).square_().sum(dtype=torch.float64) / count
+    return {"log_z": torch.logsumexp(wide, dim=-1).mean().double(), "shift": shift, "spread": spread.sqrt()}
+
+
+def _some_rows(tensor: Tensor, dim: int) -> Tensor:
+    """Return rows along `dim` as the last dimension of a matrix: all of few, of many evenly spaced ones.
+
+    A mean over rows is known well from a hundred of them; logits of a large vocabulary are the largest tensor of a step.
+    """
+    rows = tensor.movedim(dim, -1)
+    count, width = rows.numel() // rows.shape[-1], rows.shape[-1]
+    wanted = max(_FEWEST_ROWS, _ELEMENTS // width)
+    if count <= wanted:
+        return rows.reshape(-1, width)
+    places = torch.arange(wanted, device=tensor.device) * count // wanted
+    return rows[torch.unravel_index(places, rows.shape[:-1])]
 
 
 def _bound(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["ByHand", "Kept", "weighs_vectors"]
+__all__ = ["HEARD_BY_HAND", "ByHand", "Kept", "weighs_vectors"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,8 @@ _STILL = frozenset(
     | {"dropout", "dropout_", "to", "type_as", "float", "half", "bfloat16"}
 )
 _QUOTIENTS = frozenset({"div", "div_", "true_divide", "__truediv__"})
+#: All that `ByHand.hear` asks for.
+HEARD_BY_HAND = _SUMS | _STILL | _QUOTIENTS | {"exp"}
 #: ln of an exponential that is 1 but for rounding: its maximum was taken from the scores.
 _ROUNDED_ZERO = 1e-2
 

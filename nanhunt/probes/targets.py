@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanhunt.probes.source import SourceLine, caller_line
 
-__all__ = ["HeardTarget", "targets_outside"]
+__all__ = ["HEARD_TARGETS", "HeardTarget", "targets_outside"]
 
 #: Of torch's losses: least and largest target that they have a meaning for. Beyond it their minimum lies at infinity.
 _DOMAINS = {
@@ -19,6 +19,7 @@ _DOMAINS = {
     "binary_cross_entropy_with_logits": (0.0, 1.0),
     "poisson_nll_loss": (0.0, math.inf),
 }
+HEARD_TARGETS = frozenset(_DOMAINS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
