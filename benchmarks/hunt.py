@@ -11,9 +11,11 @@ import argparse
 import contextlib
 import io
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,8 @@ from benchmarks.gpt import Size, build
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
+from nanhunt.trace.schema import Manifest
+from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 
@@ -29,6 +33,10 @@ SIZES = {
     "134M": Size(layers=12, width=768, heads=12, vocabulary=32000, batch=8, context=2048),
     "1.35G": Size(layers=24, width=2048, heads=16, vocabulary=32000, batch=8, context=2048),
 }
+
+
+#: Rounds before the first that counts: kernels are compiled, and the optimizer makes its state.
+_WARM = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +55,35 @@ def plain(run: TrainingRun, step: int) -> None:
     train_step(run, step, StepWatch())
 
 
-def detection(run: TrainingRun, step: int) -> None:
-    """Train as `nanhunt replay` does on a step that it does not record."""
-    rows = RowBuffer()
-    replay_step(run, step, rows, recorded=False)
-    rows.take()
+class Replay:
+    """What a hunt keeps from step to step: the buffer of rows, and the trace that they go into."""
 
+    def __init__(self, folder: Path) -> None:
+        self.rows = RowBuffer()
+        self.writer = TraceWriter(folder / "trace.parquet", Manifest())
+        self.count = 0
 
-def op_level(run: TrainingRun, step: int) -> None:
-    """Train as the hunt does to find the op."""
-    rows = RowBuffer()
-    replay_step(run, step, rows, recorded=False, zoom=OpProbe(run, rows))
-    rows.take()
+    def detection(self, run: TrainingRun, step: int) -> None:
+        """Train as `nanhunt replay` does on a step that it does not record."""
+        replay_step(run, step, self.rows, recorded=False)
+        self._write()
 
+    def recorded(self, run: TrainingRun, step: int) -> None:
+        """Train as `nanhunt replay` does on a step that it records."""
+        replay_step(run, step, self.rows, recorded=True)
+        self.count = self._write()
 
-def recorded(run: TrainingRun, step: int) -> None:
-    """Train as `nanhunt replay` does on a step that it records."""
-    rows = RowBuffer()
-    replay_step(run, step, rows, recorded=True)
-    rows.take()
+    def op_level(self, run: TrainingRun, step: int) -> None:
+        """Train as the hunt does to find the op."""
+        rows = RowBuffer()
+        replay_step(run, step, rows, recorded=False, zoom=OpProbe(run, rows))
+        rows.take()
+
+    def _write(self) -> int:
+        rows = self.rows.take()
+        self.writer.write(rows)
+        self.writer.flush()
+        return len(rows)
 
 
 def anomaly(run: TrainingRun, step: int) -> None:
@@ -74,13 +92,17 @@ def anomaly(run: TrainingRun, step: int) -> None:
         train_step(run, step, StepWatch())
 
 
-VARIANTS = [
-    Variant("plain step", "nothing", plain),
-    Variant("nanhunt, module level", "outputs of modules, gradients, weights, buffers, moments", detection),
-    Variant("nanhunt, op level", "every op of forward, backward, clip and update", op_level),
-    Variant("nanhunt, recording", "statistics and histograms of the same, a row each", recorded, 3),
-    Variant("set_detect_anomaly(True)", "NaN in gradients of backward ops", anomaly),
-]
+def variants_of(replay: Replay) -> list[Variant]:
+    """Return the ways to run a step, the plain one first."""
+    return [
+        Variant("plain step", "nothing", plain),
+        Variant("nanhunt, detection", "loss, gradients, weights, buffers, moments", replay.detection),
+        Variant(
+            "nanhunt, recording", "statistics and histograms of outputs, their gradients and the same", replay.recorded
+        ),
+        Variant("nanhunt, op level", "every op of forward, backward, clip and update", replay.op_level, 3),
+        Variant("set_detect_anomaly(True)", "NaN in gradients of backward ops", anomaly, 5),
+    ]
 
 
 def transformers_debug(run: TrainingRun) -> Variant | None:
@@ -108,22 +130,31 @@ def transformers_debug(run: TrainingRun) -> Variant | None:
     return Variant("transformers DebugUnderflowOverflow", "inputs, outputs and weights of modules, forward", step)
 
 
-def measure(run: TrainingRun, device: str, rounds: int) -> dict[Variant, list[float]]:
-    """Return the seconds of each variant's steps, a step a round, after two rounds of warming up."""
-    other = transformers_debug(run)
-    variants = [*VARIANTS, other] if other is not None else VARIANTS
-    times: dict[Variant, list[float]] = {v: [] for v in variants}
-    for turn in range(rounds + 2):
+@dataclass(slots=True)
+class Measured:
+    """A variant's steps: seconds of each, and the most bytes on the device."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+
+def measure(run: TrainingRun, device: str, rounds: int, variants: list[Variant]) -> dict[Variant, Measured]:
+    """Run a step of each variant a round, after three rounds of warming up."""
+    found = {v: Measured() for v in variants}
+    for turn in range(rounds + _WARM):
         for place, variant in enumerate(variants):
-            if variant.at_most and turn >= 2 + variant.at_most:
+            if variant.at_most and turn >= _WARM + variant.at_most:
                 continue
             _wait(device)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
             variant.step(run, turn * len(variants) + place)
             _wait(device)
-            if turn >= 2:
-                times[variant].append(time.perf_counter() - began)
-    return times
+            if turn >= _WARM:
+                found[variant].seconds.append(time.perf_counter() - began)
+                found[variant].peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return found
 
 
 def ops_of(run: TrainingRun, step: int) -> int:
@@ -143,23 +174,34 @@ def report(name: str, device: str, rounds: int) -> None:
     """Measure one size and print its table."""
     size = SIZES[name]
     run = build(size, device)
-    times = measure(run, device, rounds)
-    base = times[VARIANTS[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        replay = Replay(Path(folder))
+        other = transformers_debug(run)
+        times = measure(run, device, rounds, [*variants_of(replay), *([other] if other is not None else [])])
     parameters = sum(p.numel() for p in run.model.parameters())
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    ops = ops_of(run, (rounds + 2) * len(times))
+    ops = ops_of(run, (rounds + _WARM) * len(times))
     print(f"\nGPT of {parameters / 1e6:.1f} M parameters, {size.layers} layers, batch {size.batch} x {size.context},")
-    print(f"{ops} ops a step; {where}; torch {torch.__version__}; {rounds} rounds\n")
-    print(f"{'':38} {'ms':>9}  {'x plain':>8}  {'range':>13}   looks at")
-    for variant, seconds in times.items():
-        ratios = sorted(a / b for a, b in zip(seconds, base, strict=False))
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-        middle = statistics.median(ratios)
-        print(
-            f"{variant.name:38} {statistics.median(seconds) * 1e3:9.1f}  {middle:8.2f}  {spread:>13}   {variant.looks_at}"
-        )
-    if len(times) == len(VARIANTS):
+    print(f"{ops} ops and {replay.count} rows a step; {where}; torch {torch.__version__}; {rounds} rounds\n")
+    print(f"{'':38} {'ms':>9}  {'x plain':>8}  {'range':>13}  {'memory':>7}   looks at")
+    base, *_ = times.values()
+    middles = {variant.name: _print(variant, measured, base) for variant, measured in times.items()}
+    ten = (9 * middles["nanhunt, detection"] + middles["nanhunt, recording"]) / 10
+    print(
+        f"{'nanhunt, --every 10':38} {'':9}  {ten:8.3f}  {'computed':>13}  {'':7}   one recorded step and nine others"
+    )
+    if other is None:
         print("transformers is not installed: its DebugUnderflowOverflow was not measured")
+
+
+def _print(variant: Variant, measured: Measured, base: Measured) -> float:
+    """Print a variant's line, and return the median of its ratios."""
+    ratios = sorted(a / b for a, b in zip(measured.seconds, base.seconds, strict=False))
+    spread, middle = f"{ratios[0]:.2f} to {ratios[-1]:.2f}", statistics.median(ratios)
+    more = f"{100 * (measured.peak / base.peak - 1):+.1f} %" if base.peak else ""
+    milliseconds = statistics.median(measured.seconds) * 1e3
+    print(f"{variant.name:38} {milliseconds:9.1f}  {middle:8.3f}  {spread:>13}  {more:>7}   {variant.looks_at}")
+    return middle
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.probes.softmax import CALLS_THROUGH, watch_softmax
 from nanhunt.recipes.scaling import LOSSES
 from nanhunt.stats.flags import FlagQueue
-from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import batch_size
@@ -124,18 +124,27 @@ class Finiteness(StepWatch):
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Look at every gradient, unscaled and not yet clipped."""
-        if self._zoom is not None:
+        if self._zoom is not None or self._rows is not None:
             return
-        self._look("grads", self._run.gradients(parameters))
+        self._look("grads", self._run.gradients(parameters, self._named))
 
     def updated(self) -> None:
         """Look at weights, buffers and optimizer state."""
         run = self._run
         if self._zoom is not None:
             return
-        self._look("weights", run.parameters())
+        state = run.state_tensors(self._named)
+        if self._rows is not None:
+            self._look("state", {name: t for name, t in state.items() if not name.endswith(_MOMENTS)})
+            return
+        self._look("weights", self._named)
         self._look("buffers", run.buffers(), masks=True)
-        self._look("state", run.state_tensors())
+        self._look("state", state)
+
+    @cached_property
+    def _named(self) -> dict[str, Tensor]:
+        """The parameters by name, as they are when they are asked for first: to walk the modules takes a millisecond."""
+        return self._run.parameters()
 
     def resolve(self) -> Finiteness:
         """Bring what was seen to the host, and return self."""
@@ -144,6 +153,8 @@ class Finiteness(StepWatch):
         if self._rows is not None:
             for kind, name in nonfinite_rows(self._rows.peek()):
                 self._found(kind, name)
+            for role, kind, masks in _LEFT_OUT:
+                self._look(kind, {name: t for r, name, t in self._rows.left_out if r is role}, masks=masks)
         flags = self._queue.fetch()
         for kind, name, ticket, masks in self._looks:
             found = flags[ticket]
@@ -160,11 +171,6 @@ class Finiteness(StepWatch):
 
     def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
         """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
-        if self._rows is not None:
-            measured = kind != "state"
-            tensors = {
-                n: t for n, t in tensors.items() if not (is_measurable(t) and (measured or n.endswith(_MOMENTS)))
-            }
         tickets = self._queue.look_at_all([tensor.detach() for tensor in tensors.values()], signed=masks)
         self._looks += [(kind, name, ticket, masks) for name, ticket in zip(tensors, tickets, strict=True)]
 
@@ -185,6 +191,7 @@ _RECORDED = (
     (Role.EXP_AVG, Phase.UPDATE, "state", False),
     (Role.EXP_AVG_SQ, Phase.UPDATE, "state", False),
 )
+_LEFT_OUT = tuple((role, kind, masks) for role, _, kind, masks in _RECORDED if role is not Role.OUTPUT)
 
 
 def nonfinite_rows(rows: StepRows) -> Iterator[tuple[str, str]]:
@@ -261,9 +268,9 @@ def replay_step(
     narrator = _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)
-    with _looking(run, rows, zoom):
+    with _looking(run, rows, zoom) as heard:
         try:
-            replayed.result = train_step(run, step, WatchList(watches, rows, zoom))
+            replayed.result = train_step(run, step, WatchList([*watches, *heard], rows, zoom))
         except (NanhuntError, DataEndedError):
             raise
         except Exception as error:
@@ -305,7 +312,9 @@ def device_is_lost(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[None]:
+def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterator[list[StepWatch]]:
+    """Put the hooks on, and yield the watches that go with them."""
+    heard: list[StepWatch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.emulating())
         if run.emulator is not None:
@@ -313,12 +322,12 @@ def _looking(run: TrainingRun, rows: RowBuffer, zoom: OpProbe | None) -> Iterato
         if rows.recording:
             stack.enter_context(watch_modules(run.roots(), rows))
             if zoom is None:
-                stack.enter_context(watch_softmax(run, rows))
+                heard.append(stack.enter_context(watch_softmax(run, rows)))
         if zoom is not None:
             stack.enter_context(_collected_less())
             stack.enter_context(zoom.stack.following(run.roots()))
             stack.enter_context(zoom)
-        yield
+        yield heard
 
 
 @contextlib.contextmanager

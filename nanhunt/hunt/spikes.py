@@ -123,10 +123,10 @@ def hear_exactly(state: HuntState, step: int) -> dict[str, Any] | None:
     rows.step, rows.pass_ = step, "zoom"
     with kept(run, step + 1):
         rewind(run, ring, step)
-        with watch_softmax(run, rows, exact=True) as targets:
-            replay_step(run, step, RowBuffer(), recorded=False)
+        with watch_softmax(run, rows, exact=True) as heard:
+            replay_step(run, step, RowBuffer(), recorded=False, also=[heard])
     state.writer.write(rows.take())
-    found = next((t for t in targets if bool(t.outside.any())), None)
+    found = next((t for t in heard.targets if bool(t.outside.any())), None)
     if found is None:
         return None
     source = place(found.source, run.root) if found.source else None

@@ -21,16 +21,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from nanhunt.probes.adam import adam_health, frozen_share, rms, second_moment
 from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.stats.sampling import looked_at
+from nanhunt.stats.summarize import has_triton
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
+
+if TYPE_CHECKING:
+    from nanhunt.probes.update_kernel import KeptTiles
 
 __all__ = ["OptimizerProbe", "record_state"]
 
@@ -44,28 +49,54 @@ class OptimizerProbe(StepWatch):
         self._before: dict[str, Tensor] = {}
         self._v_before: dict[str, Tensor] = {}
         self._names: dict[Tensor, str] = {}
+        #: parameters by name, as they were when they were asked for first
+        self._named: dict[str, Tensor] = {}
         #: sum and norm of each weight as its optimizer left it
         self._left: dict[str, Tensor] = {}
+        #: names and tiles of parameters that are measured by one launch
+        self._together: list[tuple[list[str], KeptTiles]] = []
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Record every gradient: accumulated, unscaled, not yet clipped."""
         if not self._rows.recording:
             return
-        self._rows.tensors(self._run.gradients(parameters), phase=Phase.UNSCALE, role=Role.GRAD)
+        self._named = self._named or self._run.parameters()
+        self._rows.tensors(self._run.gradients(parameters, self._named), phase=Phase.UNSCALE, role=Role.GRAD)
 
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep the weights and second moments that the update starts from, at the first update of each."""
         if not self._rows.recording:
             return
-        self._names = {p: n for n, p in self._run.parameters().items()}
-        for parameter in self._run.trainable() if parameters is None else parameters:
+        self._named = self._named or self._run.parameters()
+        self._names = {p: n for n, p in self._named.items()}
+        together: dict[tuple[Any, ...], list[tuple[str, Tensor, Tensor | None]]] = {}
+        held = self._run.trainable() if parameters is None else parameters
+        for parameter, state in zip(held, self._run.states_of(held), strict=True):
             name = self._names.get(parameter)
             if name is None or name in self._before:
                 continue
+            v = second_moment(state)
+            if (key := _kind(parameter, v)) is not None:
+                together.setdefault(key, []).append((name, parameter, v))
+                continue
             self._before[name] = _kept(parameter)
-            v = _second_moment(self._run.state_of(parameter))
             if v is not None:
                 self._v_before[name] = _kept(v)
+        for batch in together.values():
+            self._keep_together(batch)
+
+    def _keep_together(self, batch: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
+        """Keep parameters of one kind by one launch."""
+        from nanhunt.probes.update_kernel import KeptTiles  # triton is there on CUDA alone
+
+        moments = [v for _, _, v in batch if v is not None]
+        tiles = KeptTiles([p.detach() for _, p, _ in batch], moments or None)
+        names = [name for name, _, _ in batch]
+        self._together.append((names, tiles))
+        for index, name in enumerate(names):
+            self._before[name] = tiles.before(index)
+            if (v := tiles.v_before(index)) is not None:
+                self._v_before[name] = v
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
@@ -79,20 +110,52 @@ class OptimizerProbe(StepWatch):
         """Record weights, moments, the applied update and Adam's health."""
         if not self._rows.recording:
             return
-        record_state(self._run, self._rows, Phase.UPDATE)
+        record_state(self._run, self._rows, Phase.UPDATE, self._named or None)
         self._rows.scalar("optimizer_step", step_counter(self._run), phase=Phase.UPDATE)
         parameters = {self._names[p]: (p, g) for p, g in self._groups() if p in self._names}
         changed = {name: found for name, found in parameters.items() if name in self._before}
         with torch.no_grad():
-            updates = {name: looked_at(p.detach()) - self._before[name] for name, (p, _) in changed.items()}
+            measured = self._measure_together(changed)
+            updates = {
+                name: before if name in measured else looked_at(changed[name][0].detach()) - before
+                for name, before in self._before.items()
+                if name in changed
+            }
             shapes = {name: p.shape for name, (p, _) in changed.items()}
             self._rows.tensors(updates, phase=Phase.UPDATE, role=Role.UPDATE, shapes=shapes)
             for name, (parameter, group) in changed.items():
-                for key, value in self._health(name, parameter, group, updates[name]).items():
+                if name in self._left:
+                    moved = (_sum_and_norm(parameter) - self._left[name]).abs().amax()
+                    self._scalar(name, "moved_outside", moved)
+                for key, value in (
+                    {} if name in measured else self._health(name, parameter, group, updates[name]).items()
+                ):
                     self._scalar(name, key, value)
         self._before.clear()
         self._v_before.clear()
         self._left.clear()
+        self._together.clear()
+
+    def _measure_together(self, changed: dict[str, tuple[Tensor, dict[str, Any]]]) -> set[str]:
+        """Turn what was kept together into updates and record their health; return the names."""
+        done: set[str] = set()
+        for names, tiles in self._together:
+            found = [changed[name] for name in names if name in changed]
+            states = self._run.states_of(parameter for parameter, _ in found)
+            if len(found) < len(names) or not _measures(found, states):
+                continue
+            groups = [group for _, group in found]
+            has_before = tiles.v_kept is not None
+            values = tiles.health([p.grad for p, _ in found], states, groups)
+            cells = [
+                (name, key, row * len(tiles.HEALTH) + column)
+                for row, (name, group) in enumerate(zip(names, groups, strict=True))
+                for column, key in enumerate(tiles.HEALTH)
+                if _is_told(key, group, has_before=has_before)
+            ]
+            self._rows.scalars([(*_leaf(name, key), place) for name, key, place in cells], values, phase=Phase.UPDATE)
+            done |= set(names)
+        return done
 
     def _groups(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield each parameter that an optimizer has, with its group; record the groups' hyper-parameters."""
@@ -102,8 +165,8 @@ class OptimizerProbe(StepWatch):
             yield from ((parameter, group) for parameter in group["params"])
 
     def _scalar(self, name: str, key: str, value: Tensor | None) -> None:
-        module, leaf = split_name(name)
-        self._rows.scalar(f"{leaf}.{key}", value, phase=Phase.UPDATE, module=module)
+        module, leaf = _leaf(name, key)
+        self._rows.scalar(leaf, value, phase=Phase.UPDATE, module=module)
 
     def _record_betas(self, group: dict[str, Any], index: int) -> None:
         """Record what a schedule, a reload or a hand may have changed: `beta1`, `beta2`, `eps`, with the group's number."""
@@ -114,17 +177,55 @@ class OptimizerProbe(StepWatch):
 
     def _health(self, name: str, parameter: Tensor, group: dict[str, Any], update: Tensor) -> dict[str, Tensor | None]:
         """Return the scalars of the file's docstring of one parameter."""
-        health: dict[str, Tensor | None] = {}
-        if name in self._left:
-            health["moved_outside"] = (_sum_and_norm(parameter) - self._left[name]).abs().amax()
         grad, lr = parameter.grad, float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
-            return health
+            return {}
         is_part = update.numel() < parameter.numel()
         grad, state = looked_at(grad), {k: _looked_at(v) for k, v in self._run.state_of(parameter).items()}
-        health["frozen"] = _frozen_share(update, grad, is_part=is_part) if lr > 0 else None
-        health["update_lr"] = _rms(update) / lr if lr > 0 else None
+        health = {
+            "frozen": frozen_share(update, grad, is_part=is_part) if lr > 0 else None,
+            "update_lr": rms(update) / lr if lr > 0 else None,
+        }
         return health | adam_health(grad, state, group, self._v_before.get(name))
+
+
+def _leaf(name: str, key: str) -> tuple[str, str]:
+    """Return module and name of a parameter's scalar."""
+    module, leaf = split_name(name)
+    return module, f"{leaf}.{key}"
+
+
+def _kind(parameter: Tensor, v: Tensor | None) -> tuple[Any, ...] | None:
+    """Return what parameters must share to be measured together; None of one that is measured alone."""
+    grad = parameter.grad
+    if not parameter.is_cuda or grad is None or not has_triton():
+        return None
+    held = [t for t in (parameter, grad, v) if t is not None]
+    from nanhunt.probes.update_kernel import fits
+
+    return (parameter.device, *(t.dtype for t in held), v is None) if fits(*held) else None
+
+
+def _measures(found: Sequence[tuple[Tensor, dict[str, Any]]], states: Sequence[dict[str, Any]]) -> bool:
+    """Whether the kernel of updates has all that it needs: gradients that are still there, and Adam's moments."""
+    from nanhunt.probes.update_kernel import fits
+
+    held = [
+        (p, p.grad, state.get("exp_avg"), state.get("exp_avg_sq")) for (p, _), state in zip(found, states, strict=True)
+    ]
+    if not all(isinstance(t, Tensor) for own in held for t in own) or not all(fits(*own) for own in held):
+        return False
+    alike = {tuple(t.dtype for t in own if t is not None) for own in held}
+    return len(alike) == 1 and all("betas" in g and isinstance(g.get("eps"), (int, float)) for _, g in found)
+
+
+def _is_told(key: str, group: dict[str, Any], *, has_before: bool) -> bool:
+    """Whether a number can be had: some need a rate, some an ε, some a moment of before."""
+    if key in ("frozen", "update_lr"):
+        return float(group["lr"]) > 0
+    if key in ("v_stuck", "v_stale"):
+        return has_before
+    return key != "kappa_eps" or float(group["eps"]) > 0
 
 
 def _looked_at(value: Any) -> Any:
@@ -144,57 +245,6 @@ def _sum_and_norm(tensor: Tensor) -> Tensor:
     return torch.stack([wide.sum() / math.sqrt(max(1, wide.numel())), torch.linalg.vector_norm(wide)])
 
 
-def adam_health(
-    grad: Tensor, state: dict[str, Any], group: dict[str, Any], v_before: Tensor | None
-) -> dict[str, Tensor | None]:
-    """Return the shares and ratios of the file's docstring that need Adam's state; empty without one.
-
-    `grad` is the gradient that the optimizer saw (unscaled, clipped); all tensors have the parameter's shape. The
-    values are scalars on the parameter's device.
-    """
-    v, m = _second_moment(state), state.get("exp_avg")
-    if v is None or v.shape != grad.shape:
-        return {}
-    eps = group.get("eps")
-    if not isinstance(eps, (int, float)):  # Adafactor has two
-        return {}
-    if "betas" not in group:  # RMSprop: nothing is corrected for a start at zero
-        return {} if v_before is None else {"v_stale": _stale(grad, v_before.double(), eps)}
-    if not isinstance(m, Tensor):
-        return {}
-    beta2 = float(group["betas"][1])
-    # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
-    counter = state.get("step", 0)
-    on_device = isinstance(counter, Tensor) and counter.device.type != "cpu"
-    step = torch.full((), 0.0 if on_device else float(counter), dtype=torch.float64, device=v.device)
-    step = step + counter if on_device else step
-    # float64: v of 1e-30 over ε² of 1e-16 is where fp32 would flush
-    g2, v_hat = grad.double().square(), v.double() / _correction(beta2, step)
-    health: dict[str, Tensor | None] = {
-        "rms_t": (g2 / v_hat.clamp(min=eps * eps)).mean().sqrt(),
-        "kappa_eps": v_hat.mean().sqrt() / eps if eps > 0 else None,
-        "v_zero": ((v == 0) & (m != 0)).double().mean(),
-        "v_below_eps2": ((v_hat < eps * eps) & (g2 > 0)).double().mean(),
-    }
-    if v_before is not None:
-        stuck = (v == v_before) & (g2 > 0) & (g2 < 0.5 * v.double())
-        health["v_stuck"] = stuck.sum() / (g2 > 0).sum().clamp(min=1)
-        health["v_stale"] = _stale(grad, v_before.double() / _correction(beta2, step - 1), eps)
-    return health
-
-
-def _second_moment(state: dict[str, Any]) -> Tensor | None:
-    """Return what Adam and its kin (`exp_avg_sq`) or RMSprop (`square_avg`) keep of squared gradients."""
-    found = state.get("exp_avg_sq", state.get("square_avg"))
-    return found if isinstance(found, Tensor) else None
-
-
-def _stale(grad: Tensor, v_before: Tensor, eps: float) -> Tensor:
-    """Return RMS(g) over that of the moment before it; NaN of a gradient below ε, which is noise (a key's bias has no other)."""
-    g2 = grad.double().square().mean()
-    return torch.where(g2 >= eps * eps, (g2 / v_before.mean().clamp(min=eps * eps)).sqrt(), math.nan)
-
-
 def step_counter(run: TrainingRun) -> float | None:
     """Return the largest step counter that the optimizers keep on the host; None where there is none.
 
@@ -209,30 +259,13 @@ def step_counter(run: TrainingRun) -> float | None:
     return max((float(c) for c in counters if not (isinstance(c, Tensor) and c.device.type != "cpu")), default=None)
 
 
-def _correction(beta2: float, step: Tensor) -> Tensor:
-    """Return Adam's 1 - β2^step, and 1 where there has been no step."""
-    return torch.where(step > 0, 1.0 - beta2**step, 1.0)
-
-
-def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase) -> None:
-    """Record every parameter, buffer and Adam moment as it stands."""
-    parameters = run.parameters()
+def record_state(run: TrainingRun, rows: RowBuffer, phase: Phase, named: dict[str, Tensor] | None = None) -> None:
+    """Record every parameter, buffer and Adam moment as it stands; `named` are the parameters, where they are known."""
+    parameters = run.parameters() if named is None else named
     rows.tensors(parameters, phase=phase, role=Role.WEIGHT)
-    states = {name: run.state_of(parameter) for name, parameter in parameters.items()}
+    states = dict(zip(parameters, run.states_of(parameters.values()), strict=True))
     for role in (Role.EXP_AVG, Role.EXP_AVG_SQ):
         found = {name: state.get(role.value) for name, state in states.items()}
         moments = {name: moment for name, moment in found.items() if isinstance(moment, Tensor)}
         rows.tensors(moments, phase=phase, role=role)
     rows.tensors(run.buffers(), phase=phase, role=Role.BUFFER)
-
-
-def _frozen_share(update: Tensor, grad: Tensor, *, is_part: bool) -> Tensor:
-    """Return the share of elements with a gradient whose weight kept its bits; where none has one, 0, of a part NaN."""
-    moved = grad != 0
-    still, count = (moved & (update == 0)).sum(), moved.sum()
-    return torch.where(count > 0, still / count.clamp(min=1), math.nan if is_part else 0.0)
-
-
-def _rms(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm / math.sqrt(max(1, tensor.numel()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,11 +39,13 @@ class RowBuffer:
         self._queue = StatsQueue()
         #: what has reached the host; tickets count on from there
         self._stats = EMPTY
-        #: of each row: site, (step, micro, seq), ticket or -1, value on the host or the device
+        #: of each row: site, (step, micro, seq), ticket or -1, value on the host, on the device, or in a table there
         self._sites: list[Site] = []
         self._places: list[tuple[int, int, int]] = []
         self._tickets: list[int] = []
-        self._values: list[float | Tensor | None] = []
+        self._values: list[float | Tensor | tuple[Tensor, int] | None] = []
+        #: tensors by name that could not be measured
+        self.left_out: list[tuple[Role, str, Tensor]] = []
         self._known: dict[tuple[Any, ...], Site] = {}
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self.blocks = BlockLooks()
@@ -103,6 +105,8 @@ class RowBuffer:
         `shapes` are those of the tensors whose parts these are, where they are parts.
         """
         found = {name: t for name, t in named.items() if is_measurable(t)} if self.recording else {}
+        if self.recording and len(found) < len(named):
+            self.left_out += [(role, name, t) for name, t in named.items() if name not in found]
         if not found:
             return
         with self.aside():
@@ -124,11 +128,11 @@ class RowBuffer:
         held = value.detach().to(torch.float64) if isinstance(value, Tensor) else float(value)
         self._add(phase, Role.SCALAR, module, name, value=held)
 
-    def scalars(self, named: Mapping[str, Tensor], *, phase: Phase) -> None:
-        """Observe scalars by their qualified names."""
-        for qualified, value in named.items():
-            module, name = split_name(qualified)
-            self.scalar(name, value, phase=phase, module=module)
+    def scalars(self, places: Sequence[tuple[str, str, int]], table: Tensor, *, phase: Phase) -> None:
+        """Observe scalars that lie in one fp64 tensor on the device: module, name, and place in it of each."""
+        flat = table.detach().reshape(-1)
+        for module, name, place in places:
+            self._add(phase, Role.SCALAR, module, name, value=(flat, place))
 
     def take(self) -> StepRows:
         """Return the rows so far, with their statistics, and start afresh: the step's one wait for the device."""
@@ -164,15 +168,21 @@ class RowBuffer:
 
     def _forget(self) -> None:
         self._stats = EMPTY
-        for column in (self._sites, self._places, self._tickets, self._values):
+        for column in (self._sites, self._places, self._tickets, self._values, self.left_out):
             column.clear()
 
     def _fetch_values(self) -> None:
-        """Bring scalars to the host, with one wait for each device."""
+        """Bring scalars to the host, with one wait for each device and each table."""
         devices: dict[torch.device, list[int]] = {}
+        tables: dict[int, list[float]] = {}
         for row, value in enumerate(self._values):
             if isinstance(value, Tensor):
                 devices.setdefault(value.device, []).append(row)
+            elif isinstance(value, tuple):
+                table, place = value
+                if id(table) not in tables:
+                    tables[id(table)] = table.tolist()
+                self._values[row] = tables[id(table)][place]
         for rows in devices.values():
             held = [value for row in rows if isinstance(value := self._values[row], Tensor)]
             for row, number in zip(rows, torch.stack(held).tolist(), strict=True):
@@ -199,7 +209,7 @@ class RowBuffer:
         shape: tuple[int, ...] | None = None,
         *,
         ticket: int = -1,
-        value: float | Tensor | None = None,
+        value: float | Tensor | tuple[Tensor, int] | None = None,
     ) -> None:
         key = (self.pass_, phase, role, module, name, op, source, dtype, shape)
         site = self._known.get(key)

@@ -36,8 +36,10 @@ from nanhunt.probes.softmax_by_hand import HEARD_BY_HAND, ByHand, Kept, weighs_v
 from nanhunt.probes.targets import HEARD_TARGETS, HeardTarget, targets_outside
 from nanhunt.trace.schema import Phase
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.step_watch import StepWatch
 
-__all__ = ["CALLS_THROUGH", "watch_softmax"]
+__all__ = ["CALLS_THROUGH", "SoftmaxWatch", "watch_softmax"]
+
 #: What stands here between the user's call and the function that they called.
 CALLS_THROUGH = ("_call_heard", "__torch_function__", "heard")
 
@@ -69,12 +71,58 @@ _CHUNK = 1 << 26
 
 
 @contextmanager
-def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> Iterator[list[HeardTarget]]:
-    """Record scores, entropies and log Z of what runs inside the body into `rows`; yield what targets are heard if `exact`."""
+def watch_softmax(run: TrainingRun, rows: RowBuffer, *, exact: bool = False) -> Iterator[SoftmaxWatch]:
+    """Record scores, entropies and log Z of what runs inside the body into `rows`; the watch hears where forwards end.
+
+    With `exact`, it holds the targets that were heard.
+    """
     stack = ModuleStack()
     ear = _Ear(rows, stack, exact=exact)
-    with stack.following(run.roots()), _inner_heard(ear), ear.deaf_in_updates(), ear:
-        yield ear.targets
+    watch = SoftmaxWatch(ear, always=run.train_step is not None)
+    with stack.following(run.roots()), _inner_heard(ear), ear.deaf_in_updates():
+        try:
+            watch.listen()
+            yield watch
+        finally:
+            watch.leave()
+
+
+class SoftmaxWatch(StepWatch):
+    """Lets the ear listen while losses are computed: a step calls functions by the thousand in clip and update as well.
+
+    In a loop of the user's own it listens all the time: between a mode's coming and going their own modes may come and go.
+    """
+
+    def __init__(self, ear: _Ear, *, always: bool) -> None:
+        self._ear = ear
+        self._always = always
+        self._listens = False
+
+    @property
+    def targets(self) -> list[HeardTarget]:
+        """The targets that were heard."""
+        return self._ear.targets
+
+    def batch_read(self, micro: int, batch: Any) -> None:
+        """A forward begins."""
+        self.listen()
+
+    def backward_begins(self, micro: int) -> None:
+        """It has ended."""
+        if not self._always:
+            self.leave()
+
+    def listen(self) -> None:
+        """Begin to listen."""
+        if not self._listens:
+            self._ear.__enter__()  # type: ignore[no-untyped-call]
+            self._listens = True
+
+    def leave(self) -> None:
+        """Listen no more."""
+        if self._listens:
+            self._listens = False
+            self._ear.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -67,7 +67,9 @@ class DeviceTable:
         begins = np.cumsum([0, *self._used[:-1]])
         rows = np.concatenate(words)[begins[places] + np.array([row for _, row, *_ in self._places], np.int64)]
         found = _decoded(
-            rows, np.array([size for *_, size, _ in self._places]), np.array([e for *_, e in self._places])
+            rows,
+            np.array([size for *_, size, _ in self._places], np.int64),
+            np.array([every for *_, every in self._places], np.int64),
         )
         size = sum(map(len, self._tables))
         self._tables = [self._tables[0].zero_() if len(self._tables) == 1 else self._zeros(size)]

@@ -17,7 +17,7 @@ from nanhunt.stats.torch_kernel import FIELDS, columns_of, in_memory, is_measura
 if TYPE_CHECKING:
     from nanhunt.stats.device_table import DeviceTable
 
-__all__ = ["StatsQueue", "summarize"]
+__all__ = ["StatsQueue", "has_triton", "summarize"]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -98,7 +98,7 @@ class StatsQueue:
         """Return the table that the fused kernel measures this tensor into; None of what it does not measure."""
         if not tensor.is_cuda or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
             return None
-        if tensor.dtype not in _FUSED or tensor.is_neg() or not _has_triton() or not is_measurable(tensor):
+        if tensor.dtype not in _FUSED or tensor.is_neg() or not has_triton() or not is_measurable(tensor):
             return None
         if tensor.device not in self._tables:
             from nanhunt.stats.device_table import DeviceTable  # triton is there on CUDA alone
@@ -112,7 +112,8 @@ _FUSED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether fused kernels can be had."""
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -15,8 +15,10 @@ Not covered: dtypes other than fp32, bf16 and fp16, which `torch_kernel` measure
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -51,12 +53,35 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     size = tensor.numel()
     if not size:
         return
-    every, parts, tiny = every_of(size), _parts(size), _TINY[tensor.dtype]
-    with torch.cuda.device(tensor.device):
-        first_of_one[(triton.cdiv(size, _SPAN),)](
-            tensor, size, table, row, tiny=tiny, width=_WIDTH, tiles=_TILES, num_warps=_WARPS
-        )
-        second_of_one[(parts,)](tensor, size, table, row, every, parts, tiny=tiny, width=TILE)
+    tiny, kind = _TINY[tensor.dtype], (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0, size >> 31 > 0, tensor.device)
+    every, parts = _shares(size)
+    with _on(tensor.device):
+        _start(first_of_one, kind, triton.cdiv(size, _SPAN), (tensor, size, table, row), (tiny, _WIDTH, _TILES), _WARPS)
+        _start(second_of_one, kind, parts, (tensor, size, table, row, every, parts), (tiny, TILE), 4)
+
+
+#: Kernels as they were compiled, by what their machine code depends on.
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def _start(kernel: Any, kind: tuple[Any, ...], programs: int, args: tuple[Any, ...], fixed: tuple[int, ...], warps: int) -> None:  # fmt: skip
+    """Launch a kernel by its compiled code where there is some: half of the 25 µs that Triton takes to find it."""
+    compiled = _COMPILED.get((kernel, kind))
+    if compiled is None:
+        _COMPILED[kernel, kind] = kernel[(programs,)](*args, *fixed, num_warps=warps)
+    else:
+        compiled[programs, 1, 1](*args, *fixed)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a device the current one, where it is not."""
+    return contextlib.nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shares(size: int) -> tuple[int, int]:
+    """Return of how many tiles one is counted, and the programs of the second pass."""
+    return every_of(size), _parts(size)
 
 
 def launch_many(tensors: Sequence[Tensor], table: Tensor, first: int, *, exact: bool = False) -> None:
@@ -81,23 +106,31 @@ def is_told_by_the_second(top: Any, low: Any) -> Any:
 def _launch_group(
     tensors: list[Tensor], rows: list[int], table: Tensor, dtype: torch.dtype, aligned: bool, exact: bool
 ) -> None:
-    sizes = [tensor.numel() for tensor in tensors]
-    facts = [
-        (t.data_ptr(), size, row, 1 if exact else every_of(size), _parts(size, exact))
-        for t, size, row in zip(tensors, sizes, rows, strict=True)
-    ]
     device = tensors[0].device
-    spans, parts = _programs(tuple(sizes), device, exact)
-    there = torch.tensor(facts, dtype=torch.int64, device="cpu").pin_memory().to(device, non_blocking=True)
+    places = tuple(tensor.data_ptr() for tensor in tensors)
+    there, spans, parts = _told(places, tuple(tensor.numel() for tensor in tensors), tuple(rows), device, exact)
     settings = {"dtype": _DTYPES[dtype], "aligned": _ALIGNED if aligned else 2, "tiny": _TINY[dtype]}
-    with torch.cuda.device(device):
+    with _on(device):
         first_of_many[(len(spans),)](there, spans, table, **settings, width=_WIDTH, tiles=_TILES, num_warps=_WARPS)
         second_of_many[(len(parts),)](there, parts, table, **settings, width=TILE)
 
 
 @functools.lru_cache(maxsize=64)
+def _told(
+    places: tuple[int, ...], sizes: tuple[int, ...], rows: tuple[int, ...], device: torch.device, exact: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the kernels are told, on the device: tensors lie where they lay a step before, mostly."""
+    facts = [
+        (place, size, row, 1 if exact else every_of(size), _parts(size, exact))
+        for place, size, row in zip(places, sizes, rows, strict=True)
+    ]
+    there = torch.tensor(facts, dtype=torch.int64, device="cpu").pin_memory().to(device, non_blocking=True)
+    return there, *_programs(sizes, device, exact)
+
+
+@functools.lru_cache(maxsize=64)
 def _programs(sizes: tuple[int, ...], device: torch.device, exact: bool) -> tuple[Tensor, Tensor]:
-    """Return the (tensor, span) and the (tensor, part) of each program on the device: the same in every step."""
+    """Return the (tensor, span) and the (tensor, part) of each program on the device."""
     spans, parts = [triton.cdiv(size, _SPAN) for size in sizes], [_parts(size, exact) for size in sizes]
     return _shared_out(spans, device), _shared_out(parts, device)
 

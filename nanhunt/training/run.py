@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,16 +156,21 @@ class TrainingRun:
 
     def state_of(self, parameter: Tensor) -> dict[str, Any]:
         """Return what an optimizer keeps of a parameter; {} where none does."""
-        states = (optimizer.state.get(parameter) for optimizer in self.optimizers)
-        return next((state for state in states if isinstance(state, dict) and state), {})
+        return self.states_of([parameter])[0]
+
+    def states_of(self, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+        """Return `state_of` each."""
+        optimizers = self.optimizers
+        return [
+            next((s for o in optimizers if isinstance(s := o.state.get(parameter), dict) and s), {})
+            for parameter in parameters
+        ]
 
     def state_tensors(self, named: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the optimizers' floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
-        optimizers = self.optimizers
+        parameters = self.parameters() if named is None else named
         found: dict[str, Tensor] = {}
-        for name, parameter in (self.parameters() if named is None else named).items():
-            states = (o.state[parameter] for o in optimizers if parameter in o.state)
-            state = next((s for s in states if isinstance(s, dict) and s), {})
+        for name, state in zip(parameters, self.states_of(parameters.values()), strict=True):
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
                     found[f"{name}.{key}"] = value

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanhunt.probes.optimizer import OptimizerProbe, adam_health, record_state
+from nanhunt.probes.adam import adam_health
+from nanhunt.probes.optimizer import OptimizerProbe, record_state
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.trace.schema import Observation, Phase
 from nanhunt.training.run import TrainingRun

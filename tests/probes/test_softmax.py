@@ -16,6 +16,8 @@ from nanhunt.probes.softmax import watch_softmax
 
 
 class _Run:
+    train_step = None
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 

@@ -14,9 +14,10 @@ from tests.probes.test_softmax import _Run
 
 def outside(loss: nn.Module, target: Tensor) -> tuple[list[float | None], list[int]]:
     rows = RowBuffer()
-    with watch_softmax(_Run(loss), rows, exact=True) as targets:  # type: ignore[arg-type]
+    with watch_softmax(_Run(loss), rows, exact=True) as heard:  # type: ignore[arg-type]
         loss(target)
     counts = [row.value for row in rows.take() if row.name == "target.outside"]
+    targets = heard.targets
     return counts, targets[0].body()["rows"] if targets and bool(targets[0].outside.any()) else []
 
 

@@ -119,8 +119,8 @@ def test_many_tensors_in_one_launch_measure_as_each_alone() -> None:
 
 
 def test_parts_merge_to_the_whole() -> None:
-    tensor = adversarial(200_000, torch.float32).cuda()
-    for cut in (1, 2048, 77_777):
+    tensor = adversarial(30_000, torch.float32).cuda()
+    for cut in (1, 2048, 17_777):
         both, whole = summarize(tensor[:cut]) + summarize(tensor[cut:]), summarize(tensor)
         assert (both.nan, both.zero, both.subnormal, both.amax, both.amin) == (
             whole.nan, whole.zero, whole.subnormal, whole.amax, whole.amin,

@@ -1,0 +1,80 @@
+"""Adam's health of one parameter, from its gradient and moments: the numbers that `probes.optimizer` explains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["adam_health", "frozen_share", "rms", "second_moment"]
+
+
+def adam_health(
+    grad: Tensor, state: dict[str, Any], group: dict[str, Any], v_before: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Return the shares and ratios that need Adam's state, by name; empty without one.
+
+    `grad` is the gradient that the optimizer saw (unscaled, clipped); all tensors have the parameter's shape. The
+    values are scalars on the parameter's device.
+    """
+    v, m = second_moment(state), state.get("exp_avg")
+    if v is None or v.shape != grad.shape:
+        return {}
+    eps = group.get("eps")
+    if not isinstance(eps, (int, float)):  # Adafactor has two
+        return {}
+    if "betas" not in group:  # RMSprop: nothing is corrected for a start at zero
+        return {} if v_before is None else {"v_stale": _stale(grad, v_before.double(), eps)}
+    if not isinstance(m, Tensor):
+        return {}
+    beta2 = float(group["betas"][1])
+    # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
+    counter = state.get("step", 0)
+    on_device = isinstance(counter, Tensor) and counter.device.type != "cpu"
+    step = torch.full((), 0.0 if on_device else float(counter), dtype=torch.float64, device=v.device)
+    step = step + counter if on_device else step
+    # float64: v of 1e-30 over ε² of 1e-16 is where fp32 would flush
+    g2, v_hat = grad.double().square(), v.double() / correction(beta2, step)
+    health: dict[str, Tensor | None] = {
+        "rms_t": (g2 / v_hat.clamp(min=eps * eps)).mean().sqrt(),
+        "kappa_eps": v_hat.mean().sqrt() / eps if eps > 0 else None,
+        "v_zero": ((v == 0) & (m != 0)).double().mean(),
+        "v_below_eps2": ((v_hat < eps * eps) & (g2 > 0)).double().mean(),
+    }
+    if v_before is not None:
+        stuck = (v == v_before) & (g2 > 0) & (g2 < 0.5 * v.double())
+        health["v_stuck"] = stuck.sum() / (g2 > 0).sum().clamp(min=1)
+        health["v_stale"] = _stale(grad, v_before.double() / correction(beta2, step - 1), eps)
+    return health
+
+
+def second_moment(state: dict[str, Any]) -> Tensor | None:
+    """Return what Adam and its kin (`exp_avg_sq`) or RMSprop (`square_avg`) keep of squared gradients."""
+    found = state.get("exp_avg_sq", state.get("square_avg"))
+    return found if isinstance(found, Tensor) else None
+
+
+def correction(beta2: float | Tensor, step: Tensor) -> Tensor:
+    """Return Adam's 1 - β2^step, and 1 where there has been no step."""
+    return torch.where(step > 0, 1.0 - beta2**step, 1.0)
+
+
+def frozen_share(update: Tensor, grad: Tensor, *, is_part: bool) -> Tensor:
+    """Return the share of elements with a gradient whose weight kept its bits; where none has one, 0, of a part NaN."""
+    moved = grad != 0
+    still, count = (moved & (update == 0)).sum(), moved.sum()
+    return torch.where(count > 0, still / count.clamp(min=1), math.nan if is_part else 0.0)
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Return the root of the mean of squares, in fp64."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm / math.sqrt(max(1, tensor.numel()))
+
+
+def _stale(grad: Tensor, v_before: Tensor, eps: float) -> Tensor:
+    """Return RMS(g) over that of the moment before it; NaN of a gradient below ε, which is noise (a key's bias has no other)."""
+    g2 = grad.double().square().mean()
+    return torch.where(g2 >= eps * eps, (g2 / v_before.mean().clamp(min=eps * eps)).sqrt(), math.nan)

@@ -1,0 +1,190 @@
+"""Updates and Adam's health of all parameters at once, on a CUDA device, by three launches.
+
+Parameter by parameter this took some forty launches each: 300 of 650 ms of a recorded step (135 M parameters, H100). Here
+one launch keeps the tiles that are looked at of all weights, one those of all second moments, and after the update a third
+one reads them again and leaves sums of each tile; what these say of a parameter is ten operations on a small table. The
+numbers are those of `probes.adam`, which is asked where the kernel cannot be (`fits`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor, nn
+
+from nanhunt.probes.adam import correction
+from nanhunt.probes.update_code import keep, measure
+from nanhunt.stats.sampling import TILE, every_of, tiles_of
+
+__all__ = ["HEALTH", "SUMS", "KeptTiles", "fits"]
+
+#: What `measure` leaves of a tile.
+SUMS = ("g2", "ratio", "v_hat", "v_zero", "below", "stuck", "live", "v_before", "moved", "still", "update2")
+#: What is told of a parameter, in the order of the columns that `health` returns.
+HEALTH = ("frozen", "update_lr", "rms_t", "kappa_eps", "v_zero", "v_below_eps2", "v_stuck", "v_stale")
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def fits(*tensors: Any) -> bool:
+    """Whether the kernel reads these: plain CUDA tensors of one shape without gaps, of the common formats."""
+    return all(
+        type(t) in _PLAIN and t.is_cuda and t.dtype in _TYPES and t.is_contiguous() and t.shape == tensors[0].shape
+        for t in tensors
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Group:
+    """Parameters of one format on one device, by place in what was handed over; `starts` counts tiles."""
+
+    device: torch.device
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+    #: (parameter, tile) of each program, and how many of each parameter
+    programs: Tensor
+    lengths: Tensor
+
+    @classmethod
+    @functools.lru_cache(maxsize=32)
+    def of(cls, sizes: tuple[int, ...], device: torch.device) -> _Group:
+        """Share the tiles of tensors of these sizes out: the same in every step."""
+        counts = torch.tensor([tiles_of(size) for size in sizes], device="cpu")
+        starts = counts.cumsum(0) - counts
+        whose = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+        which = torch.arange(len(whose), device="cpu") - starts[whose]
+        programs = _sent(torch.stack([whose, which], dim=1), device)
+        return cls(
+            device=device, sizes=sizes, starts=tuple(starts.tolist()), programs=programs, lengths=_sent(counts, device)
+        )
+
+    def facts(self, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return what the kernels are told of each parameter; of each, up to four tensors."""
+        return _facts(self, tuple(tuple(t.data_ptr() for t in own) for own in tensors))
+
+    def view(self, kept: Tensor, index: int, shape: Sequence[int]) -> Tensor:
+        """Return a parameter's tiles as `sampling.looked_at` has them."""
+        size, start = self.sizes[index], self.starts[index] * TILE
+        if every_of(size) == 1:
+            return kept[start : start + size].view(*shape)
+        return kept[start : start + tiles_of(size) * TILE].view(-1, TILE)
+
+
+@functools.lru_cache(maxsize=64)
+def _facts(group: _Group, places: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return the table of `update_code`: tensors lie where they lay a step before, mostly."""
+    rows = [
+        [*own, *[0] * (4 - len(own)), size, every_of(size), start]
+        for own, size, start in zip(places, group.sizes, group.starts, strict=True)
+    ]
+    return _sent(torch.tensor(rows, dtype=torch.int64, device="cpu"), group.device)
+
+
+class KeptTiles:
+    """The tiles of some weights of one format and device, and of their second moments, as they were before an update."""
+
+    HEALTH = HEALTH
+
+    def __init__(self, weights: Sequence[Tensor], moments: Sequence[Tensor] | None) -> None:
+        """Copy them; `moments` are of the weights' shapes and of one format, None where there are none yet."""
+        self.weights = list(weights)
+        self.group = _Group.of(tuple(w.numel() for w in weights), weights[0].device)
+        self.kept = self._copied(self.weights)
+        self.v_kept = None if moments is None else self._copied(moments)
+
+    def _copied(self, tensors: Sequence[Tensor]) -> Tensor:
+        kept = torch.empty(len(self.group.programs) * TILE, dtype=tensors[0].dtype, device=self.group.device)
+        with torch.cuda.device(self.group.device):
+            keep[(len(self.group.programs),)](
+                self.group.facts([[t] for t in tensors]),
+                self.group.programs,
+                kept,
+                dtype=_TYPES[kept.dtype],
+                which=0,
+                width=TILE,
+            )
+        return kept
+
+    def before(self, index: int) -> Tensor:
+        """Return a weight's tiles; after `health`, what they changed by."""
+        return self.group.view(self.kept, index, self.weights[index].shape)
+
+    def v_before(self, index: int) -> Tensor | None:
+        """Return a second moment's tiles."""
+        return None if self.v_kept is None else self.group.view(self.v_kept, index, self.weights[index].shape)
+
+    def health(
+        self, grads: Sequence[Any], states: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]
+    ) -> Tensor:
+        """Turn the kept weights into updates; return `HEALTH` of each, (parameters, 8) in fp64 on the device.
+
+        What needs a second moment of before is NaN where there was none, and what needs ε where that is zero.
+        """
+        own = [(w, g, s["exp_avg"], s["exp_avg_sq"]) for w, g, s in zip(self.weights, grads, states, strict=True)]
+        betas, rates, epsilons = (
+            _sent(torch.tensor(column, dtype=torch.float64, device="cpu"), self.group.device)
+            for column in (
+                [float(g["betas"][1]) for g in groups],
+                [float(g["lr"]) for g in groups],
+                [float(g["eps"]) for g in groups],
+            )
+        )
+        steps = _steps(states, self.group.device)
+        eps2 = epsilons.square()
+        limits = torch.stack([eps2, correction(betas, steps), correction(betas, steps - 1)], dim=1)
+        sums = torch.empty(len(self.group.programs), len(SUMS), dtype=torch.float64, device=self.group.device)
+        kinds = [_TYPES[t.dtype] for t in own[0]]
+        with torch.cuda.device(self.group.device):
+            measure[(len(self.group.programs),)](
+                self.group.facts(own), self.group.programs, limits, self.kept,
+                self.kept if self.v_kept is None else self.v_kept, sums, *kinds, width=TILE,
+            )  # fmt: skip
+        total = torch.segment_reduce(sums, "sum", lengths=self.group.lengths, axis=0, unsafe=True)
+        return _health(dict(zip(SUMS, total.T, strict=True)), self._counts(), rates, epsilons, self.v_kept is not None)
+
+    def _counts(self) -> Tensor:
+        """Return how many elements are looked at of each, and 1 where that is a part, (2, parameters)."""
+        sizes = self.group.sizes
+        seen = [size if every_of(size) == 1 else tiles_of(size) * TILE for size in sizes]
+        return _sent(
+            torch.tensor([seen, [every_of(size) > 1 for size in sizes]], dtype=torch.float64, device="cpu"),
+            self.group.device,
+        )
+
+
+def _health(of: dict[str, Tensor], counts: Tensor, rates: Tensor, eps: Tensor, has_before: bool) -> Tensor:
+    """Return the columns of `HEALTH` from sums over parameters."""
+    seen, is_part = counts[0].clamp(min=1.0), counts[1] > 0
+    g2, eps2 = of["g2"] / seen, eps.square()
+    nothing = torch.where(is_part, math.nan, 0.0)
+    stale = (g2 / (of["v_before"] / seen).clamp(min=eps2)).sqrt()
+    columns = {
+        "frozen": torch.where(of["moved"] > 0, of["still"] / of["moved"].clamp(min=1.0), nothing),
+        "update_lr": (of["update2"] / seen).sqrt() / rates,
+        "rms_t": (of["ratio"] / seen).sqrt(),
+        "kappa_eps": (of["v_hat"] / seen).sqrt() / eps,
+        "v_zero": of["v_zero"] / seen,
+        "v_below_eps2": of["below"] / seen,
+        "v_stuck": of["stuck"] / of["live"].clamp(min=1.0),
+        "v_stale": torch.where(g2 >= eps2, stale, math.nan),
+    }
+    return torch.stack([columns[name] for name in HEALTH], dim=1)
+
+
+def _steps(states: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+    """Return the parameters' step counters in fp64; a fused Adam has them on the device."""
+    counters = [state.get("step", 0) for state in states]
+    if all(isinstance(c, Tensor) and c.device == device for c in counters):
+        return torch.stack(counters).reshape(-1).double()
+    return _sent(torch.tensor([float(c) for c in counters], dtype=torch.float64, device="cpu"), device)
+
+
+def _sent(table: Tensor, device: torch.device) -> Tensor:
+    """Send a table from the host; nothing waits."""
+    return table.pin_memory().to(device, non_blocking=True)
