@@ -9,8 +9,7 @@ from typing import Any
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
-from nanhunt.trace.schema import NoteKind
-from nanhunt.trace.writer import METADATA_KEY
+from nanhunt.trace.schema import METADATA_KEY, NoteKind
 
 __all__ = ["amend"]
 

@@ -15,8 +15,16 @@ import pyarrow as pa
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
-from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, Note
-from nanhunt.trace.writer import ENDED_KEY, METADATA_KEY, NOTES_KEY
+from nanhunt.trace.schema import (
+    COLUMNS,
+    ENDED_KEY,
+    METADATA_KEY,
+    NOTES_KEY,
+    SCHEMA_VERSION,
+    ArrowSchema,
+    Manifest,
+    Note,
+)
 
 __all__ = ["MAKE_ONE", "Condition", "NoStepError", "RankFile", "read_rank_file"]
 
