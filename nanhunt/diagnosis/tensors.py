@@ -172,7 +172,7 @@ class _Lines:
 
     def _lines_of(self, table: Any) -> _Ints:
         """Return each row's line; by way of the dictionaries, so that Python sees a combination once a table."""
-        columns = [table.column(n).combine_chunks().dictionary_encode() for n in ("module", "role", "name", "dtype")]
+        columns = [table.column(n).unify_dictionaries().combine_chunks() for n in ("module", "role", "name", "dtype")]
         code = np.zeros(table.num_rows, np.int64)
         for column in columns:
             code = code * (len(column.dictionary) + 1) + column.indices.fill_null(len(column.dictionary)).to_numpy()
@@ -226,9 +226,8 @@ def _floats(table: Any, name: str) -> _Floats:
 
 def _loss_scale(table: Any, loss_scales: Mapping[int, float]) -> _Floats:
     """Return what each row's numbers are too large by: the loss scale of its step, 1 for all but gradients of outputs."""
-    import pyarrow.compute as pc
-
-    scaled = pc.equal(table.column("role"), "grad_output").combine_chunks().to_numpy(zero_copy_only=False)
+    roles = table.column("role").unify_dictionaries().combine_chunks()
+    scaled = np.array([role == "grad_output" for role in roles.dictionary.to_pylist()])[roles.indices.to_numpy()]
     if not loss_scales or not scaled.any():
         return np.ones(table.num_rows)
     steps, inverse = np.unique(table.column("step").to_numpy(), return_inverse=True)
