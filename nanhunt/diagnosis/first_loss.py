@@ -56,7 +56,6 @@ def _classes(evidence: Evidence) -> int | None:
         rows = evidence.trace.frame(["role", "name", "dtype", "amax"], roles=["batch"], passes=["replay"])
         whole = rows[rows["dtype"].astype(str).isin(["int64", "int32"])]
         labels = [{"max": float(m)} for m in whole["amax"] if m is not None and m >= 1]
-    frame = evidence.frame("output", ["step", "module", "shape"])
-    shapes = frame[frame["module"] == ""]["shape"]
+    shapes = evidence.frame("output", ["shape"], modules=[""])["shape"]
     last = next((int(s[-1]) for s in shapes if s is not None and len(s) >= 2), None)
     return last if last is not None and last >= 2 and any(f["max"] < last for f in labels) else None

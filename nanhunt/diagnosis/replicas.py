@@ -48,8 +48,8 @@ def parted_replicas(evidence: Evidence) -> Parted | None:
 
 def _moments(evidence: Evidence, role: str, *, loaded: bool = False) -> dict[tuple[int, bool], _Moment]:
     """Return the tensors of a role by (step, whether behind the update); if `loaded`, as they were loaded alone."""
-    frame = evidence.frame(role, ["step", "phase", "module", "name", *_NUMBERS])
-    frame = frame[frame["phase"] == "load"] if loaded else frame
+    columns = ["step", "phase", "module", "name", *_NUMBERS]
+    frame = evidence.frame(role, columns, phases=["load"] if loaded else None)
     numbers = zip(*(frame[n] for n in _NUMBERS), strict=True)
     places = zip(frame["step"], frame["phase"], frame["module"], frame["name"], strict=True)
     moments: dict[tuple[int, bool], _Moment] = defaultdict(dict)

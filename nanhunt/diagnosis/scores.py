@@ -111,8 +111,7 @@ def _maker(evidence: Evidence, logits: Logits) -> str:
     if step is None or not logits.spread.get(step):
         return ""
     mean, spread = logits.shift[step], logits.spread[step]
-    frame = evidence.frame("output", ["step", "module", "mean", "std"])
-    frame = frame[frame["step"] == step]
+    frame = evidence.frame("output", ["module", "mean", "std"], step=step)
     alike = ((frame["mean"] - mean).abs() < _ALIKE * spread) & ((frame["std"] - spread).abs() < _ALIKE * spread)
     return max((str(m) for m in frame[alike]["module"]), key=lambda m: m.count(".") + bool(m), default="")
 

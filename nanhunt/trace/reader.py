@@ -96,10 +96,28 @@ class Trace:
         key = tuple(None if part is None else tuple(part) for part in asked)
         if key not in self._frames:
             wanted = [c.name for c in COLUMNS] if columns is None else list(columns)
-            conditions = _conditions(roles, passes, phases, modules, steps)
-            self._frames[key] = _to_frame(self._table(wanted, conditions))
+            table = self.table(wanted, roles=roles, passes=passes, phases=phases, modules=modules, steps=steps)
+            self._frames[key] = _to_frame(table)
         # A copy of the frame, not of its data: a column that one caller adds is not seen by the next.
         return self._frames[key].copy(deep=False)
+
+    def table(
+        self,
+        columns: Sequence[str],
+        *,
+        roles: Sequence[str] | None = None,
+        passes: Sequence[str] | None = None,
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
+        dtypes: Sequence[str] | None = None,
+        steps: tuple[int, int] | None = None,
+    ) -> Any:
+        """Return the rows of `frame` as an Arrow table, read anew; text comes as dictionaries."""
+        unknown = [c for c in columns if c not in ArrowSchema.names]
+        if unknown:
+            raise TraceError(f"a trace has no column {unknown[0]!r}", hint=f"it has {', '.join(ArrowSchema.names)}")
+        conditions = _conditions(roles, passes, phases, modules, dtypes, steps)
+        return pa.concat_tables([file.read(list(columns), conditions) for file in self._files])
 
     def tables(self, columns: Sequence[str], *, roles: Sequence[str], passes: Sequence[str]) -> Iterator[Any]:
         """Yield rows as Arrow tables, some ten thousand at a time, so that a trace larger than memory can be read.
@@ -143,13 +161,6 @@ class Trace:
     def last_step(self) -> int | None:
         """The last of `steps`; None where there is none."""
         return self.steps[-1] if self.steps else None
-
-    def _table(self, columns: list[str], conditions: Sequence[Condition]) -> Any:
-        """Return columns of all ranks as one Arrow table."""
-        unknown = [c for c in columns if c not in ArrowSchema.names]
-        if unknown:
-            raise TraceError(f"a trace has no column {unknown[0]!r}", hint=f"it has {', '.join(ArrowSchema.names)}")
-        return pa.concat_tables([file.read(columns, conditions) for file in self._files])
 
     def _why_incomplete(self) -> str:
         """Return why the trace is not complete, or ''."""
@@ -256,10 +267,11 @@ def _conditions(
     passes: Sequence[str] | None = None,
     phases: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
     steps: tuple[int, int] | None = None,
 ) -> list[Condition]:
     """Return what `Trace.frame` was asked for as conditions on columns."""
-    texts = {"role": roles, "pass": passes, "phase": phases, "module": modules}
+    texts = {"role": roles, "pass": passes, "phase": phases, "module": modules, "dtype": dtypes}
     conditions: list[Condition] = [(name, "in", wanted) for name, wanted in texts.items() if wanted is not None]
     if steps is not None:
         conditions += [("step", ">=", steps[0]), ("step", "<=", steps[1])]
