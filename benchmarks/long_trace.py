@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nanhunt import jsonsafe
 from nanhunt.trace.reader import Trace
@@ -103,7 +104,7 @@ def replay(folder: Path, *, layers: int, steps: int, fault: bool) -> Path:
 def write_stream(short: Path, path: Path) -> int:
     """Write the stream of the long run that ends in the trace `short`, a batch a step; return its rows."""
     trace = Trace.open(short)
-    table = next(trace.tables(ArrowSchema.names, roles=_roles(short), passes=_passes(short))).combine_chunks()
+    table = pq.read_table(short).replace_schema_metadata(None).combine_chunks()
     step, phase, pass_ = (table.column(name).to_numpy(zero_copy_only=False) for name in ("step", "phase", "pass"))
     first, rng, rows = trace.steps[0], np.random.default_rng(1), 0
     healthy = [table.filter(pa.array((step == s) & (phase != "load") & (pass_ == "replay"))) for s in trace.steps[:-1]]
@@ -122,14 +123,6 @@ def write_stream(short: Path, path: Path) -> int:
         last = _set(last, "seq", last.column("seq").to_numpy() + seq).combine_chunks().to_batches()[0]
         stream.write_batch(last, custom_metadata={NOTES_KEY: jsonsafe.dumps(notes), ENDED_KEY: jsonsafe.dumps("end")})
     return rows + last.num_rows
-
-
-def _roles(short: Path) -> list[str]:
-    return list(Trace.open(short).frame(["role"])["role"].unique())
-
-
-def _passes(short: Path) -> list[str]:
-    return list(Trace.open(short).frame(["pass"])["pass"].unique())
 
 
 def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
