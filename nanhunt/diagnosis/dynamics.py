@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.trace.columns import floats, integers, lengths_of
 
 __all__ = [
     "Growth",
@@ -145,21 +146,21 @@ def relative_updates(evidence: Evidence) -> dict[int, float]:
 def _norms(evidence: Evidence, role: str) -> dict[int, float]:
     """Return the norm of all tensors of a role by step; what was measured of a part of one stands for the whole."""
     table = evidence.trace.table(["step", "l2", "numel", "shape"], roles=[role], passes=["replay"])
-    norm, numel = (table.column(name).cast("float64").fill_null(math.nan).to_numpy() for name in ("l2", "numel"))
+    norm, numel = (floats(table.column(name)) for name in ("l2", "numel"))
     known = np.isfinite(norm) & (numel > 0.0)
     if not known.any():
         return {}
     squares = (norm * norm * _elements(table.column("shape").combine_chunks()))[known] / numel[known]
-    steps, first, place = np.unique(table.column("step").to_numpy()[known], return_index=True, return_inverse=True)
+    steps, first, place = np.unique(integers(table.column("step"))[known], return_index=True, return_inverse=True)
     totals = np.sqrt(np.bincount(place, squares))
     return {int(steps[at]): float(totals[at]) for at in np.argsort(first)}
 
 
 def _elements(shapes: Any) -> Any:
     """Return the product of each shape, 1 of an empty one."""
-    lengths = shapes.value_lengths().fill_null(0).to_numpy()
+    lengths = lengths_of(shapes)
     ends = np.cumsum(lengths)
-    sizes = np.append(shapes.flatten().to_numpy().astype(np.float64), 1.0)
+    sizes = np.append(floats(shapes.flatten()), 1.0)
     # each shape begins where the last one ends; of an empty one reduceat gives the first size behind it
     return np.where(lengths > 0, np.multiply.reduceat(sizes, ends - lengths), 1.0)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nanhunt.diagnosis.series import by_place, largest_by_place, rows_whose
 from nanhunt.interventions import Trial
+from nanhunt.trace.columns import integers, mask
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
 
@@ -248,7 +249,7 @@ class Evidence:
     def health_at(self, key: str, step: int) -> dict[str, float]:
         """Return a per-parameter scalar at one step, by qualified parameter name."""
         rows = self._heard(key, "replay")
-        found = by_place(rows.filter(pa.array(rows.column("step").to_numpy() == step)))
+        found = by_place(rows.filter(mask(integers(rows.column("step")) == step)))
         return {f"{m}.{n}".lstrip(".").removesuffix(f".{key}"): series[step] for (m, n), series in found.items()}
 
     def frame(
@@ -266,6 +267,22 @@ class Evidence:
             [*columns], roles=[role], passes=["replay"], phases=phases, modules=modules, steps=steps
         )
 
+    def cells(
+        self,
+        role: str,
+        columns: Iterable[str],
+        *,
+        pass_: str = "replay",
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
+        step: int | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Return rows of one role and pass as tuples, NaN for a number that is null: where they are few."""
+        steps = None if step is None else (step, step)
+        table = self.trace.table([*columns], roles=[role], passes=[pass_], phases=phases, modules=modules, steps=steps)
+        lists = (_cells(column) for column in table.columns)
+        return list(zip(*lists, strict=True))
+
     def history(
         self, role: str, column: str = "amax", *, modules: Sequence[str] | None = None
     ) -> dict[tuple[str, str], dict[int, float]]:
@@ -273,3 +290,10 @@ class Evidence:
         columns = ["step", "module", "name", column]
         table = self.trace.table(columns, roles=[role], passes=["replay"], modules=modules)
         return largest_by_place(table, column)
+
+
+def _cells(column: Any) -> list[Any]:
+    """Return a column's values, NaN for a number that is null."""
+    values: list[Any] = column.to_pylist()
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    return [math.nan if value is None else value for value in values] if is_number else values

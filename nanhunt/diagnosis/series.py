@@ -5,32 +5,25 @@ Tables are those of `Trace.table`, whose text is in dictionaries: a name is look
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-__all__ = ["by_place", "codes", "largest_by_place", "rows_whose"]
+from nanhunt.trace.columns import codes, floats, integers, mask
+
+__all__ = ["by_place", "largest_by_place", "rows_whose"]
 
 #: By module and name: a value by step.
 Series = dict[tuple[str, str], dict[int, float]]
 _Ints = npt.NDArray[np.int64]
 
 
-def codes(column: Any) -> tuple[list[str], _Ints]:
-    """Return a column of text as its words and each row's place among them; a null is at the end, as ''."""
-    encoded = column.unify_dictionaries().combine_chunks()
-    words = [*encoded.dictionary.to_pylist(), ""]
-    return words, encoded.indices.fill_null(len(words) - 1).to_numpy().astype(np.int64)
-
-
 def rows_whose(table: Any, column: str, holds: Callable[[str], bool]) -> Any:
     """Return the rows whose text in a column passes a test."""
     words, places = codes(table.column(column))
-    return table.filter(pa.array(np.array([holds(word) for word in words])[places]))
+    return table.filter(mask(np.array([holds(word) for word in words])[places]))
 
 
 def by_place(table: Any, value: str = "value") -> Series:
@@ -52,8 +45,7 @@ def largest_by_place(table: Any, value: str) -> Series:
 
 def _steps_and(table: Any, value: str) -> tuple[_Ints, npt.NDArray[np.float64]]:
     """Return steps and values, NaN for null."""
-    column = table.column(value).cast(pa.float64()).fill_null(math.nan)
-    return table.column("step").to_numpy(), column.to_numpy()
+    return integers(table.column("step")), floats(table.column(value))
 
 
 def _places(table: Any) -> Iterator[tuple[tuple[str, str], _Ints]]:

@@ -67,8 +67,7 @@ def loaded_weights(evidence: Evidence) -> list[Loaded]:
         "exp_lo",
         "exp_hist",
     ]
-    rows = evidence.frame("weight", columns, phases=["load"])
-    return [_loaded(*cells) for cells in rows.itertuples(index=False, name=None)]
+    return [_loaded(*cells) for cells in evidence.cells("weight", columns, phases=["load"])]
 
 
 def _loaded(

@@ -31,7 +31,8 @@ def compact(partial: Path, path: Path) -> None:
 
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with pa.memory_map(str(partial)) as source, temporary.open("wb") as target:
+        # read, not mapped: what is mapped counts as this process's memory, and a stream may be larger than that is
+        with pa.OSFile(str(partial)) as source, temporary.open("wb") as target:
             stream = pa.ipc.open_stream(source)
             with pq.ParquetWriter(
                 target,

@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
+from nanhunt.trace.columns import codes, integers
+from nanhunt.trace.columns import mask as as_mask
 from nanhunt.trace.schema import (
     COLUMNS,
     ENDED_KEY,
@@ -81,7 +83,7 @@ class RankFile:
                 met = _met(read(list(dict.fromkeys(name for name, _, _ in conditions))), conditions)
                 if met is None or met.any():
                     table = read(columns)
-                    yield _encoded(table if met is None or met.all() else table.filter(pa.array(met)))
+                    yield _encoded(table if met is None or met.all() else table.filter(as_mask(met)))
         except _ARROW_ERRORS as error:
             raise _damaged(self.path, str(error)) from error
 
@@ -125,8 +127,12 @@ def _met(table: Any, conditions: Sequence[Condition]) -> Any:
     """Return which rows meet all conditions, as booleans of numpy; None where there are no conditions."""
     mask: Any = None
     for name, relation, value in conditions:
-        column = table.column(name).combine_chunks()
-        met = _is_in(column, value) if relation == "in" else _compares(column, relation, value)
+        column = table.column(name)
+        if relation == "in":
+            met = _is_in(column, value)
+        else:
+            numbers = integers(column)
+            met = numbers <= value if relation == "<=" else numbers >= value
         mask = met if mask is None else mask & met
     return mask
 
@@ -135,18 +141,9 @@ def _is_in(column: Any, wanted: Sequence[str]) -> Any:
     """Return which values are wanted; a null is not."""
     import numpy as np
 
-    encoded = column.dictionary_encode()
+    words, places = codes(column)
     known = {str(value) for value in wanted}
-    is_wanted = np.array([*(word in known for word in encoded.dictionary.to_pylist()), False])
-    return is_wanted[encoded.indices.fill_null(len(is_wanted) - 1).to_numpy()]
-
-
-def _compares(column: Any, relation: str, value: Any) -> Any:
-    """Return which values lie on the right side of a number; a null does not."""
-    import pyarrow.compute as pc
-
-    compare = pc.less_equal if relation == "<=" else pc.greater_equal
-    return compare(column, pa.scalar(value, column.type)).fill_null(False).to_numpy(zero_copy_only=False)
+    return np.array([*(word in known for word in words[:-1]), False])[places]
 
 
 def read_rank_file(path: Path) -> RankFile:

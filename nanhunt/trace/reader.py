@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nanhunt.errors import TraceError
+from nanhunt.trace.columns import codes
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
 from nanhunt.trace.writer import partial_path
@@ -299,10 +300,9 @@ def _to_series(name: str, column: Any) -> pd.Series:
 
     if pa.types.is_dictionary(column.type):
         # a hundred thousand equal names are one Python string
-        encoded = column.unify_dictionaries().combine_chunks()
-        words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-        codes = encoded.indices.fill_null(len(words) - 1)
-        return pd.Series(words[codes.to_numpy(zero_copy_only=False)], dtype=object)
+        words, places = codes(column)
+        texts = np.array([*words[:-1], None], dtype=object)
+        return pd.Series(texts[places], dtype=object)
     if pa.types.is_list(column.type):
         return pd.Series(column.to_pandas().to_numpy(dtype=object), dtype=object)
     if name in _ALWAYS_THERE and not column.null_count:

@@ -147,11 +147,10 @@ def _labels(evidence: Evidence) -> int | None:
 
 def _logits(evidence: Evidence) -> tuple[str, str] | None:
     """Return the key of the model's own output whose last dimension has room for every label."""
-    rows = evidence.frame("output", ["module", "name", "shape"], modules=[""])
     classes = _labels(evidence) or 0
-    for module, name, shape in zip(rows["module"], rows["name"], rows["shape"], strict=True):
-        if shape is not None and len(shape) >= 2 and int(shape[-1]) > classes:
-            return str(module), str(name)
+    for module, name, shape in evidence.cells("output", ["module", "name", "shape"], modules=[""]):
+        if shape is not None and len(shape) >= 2 and shape[-1] > classes:
+            return module, name
     return None
 
 

@@ -142,8 +142,8 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
 def _no_slope(evidence: Evidence) -> Suspect | None:
     """A loss other than zero whose gradient is exactly zero before it enters the model."""
     onset = evidence.onset
-    sizes = evidence.frame("grad_output", ["amax"], step=onset.step if onset else -1)["amax"]
-    if sizes.empty or (sizes != 0.0).any():
+    sizes = evidence.cells("grad_output", ["amax"], step=onset.step if onset else -1)
+    if not sizes or any(amax != 0.0 for (amax,) in sizes):
         return None
     return _suspect(
         evidence,
@@ -159,8 +159,8 @@ def _no_slope(evidence: Evidence) -> Suspect | None:
 
 def _model_has_gradients(evidence: Evidence) -> bool:
     """Whether gradients arrive at parameters of the model: those that only an optimizer holds are called loose."""
-    modules = evidence.frame("grad", ["module"], step=evidence.onset.step if evidence.onset else -1)["module"]
-    return bool((modules.astype(str) != "loose").any())
+    rows = evidence.cells("grad", ["module"], step=evidence.onset.step if evidence.onset else -1)
+    return any(module != "loose" for (module,) in rows)
 
 
 def _not_the_models(evidence: Evidence) -> Suspect:
@@ -390,8 +390,7 @@ def _overflowed(evidence: Evidence) -> Suspect | None:
         return None
     fixes = ("take the norm in fp32: fp16 ends at 65504, and squares at 256", _GUARD)
     if math.isinf(norm):
-        grads = evidence.frame("grad", ["l2"], step=onset.step)
-        norm, format_ = math.hypot(*grads["l2"].tolist()), "fp64"
+        norm, format_ = math.hypot(*(l2 for (l2,) in evidence.cells("grad", ["l2"], step=onset.step))), "fp64"
         fixes = (
             "bring data and targets to the order of 1: the square of a gradient beyond 1.8e19 is inf in fp32",
             _GUARD,
