@@ -105,8 +105,10 @@ def run(line: list[str]) -> Cost:
 
 def _finish(command: list[str]) -> Cost:
     """Run a process to its end and return what it took."""
+    # compiled modules are kept, as they are where nanhunt is installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         output = process.stdout.read() if process.stdout else ""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from nanhunt import jsonsafe
 from nanhunt.trace.schema import COLUMNS, ENDED_KEY, METADATA_KEY, NOTES_KEY, SCHEMA_VERSION, ArrowSchema
 
-__all__ = ["ROW_GROUP_ROWS", "compact"]
+__all__ = ["ROW_GROUP_ROWS", "compact", "parquet_writer"]
 
 #: Rows of one Parquet row group, about 25 MB with 48-bin histograms.
 ROW_GROUP_ROWS = 65_536
@@ -27,22 +27,12 @@ _ENCODINGS = {c.name: "BYTE_STREAM_SPLIT" for c in COLUMNS if pa.types.is_floati
 
 def compact(partial: Path, path: Path) -> None:
     """Copy a finished stream to Parquet, row group by row group; `path` appears whole or not at all."""
-    import pyarrow.parquet as pq
-
     temporary = path.with_name(path.name + ".tmp")
     try:
         # read, not mapped: what is mapped counts as this process's memory, and a stream may be larger than that is
         with pa.OSFile(str(partial)) as source, temporary.open("wb") as target:
             stream = pa.ipc.open_stream(source)
-            with pq.ParquetWriter(
-                target,
-                ArrowSchema,
-                compression="zstd",
-                use_dictionary=_STRINGS,
-                column_encoding=_ENCODINGS,
-                write_page_index=True,
-                write_page_checksum=True,
-            ) as parquet:
+            with parquet_writer(target, ArrowSchema) as parquet:
                 notes, ended = _copy_rows(stream, parquet)
                 metadata = {
                     "schema_version": SCHEMA_VERSION,
@@ -58,6 +48,21 @@ def compact(partial: Path, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def parquet_writer(target: Any, schema: Any) -> Any:
+    """Return a writer of a trace's columns into an open file."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(
+        target,
+        schema,
+        compression="zstd",
+        use_dictionary=_STRINGS,
+        column_encoding=_ENCODINGS,
+        write_page_index=True,
+        write_page_checksum=True,
+    )
 
 
 def _copy_rows(stream: Any, parquet: Any) -> tuple[list[dict[str, Any]], str]:
