@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu corpus bench-hunt bench-headroom docs gallery clean
+.PHONY: help setup demo lint format test test-gpu corpus bench-hunt bench-report bench-headroom docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -46,6 +46,9 @@ corpus: $(STAMP)  ## run the corpus of failures through the command line, write 
 bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and other tools (ARGS="--rounds 30")
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks.hunt $(ARGS)
+
+bench-report: $(STAMP)  ## bytes a row, compaction, `report` over traces of up to 5 million rows, and start-up (ARGS="--steps 313")
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 bench-headroom: $(STAMP)  ## seconds and memory of headroom over traces of up to 2 million rows (ARGS="--rows 100000")
 	$(BIN)/python -m benchmarks.headroom $(ARGS)

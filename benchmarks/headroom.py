@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from nanhunt import jsonsafe
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.tensors import ROLES, merged_tensors
+from nanhunt.trace.compact import ROW_GROUP_ROWS
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import SCHEMA_VERSION, ArrowSchema, Manifest
-from nanhunt.trace.writer import METADATA_KEY, ROW_GROUP_ROWS
+from nanhunt.trace.schema import METADATA_KEY, SCHEMA_VERSION, ArrowSchema, Manifest
 
 MODULES = 300
 BINS = 30

@@ -1,11 +1,16 @@
-"""The benchmark runs every variant on the same training, and prints a row of each."""
+"""The benchmarks measure what they say: every variant on the same training, and traces like those that a replay writes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import hunt
+from benchmarks import hunt, long_trace
 from benchmarks.gpt import Size
+from nanhunt.diagnosis.diagnose import diagnose
+from nanhunt.trace.compact import compact
+from nanhunt.trace.reader import Trace
 
 
 def test_every_variant_is_timed_and_printed(
@@ -18,3 +23,24 @@ def test_every_variant_is_timed_and_printed(
     printed = capsys.readouterr().out
     assert all(variant.name in printed for variant in hunt.VARIANTS)
     assert "transformers is not installed" in printed
+
+
+def test_a_long_trace_is_a_run_that_ends_in_what_was_replayed(tmp_path: Path) -> None:
+    steps = long_trace.REPLAYED + 4
+    short = long_trace.replay(tmp_path, layers=1, steps=steps, fault=True)
+    rows = long_trace.write_stream(short, tmp_path / "long.parquet.partial")
+    compact(tmp_path / "long.parquet.partial", tmp_path / "long.parquet")
+    trace, replayed = Trace.open(tmp_path / "long.parquet"), Trace.open(short)
+    assert trace.complete
+    assert trace.steps == tuple(range(steps))
+    frame, own = trace.frame(), replayed.frame()
+    assert len(frame) == rows
+    assert frame["seq"].is_monotonic_increasing
+    per_step = frame[(frame["pass"] == "replay") & (frame["phase"] != "load")].groupby("step").size()
+    assert per_step.nunique() == 1
+    tail = frame[frame["step"] >= replayed.steps[0]].drop(columns="seq").reset_index(drop=True)
+    want = own[own["phase"] != "load"].drop(columns="seq").reset_index(drop=True)
+    assert tail["value"].equals(want["value"])
+    found = diagnose(trace)
+    assert found.onset == diagnose(replayed).onset
+    assert found.suspects[0].cause == "empty-reduction"

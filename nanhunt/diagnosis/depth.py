@@ -35,8 +35,8 @@ class DepthGrowth:
 
 def growth_with_depth(evidence: Evidence, step: int) -> DepthGrowth | None:
     """Return how the outputs of a step grew with depth; None where they did not, or one module alone made the growth."""
-    frame = evidence.frame("output", ["step", "micro", "seq", "module", "numel", "l2"])
-    frame = frame[(frame["step"] == step) & (frame["micro"] == 0) & (frame["module"].astype(str) != "")]
+    frame = evidence.frame("output", ["micro", "seq", "module", "numel", "l2"], step=step)
+    frame = frame[(frame["micro"] == 0) & (frame["module"].astype(str) != "")]
     records: list[tuple[str, float]] = []
     for module, numel, l2 in frame.sort_values("seq")[["module", "numel", "l2"]].itertuples(index=False, name=None):
         rms = float(l2) / math.sqrt(numel) if numel else 0.0
@@ -46,8 +46,8 @@ def growth_with_depth(evidence: Evidence, step: int) -> DepthGrowth | None:
         return None
     factor = records[-1][1] / records[0][1]
     largest = max(b / a for (_, a), (_, b) in itertools.pairwise(records))
-    inputs = evidence.frame("batch", ["step", "dtype", "amax"])
-    floats = inputs[(inputs["step"] == step) & inputs["dtype"].astype(str).str.contains("float")]["amax"]
+    inputs = evidence.frame("batch", ["dtype", "amax"], step=step)
+    floats = inputs[inputs["dtype"].astype(str).str.contains("float")]["amax"]
     batch = max((float(a) for a in floats if a is not None and math.isfinite(a)), default=1.0)
     if factor < _GROWN or largest > math.sqrt(factor) or records[-1][1] < _ABOVE * max(batch, 1.0):
         return None

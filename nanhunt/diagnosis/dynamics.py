@@ -6,18 +6,22 @@ Causes of spikes differ in which of these moved first, so they must all read the
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import count, takewhile
 from statistics import median
+from typing import Any
 
-from nanhunt.diagnosis.evidence import Evidence, Health
+import numpy as np
+
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.trace.columns import floats, integers, lengths_of
 
 __all__ = [
     "Growth",
     "RateJump",
     "blamed_steps",
     "leading_gradient",
-    "by_parameter",
     "first_step",
     "growth",
     "over_baseline",
@@ -129,10 +133,11 @@ def relative_updates(evidence: Evidence) -> dict[int, float]:
     """
     moved = _norms(evidence, "update")
     weights = _norms(evidence, "weight")
+    known = sorted(weights)
     ratios: dict[int, float] = {}
     for step, update in moved.items():
-        earlier = [s for s in weights if s < step]
-        norm = weights.get(max(earlier, default=step), 0.0)
+        before = bisect_left(known, step)
+        norm = weights.get(known[before - 1] if before else step, 0.0)
         if norm > 0.0:
             ratios[step] = update / norm
     return ratios
@@ -140,20 +145,24 @@ def relative_updates(evidence: Evidence) -> dict[int, float]:
 
 def _norms(evidence: Evidence, role: str) -> dict[int, float]:
     """Return the norm of all tensors of a role by step; what was measured of a part of one stands for the whole."""
-    squares: dict[int, float] = {}
-    frame = evidence.frame(role, ["step", "l2", "numel", "shape"])
-    for step, norm, numel, shape in frame.itertuples(index=False, name=None):
-        if math.isfinite(norm) and numel > 0:
-            squares[int(step)] = squares.get(int(step), 0.0) + norm * norm * math.prod(shape) / numel
-    return {step: math.sqrt(total) for step, total in squares.items()}
+    table = evidence.trace.table(["step", "l2", "numel", "shape"], roles=[role], passes=["replay"])
+    norm, numel = (floats(table.column(name)) for name in ("l2", "numel"))
+    known = np.isfinite(norm) & (numel > 0.0)
+    if not known.any():
+        return {}
+    squares = (norm * norm * _elements(table.column("shape").combine_chunks()))[known] / numel[known]
+    steps, first, place = np.unique(integers(table.column("step"))[known], return_index=True, return_inverse=True)
+    totals = np.sqrt(np.bincount(place, squares))
+    return {int(steps[at]): float(totals[at]) for at in np.argsort(first)}
 
 
-def by_parameter(values: list[Health]) -> dict[str, dict[int, float]]:
-    """Return a per-parameter scalar as {"h.0.weight": {7: 0.31}}."""
-    series: dict[str, dict[int, float]] = {}
-    for health in values:
-        series.setdefault(health.qualified, {})[health.step] = health.value
-    return series
+def _elements(shapes: Any) -> Any:
+    """Return the product of each shape, 1 of an empty one."""
+    lengths = lengths_of(shapes)
+    ends = np.cumsum(lengths)
+    sizes = np.append(floats(shapes.flatten()), 1.0)
+    # each shape begins where the last one ends; of an empty one reduceat gives the first size behind it
+    return np.where(lengths > 0, np.multiply.reduceat(sizes, ends - lengths), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

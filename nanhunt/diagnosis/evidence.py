@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from nanhunt.diagnosis.series import by_place, largest_by_place, rows_whose
 from nanhunt.interventions import Trial
+from nanhunt.trace.columns import integers, mask
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
 
@@ -68,7 +72,6 @@ class Evidence:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.manifest = trace.manifest
-        self._health_frames: dict[str, pd.DataFrame] = {}
 
     # --- the fault ---------------------------------------------------------------------------------------------------
 
@@ -215,35 +218,82 @@ class Evidence:
         limit = step if step is not None else (self.onset.step if self.onset else math.inf)
         return [v for s, v in sorted(series.items()) if s < limit and math.isfinite(v)]
 
-    def _health_frame(self, pass_: str) -> pd.DataFrame:
-        if pass_ not in self._health_frames:
-            frame = self.trace.frame(["step", "module", "name", "value"], roles=["scalar"], passes=[pass_])
-            self._health_frames[pass_] = frame[frame["name"].astype(str).str.contains(".", regex=False)]
-        return self._health_frames[pass_]
+    @cached_property
+    def _health_rows(self) -> dict[str, Any]:
+        """Per-parameter scalars by pass, as Arrow tables of step, module, name and value: there are millions."""
+        columns = ["step", "module", "name", "value"]
+        return {p: self.trace.table(columns, roles=["scalar"], passes=[p]) for p in ("replay", "zoom")}
+
+    def _heard(self, key: str, pass_: str) -> Any:
+        """Return the rows of a per-parameter scalar."""
+        table = self._health_rows[pass_]
+        return rows_whose(table, "name", lambda name: name.endswith(f".{key}"))
+
+    def hears(self, key: str) -> bool:
+        """Whether there is a row of a per-parameter scalar."""
+        return bool(self._heard(key, "replay").num_rows)
 
     def health(self, key: str, pass_: str = "replay") -> list[Health]:
         """Return a per-parameter scalar over all recorded steps, in order of step."""
-        frame = self._health_frame(pass_)
-        rows = frame[frame["name"].astype(str).str.endswith(f".{key}")]
+        rows = self._heard(key, pass_)
         return [
-            Health(step=int(s), module=str(m), parameter=str(n)[: -len(key) - 1], value=float(v))
-            for s, m, n, v in zip(rows["step"], rows["module"], rows["name"], rows["value"], strict=True)
+            Health(step=s, module=m, parameter=n[: -len(key) - 1], value=math.nan if v is None else v)
+            for s, m, n, v in zip(*(column.to_pylist() for column in rows.columns), strict=True)
         ]
+
+    def health_series(self, key: str) -> dict[str, dict[int, float]]:
+        """Return a per-parameter scalar as {"h.0.weight": {7: 0.31}}, in order of step."""
+        series = by_place(self._heard(key, "replay"))
+        return {f"{m}.{n}".lstrip(".").removesuffix(f".{key}"): steps for (m, n), steps in series.items()}
 
     def health_at(self, key: str, step: int) -> dict[str, float]:
         """Return a per-parameter scalar at one step, by qualified parameter name."""
-        return {h.qualified: h.value for h in self.health(key) if h.step == step}
+        rows = self._heard(key, "replay")
+        found = by_place(rows.filter(mask(integers(rows.column("step")) == step)))
+        return {f"{m}.{n}".lstrip(".").removesuffix(f".{key}"): series[step] for (m, n), series in found.items()}
 
-    def frame(self, role: str, columns: Iterable[str]) -> pd.DataFrame:
-        """Return rows of one role of the replay pass."""
-        return self.trace.frame([*columns], roles=[role], passes=["replay"])
+    def frame(
+        self,
+        role: str,
+        columns: Iterable[str],
+        *,
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
+        step: int | None = None,
+    ) -> pd.DataFrame:
+        """Return rows of one role of the replay pass; of all steps, or of one."""
+        steps = None if step is None else (step, step)
+        return self.trace.frame(
+            [*columns], roles=[role], passes=["replay"], phases=phases, modules=modules, steps=steps
+        )
 
-    def history(self, role: str, column: str = "amax") -> dict[tuple[str, str], dict[int, float]]:
+    def cells(
+        self,
+        role: str,
+        columns: Iterable[str],
+        *,
+        pass_: str = "replay",
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
+        step: int | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Return rows of one role and pass as tuples, NaN for a number that is null: where they are few."""
+        steps = None if step is None else (step, step)
+        table = self.trace.table([*columns], roles=[role], passes=[pass_], phases=phases, modules=modules, steps=steps)
+        lists = (_cells(column) for column in table.columns)
+        return list(zip(*lists, strict=True))
+
+    def history(
+        self, role: str, column: str = "amax", *, modules: Sequence[str] | None = None
+    ) -> dict[tuple[str, str], dict[int, float]]:
         """Return a column by (module, name) and step, the largest over micro-batches: {("h.0", ""): {7: 3.5}}."""
-        frame = self.frame(role, ["step", "module", "name", column])
-        grouped = frame.groupby(["module", "name", "step"], observed=True)[column].max()
-        series: dict[tuple[str, str], dict[int, float]] = {}
-        for key, value in grouped.items():
-            module, name, step = cast("tuple[str, str, int]", key)
-            series.setdefault((str(module), str(name)), {})[int(step)] = float(value)
-        return series
+        columns = ["step", "module", "name", column]
+        table = self.trace.table(columns, roles=[role], passes=["replay"], modules=modules)
+        return largest_by_place(table, column)
+
+
+def _cells(column: Any) -> list[Any]:
+    """Return a column's values, NaN for a number that is null."""
+    values: list[Any] = column.to_pylist()
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    return [math.nan if value is None else value for value in values] if is_number else values

@@ -53,10 +53,8 @@ def _classes(evidence: Evidence) -> int | None:
     """Return the last dimension of the model's own output, where the batch's labels are whole numbers below it."""
     labels = [f for f in evidence.batch_fields if "max" in f and f["max"] >= 1]
     if not labels:
-        rows = evidence.trace.frame(["role", "name", "dtype", "amax"], roles=["batch"], passes=["replay"])
-        whole = rows[rows["dtype"].astype(str).isin(["int64", "int32"])]
-        labels = [{"max": float(m)} for m in whole["amax"] if m is not None and m >= 1]
-    frame = evidence.frame("output", ["step", "module", "shape"])
-    shapes = frame[frame["module"] == ""]["shape"]
-    last = next((int(s[-1]) for s in shapes if s is not None and len(s) >= 2), None)
+        rows = evidence.cells("batch", ["dtype", "amax"])
+        labels = [{"max": amax} for dtype, amax in rows if dtype in ("int64", "int32") and amax >= 1]
+    shapes = evidence.cells("output", ["shape"], modules=[""])
+    last = next((int(s[-1]) for (s,) in shapes if s is not None and len(s) >= 2), None)
     return last if last is not None and last >= 2 and any(f["max"] < last for f in labels) else None

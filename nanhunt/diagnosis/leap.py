@@ -30,12 +30,11 @@ class Leap:
 
 def steepest(evidence: Evidence) -> Leap | None:
     """Return the first op of the zoomed backward pass that takes all gradients before it up by 1e9; None without one."""
-    columns = ["seq", "phase", "op", "module", "source", "amax"]
-    frame = evidence.trace.frame(columns, roles=["op"], passes=["zoom"])
-    frame = frame[frame["phase"].astype(str) == "backward"].sort_values("seq")
+    columns = ["seq", "op", "module", "source", "amax"]
+    rows = sorted(evidence.cells("op", columns, pass_="zoom", phases=["backward"]), key=lambda row: row[0])
     largest = 0.0
-    for op, module, source, amax in zip(frame["op"], frame["module"], frame["source"], frame["amax"], strict=True):
-        size = float(amax) if amax == amax and amax is not None else 0.0
+    for _, op, module, source, amax in rows:
+        size = amax if amax == amax else 0.0
         if largest > 0.0 and size >= _LARGE and size >= _STEEP * largest:
             return Leap(
                 op=str(op), module=str(module or ""), source=str(source) if source else None, before=largest, amax=size

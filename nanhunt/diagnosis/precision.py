@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.series import rows_whose
 from nanhunt.formats.catalogue import lookup
 from nanhunt.formats.number_format import NumberFormat
 from nanhunt.trace.schema import NoteKind
@@ -14,6 +16,7 @@ from nanhunt.trace.schema import NoteKind
 __all__ = ["ROWS", "LostOperand", "PrecisionFacts", "StepBeside", "broken_from", "precision_facts"]
 
 _ROLES = ("input", "weight", "gradient")
+_OF_AN_OPERAND = re.compile(r"\.(?:input|weight|gradient)\.")
 #: Share of an input's or a weight's rows that lost half of their norm, from which it is broken.
 ROWS = 0.1
 #: The same of elements of a 4-bit operand; and the cosine of a gradient below which it is another one.
@@ -140,12 +143,13 @@ def _lost(evidence: Evidence, formats: dict[str, str]) -> list[LostOperand]:
     """Return what operands lost, in the order in which the run came to them."""
     found: dict[tuple[int, str, str], dict[str, float]] = {}
     if formats:
-        frame = evidence.trace.frame(["step", "seq", "module", "name", "value"], roles=["scalar"], passes=["replay"])
-        frame = frame[frame["name"].astype(str).str.contains(r"\.(?:input|weight|gradient)\.", regex=True)]
-        for step, _, module, name, value in frame.sort_values("seq").itertuples(index=False, name=None):
-            leaf, role, what = str(name).rsplit(".", 2)
+        columns = ["step", "seq", "module", "name", "value"]
+        table = evidence.trace.table(columns, roles=["scalar"], passes=["replay"])
+        table = rows_whose(table, "name", lambda name: _OF_AN_OPERAND.search(name) is not None).sort_by("seq")
+        for step, _, module, name, value in zip(*(c.to_pylist() for c in table.columns), strict=True):
+            leaf, role, what = name.rsplit(".", 2)
             weight = f"{module}.{leaf}" if module else leaf
-            found.setdefault((int(step), weight, role), {})[what] = float(value)
+            found.setdefault((step, weight, role), {})[what] = math.nan if value is None else value
     return [
         LostOperand(
             step=step, weight=weight, role=role, format=formats[role],

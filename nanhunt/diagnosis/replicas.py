@@ -48,14 +48,12 @@ def parted_replicas(evidence: Evidence) -> Parted | None:
 
 def _moments(evidence: Evidence, role: str, *, loaded: bool = False) -> dict[tuple[int, bool], _Moment]:
     """Return the tensors of a role by (step, whether behind the update); if `loaded`, as they were loaded alone."""
-    frame = evidence.frame(role, ["step", "phase", "module", "name", *_NUMBERS])
-    frame = frame[frame["phase"] == "load"] if loaded else frame
-    numbers = zip(*(frame[n] for n in _NUMBERS), strict=True)
-    places = zip(frame["step"], frame["phase"], frame["module"], frame["name"], strict=True)
+    columns = ["step", "phase", "module", "name", *_NUMBERS]
+    rows = evidence.cells(role, columns, phases=["load"] if loaded else None)
     moments: dict[tuple[int, bool], _Moment] = defaultdict(dict)
-    for (step, phase, module, name), values in zip(places, numbers, strict=True):
+    for step, phase, module, name, *values in rows:
         told = tuple(None if v != v else float(v) for v in values)
-        moments[int(step), str(phase) != "load"][f"{module}.{name}".lstrip(".")] = told
+        moments[step, phase != "load"][f"{module}.{name}".lstrip(".")] = told
     return moments
 
 

@@ -111,10 +111,10 @@ def _maker(evidence: Evidence, logits: Logits) -> str:
     if step is None or not logits.spread.get(step):
         return ""
     mean, spread = logits.shift[step], logits.spread[step]
-    frame = evidence.frame("output", ["step", "module", "mean", "std"])
-    frame = frame[frame["step"] == step]
-    alike = ((frame["mean"] - mean).abs() < _ALIKE * spread) & ((frame["std"] - spread).abs() < _ALIKE * spread)
-    return max((str(m) for m in frame[alike]["module"]), key=lambda m: m.count(".") + bool(m), default="")
+    rows = evidence.cells("output", ["module", "mean", "std"], step=step)
+    near = _ALIKE * spread
+    alike = [module for module, own, std in rows if abs(own - mean) < near and abs(std - spread) < near]
+    return max(alike, key=lambda m: m.count(".") + bool(m), default="")
 
 
 def _by_module(values: list[Health]) -> dict[str, dict[int, float]]:

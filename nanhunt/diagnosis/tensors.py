@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from nanhunt.formats.catalogue import FORMATS
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.formats.number_format import NumberFormat
 from nanhunt.formats.shared_scale import CLASS_TOPS, DEPTHS, Lost, depth_limits
+from nanhunt.trace.columns import codes, floats, integers, lengths_of, mask
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
 
@@ -124,23 +124,23 @@ class _Lines:
 
     def add(self, table: Any, loss_scales: Mapping[int, float]) -> None:
         """Merge a table's rows."""
-        amax = _floats(table, "amax")
+        amax = floats(table.column("amax"))
         if not (amax >= 0.0).all():  # NaN and null alike are left out
-            table, amax = table.filter(pa.array(amax >= 0.0)), amax[amax >= 0.0]
+            table, amax = table.filter(mask(amax >= 0.0)), amax[amax >= 0.0]
         if table.num_rows == 0:
             return
-        self.steps.update(np.unique(table.column("step").to_numpy()).tolist())
+        self.steps.update(np.unique(integers(table.column("step"))).tolist())
         line = self._lines_of(table)
         factor = _loss_scale(table, loss_scales)
         np.maximum.at(self._amax, line, amax / factor)
-        amin = _floats(table, "amin") / factor
+        amin = floats(table.column("amin")) / factor
         np.minimum.at(self._amin, line, np.where(amin > 0.0, amin, np.inf))
-        infinite = (_floats(table, "posinf") > 0.0) | (_floats(table, "neginf") > 0.0)
-        np.minimum.at(self._infinite, line, np.where(infinite, _floats(table, "seq"), np.inf))
-        l2 = _floats(table, "l2") / factor
+        infinite = (floats(table.column("posinf")) > 0.0) | (floats(table.column("neginf")) > 0.0)
+        np.minimum.at(self._infinite, line, np.where(infinite, floats(table.column("seq")), np.inf))
+        l2 = floats(table.column("l2")) / factor
         known = np.isfinite(l2)
         self._squares += np.bincount(line[known], (l2 * l2)[known], len(self._of))
-        self._numel += np.bincount(line[known], _floats(table, "numel")[known], len(self._of))
+        self._numel += np.bincount(line[known], floats(table.column("numel"))[known], len(self._of))
         self._add_histograms(table, line, amax, np.rint(np.log2(factor)).astype(np.int64))
 
     def _add_histograms(self, table: Any, line: _Ints, amax: _Floats, moved: _Ints) -> None:
@@ -172,18 +172,18 @@ class _Lines:
 
     def _lines_of(self, table: Any) -> _Ints:
         """Return each row's line; by way of the dictionaries, so that Python sees a combination once a table."""
-        columns = [table.column(n).combine_chunks().dictionary_encode() for n in ("module", "role", "name", "dtype")]
+        columns = [codes(table.column(name)) for name in ("module", "role", "name", "dtype")]
         code = np.zeros(table.num_rows, np.int64)
-        for column in columns:
-            code = code * (len(column.dictionary) + 1) + column.indices.fill_null(len(column.dictionary)).to_numpy()
+        for words, places in columns:
+            code = code * len(words) + places
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
         lines = np.zeros(first.size, np.int64)
         for at in np.argsort(first):  # in the order of the rows
-            module, role, name, dtype = (column[int(first[at])].as_py() for column in columns)
-            lines[at] = self._of.setdefault((str(module), str(role), str(name)), len(self._of))
+            module, role, name, dtype = (words[places[first[at]]] for words, places in columns)
+            lines[at] = self._of.setdefault((module, role, name), len(self._of))
             if lines[at] == len(self._dtypes):
                 self._dtypes.append({})
-            self._dtypes[lines[at]][str(dtype or "")] = None
+            self._dtypes[lines[at]][dtype] = None
         self._grow(len(self._of) - self._amax.size)
         return lines[inverse]
 
@@ -216,33 +216,21 @@ class _Lines:
             )  # fmt: skip
 
 
-def _floats(table: Any, name: str) -> _Floats:
-    """Return a column as float64, NaN for null."""
-    import pyarrow.compute as pc
-
-    column = pc.fill_null(table.column(name).cast(pa.float64()), math.nan)
-    return column.combine_chunks().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-
 def _loss_scale(table: Any, loss_scales: Mapping[int, float]) -> _Floats:
     """Return what each row's numbers are too large by: the loss scale of its step, 1 for all but gradients of outputs."""
-    import pyarrow.compute as pc
-
-    scaled = pc.equal(table.column("role"), "grad_output").combine_chunks().to_numpy(zero_copy_only=False)
+    roles, role = codes(table.column("role"))
+    scaled = np.array([word == "grad_output" for word in roles])[role]
     if not loss_scales or not scaled.any():
         return np.ones(table.num_rows)
-    steps, inverse = np.unique(table.column("step").to_numpy(), return_inverse=True)
+    steps, inverse = np.unique(integers(table.column("step")), return_inverse=True)
     return np.where(scaled, np.array([loss_scales.get(int(s), 1.0) for s in steps])[inverse], 1.0)
 
 
 def _bins(table: Any) -> tuple[_Ints, _Ints, _Floats]:
     """Return how many bins each row's histogram has, and exponent and count of every bin, row after row."""
-    import pyarrow.compute as pc
-
     lists = table.column("exp_hist").combine_chunks()
-    low = pc.fill_null(table.column("exp_lo"), 0).combine_chunks().to_numpy().astype(np.int64)
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-    counts = pc.fill_null(lists.flatten(), 0).to_numpy().astype(np.float64)
+    low, lengths = integers(table.column("exp_lo")), lengths_of(lists)
+    counts = integers(lists.flatten()).astype(np.float64)
     exponent = np.arange(counts.size) + np.repeat(low - (np.cumsum(lengths) - lengths), lengths)
     return lengths, exponent, counts
 

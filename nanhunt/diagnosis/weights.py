@@ -55,7 +55,6 @@ class Giant:
 def loaded_weights(evidence: Evidence) -> list[Loaded]:
     """Return every parameter's statistics at load."""
     columns = [
-        "phase",
         "module",
         "name",
         "numel",
@@ -68,9 +67,7 @@ def loaded_weights(evidence: Evidence) -> list[Loaded]:
         "exp_lo",
         "exp_hist",
     ]
-    frame = evidence.frame("weight", columns)
-    rows = frame[frame["phase"] == "load"]
-    return [_loaded(*cells) for cells in rows[columns[1:]].itertuples(index=False, name=None)]
+    return [_loaded(*cells) for cells in evidence.cells("weight", columns, phases=["load"])]
 
 
 def _loaded(

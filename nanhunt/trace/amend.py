@@ -9,8 +9,8 @@ from typing import Any
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
-from nanhunt.trace.schema import NoteKind
-from nanhunt.trace.writer import METADATA_KEY
+from nanhunt.trace.compact import parquet_writer
+from nanhunt.trace.schema import METADATA_KEY, NoteKind
 
 __all__ = ["amend"]
 
@@ -32,7 +32,7 @@ def amend(path: Path, notes: Sequence[tuple[NoteKind, dict[str, Any]]]) -> None:
             metadata = dict(schema.metadata or {}) | dict(source.metadata.metadata or {})
             body = jsonsafe.loads(metadata[METADATA_KEY])
             body["notes"] += [{"kind": kind.value, "body": note} for kind, note in notes]
-            with pq.ParquetWriter(temporary, schema.remove_metadata(), compression="zstd") as target:
+            with parquet_writer(temporary, schema.remove_metadata()) as target:
                 for group in range(source.num_row_groups):
                     target.write_table(source.read_row_group(group).replace_schema_metadata(None))
                 target.add_key_value_metadata({METADATA_KEY: jsonsafe.dumps(body)})

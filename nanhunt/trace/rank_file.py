@@ -6,8 +6,9 @@ with it ends as a `TraceError` that says what the file is and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,18 @@ import pyarrow as pa
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
-from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, Note
-from nanhunt.trace.writer import ENDED_KEY, METADATA_KEY, NOTES_KEY
+from nanhunt.trace.columns import codes, integers
+from nanhunt.trace.columns import mask as as_mask
+from nanhunt.trace.schema import (
+    COLUMNS,
+    ENDED_KEY,
+    METADATA_KEY,
+    NOTES_KEY,
+    SCHEMA_VERSION,
+    ArrowSchema,
+    Manifest,
+    Note,
+)
 
 __all__ = ["MAKE_ONE", "Condition", "NoStepError", "RankFile", "read_rank_file"]
 
@@ -25,6 +36,10 @@ MAKE_ONE = "`nanhunt replay CHECKPOINT` writes a trace"
 
 #: What pyarrow raises on a file that is damaged; column names it decodes by itself.
 _ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+#: Columns of text, and the columns as they are read: text in dictionaries.
+_TEXT = [c.name for c in COLUMNS if pa.types.is_string(c.type)]
+_READ = pa.schema([(c.name, pa.dictionary(pa.int32(), pa.string()) if c.name in _TEXT else c.type) for c in COLUMNS])
 
 #: Batches of a stream, mostly one a step, that are looked at together.
 _BATCHES = 100
@@ -52,20 +67,28 @@ class RankFile:
     batches: tuple[Any, ...] | None = None
 
     def read(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Any:
-        """Return columns as an Arrow table, of the rows that meet all conditions, in the order of writing."""
-        return pa.concat_tables([ArrowSchema.empty_table().select(columns), *self.parts(columns, conditions)])
+        """Return columns as an Arrow table, of the rows that meet all conditions, in the order of writing.
+
+        Text comes as dictionaries: a hundred thousand equal names are one, in the file and in memory.
+        """
+        return pa.concat_tables([pa.Table.from_batches([], _READ).select(columns), *self.parts(columns, conditions)])
 
     def parts(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Iterator[Any]:
-        """Yield what `read` returns in tables of which one at a time fits into memory."""
-        needed = list(dict.fromkeys([*columns, *(name for name, _, _ in conditions)]))
+        """Yield what `read` returns in tables of which one at a time fits into memory.
+
+        Where no row meets the conditions, only the columns that these look at are read.
+        """
         try:
-            for table in self._parts(needed):
-                yield _rows_that(table, conditions).select(columns)
+            for read in self._groups():
+                met = _met(read(list(dict.fromkeys(name for name, _, _ in conditions))), conditions)
+                if met is None or met.any():
+                    table = read(columns)
+                    yield _encoded(table if met is None or met.all() else table.filter(as_mask(met)))
         except _ARROW_ERRORS as error:
             raise _damaged(self.path, str(error)) from error
 
-    def _parts(self, columns: list[str]) -> Iterator[Any]:
-        """Yield the rows in tables that fit into memory one at a time.
+    def _groups(self) -> Iterator[Callable[[list[str]], Any]]:
+        """Yield a function a group of rows that fits into memory; it reads columns of the group.
 
         Row groups are filtered here rather than by `pyarrow.dataset`, which looks up statistics in the footer first and
         ends the process where a corrupt one lies about a column's type (pyarrow 26).
@@ -75,30 +98,52 @@ class RankFile:
         if self.batches is not None:
             # a hundred steps' batches at once: one by one they would cost more than their rows
             for first in range(0, len(self.batches), _BATCHES):
-                yield pa.Table.from_batches(self.batches[first : first + _BATCHES], ArrowSchema).select(columns)
+                table = pa.Table.from_batches(self.batches[first : first + _BATCHES], ArrowSchema)
+                yield table.select
             return
         with pa.OSFile(str(self.path)) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=_TEXT)
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns, use_threads=False).select(columns)
-                # Parquet does not promise that text is UTF-8; a stream was looked at when it was opened.
-                table.validate(full=True)
-                yield table.replace_schema_metadata(None)
+                yield partial(_read_group, file, group)
 
 
-def _rows_that(table: Any, conditions: Sequence[Condition]) -> Any:
-    """Return the rows that meet all conditions; the table itself where they all do."""
-    import pyarrow.compute as pc
+def _read_group(file: Any, group: int, columns: list[str]) -> Any:
+    """Return columns of a Parquet file's row group."""
+    table = file.read_row_group(group, columns=columns, use_threads=False).select(columns)
+    # Parquet does not promise that text is UTF-8; a stream was looked at when it was opened.
+    table.validate(full=True)
+    return table.replace_schema_metadata(None)
 
+
+def _encoded(table: Any) -> Any:
+    """Return the table with its text as dictionaries."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(at, field.name, table.column(at).dictionary_encode())
+    return table
+
+
+def _met(table: Any, conditions: Sequence[Condition]) -> Any:
+    """Return which rows meet all conditions, as booleans of numpy; None where there are no conditions."""
     mask: Any = None
     for name, relation, value in conditions:
         column = table.column(name)
         if relation == "in":
-            met = pc.is_in(column, pa.array([str(v) for v in value], pa.string()))
+            met = _is_in(column, value)
         else:
-            met = (pc.less_equal if relation == "<=" else pc.greater_equal)(column, pa.scalar(value, column.type))
-        mask = met if mask is None else pc.and_(mask, met)
-    return table if mask is None or pc.all(mask, min_count=0, skip_nulls=False).as_py() else table.filter(mask)
+            numbers = integers(column)
+            met = numbers <= value if relation == "<=" else numbers >= value
+        mask = met if mask is None else mask & met
+    return mask
+
+
+def _is_in(column: Any, wanted: Sequence[str]) -> Any:
+    """Return which values are wanted; a null is not."""
+    import numpy as np
+
+    words, places = codes(column)
+    known = {str(value) for value in wanted}
+    return np.array([*(word in known for word in words[:-1]), False])[places]
 
 
 def read_rank_file(path: Path) -> RankFile:

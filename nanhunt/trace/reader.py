@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from nanhunt.errors import TraceError
+from nanhunt.trace.columns import codes
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
 from nanhunt.trace.writer import partial_path
@@ -46,7 +48,6 @@ class Trace:
         self.path = path
         self._files = tuple(sorted(files, key=lambda f: f.manifest.rank))
         self._frames: dict[tuple[Any, ...], pd.DataFrame] = {}
-        self._steps: tuple[int, ...] | None = None
         self.manifest: Manifest = self._files[0].manifest
         self.notes: tuple[Note, ...] = tuple(note for file in self._files for note in _standing(file.notes))
         self.rank_count = len(self._files)
@@ -80,44 +81,77 @@ class Trace:
         *,
         roles: Sequence[str] | None = None,
         passes: Sequence[str] | None = None,
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
         steps: tuple[int, int] | None = None,
     ) -> pd.DataFrame:
         """Return rows in the order in which they were written; `steps` is (first, last), both included.
+
+        Where no row of some ten thousand is asked for, only the columns that tell so are read of them.
 
         The same types in every pandas: strings are `object` with None, floats and all counts (numel … subnormal,
         exp_lo) float64 with NaN for null, `shape` and `exp_hist` arrays or None, step, micro, rank and seq int64.
         Raises TraceError for a column that there is not.
         """
-        key = tuple(None if part is None else tuple(part) for part in (columns, roles, passes, steps))
+        asked = (columns, roles, passes, phases, modules, steps)
+        key = tuple(None if part is None else tuple(part) for part in asked)
         if key not in self._frames:
             wanted = [c.name for c in COLUMNS] if columns is None else list(columns)
-            self._frames[key] = _to_frame(self._table(wanted, _conditions(roles, passes, steps)))
+            table = self.table(wanted, roles=roles, passes=passes, phases=phases, modules=modules, steps=steps)
+            self._frames[key] = _to_frame(table)
         # A copy of the frame, not of its data: a column that one caller adds is not seen by the next.
         return self._frames[key].copy(deep=False)
 
+    def table(
+        self,
+        columns: Sequence[str],
+        *,
+        roles: Sequence[str] | None = None,
+        passes: Sequence[str] | None = None,
+        phases: Sequence[str] | None = None,
+        modules: Sequence[str] | None = None,
+        dtypes: Sequence[str] | None = None,
+        steps: tuple[int, int] | None = None,
+    ) -> Any:
+        """Return the rows of `frame` as an Arrow table, read anew; text comes as dictionaries."""
+        unknown = [c for c in columns if c not in ArrowSchema.names]
+        if unknown:
+            raise TraceError(f"a trace has no column {unknown[0]!r}", hint=f"it has {', '.join(ArrowSchema.names)}")
+        conditions = _conditions(roles, passes, phases, modules, dtypes, steps)
+        return pa.concat_tables([file.read(list(columns), conditions) for file in self._files])
+
     def tables(self, columns: Sequence[str], *, roles: Sequence[str], passes: Sequence[str]) -> Iterator[Any]:
-        """Yield rows as Arrow tables, some ten thousand at a time, so that a trace larger than memory can be read."""
+        """Yield rows as Arrow tables, some ten thousand at a time, so that a trace larger than memory can be read.
+
+        Text comes as dictionaries.
+        """
         for file in self._files:
-            yield from file.parts(list(columns), _conditions(roles, passes, None))
+            yield from file.parts(list(columns), _conditions(roles, passes))
 
     def scalars(self, name: str) -> dict[int, float]:
         """Return a scalar of the replay by step ("loss", "grad_norm", "lr"): first rank, last value of a step.
 
         NaN is kept; a step whose value was not measured is left out.
         """
-        here = [*_conditions(["scalar"], ["replay"], None), ("name", "in", [name]), ("module", "in", [""])]
-        table = self._files[0].read(["step", "value"], here)
-        pairs = zip(table.column("step").to_pylist(), table.column("value").to_pylist(), strict=True)
-        return {step: value for step, value in pairs if value is not None}
+        return dict(self._scalars.get(name, {}))
 
-    @property
+    @cached_property
+    def _scalars(self) -> dict[str, dict[int, float]]:
+        """All scalars of the replay that are of no module, by name and step: they are asked for one by one."""
+        here = _conditions(["scalar"], ["replay"], modules=[""])
+        table = self._files[0].read(["name", "step", "value"], here)
+        found: dict[str, dict[int, float]] = {}
+        for name, step, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if value is not None:
+                found.setdefault(name, {})[step] = value
+        return found
+
+    @cached_property
     def steps(self) -> tuple[int, ...]:
         """The steps of the replay that have rows, ascending; what was loaded before the first step is none."""
-        if self._steps is None:
-            phases = [phase for phase in Phase if phase is not Phase.LOAD]
-            table = self._table(["step"], [*_conditions(None, ["replay"], None), ("phase", "in", phases)])
-            self._steps = tuple(sorted(table.column("step").unique().drop_null().to_pylist()))
-        return self._steps
+        here = _conditions(passes=["replay"], phases=[phase for phase in Phase if phase is not Phase.LOAD])
+        found = {step for file in self._files for part in file.parts(["step"], here) for step in _distinct(part)}
+        return tuple(sorted(found))
 
     @property
     def first_step(self) -> int | None:
@@ -128,13 +162,6 @@ class Trace:
     def last_step(self) -> int | None:
         """The last of `steps`; None where there is none."""
         return self.steps[-1] if self.steps else None
-
-    def _table(self, columns: list[str], conditions: Sequence[Condition]) -> Any:
-        """Return columns of all ranks as one Arrow table."""
-        unknown = [c for c in columns if c not in ArrowSchema.names]
-        if unknown:
-            raise TraceError(f"a trace has no column {unknown[0]!r}", hint=f"it has {', '.join(ArrowSchema.names)}")
-        return pa.concat_tables([file.read(columns, conditions) for file in self._files])
 
     def _why_incomplete(self) -> str:
         """Return why the trace is not complete, or ''."""
@@ -237,17 +264,25 @@ def _ending(ended: str | None) -> str:
 
 
 def _conditions(
-    roles: Sequence[str] | None, passes: Sequence[str] | None, steps: tuple[int, int] | None
+    roles: Sequence[str] | None = None,
+    passes: Sequence[str] | None = None,
+    phases: Sequence[str] | None = None,
+    modules: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> list[Condition]:
     """Return what `Trace.frame` was asked for as conditions on columns."""
-    conditions: list[Condition] = []
-    if roles is not None:
-        conditions.append(("role", "in", roles))
-    if passes is not None:
-        conditions.append(("pass", "in", passes))
+    texts = {"role": roles, "pass": passes, "phase": phases, "module": modules, "dtype": dtypes}
+    conditions: list[Condition] = [(name, "in", wanted) for name, wanted in texts.items() if wanted is not None]
     if steps is not None:
         conditions += [("step", ">=", steps[0]), ("step", "<=", steps[1])]
     return conditions
+
+
+def _distinct(table: Any) -> list[int]:
+    """Return the steps of some rows."""
+    steps: list[int] = table.column("step").unique().drop_null().to_pylist()
+    return steps
 
 
 def _to_frame(table: Any) -> pd.DataFrame:
@@ -263,12 +298,11 @@ def _to_series(name: str, column: Any) -> pd.Series:
     import numpy as np
     import pandas as pd
 
-    if pa.types.is_string(column.type):
-        # By way of the dictionary, so that a hundred thousand equal names are one Python string.
-        encoded = column.combine_chunks().dictionary_encode()
-        words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-        codes = encoded.indices.fill_null(len(words) - 1)
-        return pd.Series(words[codes.to_numpy(zero_copy_only=False)], dtype=object)
+    if pa.types.is_dictionary(column.type):
+        # a hundred thousand equal names are one Python string
+        words, places = codes(column)
+        texts = np.array([*words[:-1], None], dtype=object)
+        return pd.Series(texts[places], dtype=object)
     if pa.types.is_list(column.type):
         return pd.Series(column.to_pandas().to_numpy(dtype=object), dtype=object)
     if name in _ALWAYS_THERE and not column.null_count:

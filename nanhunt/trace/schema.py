@@ -20,6 +20,9 @@ from nanhunt.stats.tensor_stats import TensorStats
 __all__ = [
     "CLIP_OF_NOTHING",
     "COLUMNS",
+    "ENDED_KEY",
+    "METADATA_KEY",
+    "NOTES_KEY",
     "OF_AN_ONSET",
     "SCHEMA_VERSION",
     "ArrowSchema",
@@ -41,6 +44,12 @@ __all__ = [
 #: Version of the columns and notes.
 #: 1 - first one.
 SCHEMA_VERSION = 1
+
+#: Schema metadata of a stream (the manifest) and of a Parquet file (manifest, notes, completeness).
+METADATA_KEY = b"nanhunt"
+#: Metadata of one batch of a stream: its notes, and in the last batch why the run ended.
+NOTES_KEY = b"notes"
+ENDED_KEY = b"ended"
 
 #: How the order of a step calls a clip that was given no gradient: `model.parameters()` is empty the second time.
 CLIP_OF_NOTHING = "clip of nothing"

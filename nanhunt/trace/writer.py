@@ -5,7 +5,7 @@
 While the run lasts, the trace is an Arrow IPC *stream*, `trace.parquet.partial`: every flush appends one whole record
 batch, and a reader takes all whole batches of a stream that ends anywhere. A Parquet file cannot do that: it is
 unreadable until its footer is written, and a `ParquetWriter` that is killed leaves nothing. At the end the stream is
-compacted to Parquet, which is smaller, opens in pandas, and reads by column.
+compacted to Parquet (`trace.compact`), which is smaller, opens in pandas, and reads by column.
 
 ## What was chosen
 
@@ -21,8 +21,7 @@ A power cut may take batches that the system had not yet put on the disk; only t
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,26 +31,11 @@ import pyarrow as pa
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
 from nanhunt.trace.batch import record_batch
-from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, ArrowSchema, Manifest, NoteKind, Observation
+from nanhunt.trace.compact import ROW_GROUP_ROWS, compact
+from nanhunt.trace.schema import ENDED_KEY, METADATA_KEY, NOTES_KEY, ArrowSchema, Manifest, NoteKind, Observation
 from nanhunt.trace.step_rows import StepRows
 
-__all__ = ["ENDED_KEY", "METADATA_KEY", "NOTES_KEY", "TraceWriter", "partial_path", "repro_path"]
-
-#: Schema metadata of a stream (the manifest) and of a Parquet file (manifest, notes, completeness).
-METADATA_KEY = b"nanhunt"
-#: Metadata of one batch of a stream: its notes, and in the last batch why the run ended.
-NOTES_KEY = b"notes"
-ENDED_KEY = b"ended"
-
-#: Rows of one Parquet row group, and the most that are held in memory: about 25 MB with 48-bin histograms.
-ROW_GROUP_ROWS = 65_536
-
-_STRINGS = [c.name for c in COLUMNS if pa.types.is_string(c.type)]
-#: BYTE_STREAM_SPLIT makes zstd a third smaller and several times faster on floats; steps and seqs only ever count up.
-_ENCODINGS = {c.name: "BYTE_STREAM_SPLIT" for c in COLUMNS if pa.types.is_floating(c.type)} | {
-    "step": "DELTA_BINARY_PACKED",
-    "seq": "DELTA_BINARY_PACKED",
-}
+__all__ = ["TraceWriter", "partial_path", "repro_path"]
 
 
 def partial_path(path: Path) -> Path:
@@ -129,7 +113,7 @@ class TraceWriter:
             self._closed = True
             self._file.close()
         try:
-            _compact(self.partial, self.path)
+            compact(self.partial, self.path)
             self.partial.unlink()
         except (OSError, pa.ArrowException) as error:
             raise TraceError(
@@ -212,70 +196,6 @@ def _create(path: Path, partial: Path, *, force: bool) -> io.FileIO:
         ) from error
     except OSError as error:
         raise TraceError(f"cannot write {partial}: {_why(error)}", hint="name another place with --out") from error
-
-
-def _compact(partial: Path, path: Path) -> None:
-    """Copy a finished stream to Parquet, row group by row group; `path` appears whole or not at all."""
-    import pyarrow.parquet as pq
-
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with pa.memory_map(str(partial)) as source, temporary.open("wb") as target:
-            stream = pa.ipc.open_stream(source)
-            with pq.ParquetWriter(
-                target,
-                ArrowSchema,
-                compression="zstd",
-                use_dictionary=_STRINGS,
-                column_encoding=_ENCODINGS,
-                write_page_index=True,
-                write_page_checksum=True,
-            ) as parquet:
-                notes, ended = _copy_rows(stream, parquet)
-                metadata = {
-                    "schema_version": SCHEMA_VERSION,
-                    "manifest": jsonsafe.loads(stream.schema.metadata[METADATA_KEY]),
-                    "notes": notes,
-                    "complete": ended == "end",
-                    "reason": "" if ended == "end" else ended,
-                }
-                parquet.add_key_value_metadata({METADATA_KEY: jsonsafe.dumps(metadata)})
-            target.flush()
-            # The partial is removed next; until then it is the only copy that a power cut is sure to leave.
-            os.fsync(target.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _copy_rows(stream: Any, parquet: Any) -> tuple[list[dict[str, Any]], str]:
-    """Copy all rows; return all notes and why the run ended."""
-    notes: list[dict[str, Any]] = []
-    ended = ""
-    waiting: list[Any] = []
-    rows = 0
-    for batch, metadata in _batches(stream):
-        notes += jsonsafe.loads(metadata.get(NOTES_KEY, b"[]"))
-        ended = jsonsafe.loads(metadata[ENDED_KEY]) if ENDED_KEY in metadata else ended
-        waiting.append(batch)
-        rows += batch.num_rows
-        if rows >= ROW_GROUP_ROWS:
-            parquet.write_table(pa.Table.from_batches(waiting, ArrowSchema), row_group_size=rows)
-            waiting, rows = [], 0
-    if rows:
-        parquet.write_table(pa.Table.from_batches(waiting, ArrowSchema), row_group_size=rows)
-    return notes, ended
-
-
-def _batches(stream: Any) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
-    """Yield each batch, in the trace's schema, with its metadata."""
-    while True:
-        try:
-            found = stream.read_next_batch_with_custom_metadata()
-        except StopIteration:
-            return
-        metadata = found.custom_metadata
-        yield found.batch.replace_schema_metadata(None), dict(metadata.items()) if metadata is not None else {}
 
 
 def _reason(error: BaseException) -> str:

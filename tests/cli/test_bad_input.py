@@ -14,7 +14,7 @@ import torch
 
 from nanhunt import jsonsafe
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.writer import METADATA_KEY
+from nanhunt.trace.schema import METADATA_KEY
 
 FIRST_STEP = 10
 

@@ -60,3 +60,8 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
     ]
     found = loaded_after(lines, ["torch"], environment)
     assert found == [[line[0], 0, True, []] for line in lines]
+
+
+def test_a_report_needs_no_pandas(fault_trace, environment):
+    lines = [["report", str(fault_trace)], ["report", str(fault_trace), "-f", "json"]]
+    assert loaded_after(lines, ["pandas"], environment) == [["report", 0, True, []]] * 2

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.weights import loaded_weights
 from nanhunt.errors import TraceError
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.trace import compact as compact_module
+from nanhunt.trace import rank_file as rank_file_module
 from nanhunt.trace.rank_file import NoStepError
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import ArrowSchema, Manifest, Observation
@@ -137,6 +142,60 @@ def test_frame_reads_the_columns_and_rows_that_are_asked_for(tmp_path, manifest,
     assert len(trace.frame(["step"], steps=(100, 200))) == 0
     with pytest.raises(TraceError, match="no column 'stepp'"):
         trace.frame(["stepp"])
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[str, ...]]]:
+    """Which columns of which row groups are read, as they are."""
+    found: list[tuple[int, tuple[str, ...]]] = []
+    own = rank_file_module._read_group
+
+    def recorded(file: Any, group: int, columns: list[str]) -> Any:
+        found.append((group, tuple(columns)))
+        return own(file, group, columns)
+
+    monkeypatch.setattr(rank_file_module, "_read_group", recorded)
+    return found
+
+
+@pytest.fixture
+def long_trace(tmp_path: Path, write_trace: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Trace:
+    """Twelve steps, a row group each; what was loaded is in the first."""
+    monkeypatch.setattr(compact_module, "ROW_GROUP_ROWS", 2)
+    stats = TensorStats(numel=4, amax=2.0, exponents=ExponentHistogram(0, (4,)))
+    rows = [
+        [
+            Observation(
+                step=s, phase="update" if s else "load", role="weight", module="h", name="w", seq=2 * s, stats=stats
+            ),
+            Observation(step=s, phase="forward", role="scalar", name="loss", seq=2 * s + 1, value=1.0),
+        ]
+        for s in range(12)
+    ]
+    return Trace.open(write_trace(tmp_path / "long.parquet", *rows))
+
+
+def test_of_steps_that_nobody_asks_for_only_the_step_is_read(long_trace, read):
+    frame = long_trace.frame(["exp_hist", "amax"], roles=["weight"], steps=(7, 8))
+    assert len(frame) == 2
+    assert {group for group, columns in read if "exp_hist" in columns} == {7, 8}
+    assert {group for group, _ in read} == set(range(12))
+
+
+def test_of_what_was_loaded_the_histograms_alone_are_read(long_trace, read):
+    assert [w.exponents for w in loaded_weights(Evidence(long_trace))] == [(4,)]
+    assert [group for group, columns in read if "exp_hist" in columns] == [0]
+
+
+def test_all_scalars_are_read_in_one_pass_and_steps_in_one(long_trace, read):
+    assert long_trace.scalars("loss") == dict.fromkeys(range(12), 1.0)
+    passes = len(read)
+    assert long_trace.scalars("lr") == {}
+    long_trace.scalars("loss").clear()
+    assert len(long_trace.scalars("loss")) == 12
+    assert len(read) == passes
+    assert long_trace.steps == long_trace.steps == tuple(range(12))
+    assert len(read) - passes == 2 * 12
 
 
 def test_what_a_caller_does_to_a_frame_is_not_seen_by_the_next(stream):

@@ -25,6 +25,7 @@ from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.stats.tensor_stats import TensorStats
+from nanhunt.trace import compact as compact_module
 from nanhunt.trace import writer as writer_module
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import ArrowSchema, Manifest, Observation
@@ -167,7 +168,7 @@ def test_any_rows_come_back_from_stream_and_parquet(tmp_path_factory, batches):
 
 
 def test_row_groups_are_large_and_rows_keep_their_order(tmp_path, write_trace, monkeypatch):
-    monkeypatch.setattr(writer_module, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(compact_module, "ROW_GROUP_ROWS", 50)
     path = write_trace(tmp_path / "t.parquet", *[[one(s, seq=i) for i in range(7)] for s in range(30)])
     parquet = pq.ParquetFile(path).metadata
     sizes = [parquet.row_group(g).num_rows for g in range(parquet.num_row_groups)]

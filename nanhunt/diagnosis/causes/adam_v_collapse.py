@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
-from nanhunt.diagnosis.dynamics import blamed_steps, by_parameter, first_step, over_baseline
+from nanhunt.diagnosis.dynamics import blamed_steps, first_step, over_baseline
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.interventions import Prediction
@@ -71,16 +71,16 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if not (evidence.is_spike or evidence.is_nonfinite) or evidence.beta2 is None:
         return None
     blamed = blamed_steps(evidence)
-    updates = by_parameter(evidence.health("update_lr"))
+    updates = evidence.health_series("update_lr")
     if evidence.is_nonfinite and blamed[-1] < first_step(evidence):
         return None
-    if not evidence.health("rms_t") or not any(s in series for series in updates.values() for s in blamed):
+    if not evidence.hears("rms_t") or not any(s in series for series in updates.values() for s in blamed):
         return NotApplicable(reason=f"no moments were recorded at the steps that can be blamed ({_span(blamed)})")
     worst = _worst(updates, blamed)
     if worst is None:
         return None
     bound, fallen = update_bound(evidence), _fallen(evidence, worst)
-    stale = over_baseline(by_parameter(evidence.health("v_stale")).get(worst.parameter, {}), worst.step)
+    stale = over_baseline(evidence.health_series("v_stale").get(worst.parameter, {}), worst.step)
     proved = bound is not None and worst.size > bound
     if not proved and fallen is None and (stale is None or stale < _OUTLIER):
         return None
@@ -122,7 +122,7 @@ def update_bound(evidence: Evidence) -> float | None:
 def _fallen(evidence: Evidence, update: _Update) -> float | None:
     """Return the factor by which the mean of v fell in one step before the update, where β2 does not allow it."""
     module, _, name = update.parameter.rpartition(".")
-    means = evidence.history("exp_avg_sq", "mean").get((module, name), {})
+    means = evidence.history("exp_avg_sq", "mean", modules=[module]).get((module, name), {})
     for step in (update.step, update.step - 1):
         before, after = means.get(step - 1), means.get(step)
         if before and after is not None and after < 0.98 * (evidence.beta2 or 0.0) * before:

@@ -125,7 +125,7 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
     lead = _until(evidence)
     heard = attentions(evidence)
     if not heard:
-        return None if evidence.health("log_z") else NotApplicable(reason="no attention was heard in the replay")
+        return None if evidence.hears("log_z") else NotApplicable(reason="no attention was heard in the replay")
     if not any(sum(s <= lead for s in a.scores) >= 4 for a in heard):
         return NotApplicable(
             reason="fewer than 4 steps were recorded before the onset: no trend of the scores can be told"

@@ -121,8 +121,8 @@ def _raised(evidence: Evidence) -> Suspect | None:
 
 def _rows_of(evidence: Evidence, module: str) -> int | None:
     """Return the rows of the weight of the module that raised: an embedding's ids must stay below; None without one."""
-    frame = evidence.trace.frame(["module", "name", "shape"], roles=["weight"])
-    shapes = frame[(frame["module"] == module) & (frame["name"] == "weight")]["shape"]
+    frame = evidence.trace.frame(["name", "shape"], roles=["weight"], modules=[module])
+    shapes = frame[frame["name"] == "weight"]["shape"]
     shape = next((s for s in shapes if s is not None), None) if module else None
     return int(shape[0]) if shape is not None and len(shape) == 2 else None
 

@@ -47,6 +47,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import limit, number
 from nanhunt.diagnosis.precision import ROWS, LostOperand, broken_from, precision_facts
+from nanhunt.formats.catalogue import FORMATS
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import NoteKind
 
@@ -62,6 +63,7 @@ _OF_A_RECIPE = (
     Prediction(trial="present-scales", expect="cured", refutes=False),
     Prediction(trial="block-scales", expect="cured", refutes=False, confirms=False),
 )
+_IN_8_BITS = [alias for fmt in FORMATS for alias in fmt.aliases if alias.startswith("float8")]
 _ROLES = ("input", "output", "grad_output", "grad_input", "weight", "grad")
 
 
@@ -182,10 +184,9 @@ def _broken(first: LostOperand) -> tuple[str, Exhibit]:
 
 def _piles(evidence: Evidence) -> list[_Pile]:
     columns = ["step", "module", "name", "role", "dtype", "amax", "exp_hist"]
-    frame = evidence.trace.frame(columns, roles=_ROLES, passes=["replay"])
-    frame = frame[frame["dtype"].astype(str).str.startswith("float8")]
+    table = evidence.trace.table(columns, roles=_ROLES, passes=["replay"], dtypes=_IN_8_BITS)
     found = []
-    for step, module, name, role, dtype, amax, histogram in frame.itertuples(index=False):
+    for step, module, name, role, dtype, amax, histogram in zip(*(c.to_pylist() for c in table.columns), strict=True):
         if histogram is None or len(histogram) < 2 or amax != limit(str(dtype)):
             continue
         last, previous = int(histogram[-1]), int(histogram[-2])

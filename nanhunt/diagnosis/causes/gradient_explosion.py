@@ -203,11 +203,10 @@ def _through_depth(evidence: Evidence) -> Suspect | None:
 
 def _records(evidence: Evidence, until: int) -> list[float]:
     """Return the successive records of the largest gradient magnitude in the zoomed backward pass, up to an op."""
-    frame = evidence.trace.frame(["seq", "phase", "name", "amax"], roles=["op"], passes=["zoom"])
-    rows = frame[(frame["phase"] == "backward") & (frame["seq"] <= until)].sort_values("seq")
+    rows = evidence.cells("op", ["seq", "name", "amax"], pass_="zoom", phases=["backward"])
     records: list[float] = []
-    for name, amax in zip(rows["name"], rows["amax"], strict=True):
-        if str(name).startswith("output") and math.isfinite(amax) and amax > max(records, default=0.0):
+    for _, name, amax in sorted((row for row in rows if row[0] <= until), key=lambda row: row[0]):
+        if name.startswith("output") and math.isfinite(amax) and amax > max(records, default=0.0):
             records.append(float(amax))
     return records
 

@@ -165,7 +165,8 @@ def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:
 def _per_rate(evidence: Evidence, step: int) -> list[Exhibit]:
     """Show that the updates in units of the rate stayed as they were: it is the rate."""
     now = [v for v in evidence.health_at("update_lr", step).values() if math.isfinite(v)]
-    before = [h.value for h in evidence.health("update_lr") if h.step < step and math.isfinite(h.value)]
+    series = evidence.health_series("update_lr").values()
+    before = [v for values in series for s, v in values.items() if s < step and math.isfinite(v)]
     if not now or not before:
         return []
     claim = "the median parameter's rms(Δw)/lr at that step, against the steps before"

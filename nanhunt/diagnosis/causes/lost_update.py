@@ -122,7 +122,7 @@ def _unmoved(evidence: Evidence, body: dict[str, Any]) -> Suspect:
 
 def _still(evidence: Evidence, step: int) -> list[_Weight]:
     frozen = evidence.health_at("frozen", step)
-    columns = ["step", "phase", "module", "name", "dtype", "numel", "l2"]
+    columns = ["phase", "module", "name", "dtype", "numel", "l2"]
     grads = {k: rms for k, _, _, rms in _rows(evidence, "grad", columns, step)}
     return [
         _Weight(name=k, dtype=dtype, numel=numel, frozen=frozen[k], rms=rms, gradient=grads.get(k, 0.0))
@@ -133,10 +133,11 @@ def _still(evidence: Evidence, step: int) -> list[_Weight]:
 
 def _rows(evidence: Evidence, role: str, columns: list[str], step: int) -> list[tuple[str, str, int, float]]:
     """Return (parameter, dtype, elements, root mean square) of the rows of a role in a step."""
-    frame = evidence.frame(role, columns)
-    frame = frame[(frame["step"] == step) & (frame["phase"] != "load") & (frame["numel"] > 0)]
-    cells = zip(frame["module"], frame["name"], frame["dtype"], frame["numel"], frame["l2"], strict=True)
-    return [(f"{m}.{n}".strip("."), str(d), int(k), float(l2) / math.sqrt(k)) for m, n, d, k, l2 in cells]
+    return [
+        (f"{module}.{name}".strip("."), str(dtype), int(numel), float(l2) / math.sqrt(numel))
+        for phase, module, name, dtype, numel, l2 in evidence.cells(role, columns, step=step)
+        if phase != "load" and numel > 0
+    ]
 
 
 def _suspect(evidence: Evidence, weight: _Weight, step: float, half_ulp: float, rate: float) -> Suspect | None:

@@ -76,8 +76,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     key = _logits(evidence)
     if key is None:
         return None
-    means = evidence.before(evidence.history("output", "mean")[key])
-    spreads = evidence.before(evidence.history("output", "std")[key])
+    means = evidence.before(evidence.history("output", "mean", modules=[key[0]])[key])
+    spreads = evidence.before(evidence.history("output", "std", modules=[key[0]])[key])
     losses = evidence.before(evidence.scalars("loss"))
     if len(means) < _STEPS or len(losses) < _STEPS:
         if evidence.is_nonfinite:
@@ -147,12 +147,10 @@ def _labels(evidence: Evidence) -> int | None:
 
 def _logits(evidence: Evidence) -> tuple[str, str] | None:
     """Return the key of the model's own output whose last dimension has room for every label."""
-    frame = evidence.frame("output", ["module", "name", "shape"])
     classes = _labels(evidence) or 0
-    rows = frame[frame["module"] == ""]
-    for module, name, shape in zip(rows["module"], rows["name"], rows["shape"], strict=True):
-        if shape is not None and len(shape) >= 2 and int(shape[-1]) > classes:
-            return str(module), str(name)
+    for module, name, shape in evidence.cells("output", ["module", "name", "shape"], modules=[""]):
+        if shape is not None and len(shape) >= 2 and shape[-1] > classes:
+            return module, name
     return None
 
 

@@ -48,7 +48,6 @@ import math
 from typing import Any
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
-from nanhunt.diagnosis.dynamics import by_parameter
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.trace.schema import CLIP_OF_NOTHING, NoteKind
@@ -143,9 +142,8 @@ def _by_reason(evidence: Evidence) -> Suspect | None:
 def _no_slope(evidence: Evidence) -> Suspect | None:
     """A loss other than zero whose gradient is exactly zero before it enters the model."""
     onset = evidence.onset
-    rows = evidence.frame("grad_output", ["step", "amax"])
-    sizes = rows[rows["step"] == (onset.step if onset else -1)]["amax"]
-    if sizes.empty or (sizes != 0.0).any():
+    sizes = evidence.cells("grad_output", ["amax"], step=onset.step if onset else -1)
+    if not sizes or any(amax != 0.0 for (amax,) in sizes):
         return None
     return _suspect(
         evidence,
@@ -161,9 +159,8 @@ def _no_slope(evidence: Evidence) -> Suspect | None:
 
 def _model_has_gradients(evidence: Evidence) -> bool:
     """Whether gradients arrive at parameters of the model: those that only an optimizer holds are called loose."""
-    rows = evidence.frame("grad", ["step", "module"])
-    modules = rows[rows["step"] == (evidence.onset.step if evidence.onset else -1)]["module"]
-    return bool((modules.astype(str) != "loose").any())
+    rows = evidence.cells("grad", ["module"], step=evidence.onset.step if evidence.onset else -1)
+    return any(module != "loose" for (module,) in rows)
 
 
 def _not_the_models(evidence: Evidence) -> Suspect:
@@ -193,7 +190,7 @@ def _written_into(evidence: Evidence) -> Suspect | None:
     if onset is None or not evidence.is_spike:
         return None
     sizes, found = evidence.history("weight", "l2"), []
-    for parameter, series in by_parameter(evidence.health("moved_outside")).items():
+    for parameter, series in evidence.health_series("moved_outside").items():
         module, _, name = parameter.rpartition(".")
         for step in (onset.step - 1, onset.step):
             moved, size = series.get(step, 0.0), sizes.get((module, name), {}).get(step, 0.0)
@@ -378,10 +375,8 @@ def _let_through(evidence: Evidence) -> Suspect | None:
 def _counts(evidence: Evidence) -> tuple[int, int, int]:
     """Return inf and NaN elements of the step's gradients, and weight tensors with NaN after it."""
     step = evidence.onset.step if evidence.onset else -1
-    grads = evidence.frame("grad", ["step", "nan", "posinf", "neginf"])
-    grads = grads[grads["step"] == step]
-    weights = evidence.frame("weight", ["step", "phase", "nan"])
-    weights = weights[(weights["step"] == step) & (weights["phase"] == "update")]
+    grads = evidence.frame("grad", ["nan", "posinf", "neginf"], step=step)
+    weights = evidence.frame("weight", ["nan"], phases=["update"], step=step)
     return int(grads["posinf"].sum() + grads["neginf"].sum()), int(grads["nan"].sum()), int((weights["nan"] > 0).sum())
 
 
@@ -395,8 +390,7 @@ def _overflowed(evidence: Evidence) -> Suspect | None:
         return None
     fixes = ("take the norm in fp32: fp16 ends at 65504, and squares at 256", _GUARD)
     if math.isinf(norm):
-        grads = evidence.frame("grad", ["step", "l2"])
-        norm, format_ = math.hypot(*grads[grads["step"] == onset.step]["l2"].tolist()), "fp64"
+        norm, format_ = math.hypot(*(l2 for (l2,) in evidence.cells("grad", ["l2"], step=onset.step))), "fp64"
         fixes = (
             "bring data and targets to the order of 1: the square of a gradient beyond 1.8e19 is inf in fp32",
             _GUARD,

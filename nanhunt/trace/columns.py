@@ -1,0 +1,75 @@
+"""Arrow columns as numpy arrays, by ways that do not import pandas: starting it takes longer than reading a small trace.
+
+`to_numpy`, `pyarrow.scalar`, `pyarrow.array`, and whatever calls them (`fill_null`), look whether pandas is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = ["codes", "floats", "integers", "lengths_of", "mask"]
+
+_DTYPES = {pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
+
+
+def floats(column: Any) -> npt.NDArray[np.float64]:
+    """Return a column or array of numbers as float64, NaN for null."""
+    numbers = _numbers(column.cast(pa.float64()), np.float64)
+    return np.where(_is_null(column), np.nan, numbers) if column.null_count else numbers
+
+
+def integers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
+    """Return a column or array of whole numbers as int64, with a number in the place of null."""
+    numbers = _numbers(column, np.int64)
+    return np.where(_is_null(column), null, numbers) if column.null_count else numbers
+
+
+def codes(column: Any) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return a column of text as its words and each row's place among them; a null is at the end, as ''."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = encoded.unify_dictionaries().combine_chunks()
+    words = [*encoded.dictionary.to_pylist(), ""]
+    return words, integers(encoded.indices, null=len(words) - 1)
+
+
+def lengths_of(lists: Any) -> npt.NDArray[np.int64]:
+    """Return the length of each list of an array, 0 for null."""
+    return integers(lists.value_lengths())
+
+
+def mask(holds: npt.NDArray[np.bool_]) -> Any:
+    """Return booleans as an Arrow array, to filter with."""
+    return pa.Array.from_buffers(pa.bool_(), holds.size, [None, pa.py_buffer(np.packbits(holds, bitorder="little"))])
+
+
+def _chunks(column: Any) -> list[Any]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+
+
+def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
+    """Return the numbers of a column; what stands in the place of a null is anything."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], _DTYPES[chunk.type])[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in _chunks(column)
+        if len(chunk)
+    ]
+    if len(parts) == 1:
+        return parts[0].astype(dtype, copy=False)
+    return np.concatenate(parts, dtype=dtype) if parts else np.zeros(0, dtype)
+
+
+def _is_null(column: Any) -> npt.NDArray[np.bool_]:
+    """Return which values of a column are null."""
+    parts = []
+    for chunk in _chunks(column):
+        validity = chunk.buffers()[0]
+        if validity is None:
+            parts.append(np.zeros(len(chunk), np.bool_))
+        else:
+            bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+            parts.append(bits[chunk.offset : chunk.offset + len(chunk)] == 0)
+    return np.concatenate(parts)
