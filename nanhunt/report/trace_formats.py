@@ -33,7 +33,7 @@ _OTHER_SCALES = {
     "mxfp4": "scales never cut the largest off, where the recipe's follow OCP's floor rule and can",
     "nvfp4": "every block is 1×16, where the recipe's weights have 16×16",
 }
-_LARGE = "; shares of tensors above 2^20 elements are estimates by a sample of tiles"
+_LARGE = "; shares of tensors from 2^15 elements on are estimates by a sample of tiles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -407,7 +407,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         name="exp_hist",
         type=pa.list_(pa.int64()),
-        meaning="finite non-zero elements by floor(log2 abs x); of over 2^20, estimated from 1 in 64",
+        meaning="finite non-zero elements by floor(log2 abs x); from 2^15 elements on estimated from tiles that hold 2^14 or more",
     ),
     Column(name="value", type=pa.float64(), meaning="of a scalar"),
 )
