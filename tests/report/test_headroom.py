@@ -71,7 +71,7 @@ def test_the_legend_says_which_columns_are_of_some_steps_and_which_shares_are_es
     verdicts = tuple(replace(v, looked=(3, 8)) for v in format_verdicts((), rows))
     page = TraceFormats(trace="t", rows=rows, verdicts=verdicts, whole=True).markdown()
     assert "rows and blocks on 3 of 8 recorded steps, all else on every one" in page
-    assert page.count("above 2^20 elements are estimates") == 2
+    assert page.count("from 2^15 elements on are estimates") == 2
 
 
 def test_every_share_that_is_not_none_reads_as_some() -> None:
