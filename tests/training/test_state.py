@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from nanhunt.precision import in_precision
 from nanhunt.rewind import Digest, kept, rewind
 from nanhunt.training import state
+from nanhunt.training.ring import FAR, REACH, SnapshotRing
 from nanhunt.training.rng import RngState, seed_everything
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import FAR, REACH, Snapshot, SnapshotRing, state_bytes
+from nanhunt.training.state import Snapshot, state_bytes
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.training.tree import tensors_of
 from tests.conftest import tiny_run
@@ -234,69 +235,6 @@ def test_the_generators_state_is_captured_and_restored_without_drawing() -> None
     drawn = [(random.random(), float(np.random.rand()), float(torch.rand(()))) for _ in range(2)]
     captured.restore()
     assert [(random.random(), float(np.random.rand()), float(torch.rand(()))) for _ in range(2)] == drawn
-
-
-# --- the ring ---------------------------------------------------------------------------------------------------------
-
-
-class Offered(SnapshotRing):
-    """A ring that notes the steps at which it took a snapshot."""
-
-    def taken(self) -> list[int]:
-        return [s.step for s in self._kept]
-
-
-def test_a_small_model_has_a_snapshot_before_every_step() -> None:
-    run = run_of(steps=40)
-    ring = Offered(run)
-    for step in range(FAR + 10):
-        ring.offer(run, step)
-    assert ring.spacing == 1
-    assert ring.taken() == list(range(10, FAR + 10))
-
-
-def test_large_batches_cut_the_reach_to_what_a_spike_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(steps=60)
-    advance(run, 0, 1)
-    monkeypatch.setattr(state, "BATCH_BUDGET", 30 * run.batches.kept_bytes)
-    ring = Offered(run)
-    for step in range(1, 50):
-        ring.offer(run, step)
-        run.batches.forget_before(ring.oldest_step)
-        advance(run, step, step + 1)
-    assert REACH <= len(ring.taken()) <= 31
-    assert run.batches.kept_bytes <= 31 * run.batches.kept_bytes / len(ring.taken())
-    with pytest.raises(KeyError):
-        run.batches.peek(ring.oldest_step - 1, 0)
-
-
-@pytest.mark.parametrize("room", [1, 2, 3, 5, 8, 19, 20, 50])
-def test_whatever_the_budget_the_ring_reaches_back_far_enough(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of()
-    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
-    ring = Offered(run)
-    for step in range(100, 170):
-        ring.offer(run, step)
-        reach = min(REACH - 1, step - 100)
-        assert ring.oldest_step <= step - reach
-        assert ring.nearest(step).step <= step
-    assert len(ring.taken()) <= max(2, room)
-
-
-@pytest.mark.parametrize("room", [2, 4, 50])
-def test_a_rewind_stands_before_the_step_exactly_as_the_replay_did(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(steps=24)
-    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
-    ring, seen = SnapshotRing(run), []
-    for step in range(24):
-        ring.offer(run, step)
-        run.batches.forget_before(ring.oldest_step)
-        seen.append((everything(run), advance(run, step, step + 1)))
-    for step in (23, 12, 17):
-        rewind(run, ring, step)
-        assert everything(run)["tensors"] == seen[step][0]["tensors"]
-        assert everything(run)["state"] == seen[step][0]["state"]
-        assert advance(run, step, step + 1) == seen[step][1]
 
 
 def test_the_bytes_of_a_snapshot_are_weights_buffers_and_moments() -> None:
