@@ -2,7 +2,7 @@
 
 How it works. A slot is one mapping of as many bytes as a snapshot needs; tensors are laid into it one behind the other.
 A snapshot that is let go gives its slot back, and the next one writes over it: memory that was touched before takes a
-copy at twice the speed, and is pinned once.
+copy at three times the speed, and is pinned once.
 
 Memory or disk. What takes more than half of the host memory that is available goes into a file, in the first folder
 with room. The file has no name: the kernel deletes it with the process, however that ends. Its blocks are set aside
@@ -189,7 +189,7 @@ def _pin(memory: mmap.mmap, buffer: Tensor) -> bool:
     if int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), portable)) != 0:
         # CUDA keeps the error for whoever asks next, and that would be a kernel of the run
         with contextlib.suppress(RuntimeError):
-            torch.zeros(1, device="cuda")
+            torch.ones(1, device="cuda").add_(1)
         return False
     if hasattr(mmap, "MADV_DONTFORK"):  # a fork (a DataLoader's worker) would move the pages from under the device
         memory.madvise(mmap.MADV_DONTFORK)
