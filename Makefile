@@ -6,11 +6,11 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu corpus bench-hunt bench-report bench-headroom docs gallery clean
+.PHONY: help setup demo lint format test test-gpu corpus bench-hunt bench-report bench-headroom bench-snapshots docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install nanhunt into it, at the tested versions
 
@@ -52,6 +52,9 @@ bench-report: $(STAMP)  ## bytes a row, compaction, `report` over traces of up t
 
 bench-headroom: $(STAMP)  ## seconds and memory of headroom over traces of up to 2 million rows (ARGS="--rows 100000")
 	$(BIN)/python -m benchmarks.headroom $(ARGS)
+
+bench-snapshots: $(STAMP)  ## what snapshots cost, and what they take (ARGS="--device cuda --sizes 134M,1.35G")
+	$(BIN)/python -m benchmarks.snapshots $(ARGS)
 
 docs: $(STAMP)  ## make the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nanhunt.rewind import kept, rewind
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 
 __all__ = ["accumulation_loss", "accumulates_narrowly"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nanhunt.trace.schema import Onset
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepResult, StepWatch
 from nanhunt.verdicts import Known
 

@@ -18,8 +18,8 @@ import torch
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
 from nanhunt.rewind import kept, rewind
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known, StepFault, fault_of
 
 __all__ = ["compiled_pass", "eager", "is_compiled"]

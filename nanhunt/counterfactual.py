@@ -66,7 +66,7 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
         try:
             if missing:
                 raise NotApplicableError(missing)
-            rewind(bench.run, bench.ring, window.first)
+            rewind(bench.run, bench.ring, window.first, hold=True)
             with change_made(bench, intervention.change) as made:
                 readback = made.readback
                 replayed = _run_window(bench, intervention, made.watches)

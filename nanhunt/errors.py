@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "NanhuntError",
+    "RoomError",
     "TraceError",
     "UsageError",
     "UserCodeError",
@@ -44,6 +45,10 @@ class CheckpointError(NanhuntError):
 
 class TraceError(NanhuntError):
     """A trace that is missing, not a trace, from a later version, or cannot be written."""
+
+
+class RoomError(NanhuntError):
+    """Neither host memory nor a disk has room for what must be kept."""
 
 
 class UserCodeError(NanhuntError):

@@ -27,8 +27,8 @@ from nanhunt.probes.closer import copied
 from nanhunt.probes.probe import ModuleStack
 from nanhunt.probes.source import caller_line, place
 from nanhunt.rewind import kept, rewind
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.training.tree import map_tensors, tensors_of
 from nanhunt.training.user_code import is_installed_module

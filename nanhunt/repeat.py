@@ -25,8 +25,9 @@ from nanhunt.bits import Difference, compare, kept_copies
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import Digest, kept, rewind
+from nanhunt.training.ring import REACH, SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import REACH, Snapshot, SnapshotRing
+from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known, StepFault, shows
 
@@ -84,7 +85,7 @@ class _Run:
 
     @classmethod
     def of(cls, run: TrainingRun, ring: SnapshotRing, step: int) -> _Run:
-        rewind(run, ring, step)
+        rewind(run, ring, step, hold=True)  # "from the same state" is meant to the bit
         digest, quiet = Digest(run), RowBuffer()
         replayed = replay_step(run, step, quiet, recorded=False, also=[digest])
         quiet.take()
@@ -94,6 +95,7 @@ class _Run:
 def _left_by(run: TrainingRun, after: Snapshot) -> Difference:
     """Compare the weights, buffers and gradients that the first run left with those of the run that has just ended."""
     live = {**run.parameters(), **run.buffers(), **{f"{n}.grad": g for n, g in run.gradients().items()}}
+    after.wait()
     first = {**after.tensors, **{f"{n}.grad": g for n, g in after.grads.items()}}
     second = kept_copies(live, _BUDGET)
     return compare({n: _plain(t) for n, t in first.items() if n in second}, second)
@@ -179,7 +181,7 @@ def repeat_spike(
     runs = []
     with kept(run, peak + 1):
         for _ in range(2):
-            rewind(run, ring, first)
+            rewind(run, ring, first, hold=True)
             runs.append([train_step(run, step, StepWatch()).loss for step in range(first, peak + 1)])
     rise = seen[peak] - baseline
     shown = sum(not losses[-1] - baseline < _AGAIN * rise for losses in runs)

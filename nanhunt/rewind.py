@@ -10,21 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import Snapshot, SnapshotRing
+from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepWatch, train_step
 
 __all__ = ["Digest", "KeptGradients", "kept", "rewind"]
 
 
-def rewind(run: TrainingRun, ring: SnapshotRing, step: int) -> None:
-    """Put the run before `step`: restore the nearest snapshot and run the steps in between again, unwatched."""
+def rewind(run: TrainingRun, ring: SnapshotRing, step: int, *, hold: bool = False) -> None:
+    """Put the run before `step`: restore the nearest snapshot and run the steps in between again, unwatched.
+
+    At most `ring.MOST` steps are run. With `hold`, for a step that is asked for again and again, that is done once.
+    """
     snapshot = ring.nearest(step)
     if snapshot.step > step:
         raise LookupError(f"step {step} lies before step {snapshot.step}, the first that is kept")
     snapshot.restore(run)
     for earlier in range(snapshot.step, step):
         train_step(run, earlier, StepWatch())
+    if hold:
+        ring.hold(run, step)
 
 
 @contextlib.contextmanager
@@ -36,6 +42,7 @@ def kept(run: TrainingRun, step: int) -> Iterator[Snapshot]:
     finally:
         run.batches.transform = None
         snapshot.restore(run)
+        snapshot.release(run)
 
 
 class Digest(StepWatch):

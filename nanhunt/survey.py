@@ -29,8 +29,8 @@ from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.trace.step_rows import StepRows
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 
 __all__ = ["SilentFault", "ZeroWatch", "call_of", "classes_of", "loses_at", "survey"]
 

@@ -24,8 +24,8 @@ from nanhunt.samples import Cutter, attribute_samples
 from nanhunt.trace.schema import Birth, NoteKind, Onset, Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import why_no_samples
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known, StepFault, scale_held_at, shows
 
 __all__ = ["Zoomed", "locate_exception", "zoom_in"]

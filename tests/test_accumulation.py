@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.accumulation import accumulates_narrowly, accumulation_loss
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from tests.conftest import tiny_run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hunt, long_trace
+from benchmarks import hunt, long_trace, snapshots
 from benchmarks.gpt import Size
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.trace.compact import compact
@@ -52,3 +52,16 @@ def test_a_long_trace_is_a_run_that_ends_in_what_was_replayed(tmp_path: Path) ->
     found = diagnose(trace)
     assert found.onset == diagnose(replayed).onset
     assert found.suspects[0].cause == "empty-reduction"
+
+
+def test_snapshots_are_timed_at_each_place_and_a_rewind_has_the_same_bits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = Size(layers=1, width=8, heads=2, vocabulary=16, batch=1, context=4)
+    monkeypatch.setitem(snapshots.SIZES, "tiny", tiny)
+    monkeypatch.setattr("nanhunt.training.state.SMALL", 0)
+    snapshots.report("tiny", "cpu", 8, tmp_path)
+    printed = capsys.readouterr().out
+    assert "memory" in printed
+    assert "a file" in printed
+    assert "the same bits" in printed

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nanhunt.compiled import compiled_pass, eager, is_compiled
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known, fault_of
 from tests.conftest import tiny_run
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.gradcheck import check_functions
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from tests.conftest import tiny_run
 
 

@@ -17,8 +17,8 @@ from nanhunt.repeat import deterministic_kernels, repeat_spike
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind
 from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from tests.conftest import tiny_run
 

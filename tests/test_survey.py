@@ -23,8 +23,8 @@ from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, Observation, Onset, Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.trace.writer import TraceWriter
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from tests.conftest import tiny_run
 

@@ -22,8 +22,9 @@ from nanhunt.counterfactual import run_trial
 from nanhunt.interventions import Intervention, LossScale, Trial
 from nanhunt.library import Given, library
 from nanhunt.trace.schema import Onset
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import Snapshot, SnapshotRing
+from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known
 from tests.conftest import tiny_run

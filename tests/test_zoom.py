@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
 from nanhunt.trace.schema import NoteKind
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known, StepFault, fault_of
 from nanhunt.zoom import Zoomed, zoom_in
 from tests.conftest import tiny_run

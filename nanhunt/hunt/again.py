@@ -82,7 +82,6 @@ def _run_up_to(state: HuntState, window: Window) -> None:
     run = state.run
     for step in range(run.start_step, window.last + 1):
         state.ring.offer(run, step)
-        run.batches.forget_before(state.ring.oldest_step)
         try:
             seen = replay_step(run, step, state.rows, recorded=False)
         except DataEndedError:

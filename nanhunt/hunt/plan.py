@@ -180,7 +180,6 @@ def _replay(state: HuntState) -> Onset | None:
     run, settings = state.run, state.settings
     for step in range(state.next_step, run.start_step + settings.steps):
         state.ring.offer(run, step)
-        run.batches.forget_before(state.ring.oldest_step)
         before, rest = divmod(step - run.start_step, settings.every)
         state.rows.blocks.on = is_looked_at(before)
         try:
@@ -197,6 +196,8 @@ def _replay(state: HuntState) -> Onset | None:
             state.rows.blocks.on = False
         rows = state.write()
         if step == run.start_step:
+            for text in state.ring.told(run):
+                state.assume(text)
             note_recipe(state, step)
         state.progress.step(seen.result, step)
         onset = _judged(state, seen, rows)

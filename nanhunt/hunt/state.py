@@ -18,8 +18,8 @@ from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
 from nanhunt.trace.step_rows import StepRows
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepResult
 from nanhunt.verdicts import Known
 
@@ -136,6 +136,7 @@ class HuntState:
     lost_device: bool = False
 
     def __post_init__(self) -> None:
+        self.run.slots.folders.insert(0, self.writer.path.absolute().parent)
         self.ring = SnapshotRing(self.run)
 
     @property

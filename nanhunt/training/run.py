@@ -16,6 +16,7 @@ from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.owned import Owned, find_owned
+from nanhunt.training.slots import SlotPool
 
 __all__ = ["DTYPES", "TrainingRun", "optimizers_in"]
 
@@ -57,6 +58,8 @@ class TrainingRun:
     #: ids of the parameters that a custom loop's last step has updated
     stepped: frozenset[int] = frozenset()
     match: str = ""
+    #: where its snapshots are kept
+    slots: SlotPool = field(default_factory=SlotPool, repr=False)
 
     @contextlib.contextmanager
     def autocasting(self) -> Iterator[None]:

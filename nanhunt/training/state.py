@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,30 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.training.rng import RngState
+from nanhunt.training.slots import Place, Slot, padded
 from nanhunt.training.tree import tensors_of
 
 if TYPE_CHECKING:
     from nanhunt.training.run import TrainingRun
 
-__all__ = ["Snapshot", "SnapshotRing", "state_bytes"]
+__all__ = ["SMALL", "Snapshot", "state_bytes"]
 
-#: Host memory that the ring may take, in bytes.
-RING_BUDGET = 2 << 30
-#: Steps that a rewind must reach back: a spike's lead (10) and the steps watched after its alarm (8), and two more.
-REACH = 20
-#: Steps that it reaches back where there is room for all of them: a whole replay of the usual length.
-FAR = 64
-#: Host memory that batches may take before the reach is cut to `REACH`, in bytes.
-BATCH_BUDGET = 1 << 30
+#: Bytes up to which a snapshot is small: it takes milliseconds, and as many as a replay has steps fit anywhere.
+SMALL = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Weights, buffers, gradients, optimizer, scaler, scheduler and random state before a step.
 
-    Tensors are copied to the host. Restoring writes into the live tensors, so that references the user's code holds
-    stay valid; optimizer state is put back as it was, past `load_state_dict`, which would cast it to the dtype of the
-    weights. State that the user keeps elsewhere (an EMA in a closure, a counter) is out of reach.
+    Tensors are copied to the host, those of a GPU or of a run that is not small into a slot (`slots.py`); from a GPU
+    they are only queued, and `wait` comes before the host reads them. Restoring writes into the live tensors, so that
+    references the user's code holds stay valid; optimizer state is put back as it was, past `load_state_dict`, which
+    would cast it to the dtype of the weights. State that the user keeps elsewhere (an EMA in a closure, a counter) is
+    out of reach.
     """
 
     step: int
@@ -52,25 +49,51 @@ class Snapshot:
     #: of a precision recipe
     emulator: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    #: what holds its tensors; None where each has memory of its own
+    slot: Slot | None = field(default=None, repr=False)
+
     @classmethod
-    def take(cls, run: TrainingRun, step: int) -> Snapshot:
-        """Copy the run's state as it stands before `step`."""
+    def take(
+        cls, run: TrainingRun, step: int, *, grads: bool = True, place: Place | None = None, at_least: int = 0
+    ) -> Snapshot:
+        """Copy the run's state as it stands before `step`; gradients that the step drops unread only where `grads`.
+
+        A slot for it is found at `place`, or where there is room, of `at_least` so many bytes. Raises RoomError.
+        """
         run.look_around()
-        return cls(
+        held = run.gradients() if grads else _read_gradients(run)
+        slot = _slot_for(run, held, place, at_least)
+        keep = _to_host if slot is None else slot.keep
+        snapshot = cls(
             step=step,
-            tensors={name: _to_host(t) for name, t in _live_tensors(run).items()},
-            grads={name: _to_host(grad) for name, grad in run.gradients().items()},
+            tensors={name: keep(t) for name, t in _live_tensors(run).items()},
+            grads={name: keep(grad) for name, grad in held.items()},
             training={name: module.training for name, module in _modules(run).items()},
             trained=frozenset(name for name, p in run.parameters().items() if p.requires_grad),
-            optimizers=[_OptimizerCopy.of(optimizer) for optimizer in run.optimizers],
+            optimizers=[_OptimizerCopy.of(optimizer, keep) for optimizer in run.optimizers],
             stepped=run.stepped,
             others=[(o, copy.deepcopy(o.state_dict())) for o in (*run.scalers, *run.schedulers)],
             rng=RngState.capture(),
             emulator=run.emulator.state() if run.emulator is not None else {},
+            slot=slot,
         )
+        if slot is not None:
+            slot.end(_gpus(run))
+        return snapshot
+
+    def wait(self) -> None:
+        """Wait until the host may read the tensors."""
+        if self.slot is not None:
+            self.slot.wait()
+
+    def release(self, run: TrainingRun) -> None:
+        """Give the memory to the next snapshot: nothing of this one may be read any more."""
+        if self.slot is not None:
+            run.slots.take_back(self.slot)
 
     def restore(self, run: TrainingRun) -> None:
         """Put the run back to the moment of `take`, bit for bit."""
+        self.wait()
         _restore_tensors(self, run)
         for optimizer in self.optimizers:
             optimizer.restore()
@@ -83,49 +106,48 @@ class Snapshot:
         if run.emulator is not None:
             run.emulator.restore(self.emulator)
         self.rng.restore()
-
-
-class SnapshotRing:
-    """The last snapshots, bounded in bytes; the nearest one before a step is where a rewind starts.
-
-    With room for `REACH` snapshots every step has one, and with more room up to `FAR` of them are kept; a larger model
-    has them further apart, and a rewind runs the steps in between again.
-    """
-
-    def __init__(self, run: TrainingRun) -> None:
-        room = max(2, RING_BUDGET // max(1, state_bytes(run)))
-        self.capacity = int(min(FAR, room))
-        self.spacing = -(-REACH // (self.capacity - 1)) if self.capacity < REACH else 1
-        self._kept: deque[Snapshot] = deque(maxlen=self.capacity)
-
-    def offer(self, run: TrainingRun, step: int) -> None:
-        """Take a snapshot before `step` where one is due."""
-        if not self._kept or step - self._kept[-1].step >= self.spacing:
-            self._kept.append(Snapshot.take(run, step))
-        while len(self._kept) > REACH and run.batches.kept_bytes > BATCH_BUDGET:
-            self._kept.popleft()
-            run.batches.forget_before(self._kept[0].step)
-
-    def nearest(self, step: int) -> Snapshot:
-        """Return the latest snapshot at or before `step`, the oldest where the ring has moved past it."""
-        earlier = [s for s in self._kept if s.step <= step]
-        return earlier[-1] if earlier else self._kept[0]
-
-    def reaches(self, step: int) -> bool:
-        """Whether a rewind can stand before `step`."""
-        return bool(self._kept) and self._kept[0].step <= step
-
-    @property
-    def oldest_step(self) -> int:
-        """The first step that can be reached."""
-        return self._kept[0].step if self._kept else 0
+        if self.slot is not None:
+            self.slot.was_read(_gpus(run))
 
 
 def state_bytes(run: TrainingRun) -> int:
     """Return the bytes of one snapshot: weights, buffers and optimizer state (two moments before there is any)."""
     model = sum(t.numel() * t.element_size() for t in _live_tensors(run).values())
-    states = [t for optimizer in run.optimizers for s in optimizer.state.values() for _, t in tensors_of(s)]
-    return model + (sum(t.numel() * t.element_size() for t in states) if states else 2 * model)
+    states = sum(t.numel() * t.element_size() for t in _state_tensors(run))
+    return model + (states or 2 * model)
+
+
+def _slot_for(run: TrainingRun, grads: dict[str, Tensor], place: Place | None, at_least: int) -> Slot | None:
+    """Return a slot with room for all that is to be copied; None of a small run on the CPU, which needs none."""
+    tensors = [*_live_tensors(run).values(), *grads.values(), *_state_tensors(run)]
+    # a tensor, its two moments and its step each begin at a multiple of so many bytes
+    at_least += 4 * padded(1) * len(_live_tensors(run)) if at_least else 0
+    size = max(at_least, sum(padded(t.numel() * t.element_size()) for t in tensors))
+    gpus = _gpus(run)
+    if not gpus and size <= SMALL:
+        return None
+    slot = run.slots.lend(size, place=place, pinned=bool(gpus))
+    slot.begin(gpus)
+    return slot
+
+
+def _read_gradients(run: TrainingRun) -> dict[str, Tensor]:
+    """Return the gradients that a step may read: the built-in one begins by dropping those of its optimizer."""
+    gradients = run.gradients()
+    drops = run.train_step is None and type(run.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
+    if not drops or "zero_grad" in vars(run.optimizer):
+        return gradients
+    dropped = {id(p.grad) for group in run.optimizer.param_groups for p in group["params"]}
+    return {name: grad for name, grad in gradients.items() if id(grad) not in dropped}
+
+
+def _state_tensors(run: TrainingRun) -> Iterator[Tensor]:
+    return (t for optimizer in run.optimizers for s in optimizer.state.values() for _, t in tensors_of(s))
+
+
+def _gpus(run: TrainingRun) -> list[torch.device]:
+    """Return the GPUs that hold the run's tensors."""
+    return sorted({t.device for t in _live_tensors(run).values() if t.is_cuda}, key=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +161,12 @@ class _OptimizerCopy:
     state: list[tuple[Any, Any]]
 
     @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer) -> _OptimizerCopy:
+    def of(cls, optimizer: torch.optim.Optimizer, keep: Callable[[Tensor], Tensor]) -> _OptimizerCopy:
         return cls(
             optimizer=optimizer,
             groups=[_hyper(group) for group in optimizer.param_groups],
             members=[list(group["params"]) for group in optimizer.param_groups],
-            state=[(key, _copied(state)) for key, state in optimizer.state.items()],
+            state=[(key, _copied(state, keep)) for key, state in optimizer.state.items()],
         )
 
     def restore(self) -> None:
@@ -174,12 +196,12 @@ def _restore_tensors(snapshot: Snapshot, run: TrainingRun) -> None:
             if saved is None:
                 continue
             if live.shape == saved.shape and live.dtype == saved.dtype:
-                live.copy_(saved)
+                live.copy_(saved, non_blocking=True)
             else:  # a trial in another precision replaced the storage
                 live.data = saved.to(live.device, copy=True)
         for name, parameter in run.parameters().items():
             grad = snapshot.grads.get(name)
-            parameter.grad = None if grad is None else grad.to(parameter.device, copy=True)
+            parameter.grad = None if grad is None else grad.to(parameter.device, non_blocking=True, copy=True)
             if parameter.is_leaf and parameter.requires_grad != (name in snapshot.trained):
                 parameter.requires_grad_(name in snapshot.trained)
     for name, training in snapshot.training.items():
@@ -195,20 +217,20 @@ def _to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _copied(state: Any) -> Any:
+def _copied(state: Any, keep: Callable[[Tensor], Tensor]) -> Any:
     """Copy an optimizer's state of one parameter; tensors keep their device in `_Placed` form."""
     if isinstance(state, Tensor):
-        return _Placed(tensor=_to_host(state), device=state.device)
+        return _Placed(tensor=keep(state), device=state.device)
     if isinstance(state, dict):
-        return {k: _copied(v) for k, v in state.items()}
+        return {k: _copied(v, keep) for k, v in state.items()}
     if isinstance(state, list):
-        return [_copied(v) for v in state]
+        return [_copied(v, keep) for v in state]
     return copy.deepcopy(state)
 
 
 def _placed(state: Any) -> Any:
     if isinstance(state, _Placed):
-        return state.tensor.to(state.device, copy=True)
+        return state.tensor.to(state.device, non_blocking=True, copy=True)
     if isinstance(state, dict):
         return {k: _placed(v) for k, v in state.items()}
     if isinstance(state, list):

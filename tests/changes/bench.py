@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nanhunt.bench import Bench, Window
 from nanhunt.trace.schema import Onset
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known
 
 

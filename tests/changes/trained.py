@@ -14,8 +14,8 @@ from nanhunt.bench import Bench, Window
 from nanhunt.counterfactual import run_trial
 from nanhunt.interventions import Change, Intervention, Trial
 from nanhunt.trace.schema import Onset
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known
 

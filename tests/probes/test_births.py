@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.replay import replay_step
 from nanhunt.trace.schema import Birth, Hop, NoteKind, Onset
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.verdicts import Known, fault_of
 from nanhunt.zoom import zoom_in
 from tests.conftest import tiny_run

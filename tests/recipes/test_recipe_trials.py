@@ -17,8 +17,8 @@ from nanhunt.library import Given, library
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import Onset
 from nanhunt.training.batches import BatchSource
+from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import SnapshotRing
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import Known
 from tests.recipes.emulated import run_under

@@ -1,99 +1,38 @@
-"""A restored snapshot is the run at its moment, bit for bit; the ring reaches as far back as a rewind needs."""
+"""A restored snapshot is the run at its moment, bit for bit, wherever it was kept."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanhunt.precision import in_precision
-from nanhunt.rewind import Digest, kept, rewind
+from nanhunt.rewind import Digest, kept
 from nanhunt.training import state
 from nanhunt.training.rng import RngState, seed_everything
-from nanhunt.training.run import TrainingRun
-from nanhunt.training.state import FAR, REACH, Snapshot, SnapshotRing, state_bytes
+from nanhunt.training.slots import Place
+from nanhunt.training.state import Snapshot, state_bytes
 from nanhunt.training.step import StepWatch, train_step
-from nanhunt.training.tree import tensors_of
 from tests.conftest import tiny_run
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.4)
-        self.frozen = nn.Linear(4, 4).requires_grad_(False)
-        self.register_buffer("scratch", torch.zeros(2), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.scratch += x.mean()
-        return self.drop(self.norm(self.layer(x))) + self.frozen(x)
-
-
-def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    return F.mse_loss(model(batch) * (1 + random.random() + float(np.random.rand())), batch)
-
-
-def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
-    rest = [p for p in model.parameters() if p.dim() == 1 and p.requires_grad]
-    return torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=0.01)
-
-
-OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "adamw": adamw,
-    "amsgrad-capturable-lr": lambda m: torch.optim.Adam(m.parameters(), lr=torch.tensor(0.01), amsgrad=True),
-    "sgd-momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9),
-    "adagrad": lambda m: torch.optim.Adagrad(m.parameters()),
-    "rprop": lambda m: torch.optim.Rprop(m.parameters()),
-}
-
-
-def run_of(
-    optimizer: str = "adamw", *, steps: int = 12, dtype: torch.dtype = torch.float32, **settings: Any
-) -> TrainingRun:
-    seed_everything(0)
-    model = Net().to(dtype)
-    data = [torch.randn(6, 4, dtype=dtype) for _ in range(steps)]
-    return tiny_run(model, loss_of, data, optimizer=OPTIMIZERS[optimizer](model), **settings)
-
-
-def advance(run: TrainingRun, first: int, last: int) -> list[float]:
-    return [train_step(run, step, StepWatch()).loss for step in range(first, last)]
-
-
-def bits(tensor: Tensor) -> tuple[str, bytes]:
-    return str(tensor.dtype), tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def everything(run: TrainingRun) -> dict[str, Any]:
-    """Return all that a snapshot must bring back."""
-    model, optimizer = run.model, run.optimizer
-    names = {p: n for n, p in model.named_parameters()}
-    return {
-        "tensors": {n: bits(t) for n, t in (*model.named_parameters(), *model.named_buffers())},
-        "grads": {n: None if p.grad is None else bits(p.grad) for p, n in names.items()},
-        "state": {names[p]: {k: bits(t) for k, t in tensors_of(s)} for p, s in optimizer.state.items()},
-        "groups": [{k: str(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
-        "scaler": run.scaler.state_dict() if run.scaler else None,
-        "scheduler": str(run.scheduler.state_dict()) if run.scheduler else None,
-        "training": {n: m.training for n, m in model.named_modules()},
-        "generators": (random.getstate(), np.random.get_state()[1].tobytes(), bits(torch.get_rng_state())),
-    }
+from tests.training.small_net import OPTIMIZERS, Net, adamw, advance, everything, loss_of, run_of
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("taken_at", [0, 3])
-def test_restoring_brings_back_every_bit_and_the_same_future(optimizer: str, taken_at: int) -> None:
+@pytest.mark.parametrize("place", [None, "memory", "disk"])
+def test_restoring_brings_back_every_bit_and_the_same_future(
+    optimizer: str, taken_at: int, place: Place | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_of(optimizer)
     advance(run, 0, taken_at)
-    snapshot, before = Snapshot.take(run, taken_at), everything(run)
+    if place is not None:  # as if the run were a large one
+        monkeypatch.setattr(state, "SMALL", 0)
+    snapshot, before = Snapshot.take(run, taken_at, place=place), everything(run)
+    assert (snapshot.slot.place if snapshot.slot else None) == place
     future = advance(run, taken_at, 8)
     for _ in range(2):
         snapshot.restore(run)
@@ -236,67 +175,14 @@ def test_the_generators_state_is_captured_and_restored_without_drawing() -> None
     assert [(random.random(), float(np.random.rand()), float(torch.rand(()))) for _ in range(2)] == drawn
 
 
-# --- the ring ---------------------------------------------------------------------------------------------------------
-
-
-class Offered(SnapshotRing):
-    """A ring that notes the steps at which it took a snapshot."""
-
-    def taken(self) -> list[int]:
-        return [s.step for s in self._kept]
-
-
-def test_a_small_model_has_a_snapshot_before_every_step() -> None:
-    run = run_of(steps=40)
-    ring = Offered(run)
-    for step in range(FAR + 10):
-        ring.offer(run, step)
-    assert ring.spacing == 1
-    assert ring.taken() == list(range(10, FAR + 10))
-
-
-def test_large_batches_cut_the_reach_to_what_a_spike_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(steps=60)
+def test_the_ring_leaves_out_the_gradients_that_the_step_drops_and_keeps_the_others() -> None:
+    model = Net()
+    run = tiny_run(model, loss_of, [torch.randn(6, 4) for _ in range(3)], optimizer=adamw(model))
+    model.frozen.weight.requires_grad_(True)  # no optimizer has it: its gradient is added up over the steps
     advance(run, 0, 1)
-    monkeypatch.setattr(state, "BATCH_BUDGET", 30 * run.batches.kept_bytes)
-    ring = Offered(run)
-    for step in range(1, 50):
-        ring.offer(run, step)
-        run.batches.forget_before(ring.oldest_step)
-        advance(run, step, step + 1)
-    assert REACH <= len(ring.taken()) <= 31
-    assert run.batches.kept_bytes <= 31 * run.batches.kept_bytes / len(ring.taken())
-    with pytest.raises(KeyError):
-        run.batches.peek(ring.oldest_step - 1, 0)
-
-
-@pytest.mark.parametrize("room", [1, 2, 3, 5, 8, 19, 20, 50])
-def test_whatever_the_budget_the_ring_reaches_back_far_enough(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of()
-    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
-    ring = Offered(run)
-    for step in range(100, 170):
-        ring.offer(run, step)
-        reach = min(REACH - 1, step - 100)
-        assert ring.oldest_step <= step - reach
-        assert ring.nearest(step).step <= step
-    assert len(ring.taken()) <= max(2, room)
-
-
-@pytest.mark.parametrize("room", [2, 4, 50])
-def test_a_rewind_stands_before_the_step_exactly_as_the_replay_did(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(steps=24)
-    monkeypatch.setattr(state, "RING_BUDGET", room * state_bytes(run))
-    ring, seen = SnapshotRing(run), []
-    for step in range(24):
-        ring.offer(run, step)
-        run.batches.forget_before(ring.oldest_step)
-        seen.append((everything(run), advance(run, step, step + 1)))
-    for step in (23, 12, 17):
-        rewind(run, ring, step)
-        assert everything(run)["tensors"] == seen[step][0]["tensors"]
-        assert everything(run)["state"] == seen[step][0]["state"]
-        assert advance(run, step, step + 1) == seen[step][1]
+    assert list(Snapshot.take(run, 1, grads=False).grads) == ["frozen.weight"]
+    run.train_step = lambda model, batch, optimizer: None  # a loop of the user's may do as it likes
+    assert len(Snapshot.take(run, 1, grads=False).grads) > 1
 
 
 def test_the_bytes_of_a_snapshot_are_weights_buffers_and_moments() -> None:
