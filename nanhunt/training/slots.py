@@ -41,6 +41,20 @@ MEMORY_SHARE = 0.5
 _ALIGN = 64
 
 
+#: Every slot there is; and what a forked process must not let go of.
+_SLOTS: weakref.WeakSet[Slot] = weakref.WeakSet()
+_HELD: list[object] = []
+
+
+def _hold_in_child() -> None:
+    """Keep the events of a process that forked: to destroy one without its context aborts."""
+    _HELD.extend((slot._began, slot._ended, slot._last) for slot in _SLOTS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hold_in_child)
+
+
 class Slot:
     """One stretch of bytes, filled from its start by `keep`; `wait` before the host reads what came from a GPU."""
 
@@ -55,6 +69,7 @@ class Slot:
         self._began: list[torch.cuda.Event] = []
         self._ended: list[torch.cuda.Event] = []
         self._last: list[torch.cuda.Event] = []
+        _SLOTS.add(self)
 
     @property
     def size(self) -> int:
