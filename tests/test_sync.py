@@ -10,6 +10,7 @@ from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe, record_state
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.softmax import watch_softmax
 from nanhunt.replay import Finiteness
 from nanhunt.trace.schema import Phase
 from nanhunt.training.batches import BatchSource
@@ -34,15 +35,17 @@ def test_probes_never_wait_for_the_device_inside_a_step() -> None:
     rows = RowBuffer()
     rows.blocks.on = True
     finite, optimizer = Finiteness(run), OptimizerProbe(run, rows)
-    batch = run.batches.get(0, 0)
+    batch, wide = run.batches.get(0, 0), torch.randn(4096, 2048, device="cuda")
     for _ in range(2):  # the first step makes the optimizer's state, which copies from the host
         run.optimizer.zero_grad()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with watch_modules(run.roots(), rows):
+            with watch_modules(run.roots(), rows), watch_softmax(run, rows) as heard:
                 loss = run.loss(run.model, batch)
+                nn.functional.cross_entropy(wide, wide.argmax(1))  # logits of which some rows are heard
                 finite.loss_made(0, loss)
+                heard.backward_begins(0)
                 loss.backward()
             optimizer.gradients_ready()
             finite.gradients_ready()

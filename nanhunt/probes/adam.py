@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["adam_health", "frozen_share", "rms", "second_moment"]
+__all__ = ["HEALTH", "adam_health", "correction", "frozen_share", "rms", "second_moment"]
+
+#: All that is told of a parameter that Adam moves.
+HEALTH = ("frozen", "update_lr", "rms_t", "kappa_eps", "v_zero", "v_below_eps2", "v_stuck", "v_stale")
 
 
 def adam_health(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanhunt.probes.adam import adam_health, frozen_share, rms, second_moment
+from nanhunt.probes.adam import HEALTH, adam_health, frozen_share, rms, second_moment
 from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.stats.sampling import looked_at
 from nanhunt.stats.summarize import has_triton
@@ -127,10 +127,9 @@ class OptimizerProbe(StepWatch):
                 if name in self._left:
                     moved = (_sum_and_norm(parameter) - self._left[name]).abs().amax()
                     self._scalar(name, "moved_outside", moved)
-                for key, value in (
-                    {} if name in measured else self._health(name, parameter, group, updates[name]).items()
-                ):
-                    self._scalar(name, key, value)
+                if name not in measured:
+                    for key, value in self._health(name, parameter, group, updates[name]).items():
+                        self._scalar(name, key, value)
         self._before.clear()
         self._v_before.clear()
         self._left.clear()
@@ -148,9 +147,9 @@ class OptimizerProbe(StepWatch):
             has_before = tiles.v_kept is not None
             values = tiles.health([p.grad for p, _ in found], states, groups)
             cells = [
-                (name, key, row * len(tiles.HEALTH) + column)
+                (name, key, row * len(HEALTH) + column)
                 for row, (name, group) in enumerate(zip(names, groups, strict=True))
-                for column, key in enumerate(tiles.HEALTH)
+                for column, key in enumerate(HEALTH)
                 if _is_told(key, group, has_before=has_before)
             ]
             self._rows.scalars([(*_leaf(name, key), place) for name, key, place in cells], values, phase=Phase.UPDATE)

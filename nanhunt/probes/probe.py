@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,7 @@ class RowBuffer:
         self._histograms = histograms
         self._seq = 0
         self._queue = StatsQueue()
+        self._lock = threading.Lock()
         #: what has reached the host; tickets count on from there
         self._stats = EMPTY
         #: of each row: site, (step, micro, seq), ticket or -1, value on the host, on the device, or in a table there
@@ -85,12 +87,13 @@ class RowBuffer:
         """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
         if not self.recording or not is_measurable(tensor):
             return
-        with self.aside():
+        # gradients of a model on several devices come from a thread of each
+        with self._lock, self.aside():
             ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
             if self.blocks.on:
                 self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
-        ticket += len(self._stats)
-        self._add(phase, role, module, name, op, source, tensor.dtype, tensor.shape, ticket=ticket)
+            ticket += len(self._stats)
+            self._add(phase, role, module, name, op, source, tensor.dtype, tensor.shape, ticket=ticket)
 
     def tensors(
         self,
@@ -217,10 +220,8 @@ class RowBuffer:
             if len(self._known) >= _SITES:
                 self._known.clear()
                 self._layouts.clear()
-            written, lengths = (
-                str(dtype).removeprefix("torch.") if dtype else None,
-                None if shape is None else tuple(shape),
-            )
+            written = None if dtype is None else str(dtype).removeprefix("torch.")
+            lengths = None if shape is None else tuple(shape)
             site = Site(self.pass_, phase.value, role.value, module, name, op, source, written, lengths)
             self._known[key] = site
         self._sites.append(site)

@@ -295,8 +295,11 @@ def _some_rows(tensor: Tensor, dim: int) -> Tensor:
     wanted = max(_FEWEST_ROWS, _ELEMENTS // width)
     if count <= wanted:
         return rows.reshape(-1, width)
-    places = torch.arange(wanted, device=tensor.device) * count // wanted
-    return rows[torch.unravel_index(places, rows.shape[:-1])]
+    places, index = torch.arange(wanted, device=tensor.device) * count // wanted, []
+    for size in reversed(rows.shape[:-1]):  # torch.unravel_index sends the shape to the device, and waits
+        index.append(places % size)
+        places = places // size
+    return rows[tuple(reversed(index))]
 
 
 def _bound(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -18,16 +18,14 @@ import torch
 import triton.language as tl
 from torch import Tensor, nn
 
-from nanhunt.probes.adam import correction
+from nanhunt.probes.adam import HEALTH, correction
 from nanhunt.probes.update_code import keep, measure
 from nanhunt.stats.sampling import TILE, every_of, tiles_of
 
-__all__ = ["HEALTH", "SUMS", "KeptTiles", "fits"]
+__all__ = ["SUMS", "KeptTiles", "fits"]
 
 #: What `measure` leaves of a tile.
 SUMS = ("g2", "ratio", "v_hat", "v_zero", "below", "stuck", "live", "v_before", "moved", "still", "update2")
-#: What is told of a parameter, in the order of the columns that `health` returns.
-HEALTH = ("frozen", "update_lr", "rms_t", "kappa_eps", "v_zero", "v_below_eps2", "v_stuck", "v_stale")
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -88,8 +86,6 @@ def _facts(group: _Group, places: tuple[tuple[int, ...], ...]) -> Tensor:
 
 class KeptTiles:
     """The tiles of some weights of one format and device, and of their second moments, as they were before an update."""
-
-    HEALTH = HEALTH
 
     def __init__(self, weights: Sequence[Tensor], moments: Sequence[Tensor] | None) -> None:
         """Copy them; `moments` are of the weights' shapes and of one format, None where there are none yet."""

@@ -15,7 +15,6 @@ import functools
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
         _add(head, x, bits, tiny)
         if counts is not None and every == 1:
             _count(counts, bits)
-    if is_cancelled(head[0] - head[1] - head[2] - head[3], head[8], head[9]):
+    if _is_cancelled(head[0] - head[1] - head[2] - head[3], head[8], head[9]):
         head[8], head[9] = _wide_sums(values)
     if counts is None:
         return torch.tensor(head, dtype=torch.float64, device="cpu")
@@ -61,7 +60,7 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
     return torch.cat([torch.tensor(head, dtype=torch.float64, device="cpu"), counts.to(torch.float64)])
 
 
-def is_cancelled(count: Any, total: Any, squares: Any) -> Any:
+def _is_cancelled(count: float, total: float, squares: float) -> bool:
     """Whether sums in fp32 leave a variance too few digits: it is less than a sixteenth of the squared mean."""
     return total * total * 17.0 > squares * count * 16.0
 

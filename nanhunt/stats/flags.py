@@ -80,7 +80,6 @@ class FlagQueue:
             return 0
         if not (signed or values.is_cpu):
             return self._ask(None, torch.linalg.vector_norm(values, math.inf))
-        # of a permuted tensor aminmax would make a copy
         # of a permuted tensor it would make a copy, to have it in order
         return self._ask(*torch.aminmax(in_order(values)))
 

@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -56,7 +55,7 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     tiny, kind = _TINY[tensor.dtype], (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0, size >> 31 > 0, tensor.device)
     every, parts = _shares(size)
     with _on(tensor.device):
-        _start(first_of_one, kind, triton.cdiv(size, _SPAN), (tensor, size, table, row), (tiny, _WIDTH, _TILES), _WARPS)
+        _start(first_of_one, kind, -(-size // _SPAN), (tensor, size, table, row), (tiny, _WIDTH, _TILES), _WARPS)
         _start(second_of_one, kind, parts, (tensor, size, table, row, every, parts), (tiny, TILE), 4)
 
 
@@ -131,7 +130,7 @@ def _told(
 @functools.lru_cache(maxsize=64)
 def _programs(sizes: tuple[int, ...], device: torch.device, exact: bool) -> tuple[Tensor, Tensor]:
     """Return the (tensor, span) and the (tensor, part) of each program on the device."""
-    spans, parts = [triton.cdiv(size, _SPAN) for size in sizes], [_parts(size, exact) for size in sizes]
+    spans, parts = [-(-size // _SPAN) for size in sizes], [_parts(size, exact) for size in sizes]
     return _shared_out(spans, device), _shared_out(parts, device)
 
 
@@ -144,5 +143,5 @@ def _shared_out(shares: list[int], device: torch.device) -> Tensor:
 
 def _parts(size: int, exact: bool = False) -> int:
     """Return how many programs the second pass has."""
-    counted = triton.cdiv(size, TILE) if exact else tiles_of(size)
-    return int(min(max(1, triton.cdiv(counted, _TILES_OF_A_PART)), _PARTS))
+    counted = -(-size // TILE) if exact else tiles_of(size)
+    return min(max(1, -(-counted // _TILES_OF_A_PART)), _PARTS)
