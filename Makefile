@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu corpus bench-hunt bench-report bench-headroom bench-snapshots docs gallery clean
+.PHONY: help setup demo lint format test test-gpu corpus bench bench-hunt bench-report bench-headroom bench-snapshots docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -42,6 +42,8 @@ test-gpu: $(STAMP)  ## run the tests that are about a GPU, where there is one
 
 corpus: $(STAMP)  ## run the corpus of failures through the command line, write docs/scoreboard.md (ARGS="bad-sample" for a part)
 	$(BIN)/python -m tests.corpus $(if $(ARGS),$(ARGS),--thresholds -o docs/scoreboard.md)
+
+bench: bench-hunt bench-headroom bench-report bench-snapshots  ## every benchmark; docs/performance.md has what came out
 
 bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and other tools (ARGS="--rounds 30")
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,bench]'
