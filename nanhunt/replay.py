@@ -133,10 +133,10 @@ class Finiteness(StepWatch):
         run = self._run
         if self._zoom is not None:
             return
-        state = run.state_tensors(self._named)
         if self._rows is not None:
-            self._look("state", {name: t for name, t in state.items() if not name.endswith(_MOMENTS)})
+            self._look("state", run.state_tensors(self._named, without=_MOMENTS))
             return
+        state = run.state_tensors(self._named)
         self._look("weights", self._named)
         self._look("buffers", run.buffers(), masks=True)
         self._look("state", state)
@@ -181,7 +181,7 @@ class Finiteness(StepWatch):
 
 
 #: What is recorded of an optimizer's state.
-_MOMENTS = (f".{Role.EXP_AVG}", f".{Role.EXP_AVG_SQ}")
+_MOMENTS = (Role.EXP_AVG.value, Role.EXP_AVG_SQ.value)
 #: Of what is recorded: role, phase, the list of `Finiteness`, whether -inf alone is a mask's.
 _RECORDED = (
     (Role.OUTPUT, Phase.FORWARD, "modules", True),
@@ -196,6 +196,8 @@ _LEFT_OUT = tuple((role, kind, masks) for role, _, kind, masks in _RECORDED if r
 
 def nonfinite_rows(rows: StepRows) -> Iterator[tuple[str, str]]:
     """Yield what a recorded step's rows show to be non-finite: the list of `Finiteness`, and the name."""
+    if not len(rows.stats) or not (rows.stats.nan + rows.stats.posinf + rows.stats.neginf).any():
+        return
     for role, phase, kind, masks in _RECORDED:
         sites, stats = rows.of_role(role)
         bad = stats.nan + stats.posinf + (0 if masks else stats.neginf)
@@ -282,6 +284,10 @@ def replay_step(
         if not device_is_lost(replayed.error):
             if zoom is not None:
                 zoom.resolve()
+            rows.micro = 0
+            _record_losses(run, rows)
+            if replayed.result is not None:
+                _record_scalars(replayed.result, rows)
             finite.resolve()
     except RuntimeError as error:
         if not device_is_lost(error):
@@ -291,10 +297,6 @@ def replay_step(
         rows.drop()  # they are on a device that answers nothing any more
         return replayed
     replayed.layouts = narrator.layouts
-    rows.micro = 0
-    _record_losses(run, rows)
-    if replayed.result is not None:
-        _record_scalars(replayed.result, rows)
     return replayed
 
 

@@ -34,11 +34,8 @@ def test_a_model_that_raises_is_a_finding() -> None:
 
 
 def test_a_probe_that_fails_is_never_taken_for_the_users_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(value: object, path: str = "") -> list[tuple[str, None]]:
-        return [("", None)]
-
-    monkeypatch.setattr(module_probe, "tensors_of", broken)
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr(module_probe, "_gradient_hook", None)
+    with pytest.raises(TypeError):
         replay_step(run_of(nn.Linear(3, 1)), 0, RowBuffer(), recorded=True)
 
 

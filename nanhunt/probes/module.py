@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -47,11 +48,12 @@ def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableH
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not rows.recording or in_backward():
             return
-        for path, tensor in tensors_of(output):
-            rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
-            if tensor.requires_grad:
-                handle = tensor.register_hook(_gradient_hook(module_name, path, rows))  # type: ignore[no-untyped-call]
-                on_tensors.append(handle)
+        with torch._C.DisableTorchFunction():  # attributes too go by way of a mode that listens: microseconds each
+            for path, tensor in [("", output)] if isinstance(output, Tensor) else tensors_of(output):
+                rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
+                if tensor.requires_grad:
+                    handle = tensor.register_hook(_gradient_hook(module_name, path, rows))  # type: ignore[no-untyped-call]
+                    on_tensors.append(handle)
 
     return hook
 

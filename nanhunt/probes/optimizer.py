@@ -19,6 +19,7 @@ tiles (`sampling.looked_at`). An update's row then counts what was looked at: it
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,13 +49,15 @@ class OptimizerProbe(StepWatch):
         self._rows = rows
         self._before: dict[str, Tensor] = {}
         self._v_before: dict[str, Tensor] = {}
+        #: names of all whose weight is kept
+        self._held: set[str] = set()
         self._names: dict[Tensor, str] = {}
         #: parameters by name, as they were when they were asked for first
         self._named: dict[str, Tensor] = {}
         #: sum and norm of each weight as its optimizer left it
         self._left: dict[str, Tensor] = {}
         #: names and tiles of parameters that are measured by one launch
-        self._together: list[tuple[list[str], KeptTiles]] = []
+        self._together: list[tuple[tuple[str, ...], KeptTiles]] = []
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Record every gradient: accumulated, unscaled, not yet clipped."""
@@ -73,8 +76,9 @@ class OptimizerProbe(StepWatch):
         held = self._run.trainable() if parameters is None else parameters
         for parameter, state in zip(held, self._run.states_of(held), strict=True):
             name = self._names.get(parameter)
-            if name is None or name in self._before:
+            if name is None or name in self._held:
                 continue
+            self._held.add(name)
             v = second_moment(state)
             if (key := _kind(parameter, v)) is not None:
                 together.setdefault(key, []).append((name, parameter, v))
@@ -89,21 +93,15 @@ class OptimizerProbe(StepWatch):
         """Keep parameters of one kind by one launch."""
         from nanhunt.probes.update_kernel import KeptTiles  # triton is there on CUDA alone
 
-        moments = [v for _, _, v in batch if v is not None]
-        tiles = KeptTiles([p.detach() for _, p, _ in batch], moments or None)
-        names = [name for name, _, _ in batch]
-        self._together.append((names, tiles))
-        for index, name in enumerate(names):
-            self._before[name] = tiles.before(index)
-            if (v := tiles.v_before(index)) is not None:
-                self._v_before[name] = v
+        names, weights, moments = zip(*batch, strict=True)
+        self._together.append((names, KeptTiles(weights, None if moments[0] is None else moments)))
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
         if self._rows.recording:
             for parameter in self._run.trainable() if parameters is None else parameters:
                 name = self._names.get(parameter)
-                if name in self._before:
+                if name in self._held:
                     self._left[name] = _sum_and_norm(parameter)
 
     def updated(self) -> None:
@@ -113,48 +111,39 @@ class OptimizerProbe(StepWatch):
         record_state(self._run, self._rows, Phase.UPDATE, self._named or None)
         self._rows.scalar("optimizer_step", step_counter(self._run), phase=Phase.UPDATE)
         parameters = {self._names[p]: (p, g) for p, g in self._groups() if p in self._names}
-        changed = {name: found for name, found in parameters.items() if name in self._before}
+        changed = {name: found for name, found in parameters.items() if name in self._held}
         with torch.no_grad():
-            measured = self._measure_together(changed)
-            updates = {
-                name: before if name in measured else looked_at(changed[name][0].detach()) - before
-                for name, before in self._before.items()
-                if name in changed
-            }
-            shapes = {name: p.shape for name, (p, _) in changed.items()}
+            updates = self._measure_together(changed)
+            alone = [name for name in self._before if name in changed]
+            updates |= {name: looked_at(changed[name][0].detach()) - self._before[name] for name in alone}
+            shapes = {name: changed[name][0].shape for name in updates}
             self._rows.tensors(updates, phase=Phase.UPDATE, role=Role.UPDATE, shapes=shapes)
-            for name, (parameter, group) in changed.items():
-                if name in self._left:
-                    moved = (_sum_and_norm(parameter) - self._left[name]).abs().amax()
-                    self._scalar(name, "moved_outside", moved)
-                if name not in measured:
-                    for key, value in self._health(name, parameter, group, updates[name]).items():
-                        self._scalar(name, key, value)
-        self._before.clear()
-        self._v_before.clear()
-        self._left.clear()
-        self._together.clear()
+            for name, left in self._left.items():
+                if name in changed:
+                    self._scalar(name, "moved_outside", (_sum_and_norm(changed[name][0]) - left).abs().amax())
+            for name in alone:
+                for key, value in self._health(name, *changed[name], updates[name]).items():
+                    self._scalar(name, key, value)
+        for kept in (self._held, self._before, self._v_before, self._left, self._together):
+            kept.clear()
 
-    def _measure_together(self, changed: dict[str, tuple[Tensor, dict[str, Any]]]) -> set[str]:
-        """Turn what was kept together into updates and record their health; return the names."""
-        done: set[str] = set()
+    def _measure_together(self, changed: dict[str, tuple[Tensor, dict[str, Any]]]) -> dict[str, Tensor]:
+        """Turn what was kept together into updates, record their health, and return them by name."""
+        updates: dict[str, Tensor] = {}
         for names, tiles in self._together:
             found = [changed[name] for name in names if name in changed]
-            states = self._run.states_of(parameter for parameter, _ in found)
+            states = self._run.states_of([parameter for parameter, _ in found])
             if len(found) < len(names) or not _measures(found, states):
+                for index, name in enumerate(names):
+                    self._before[name], v = tiles.before(index)
+                    self._v_before |= {} if v is None else {name: v}
                 continue
             groups = [group for _, group in found]
-            has_before = tiles.v_kept is not None
             values = tiles.health([p.grad for p, _ in found], states, groups)
-            cells = [
-                (name, key, row * len(HEALTH) + column)
-                for row, (name, group) in enumerate(zip(names, groups, strict=True))
-                for column, key in enumerate(HEALTH)
-                if _is_told(key, group, has_before=has_before)
-            ]
-            self._rows.scalars([(*_leaf(name, key), place) for name, key, place in cells], values, phase=Phase.UPDATE)
-            done |= set(names)
-        return done
+            settings = tuple((float(group["lr"]) > 0, float(group["eps"]) > 0) for group in groups)
+            self._rows.scalars(_told(names, settings, tiles.v_kept is not None), values, phase=Phase.UPDATE)
+            updates |= dict(zip(names, tiles.updates(), strict=True))
+        return updates
 
     def _groups(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield each parameter that an optimizer has, with its group; record the groups' hyper-parameters."""
@@ -218,13 +207,18 @@ def _measures(found: Sequence[tuple[Tensor, dict[str, Any]]], states: Sequence[d
     return len(alike) == 1 and all("betas" in g and isinstance(g.get("eps"), (int, float)) for _, g in found)
 
 
-def _is_told(key: str, group: dict[str, Any], *, has_before: bool) -> bool:
-    """Whether a number can be had: some need a rate, some an ε, some a moment of before."""
-    if key in ("frozen", "update_lr"):
-        return float(group["lr"]) > 0
-    if key in ("v_stuck", "v_stale"):
-        return has_before
-    return key != "kappa_eps" or float(group["eps"]) > 0
+@functools.lru_cache(maxsize=64)
+def _told(
+    names: tuple[str, ...], settings: tuple[tuple[bool, bool], ...], has_before: bool
+) -> list[tuple[str, str, int]]:
+    """Return module, name and place in the table of what can be told: some needs a rate, some an ε, some a past moment."""
+    return [
+        (*_leaf(name, key), row * len(HEALTH) + column)
+        for row, (name, (has_rate, has_eps)) in enumerate(zip(names, settings, strict=True))
+        for column, key in enumerate(HEALTH)
+        if {"frozen": has_rate, "update_lr": has_rate, "v_stuck": has_before, "v_stale": has_before,
+            "kappa_eps": has_eps}.get(key, True)
+    ]  # fmt: skip
 
 
 def _looked_at(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,10 @@ from nanhunt.trace.step_rows import Layout, Site, StepRows
 from nanhunt.training.checkpoint_layout import clean_name
 
 __all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "modules_below", "split_name"]
+
+
+#: A scalar on the host or on a device; None of what is no scalar, or lies in a table.
+_Value = float | Tensor | None
 
 
 class RowBuffer:
@@ -41,14 +45,22 @@ class RowBuffer:
         self._lock = threading.Lock()
         #: what has reached the host; tickets count on from there
         self._stats = EMPTY
-        #: of each row: site, (step, micro, seq), ticket or -1, value on the host, on the device, or in a table there
+        #: of each row: site, step, micro, number, ticket or -1, value
         self._sites: list[Site] = []
-        self._places: list[tuple[int, int, int]] = []
+        self._steps: list[int] = []
+        self._micros: list[int] = []
+        self._seqs: list[int] = []
         self._tickets: list[int] = []
-        self._values: list[float | Tensor | tuple[Tensor, int] | None] = []
+        self._values: list[_Value] = []
+        #: tables of scalars on a device: the first row, the places of its values and of those behind it, the table
+        self._tables: list[tuple[int, list[int], Tensor]] = []
+        #: what `peek` gave, until there is more
+        self._peeked: StepRows | None = None
         #: tensors by name that could not be measured
         self.left_out: list[tuple[Role, str, Tensor]] = []
         self._known: dict[tuple[Any, ...], Site] = {}
+        #: of groups, by pass, phase and role, what was asked for last and the sites that it had
+        self._groups: dict[tuple[str, Phase, Role], tuple[Any, list[Site]]] = {}
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self.blocks = BlockLooks()
 
@@ -87,13 +99,17 @@ class RowBuffer:
         """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
         if not self.recording or not is_measurable(tensor):
             return
-        # gradients of a model on several devices come from a thread of each
-        with self._lock, self.aside():
-            ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
-            if self.blocks.on:
-                self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
-            ticket += len(self._stats)
-            self._add(phase, role, module, name, op, source, tensor.dtype, tensor.shape, ticket=ticket)
+        self._aside += 1
+        try:  # `aside` costs as much as the rest
+            # gradients of a model on several devices come from a thread of each
+            with self._lock, torch._C.DisableTorchFunction():
+                ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
+                if self.blocks.on:
+                    self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
+                site = self._site(phase, role, module, name, op, source, tensor.dtype, tensor.shape)
+                self._add(site, ticket + len(self._stats), None)
+        finally:
+            self._aside -= 1
 
     def tensors(
         self,
@@ -115,12 +131,20 @@ class RowBuffer:
         with self.aside():
             values, exact = list(found.values()), phase is Phase.LOAD
             tickets = self._queue.add_all(values, histogram=self._histograms, exact=exact)
-            for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True):
-                module, name = split_name(qualified)
-                shape = tensor.shape if shapes is None else shapes[qualified]
-                if self.blocks.on and shape == tensor.shape:  # a part of a tensor has not its blocks
+            for ticket, (qualified, tensor) in zip(tickets, found.items(), strict=True) if self.blocks.on else ():
+                if shapes is None or shapes[qualified] == tensor.shape:  # a part of a tensor has not its blocks
+                    module, name = split_name(qualified)
                     self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
-                self._add(phase, role, module, name, None, None, tensor.dtype, shape, ticket=ticket + len(self._stats))
+            names, dtypes = list(found), [t.dtype for t in values]
+            said = [t.shape for t in values] if shapes is None else [shapes[name] for name in found]
+            each = zip(names, dtypes, said, strict=True)
+            sites = self._sites_of(
+                phase,
+                role,
+                (names, dtypes, said),
+                lambda: (self._site(phase, role, *split_name(n), None, None, dtype, shape) for n, dtype, shape in each),
+            )
+            self._add_all(sites, [ticket + len(self._stats) for ticket in tickets])
 
     def scalar(
         self, name: str, value: float | Tensor | None, *, phase: Phase, module: str = "", force: bool = False
@@ -129,13 +153,20 @@ class RowBuffer:
         if value is None or not (self.recording or force):
             return
         held = value.detach().to(torch.float64) if isinstance(value, Tensor) else float(value)
-        self._add(phase, Role.SCALAR, module, name, value=held)
+        self._add(self._site(phase, Role.SCALAR, module, name), -1, held)
 
     def scalars(self, places: Sequence[tuple[str, str, int]], table: Tensor, *, phase: Phase) -> None:
         """Observe scalars that lie in one fp64 tensor on the device: module, name, and place in it of each."""
-        flat = table.detach().reshape(-1)
-        for module, name, place in places:
-            self._add(phase, Role.SCALAR, module, name, value=(flat, place))
+        if not places:
+            return
+        sites = self._sites_of(
+            phase,
+            Role.SCALAR,
+            places,
+            lambda: (self._site(phase, Role.SCALAR, module, name) for module, name, _ in places),
+        )
+        self._tables.append((len(self._sites), [place for *_, place in places], table.detach().reshape(-1)))
+        self._add_all(sites, [-1] * len(sites))
 
     def take(self) -> StepRows:
         """Return the rows so far, with their statistics, and start afresh: the step's one wait for the device."""
@@ -145,23 +176,24 @@ class RowBuffer:
 
     def peek(self) -> StepRows:
         """Return the rows so far, and keep them; the device is waited for once, whoever asks first."""
+        if self._peeked is not None:
+            return self._peeked
         stats = self._stats = StatsColumns.joined([self._stats, self._queue.collect()])
         self._fetch_values()
         tickets = np.array(self._tickets, np.int64)
         tickets = np.where((tickets >= 0) & (stats.numel[tickets] < 0), -1, tickets) if len(stats) else tickets
-        places = np.array(self._places, np.int64).reshape(-1, 3)
-        has_value = np.array([value is not None for value in self._values], bool)
-        return StepRows(
+        self._peeked = StepRows(
             layout=self._layout(),
-            rank=np.full(len(places), self._rank, np.int64),
-            step=places[:, 0],
-            micro=places[:, 1],
-            seq=places[:, 2],
+            rank=np.full(len(tickets), self._rank, np.int64),
+            step=np.array(self._steps, np.int64),
+            micro=np.array(self._micros, np.int64),
+            seq=np.array(self._seqs, np.int64),
             ticket=tickets,
             stats=stats,
             value=np.array([value if isinstance(value, float) else 0.0 for value in self._values]),
-            has_value=has_value,
+            has_value=np.array([value is not None for value in self._values], bool),
         )
+        return self._peeked
 
     def drop(self) -> None:
         """Forget the rows so far, without a word to the device."""
@@ -170,26 +202,24 @@ class RowBuffer:
         self.blocks.drop()
 
     def _forget(self) -> None:
-        self._stats = EMPTY
-        for column in (self._sites, self._places, self._tickets, self._values, self.left_out):
+        self._stats, self._peeked = EMPTY, None
+        columns = (self._sites, self._steps, self._micros, self._seqs, self._tickets, self._values)
+        for column in (*columns, self._tables, self.left_out):
             column.clear()
 
     def _fetch_values(self) -> None:
         """Bring scalars to the host, with one wait for each device and each table."""
         devices: dict[torch.device, list[int]] = {}
-        tables: dict[int, list[float]] = {}
         for row, value in enumerate(self._values):
             if isinstance(value, Tensor):
                 devices.setdefault(value.device, []).append(row)
-            elif isinstance(value, tuple):
-                table, place = value
-                if id(table) not in tables:
-                    tables[id(table)] = table.tolist()
-                self._values[row] = tables[id(table)][place]
         for rows in devices.values():
             held = [value for row in rows if isinstance(value := self._values[row], Tensor)]
             for row, number in zip(rows, torch.stack(held).tolist(), strict=True):
                 self._values[row] = number
+        for first, places, table in self._tables:
+            self._values[first : first + len(places)] = table.cpu().numpy()[places].tolist()
+        self._tables.clear()
 
     def _layout(self) -> Layout:
         """Return the layout of the rows: the same object as a step before had, where it was the same."""
@@ -200,7 +230,7 @@ class RowBuffer:
             self._layouts[key] = Layout(self._sites)
         return self._layouts[key]
 
-    def _add(
+    def _site(
         self,
         phase: Phase,
         role: Role,
@@ -210,24 +240,47 @@ class RowBuffer:
         source: str | None = None,
         dtype: torch.dtype | None = None,
         shape: tuple[int, ...] | None = None,
-        *,
-        ticket: int = -1,
-        value: float | Tensor | tuple[Tensor, int] | None = None,
-    ) -> None:
+    ) -> Site:
         key = (self.pass_, phase, role, module, name, op, source, dtype, shape)
         site = self._known.get(key)
         if site is None:
             if len(self._known) >= _SITES:
                 self._known.clear()
+                self._groups.clear()
                 self._layouts.clear()
             written = None if dtype is None else str(dtype).removeprefix("torch.")
             lengths = None if shape is None else tuple(shape)
             site = Site(self.pass_, phase.value, role.value, module, name, op, source, written, lengths)
             self._known[key] = site
+        return site
+
+    def _sites_of(self, phase: Phase, role: Role, asked: Any, made: Callable[[], Iterable[Site]]) -> list[Site]:
+        """Return the sites of a group: those of its last time, where the same is asked."""
+        key = (self.pass_, phase, role)
+        last, sites = self._groups.get(key, (None, []))
+        if last != asked:
+            sites = list(made())
+            self._groups[key] = asked, sites
+        return sites
+
+    def _add(self, site: Site, ticket: int, value: _Value) -> None:
         self._sites.append(site)
-        self._places.append((self.step, self.micro, self.next_seq()))
+        self._steps.append(self.step)
+        self._micros.append(self.micro)
+        self._seqs.append(self.next_seq())
         self._tickets.append(ticket)
         self._values.append(value)
+        self._peeked = None
+
+    def _add_all(self, sites: Sequence[Site], tickets: Sequence[int]) -> None:
+        self._sites += sites
+        self._steps += [self.step] * len(sites)
+        self._micros += [self.micro] * len(sites)
+        self._seqs += range(self._seq + 1, self._seq + 1 + len(sites))
+        self._seq += len(sites)
+        self._tickets += tickets
+        self._values += [None] * len(sites)
+        self._peeked = None
 
 
 #: Layouts and sites that are remembered: a model has a few of the one and thousands of the other.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from nanhunt.probes.adam import HEALTH, correction
 from nanhunt.probes.update_code import keep, measure
 from nanhunt.stats.sampling import TILE, every_of, tiles_of
+from nanhunt.stats.triton_kernel import on, sent
 
 __all__ = ["SUMS", "KeptTiles", "fits"]
 
@@ -32,34 +34,46 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def fits(*tensors: Any) -> bool:
     """Whether the kernel reads these: plain CUDA tensors of one shape without gaps, of the common formats."""
-    return all(
-        type(t) in _PLAIN and t.is_cuda and t.dtype in _TYPES and t.is_contiguous() and t.shape == tensors[0].shape
-        for t in tensors
-    )
+    shape = tensors[0].shape
+    for t in tensors:
+        if type(t) not in _PLAIN or t.dtype not in _TYPES or not t.is_cuda or not t.is_contiguous() or t.shape != shape:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Group:
-    """Parameters of one format on one device, by place in what was handed over; `starts` counts tiles."""
+    """Parameters of one format on one device, by place in what was handed over."""
 
     device: torch.device
     sizes: tuple[int, ...]
+    #: of each, its first tile among all, the elements that its tiles have room for, and those that are looked at
     starts: tuple[int, ...]
-    #: (parameter, tile) of each program, and how many of each parameter
+    lengths: tuple[int, ...]
+    seen: tuple[int, ...]
+    #: (parameter, tile) of each program, how many of each parameter; elements seen, and 1 where that is a part
     programs: Tensor
-    lengths: Tensor
+    tiles: Tensor
+    counts: Tensor
 
     @classmethod
     @functools.lru_cache(maxsize=32)
     def of(cls, sizes: tuple[int, ...], device: torch.device) -> _Group:
         """Share the tiles of tensors of these sizes out: the same in every step."""
-        counts = torch.tensor([tiles_of(size) for size in sizes], device="cpu")
-        starts = counts.cumsum(0) - counts
-        whose = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
-        which = torch.arange(len(whose), device="cpu") - starts[whose]
-        programs = _sent(torch.stack([whose, which], dim=1), device)
+        tiles = np.array([tiles_of(size) for size in sizes], np.int64)
+        is_part = np.array([every_of(size) > 1 for size in sizes])
+        seen = np.where(is_part, tiles * TILE, np.array(sizes, np.int64))
+        starts = tiles.cumsum() - tiles
+        whose = np.repeat(np.arange(len(sizes)), tiles)
         return cls(
-            device=device, sizes=sizes, starts=tuple(starts.tolist()), programs=programs, lengths=_sent(counts, device)
+            device=device,
+            sizes=sizes,
+            starts=tuple(starts.tolist()),
+            lengths=tuple((tiles * TILE).tolist()),
+            seen=tuple(seen.tolist()),
+            programs=sent(np.stack([whose, np.arange(len(whose)) - starts[whose]], axis=1), device),
+            tiles=sent(tiles, device),
+            counts=sent(np.stack([seen, is_part]).astype(np.float64), device),
         )
 
     def facts(self, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -81,7 +95,7 @@ def _facts(group: _Group, places: tuple[tuple[int, ...], ...]) -> Tensor:
         [*own, *[0] * (4 - len(own)), size, every_of(size), start]
         for own, size, start in zip(places, group.sizes, group.starts, strict=True)
     ]
-    return _sent(torch.tensor(rows, dtype=torch.int64, device="cpu"), group.device)
+    return sent(np.array(rows, np.int64), group.device)
 
 
 class KeptTiles:
@@ -96,7 +110,7 @@ class KeptTiles:
 
     def _copied(self, tensors: Sequence[Tensor]) -> Tensor:
         kept = torch.empty(len(self.group.programs) * TILE, dtype=tensors[0].dtype, device=self.group.device)
-        with torch.cuda.device(self.group.device):
+        with on(self.group.device):
             keep[(len(self.group.programs),)](
                 self.group.facts([[t] for t in tensors]),
                 self.group.programs,
@@ -107,13 +121,17 @@ class KeptTiles:
             )
         return kept
 
-    def before(self, index: int) -> Tensor:
-        """Return a weight's tiles; after `health`, what they changed by."""
-        return self.group.view(self.kept, index, self.weights[index].shape)
+    def before(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Return what is kept of a weight and of its second moment, as `sampling.looked_at` has them."""
+        shape, held = self.weights[index].shape, (self.kept, self.v_kept)
+        weight, v = (None if kept is None else self.group.view(kept, index, shape) for kept in held)
+        assert weight is not None
+        return weight, v
 
-    def v_before(self, index: int) -> Tensor | None:
-        """Return a second moment's tiles."""
-        return None if self.v_kept is None else self.group.view(self.v_kept, index, self.weights[index].shape)
+    def updates(self) -> list[Tensor]:
+        """Return, after `health`, what each weight changed by: its tiles, flat."""
+        parts = torch.split(self.kept, list(self.group.lengths))
+        return [part[:size] for part, size in zip(parts, self.group.seen, strict=True)]
 
     def health(
         self, grads: Sequence[Any], states: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]
@@ -122,36 +140,30 @@ class KeptTiles:
 
         What needs a second moment of before is NaN where there was none, and what needs ε where that is zero.
         """
+        device = self.group.device
         own = [(w, g, s["exp_avg"], s["exp_avg_sq"]) for w, g, s in zip(self.weights, grads, states, strict=True)]
-        betas, rates, epsilons = (
-            _sent(torch.tensor(column, dtype=torch.float64, device="cpu"), self.group.device)
-            for column in (
-                [float(g["betas"][1]) for g in groups],
-                [float(g["lr"]) for g in groups],
-                [float(g["eps"]) for g in groups],
-            )
+        betas, rates, epsilons = _settings(
+            tuple((float(g["betas"][1]), float(g["lr"]), float(g["eps"])) for g in groups), device
         )
-        steps = _steps(states, self.group.device)
-        eps2 = epsilons.square()
-        limits = torch.stack([eps2, correction(betas, steps), correction(betas, steps - 1)], dim=1)
-        sums = torch.empty(len(self.group.programs), len(SUMS), dtype=torch.float64, device=self.group.device)
+        steps = _steps(states, device)
+        limits = torch.stack([epsilons.square(), correction(betas, steps), correction(betas, steps - 1)], dim=1)
+        sums = torch.empty(len(self.group.programs), len(SUMS), dtype=torch.float64, device=device)
         kinds = [_TYPES[t.dtype] for t in own[0]]
-        with torch.cuda.device(self.group.device):
+        with on(device):
             measure[(len(self.group.programs),)](
                 self.group.facts(own), self.group.programs, limits, self.kept,
                 self.kept if self.v_kept is None else self.v_kept, sums, *kinds, width=TILE,
             )  # fmt: skip
-        total = torch.segment_reduce(sums, "sum", lengths=self.group.lengths, axis=0, unsafe=True)
-        return _health(dict(zip(SUMS, total.T, strict=True)), self._counts(), rates, epsilons, self.v_kept is not None)
+        total = torch.segment_reduce(sums, "sum", lengths=self.group.tiles, axis=0, unsafe=True)
+        of = dict(zip(SUMS, total.T, strict=True))
+        return _health(of, self.group.counts, rates, epsilons, self.v_kept is not None)
 
-    def _counts(self) -> Tensor:
-        """Return how many elements are looked at of each, and 1 where that is a part, (2, parameters)."""
-        sizes = self.group.sizes
-        seen = [size if every_of(size) == 1 else tiles_of(size) * TILE for size in sizes]
-        return _sent(
-            torch.tensor([seen, [every_of(size) > 1 for size in sizes]], dtype=torch.float64, device="cpu"),
-            self.group.device,
-        )
+
+@functools.lru_cache(maxsize=64)
+def _settings(of_each: tuple[tuple[float, float, float], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return β2, rates and ε, (parameters,) in fp64 each, on the device."""
+    betas, rates, epsilons = sent(np.array(of_each, np.float64).T, device)
+    return betas, rates, epsilons
 
 
 def _health(of: dict[str, Tensor], counts: Tensor, rates: Tensor, eps: Tensor, has_before: bool) -> Tensor:
@@ -178,9 +190,4 @@ def _steps(states: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
     counters = [state.get("step", 0) for state in states]
     if all(isinstance(c, Tensor) and c.device == device for c in counters):
         return torch.stack(counters).reshape(-1).double()
-    return _sent(torch.tensor([float(c) for c in counters], dtype=torch.float64, device="cpu"), device)
-
-
-def _sent(table: Tensor, device: torch.device) -> Tensor:
-    """Send a table from the host; nothing waits."""
-    return table.pin_memory().to(device, non_blocking=True)
+    return sent(np.array([float(c) for c in counters]), device)

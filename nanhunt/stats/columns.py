@@ -95,17 +95,21 @@ class StatsColumns:
         if bins is None:
             none = np.full(rows, -1, np.int64)
             return cls(**columns, lowest=np.zeros(rows, np.int64), bins=none, counts=np.zeros(0, np.int64))
-        used = bins != 0
-        there = used.any(axis=1) if bins.shape[1] else np.zeros(rows, bool)
-        first = np.where(there, used.argmax(axis=1), 0)
-        last = np.where(there, bins.shape[1] - used[:, ::-1].argmax(axis=1), 0)
-        place = np.arange(bins.shape[1])
-        kept = (place >= first[:, None]) & (place < last[:, None])
+        width = bins.shape[1]
+        held, column = np.divmod(np.flatnonzero(bins), max(1, width))
+        used = np.bincount(held, minlength=rows)
+        ends = np.cumsum(used)
+        there = used > 0
+        first, last = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        first[there], last[there] = column[(ends - used)[there]], column[ends[there] - 1] + 1
+        lengths = last - first
+        behind = np.cumsum(lengths) - lengths
+        places = np.repeat(np.arange(rows) * width + first - behind, lengths) + np.arange(int(lengths.sum()))
         return cls(
             **columns,
             lowest=np.where(there, lowest + first, 0).astype(np.int64),
-            bins=(last - first).astype(np.int64),
-            counts=bins[kept].astype(np.int64),
+            bins=lengths,
+            counts=bins.reshape(-1)[places].astype(np.int64),
         )
 
     @classmethod

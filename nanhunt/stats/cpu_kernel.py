@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
         for places in _pieces(_places(values.numel()), _PIECE // TILE):
             _count(counts, tiles[places].float().view(torch.int32) & _MAGNITUDE)
         counts *= every
-        count_extremes(counts, LOWEST, head[6], head[7])
+        count_extremes(counts.numpy()[None], LOWEST, np.array(head[6:7]), np.array(head[7:8]))
     return torch.cat([torch.tensor(head, dtype=torch.float64, device="cpu"), counts.to(torch.float64)])
 
 

@@ -69,9 +69,14 @@ def looked_at(tensor: Any) -> Any:
     return tensor.reshape(-1)[: tensor.numel() // TILE * TILE].view(-1, TILE)[place_of(groups, every)]
 
 
-def count_extremes(counts: Any, lowest: int, *extremes: float) -> None:
-    """Count, in an array or tensor, a sampled tensor's finite non-zero extremes whose bins are empty; bin 0 is 2^lowest's."""
+def count_extremes(counts: Any, lowest: int, *extremes: Any) -> None:
+    """Count sampled tensors' finite non-zero extremes whose bins are empty: (tensors, bins), (tensors,) each; in place.
+
+    Bin 0 is 2^lowest's.
+    """
+    import numpy as np  # this file is read by others without it
+
     for extreme in extremes:
-        if 0.0 < extreme < math.inf:
-            index = math.frexp(extreme)[1] - 1 - lowest
-            counts[index] = counts[index] or 1
+        rows = np.flatnonzero((extreme > 0.0) & (extreme < math.inf))
+        bins = np.frexp(extreme[rows])[1] - 1 - lowest
+        counts[rows, bins] = np.maximum(counts[rows, bins], 1)

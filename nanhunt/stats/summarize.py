@@ -17,7 +17,7 @@ from nanhunt.stats.torch_kernel import FIELDS, columns_of, in_memory, is_measura
 if TYPE_CHECKING:
     from nanhunt.stats.device_table import DeviceTable
 
-__all__ = ["StatsQueue", "has_triton", "summarize"]
+__all__ = ["FUSED", "StatsQueue", "has_triton", "summarize"]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -43,7 +43,7 @@ class StatsQueue:
         if table is None:
             self._looks.append(_measured(tensor, histogram=histogram))
         else:
-            self._looks.append((table, table.add(in_memory(tensor.detach()))))
+            self._looks.append((table, table.add(in_memory(tensor))))
         return len(self._looks) - 1
 
     def add_all(self, tensors: Sequence[Tensor], *, histogram: bool = True, exact: bool = False) -> list[int]:
@@ -59,7 +59,7 @@ class StatsQueue:
             if table is not None:
                 together.setdefault(table, []).append(index)
         for table, indices in together.items():
-            numbers = table.add_many([in_memory(tensors[i].detach()) for i in indices], exact=exact)
+            numbers = table.add_many([in_memory(tensors[i]) for i in indices], exact=exact)
             for index, number in zip(indices, numbers, strict=True):
                 self._looks[first + index] = (table, number)
         return list(range(first, len(self._looks)))
@@ -96,19 +96,20 @@ class StatsQueue:
 
     def _table(self, tensor: Tensor) -> DeviceTable | None:
         """Return the table that the fused kernel measures this tensor into; None of what it does not measure."""
-        if not tensor.is_cuda or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+        if type(tensor) not in _PLAIN or not tensor.is_cuda or tensor.dtype not in FUSED or not has_triton():
             return None
-        if tensor.dtype not in _FUSED or tensor.is_neg() or not has_triton() or not is_measurable(tensor):
+        if tensor.layout is not torch.strided or tensor.is_neg() or not is_measurable(tensor):
             return None
-        if tensor.device not in self._tables:
+        table = self._tables.get(tensor.device)
+        if table is None:
             from nanhunt.stats.device_table import DeviceTable  # triton is there on CUDA alone
 
-            self._tables[tensor.device] = DeviceTable(tensor.device)
-        return self._tables[tensor.device]
+            table = self._tables[tensor.device] = DeviceTable(tensor.device)
+        return table
 
 
 #: What the fused kernel reads.
-_FUSED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+FUSED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 @functools.cache

@@ -61,7 +61,7 @@ _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
 
 def is_measurable(tensor: Tensor) -> bool:
     """Whether `measure` can read this tensor; one inside of `vmap` or `grad` has no values of its own."""
-    if tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta" or is_functorch_wrapped_tensor(tensor):
+    if tensor.is_quantized or tensor.is_nested or tensor.is_meta or is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.layout in _LAYOUTS and tensor.dtype != _PACKED
 
@@ -87,9 +87,10 @@ def measure(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor:
 
 def in_memory(tensor: Tensor) -> Tensor:
     """Return a strided tensor's elements without gaps and in the order of memory: where they lie, if they lie so."""
-    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
-        return in_order(tensor)
-    return tensor.contiguous()
+    if tensor.is_contiguous():
+        return tensor
+    held = tensor.detach()
+    return in_order(held) if torch.ops.aten.is_non_overlapping_and_dense(held) else held.contiguous()
 
 
 def in_order(tensor: Tensor) -> Tensor:

@@ -164,18 +164,23 @@ class TrainingRun:
     def states_of(self, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
         """Return `state_of` each."""
         optimizers = self.optimizers
+        if len(optimizers) == 1:
+            of = optimizers[0].state
+            return [s if isinstance(s := of.get(parameter), dict) else {} for parameter in parameters]
         return [
             next((s for o in optimizers if isinstance(s := o.state.get(parameter), dict) and s), {})
             for parameter in parameters
         ]
 
-    def state_tensors(self, named: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the optimizers' floating state tensors as `h.0.weight.exp_avg`, step counters left out."""
+    def state_tensors(
+        self, named: Mapping[str, Tensor] | None = None, *, without: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Return the optimizers' floating state tensors as `h.0.weight.exp_avg`, step counters and `without` left out."""
         parameters = self.parameters() if named is None else named
         found: dict[str, Tensor] = {}
         for name, state in zip(parameters, self.states_of(parameters.values()), strict=True):
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.is_floating_point() and key != "step":
+                if key != "step" and key not in without and isinstance(value, Tensor) and value.is_floating_point():
                     found[f"{name}.{key}"] = value
         return found
 
