@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -45,15 +46,16 @@ class RowBuffer:
         self._lock = threading.Lock()
         #: what has reached the host; tickets count on from there
         self._stats = EMPTY
-        #: of each row: site, step, micro, number, ticket or -1, value
+        #: of rows that follow each other: step, micro, the first one's number, how many
+        self._runs: list[list[int]] = []
+        #: of each row: site, ticket or -1, value
         self._sites: list[Site] = []
-        self._steps: list[int] = []
-        self._micros: list[int] = []
-        self._seqs: list[int] = []
         self._tickets: list[int] = []
         self._values: list[_Value] = []
         #: tables of scalars on a device: the first row, the places of its values and of those behind it, the table
         self._tables: list[tuple[int, list[int], Tensor]] = []
+        #: vectors on a device, their rows, and what makes a scalar of each
+        self._unfinished: list[tuple[int, Tensor, Callable[[npt.NDArray[Any]], float]]] = []
         #: what `peek` gave, until there is more
         self._peeked: StepRows | None = None
         #: tensors by name that could not be measured
@@ -61,7 +63,7 @@ class RowBuffer:
         self._known: dict[tuple[Any, ...], Site] = {}
         #: of groups, by pass, phase and role, what was asked for last and the sites that it had
         self._groups: dict[tuple[str, Phase, Role], tuple[Any, list[Site]]] = {}
-        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._layouts: list[tuple[list[Site], Layout]] = []
         self.blocks = BlockLooks()
 
     @property
@@ -155,6 +157,20 @@ class RowBuffer:
         held = value.detach().to(torch.float64) if isinstance(value, Tensor) else float(value)
         self._add(self._site(phase, Role.SCALAR, module, name), -1, held)
 
+    def later(
+        self,
+        name: str,
+        held: Tensor,
+        finish: Callable[[npt.NDArray[Any]], float],
+        *,
+        phase: Phase,
+        module: str = "",
+    ) -> None:
+        """Observe a scalar that is made on the host, when the step is over, of a vector that waits on the device."""
+        if self.recording:
+            self._unfinished.append((len(self._sites), held.detach(), finish))
+            self._add(self._site(phase, Role.SCALAR, module, name), -1, None)
+
     def scalars(self, places: Sequence[tuple[str, str, int]], table: Tensor, *, phase: Phase) -> None:
         """Observe scalars that lie in one fp64 tensor on the device: module, name, and place in it of each."""
         if not places:
@@ -182,12 +198,14 @@ class RowBuffer:
         self._fetch_values()
         tickets = np.array(self._tickets, np.int64)
         tickets = np.where((tickets >= 0) & (stats.numel[tickets] < 0), -1, tickets) if len(stats) else tickets
+        runs = np.array(self._runs, np.int64).reshape(-1, 4)
+        counts = runs[:, 3]
         self._peeked = StepRows(
             layout=self._layout(),
             rank=np.full(len(tickets), self._rank, np.int64),
-            step=np.array(self._steps, np.int64),
-            micro=np.array(self._micros, np.int64),
-            seq=np.array(self._seqs, np.int64),
+            step=runs[:, 0].repeat(counts),
+            micro=runs[:, 1].repeat(counts),
+            seq=(runs[:, 2] - counts.cumsum() + counts).repeat(counts) + np.arange(len(tickets)),
             ticket=tickets,
             stats=stats,
             value=np.array([value if isinstance(value, float) else 0.0 for value in self._values]),
@@ -203,8 +221,8 @@ class RowBuffer:
 
     def _forget(self) -> None:
         self._stats, self._peeked = EMPTY, None
-        columns = (self._sites, self._steps, self._micros, self._seqs, self._tickets, self._values)
-        for column in (*columns, self._tables, self.left_out):
+        columns = (self._runs, self._sites, self._tickets, self._values)
+        for column in (*columns, self._tables, self._unfinished, self.left_out):
             column.clear()
 
     def _fetch_values(self) -> None:
@@ -220,15 +238,31 @@ class RowBuffer:
         for first, places, table in self._tables:
             self._values[first : first + len(places)] = table.cpu().numpy()[places].tolist()
         self._tables.clear()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Make scalars of the vectors that waited, with one wait for those of a device and dtype."""
+        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for index, (_, held, _) in enumerate(self._unfinished):
+            alike.setdefault((held.device, held.dtype), []).append(index)
+        for indices in alike.values():
+            vectors = [self._unfinished[i][1] for i in indices]
+            parts = np.split(torch.cat(vectors).cpu().numpy(), np.cumsum([len(v) for v in vectors])[:-1])
+            for index, part in zip(indices, parts, strict=True):
+                row, _, finish = self._unfinished[index]
+                self._values[row] = finish(part)
+        self._unfinished.clear()
 
     def _layout(self) -> Layout:
         """Return the layout of the rows: the same object as a step before had, where it was the same."""
-        key = tuple(map(id, self._sites))
-        if key not in self._layouts:
-            if len(self._layouts) >= _LAYOUTS:
-                self._layouts.clear()
-            self._layouts[key] = Layout(self._sites)
-        return self._layouts[key]
+        for sites, layout in self._layouts:
+            if sites == self._sites:
+                return layout
+        if len(self._layouts) >= _LAYOUTS:
+            self._layouts.clear()
+        layout = Layout(self._sites)
+        self._layouts.append((list(self._sites), layout))
+        return layout
 
     def _site(
         self,
@@ -264,23 +298,26 @@ class RowBuffer:
         return sites
 
     def _add(self, site: Site, ticket: int, value: _Value) -> None:
+        self._number(1)
         self._sites.append(site)
-        self._steps.append(self.step)
-        self._micros.append(self.micro)
-        self._seqs.append(self.next_seq())
         self._tickets.append(ticket)
         self._values.append(value)
-        self._peeked = None
 
     def _add_all(self, sites: Sequence[Site], tickets: Sequence[int]) -> None:
+        self._number(len(sites))
         self._sites += sites
-        self._steps += [self.step] * len(sites)
-        self._micros += [self.micro] * len(sites)
-        self._seqs += range(self._seq + 1, self._seq + 1 + len(sites))
-        self._seq += len(sites)
         self._tickets += tickets
         self._values += [None] * len(sites)
+
+    def _number(self, count: int) -> None:
+        """Give the rows that come next their step, micro-step and numbers."""
+        run, first = self._runs[-1] if self._runs else (), self._seq + 1
+        self._seq += count
         self._peeked = None
+        if run and run[0] == self.step and run[1] == self.micro and run[2] + run[3] == first:
+            run[3] += count
+        else:
+            self._runs.append([self.step, self.micro, first, count])
 
 
 #: Layouts and sites that are remembered: a model has a few of the one and thousands of the other.

@@ -32,6 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from nanhunt.probes.probe import ModuleStack, RowBuffer, in_backward
+from nanhunt.probes.score_bound import score_bound
 from nanhunt.probes.softmax_by_hand import HEARD_BY_HAND, ByHand, Kept, weighs_vectors
 from nanhunt.probes.targets import HEARD_TARGETS, HeardTarget, targets_outside
 from nanhunt.trace.schema import Phase
@@ -62,8 +63,6 @@ _HEARD = (
 )
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
-#: The norms are rounded to fp32: so much more is a bound again.
-_ROUNDING = 1.0 + 1e-5
 #: Elements that means over rows are taken of, and rows whatever their width.
 _ELEMENTS, _FEWEST_ROWS = 1 << 19, 64
 #: Scores of one head that are computed at once in an exact look, 256 MiB in fp32.
@@ -255,7 +254,9 @@ class _Ear(TorchFunctionMode):
         scale = given.get("scale") or 1.0 / math.sqrt(query.shape[-1])
         if query.dim() < 3 or key.numel() == 0:
             return
-        self._told("attention", {"score_bound": _bound(query, key, scale)})
+        held, finish = score_bound(query, key, scale)
+        module = self._stack.current
+        self._rows.later("attention.score_bound", held, finish, phase=Phase.FORWARD, module=module)
         if self._exact:
             mask = given.get("attn_mask")
             self._told("attention", _exact_scores(query, key, scale, mask, causal=bool(given.get("is_causal"))))
@@ -300,15 +301,6 @@ def _some_rows(tensor: Tensor, dim: int) -> Tensor:
         index.append(places % size)
         places = places // size
     return rows[tuple(reversed(index))]
-
-
-def _bound(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Return max|q| · max|k| · scale over heads: no score is larger. (…, heads, tokens, d) each."""
-    q: Tensor = torch.linalg.vector_norm(query, dim=-1, dtype=torch.float32).amax(dim=-1)
-    k: Tensor = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).amax(dim=-1)
-    # grouped queries have fewer heads of keys: over all of them it is still a bound
-    largest = (q * k).amax() if q.shape == k.shape else q.amax() * k.amax()
-    return largest.double() * abs(scale) * _ROUNDING
 
 
 def _exact_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, *, causal: bool) -> dict[str, Tensor]:

@@ -86,10 +86,13 @@ class StatsColumns:
         )
 
     @classmethod
-    def of_bins(cls, columns: dict[str, Any], bins: npt.NDArray[Any] | None, lowest: int) -> Self:
+    def of_bins(
+        cls, columns: dict[str, Any], bins: npt.NDArray[Any] | None, lowest: int, *, every: Ints | None = None
+    ) -> Self:
         """Put columns and a matrix of exponents' counts together, (rows, bins), the first bin that of 2^`lowest`.
 
-        Empty bins at both ends of a row are left out; without a matrix no exponents were counted.
+        Empty bins at both ends of a row are left out; without a matrix no exponents were counted. `every` is what each
+        row's counts are multiplied by, those of -1 left out: they stand for one.
         """
         rows = len(columns["numel"])
         if bins is None:
@@ -105,12 +108,11 @@ class StatsColumns:
         lengths = last - first
         behind = np.cumsum(lengths) - lengths
         places = np.repeat(np.arange(rows) * width + first - behind, lengths) + np.arange(int(lengths.sum()))
-        return cls(
-            **columns,
-            lowest=np.where(there, lowest + first, 0).astype(np.int64),
-            bins=lengths,
-            counts=bins.reshape(-1)[places].astype(np.int64),
-        )
+        counts = bins.reshape(-1)[places].astype(np.int64)
+        if every is not None:
+            counts = np.where(counts < 0, 1, counts * every.repeat(lengths))
+        lowest_of = np.where(there, lowest + first, 0).astype(np.int64)
+        return cls(**columns, lowest=lowest_of, bins=lengths, counts=counts)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

@@ -57,7 +57,8 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
         for places in _pieces(_places(values.numel()), _PIECE // TILE):
             _count(counts, tiles[places].float().view(torch.int32) & _MAGNITUDE)
         counts *= every
-        count_extremes(counts.numpy()[None], LOWEST, np.array(head[6:7]), np.array(head[7:8]))
+        for extreme in head[6:8]:
+            count_extremes(counts.numpy()[None], LOWEST, np.array([extreme]))
     return torch.cat([torch.tensor(head, dtype=torch.float64, device="cpu"), counts.to(torch.float64)])
 
 

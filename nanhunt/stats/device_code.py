@@ -12,7 +12,7 @@ __all__ = ["measure_many", "measure_one", "peaks_of_many"]
 
 
 @triton.jit(do_not_specialize=["size", "row", "every"])
-def measure_one(x, size, table, row, every, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr):
+def measure_one(x, table, size, row, every, tiny: tl.constexpr, width: tl.constexpr, tiles: tl.constexpr):
     """Add one span of one tensor."""
     _measure(x, size, tl.program_id(0).to(tl.int64), table + row * 148, every, tiny, width, tiles)
 

@@ -107,10 +107,10 @@ def _decoded(words: npt.NDArray[np.int64], numel: Ints, every: Ints) -> StatsCol
     halves = words.view(np.int32)
     low = _NONE - halves[:, _TOP + 1]
     amax, amin = _magnitude(halves[:, _TOP]), np.where((low > 0) & (low < _INFINITY), _magnitude(low), 0.0)
-    bins = halves[:, _TOP + 2 : _TOP + 2 + BINS] * every[:, None]
-    sampled = every > 1
-    count_extremes(bins, LOWEST, np.where(sampled, amax, 0.0), np.where(sampled, amin, 0.0))
-    return StatsColumns.of_bins(columns | {"amax": amax, "amin": amin}, bins, LOWEST)
+    bins, sampled = np.ascontiguousarray(halves[:, _TOP + 2 : _TOP + 2 + BINS]), every > 1
+    for extreme in (np.where(sampled, amax, 0.0), np.where(sampled, amin, 0.0)):
+        count_extremes(bins, LOWEST, extreme, count=-1)
+    return StatsColumns.of_bins(columns | {"amax": amax, "amin": amin}, bins, LOWEST, every=every)
 
 
 def _magnitude(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:

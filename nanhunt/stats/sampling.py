@@ -69,14 +69,14 @@ def looked_at(tensor: Any) -> Any:
     return tensor.reshape(-1)[: tensor.numel() // TILE * TILE].view(-1, TILE)[place_of(groups, every)]
 
 
-def count_extremes(counts: Any, lowest: int, *extremes: Any) -> None:
-    """Count sampled tensors' finite non-zero extremes whose bins are empty: (tensors, bins), (tensors,) each; in place.
+def count_extremes(counts: Any, lowest: int, extremes: Any, *, count: int = 1) -> None:
+    """Set the bins of sampled tensors' finite non-zero extremes that are empty to `count`: (tensors, bins), (tensors,).
 
     Bin 0 is 2^lowest's.
     """
     import numpy as np  # this file is read by others without it
 
-    for extreme in extremes:
-        rows = np.flatnonzero((extreme > 0.0) & (extreme < math.inf))
-        bins = np.frexp(extreme[rows])[1] - 1 - lowest
-        counts[rows, bins] = np.maximum(counts[rows, bins], 1)
+    rows = np.flatnonzero((extremes > 0.0) & (extremes < math.inf))
+    bins = np.frexp(extremes[rows])[1] - 1 - lowest
+    is_empty = counts[rows, bins] == 0
+    counts[rows[is_empty], bins[is_empty]] = count

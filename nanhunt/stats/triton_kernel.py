@@ -30,7 +30,7 @@ from torch import Tensor
 from nanhunt.stats.device_code import measure_many, measure_one, peaks_of_many
 from nanhunt.stats.sampling import every_of
 
-__all__ = ["BINS", "COUNTS", "LOWEST", "ROW", "launch", "launch_many", "launch_peaks", "on", "sent"]
+__all__ = ["BINS", "COUNTS", "LOWEST", "ROW", "launch", "launch_many", "launch_peaks", "on", "sent", "start"]
 
 #: fp32's exponents, subnormals included.
 LOWEST, BINS = -149, 277
@@ -52,35 +52,53 @@ _IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     """Measure a tensor without gaps in memory into a row of the table ((rows, `ROW`), int64, zeros); nothing waits."""
-    size, dtype, device = tensor.numel(), tensor.dtype, tensor.device
+    size, dtype = tensor.numel(), tensor.dtype
     if not size:
         return
-    tiles, address = _tiles(size), tensor.data_ptr()
-    kind = (dtype, address % _ALIGNED == 0, size >> 31 > 0, tiles, device)
-    programs, start = -(-size // (_WIDTH * tiles)), _STARTS.get(kind)
+    tiles = _tiles(size)
+    kind = (dtype, tensor.data_ptr() % _ALIGNED == 0, size >> 31 > 0, tiles)
+    grid, fixed = (-(-size // (_WIDTH * tiles)), 1), (_TINY[dtype], _WIDTH, tiles)
+    start(measure_one, kind, grid, (tensor, table), (size, row, every_of(size)), fixed)
+
+
+def start(
+    kernel: Any,
+    kind: tuple[Any, ...],
+    grid: tuple[int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
+    fixed: tuple[Any, ...],
+) -> None:
+    """Launch a kernel on its first tensor's device by its compiled code: for Triton to find it takes 25 µs, and this some 5.
+
+    `kind` is all that its machine code depends on, the device left out: dtypes, alignments, widths of numbers, `fixed`.
+    Its numbers must not be specialized.
+    """
+    device = tensors[0].device
     with on(device):
-        if start is None:
-            args = (tensor, size, table, row, every_of(size), _TINY[dtype], _WIDTH, tiles)
-            _STARTS[kind] = _starter(measure_one[(programs,)](*args, num_warps=_WARPS), device, args[5:])
+        known = _STARTS.get((kernel, kind, device))
+        if known is None:
+            compiled = kernel[grid](*tensors, *numbers, *fixed, num_warps=_WARPS)
+            _STARTS[kernel, kind, device] = _starter(compiled, device, fixed)
         else:
-            start(programs, address, size, table.data_ptr(), row, every_of(size))
+            known(grid, *[tensor.data_ptr() for tensor in tensors], *numbers)
 
 
-#: How to start the kernel, by what its machine code depends on.
+#: How to start a kernel, by what its machine code depends on.
 _STARTS: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
-def _starter(compiled: Any, device: torch.device, fixed: tuple[int, ...]) -> Callable[..., None]:
-    """Return what launches a compiled kernel: for Triton to find it takes 25 µs, and this some 4."""
+def _starter(compiled: Any, device: torch.device, fixed: tuple[Any, ...]) -> Callable[..., None]:
+    """Return what launches a compiled kernel."""
     if not _IS_DIRECT:
-        return lambda programs, *args: compiled[programs, 1, 1](*args, *fixed)
+        return lambda grid, *args: compiled[(*grid, 1)](*args, *fixed)
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
-    def start(programs: int, *args: int) -> None:
-        run(programs, 1, 1, stream_of(index), function, packed, None, None, None, *args, *fixed)
+    def start_compiled(grid: tuple[int, int], *args: int) -> None:
+        run(grid[0], grid[1], 1, stream_of(index), function, packed, None, None, None, *args, *fixed)
 
-    return start
+    return start_compiled
 
 
 _HERE = contextlib.nullcontext()
