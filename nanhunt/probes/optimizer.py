@@ -24,6 +24,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -141,7 +143,7 @@ class OptimizerProbe(StepWatch):
             groups = [group for _, group in found]
             values = tiles.health([p.grad for p, _ in found], states, groups)
             settings = tuple((float(group["lr"]) > 0, float(group["eps"]) > 0) for group in groups)
-            self._rows.scalars(_told(names, settings, tiles.v_kept is not None), values, phase=Phase.UPDATE)
+            self._rows.scalars(*_told(names, settings, tiles.v_kept is not None), values, phase=Phase.UPDATE)
             updates |= dict(zip(names, tiles.updates(), strict=True))
         return updates
 
@@ -210,15 +212,16 @@ def _measures(found: Sequence[tuple[Tensor, dict[str, Any]]], states: Sequence[d
 @functools.lru_cache(maxsize=64)
 def _told(
     names: tuple[str, ...], settings: tuple[tuple[bool, bool], ...], has_before: bool
-) -> list[tuple[str, str, int]]:
-    """Return module, name and place in the table of what can be told: some needs a rate, some an ε, some a past moment."""
-    return [
-        (*_leaf(name, key), row * len(HEALTH) + column)
+) -> tuple[list[tuple[str, str]], npt.NDArray[np.int64]]:
+    """Return module and name, and place in the table, of what can be told: some needs a rate, an ε, a moment of before."""
+    cells = [
+        (_leaf(name, key), row * len(HEALTH) + column)
         for row, (name, (has_rate, has_eps)) in enumerate(zip(names, settings, strict=True))
         for column, key in enumerate(HEALTH)
         if {"frozen": has_rate, "update_lr": has_rate, "v_stuck": has_before, "v_stale": has_before,
             "kappa_eps": has_eps}.get(key, True)
     ]  # fmt: skip
+    return [leaf for leaf, _ in cells], np.array([place for _, place in cells], np.int64)
 
 
 def _looked_at(value: Any) -> Any:

@@ -53,7 +53,7 @@ class RowBuffer:
         self._tickets: list[int] = []
         self._values: list[_Value] = []
         #: tables of scalars on a device: the first row, the places of its values and of those behind it, the table
-        self._tables: list[tuple[int, list[int], Tensor]] = []
+        self._tables: list[tuple[int, npt.NDArray[np.int64], Tensor]] = []
         #: vectors on a device, their rows, and what makes a scalar of each
         self._unfinished: list[tuple[int, Tensor, Callable[[npt.NDArray[Any]], float]]] = []
         #: what `peek` gave, until there is more
@@ -99,13 +99,15 @@ class RowBuffer:
         histogram: bool = True,
     ) -> None:
         """Observe a tensor as it is now; one that cannot be measured (nested, quantized) leaves no row."""
-        if not self.recording or not is_measurable(tensor):
+        if not self.recording:
             return
         self._aside += 1
         try:  # `aside` costs as much as the rest
             # gradients of a model on several devices come from a thread of each
             with self._lock, torch._C.DisableTorchFunction():
                 ticket = self._queue.add(tensor, histogram=histogram and self._histograms)
+                if ticket is None:
+                    return
                 if self.blocks.on:
                     self.blocks.add(tensor, self._queue.amax(ticket), role=role, module=module, name=name)
                 site = self._site(phase, role, module, name, op, source, tensor.dtype, tensor.shape)
@@ -171,17 +173,16 @@ class RowBuffer:
             self._unfinished.append((len(self._sites), held.detach(), finish))
             self._add(self._site(phase, Role.SCALAR, module, name), -1, None)
 
-    def scalars(self, places: Sequence[tuple[str, str, int]], table: Tensor, *, phase: Phase) -> None:
-        """Observe scalars that lie in one fp64 tensor on the device: module, name, and place in it of each."""
-        if not places:
+    def scalars(
+        self, names: Sequence[tuple[str, str]], places: npt.NDArray[np.int64], table: Tensor, *, phase: Phase
+    ) -> None:
+        """Observe scalars that lie in one fp64 tensor on the device: module and name, and place in it, of each."""
+        if not names or not self.recording:
             return
         sites = self._sites_of(
-            phase,
-            Role.SCALAR,
-            places,
-            lambda: (self._site(phase, Role.SCALAR, module, name) for module, name, _ in places),
+            phase, Role.SCALAR, names, lambda: (self._site(phase, Role.SCALAR, module, name) for module, name in names)
         )
-        self._tables.append((len(self._sites), [place for *_, place in places], table.detach().reshape(-1)))
+        self._tables.append((len(self._sites), places, table.detach().reshape(-1)))
         self._add_all(sites, [-1] * len(sites))
 
     def take(self) -> StepRows:

@@ -37,11 +37,11 @@ def score_bound(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Calla
             return _largest(norms[:first], norms[first:], alike) * factor
 
         return squares, of_squares
-    norms = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(dim=-1).reshape(-1) for x in (query, key)]
+    norms = [_norms(x).amax(dim=-1).reshape(-1).double() for x in (query, key)]
     first = norms[0].numel()
 
     def of_norms(found: npt.NDArray[Any]) -> float:
-        return _largest(found[:first].astype(np.float64), found[first:].astype(np.float64), alike) * factor
+        return _largest(found[:first], found[first:], alike) * factor
 
     return torch.cat(norms), of_norms
 
@@ -52,6 +52,11 @@ def _largest(q: npt.NDArray[np.float64], k: npt.NDArray[np.float64], alike: bool
         return math.nan
     with np.errstate(invalid="ignore", over="ignore"):
         return float((q * k).max() if alike else q.max() * k.max())
+
+
+def _norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norms
 
 
 def _fits(x: Tensor) -> bool:

@@ -61,6 +61,9 @@ _HEARD = (
     | HEARD_TARGETS
     | {"scaled_dot_product_attention"}
 )
+#: What is heard whatever was heard before; the others are asked for what becomes of that. `multi_head_attention_forward`
+#: calls names of torch.nn.functional.
+_BEGINS = _SOFTMAX | _LOGITS | HEARD_TARGETS | {"exp", "scaled_dot_product_attention", "multi_head_attention_forward"}
 #: torch's own Python functions call these by their names in torch.nn.functional, where no mode hears them
 _INNER = ("scaled_dot_product_attention", "softmax")
 #: Elements that means over rows are taken of, and rows whatever their width.
@@ -188,7 +191,15 @@ class _Ear(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func`, and note what it was about."""
+        name = getattr(func, "__name__", "")
+        if name and name not in _BEGINS and not (name in _HEARD and self._is_following):
+            return func(*args, **kwargs) if kwargs else func(*args)
         return self._call_heard(func, args, kwargs or {})
+
+    @property
+    def _is_following(self) -> bool:
+        """Whether there is something that was heard and still lives."""
+        return bool(self._probabilities) or self._by_hand.is_following
 
     def _call_heard(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._deep or self._updating or in_backward() or not self._rows.recording:

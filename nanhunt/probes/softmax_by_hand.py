@@ -49,6 +49,10 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, T]] = {}
 
+    def __len__(self) -> int:
+        """Return of how many tensors something is known."""
+        return len(self._known)
+
     def of(self, tensor: Any) -> T | None:
         """Return what is known of a tensor; None of any other value."""
         held = self._known.get(id(tensor)) if isinstance(tensor, Tensor) else None
@@ -70,6 +74,11 @@ class ByHand:
         #: of what exp gave, and of sums of it: the exponentials' own number
         self._exponentials, self._sums = Kept[int](), Kept[int]()
         self._made = Kept[dict[str, Tensor]]()
+
+    @property
+    def is_following(self) -> bool:
+        """Whether there is an exponential, a sum of some, or a softmax that lives."""
+        return bool(self._exponentials or self._sums or self._made)
 
     def of(self, tensor: Any) -> dict[str, Tensor] | None:
         """Return scores, entropy and keys of the softmax that a tensor is the output of; None of any other."""

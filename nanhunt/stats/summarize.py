@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from nanhunt.stats.columns import UNMEASURED, StatsColumns
+from nanhunt.stats.columns import EMPTY, UNMEASURED, StatsColumns
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import FIELDS, columns_of, in_memory, is_measurable, measure
 
@@ -30,20 +31,25 @@ class StatsQueue:
     """
 
     def __init__(self) -> None:
-        #: of each ticket: a vector of the plain kernel's, or a table and a number in it; None of what cannot be measured
-        self._looks: list[Tensor | tuple[DeviceTable, int] | None] = []
+        #: of each ticket a vector of the plain kernel's; None of what a table has, and of what cannot be measured
+        self._looks: list[Tensor | None] = []
+        #: tickets that follow each other and have numbers of a table that do: table, first ticket, first number, how many
+        self._runs: list[tuple[DeviceTable, int, int, int]] = []
         self._tables: dict[torch.device, DeviceTable] = {}
 
     def __len__(self) -> int:
         return len(self._looks)
 
-    def add(self, tensor: Tensor, *, histogram: bool = True) -> int:
-        """Measure `tensor` as it stands and return its ticket: its index in what `collect` returns."""
+    def add(self, tensor: Tensor, *, histogram: bool = True) -> int | None:
+        """Measure `tensor` as it stands; return its ticket, its index in what `collect` returns. None: it cannot be measured."""
         table = self._table(tensor)
-        if table is None:
+        if table is not None:
+            self._number(table, table.add(in_memory(tensor)))
+            self._looks.append(None)
+        elif is_measurable(tensor):
             self._looks.append(_measured(tensor, histogram=histogram))
         else:
-            self._looks.append((table, table.add(in_memory(tensor))))
+            return None
         return len(self._looks) - 1
 
     def add_all(self, tensors: Sequence[Tensor], *, histogram: bool = True, exact: bool = False) -> list[int]:
@@ -51,54 +57,72 @@ class StatsQueue:
 
         With `exact`, exponents are those of every element whatever the size (`sampling`).
         """
-        first = len(self._looks)
-        together: dict[DeviceTable, list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            table = self._table(tensor)
-            self._looks.append(None if table is not None else _measured(tensor, histogram=histogram, exact=exact))
+        together: dict[DeviceTable, list[Tensor]] = {}
+        tables = [self._table(tensor) for tensor in tensors]
+        for tensor, table in zip(tensors, tables, strict=True):
             if table is not None:
-                together.setdefault(table, []).append(index)
-        for table, indices in together.items():
-            numbers = table.add_many([in_memory(tensors[i]) for i in indices], exact=exact)
-            for index, number in zip(indices, numbers, strict=True):
-                self._looks[first + index] = (table, number)
+                together.setdefault(table, []).append(in_memory(tensor))
+        numbers = {table: iter(table.add_many(held, exact=exact)) for table, held in together.items()}
+        first = len(self._looks)
+        for tensor, table in zip(tensors, tables, strict=True):
+            if table is not None:
+                self._number(table, next(numbers[table]))
+            self._looks.append(None if table is not None else _measured(tensor, histogram=histogram, exact=exact))
         return list(range(first, len(self._looks)))
+
+    def _number(self, table: DeviceTable, number: int) -> None:
+        """Note that the next ticket has this number of a table."""
+        ticket = len(self._looks)
+        if self._runs:
+            last, first, begin, count = self._runs[-1]
+            if last is table and first + count == ticket and begin + count == number:
+                self._runs[-1] = last, first, begin, count + 1
+                return
+        self._runs.append((table, ticket, number, 1))
 
     def amax(self, ticket: int) -> Tensor | None:
         """Return a tensor's largest finite magnitude as a float64 scalar on its device; None where it was not measured."""
+        for table, first, begin, count in reversed(self._runs):
+            if first <= ticket < first + count:
+                return table.amax(begin + ticket - first)
         look = self._looks[ticket]
-        if isinstance(look, tuple):
-            return look[0].amax(look[1])
         return None if look is None else look[FIELDS.index("amax")]
 
     def collect(self) -> StatsColumns:
         """Return the statistics of all tensors added, in their order, and start afresh; the device is waited for once."""
-        parts, places = [UNMEASURED], np.zeros(len(self._looks), np.int64)
         fetched = {table: table.fetch() for table in self._tables.values()}
-        begins = {}
+        parts, places = [*fetched.values()], np.full(len(self._looks), -1, np.int64)
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        begins = dict(zip(fetched, [0, *ends], strict=False))
+        for table, first, number, count in self._runs:
+            places[first : first + count] = begins[table] + number + np.arange(count)
+        end = ends[-1] if ends else 0
         groups: dict[tuple[int, torch.device], list[int]] = {}
-        end = 1
-        for table, columns in fetched.items():
-            begins[table], end = end, end + len(columns)
-            parts.append(columns)
         for ticket, look in enumerate(self._looks):
-            if isinstance(look, tuple):
-                places[ticket] = begins[look[0]] + look[1]
-            elif look is not None:
+            if look is not None:
                 groups.setdefault((look.numel(), look.device), []).append(ticket)
         for tickets in groups.values():
-            vectors = [look for t in tickets if isinstance(look := self._looks[t], Tensor)]
+            vectors = [look for t in tickets if (look := self._looks[t]) is not None]
             parts.append(columns_of(torch.stack(vectors).cpu().numpy()))
             places[tickets] = np.arange(end, end + len(tickets))
             end += len(tickets)
         self._looks.clear()
-        return StatsColumns.joined(parts).take(places)
+        self._runs.clear()
+        if (places < 0).any():
+            parts.append(UNMEASURED)
+            places[places < 0] = end
+        return StatsColumns.joined(parts).take(places) if parts else EMPTY
 
     def _table(self, tensor: Tensor) -> DeviceTable | None:
         """Return the table that the fused kernel measures this tensor into; None of what it does not measure."""
         if type(tensor) not in _PLAIN or not tensor.is_cuda or tensor.dtype not in FUSED or not has_triton():
             return None
-        if tensor.layout is not torch.strided or tensor.is_neg() or not is_measurable(tensor):
+        if (
+            tensor.layout is not torch.strided
+            or tensor.is_neg()
+            or tensor.is_nested
+            or is_functorch_wrapped_tensor(tensor)
+        ):
             return None
         table = self._tables.get(tensor.device)
         if table is None:
