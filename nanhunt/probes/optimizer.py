@@ -154,7 +154,7 @@ class OptimizerProbe(StepWatch):
             self._record_betas(group, index)
             yield from ((parameter, group) for parameter in group["params"])
 
-    def _scalar(self, name: str, key: str, value: Tensor | None) -> None:
+    def _scalar(self, name: str, key: str, value: Tensor | float | None) -> None:
         module, leaf = _leaf(name, key)
         self._rows.scalar(leaf, value, phase=Phase.UPDATE, module=module)
 
@@ -165,14 +165,16 @@ class OptimizerProbe(StepWatch):
             if isinstance(value, (int, float)):
                 self._rows.scalar(name if index == 0 else f"{name}:{index}", float(value), phase=Phase.UPDATE)
 
-    def _health(self, name: str, parameter: Tensor, group: dict[str, Any], update: Tensor) -> dict[str, Tensor | None]:
+    def _health(
+        self, name: str, parameter: Tensor, group: dict[str, Any], update: Tensor
+    ) -> dict[str, Tensor | float | None]:
         """Return the scalars of the file's docstring of one parameter."""
         grad, lr = parameter.grad, float(group["lr"])
         if grad is None or grad.is_sparse or parameter.is_complex():
             return {}
         is_part = update.numel() < parameter.numel()
         grad, state = looked_at(grad), {k: _looked_at(v) for k, v in self._run.state_of(parameter).items()}
-        health = {
+        health: dict[str, Tensor | float | None] = {
             "frozen": frozen_share(update, grad, is_part=is_part) if lr > 0 else None,
             "update_lr": rms(update) / lr if lr > 0 else None,
         }

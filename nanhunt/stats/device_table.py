@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.stats.columns import Ints, StatsColumns
-from nanhunt.stats.sampling import count_extremes, every_of
+from nanhunt.stats.sampling import every_of
 from nanhunt.stats.triton_kernel import BINS, COUNTS, LOWEST, ROW, launch, launch_many
 
 __all__ = ["DeviceTable"]
@@ -108,8 +108,10 @@ def _decoded(words: npt.NDArray[np.int64], numel: Ints, every: Ints) -> StatsCol
     low = _NONE - halves[:, _TOP + 1]
     amax, amin = _magnitude(halves[:, _TOP]), np.where((low > 0) & (low < _INFINITY), _magnitude(low), 0.0)
     bins, sampled = np.ascontiguousarray(halves[:, _TOP + 2 : _TOP + 2 + BINS]), every > 1
-    for extreme in (np.where(sampled, amax, 0.0), np.where(sampled, amin, 0.0)):
-        count_extremes(bins, LOWEST, extreme, count=-1)
+    for extremes in (amax, amin):  # a sampled tensor's are counted, once where no tile holds one of its size
+        rows = np.flatnonzero(sampled & (extremes > 0.0))
+        place = np.frexp(extremes[rows])[1] - 1 - LOWEST
+        bins[rows, place] = np.where(bins[rows, place], bins[rows, place], -1)
     return StatsColumns.of_bins(columns | {"amax": amax, "amin": amin}, bins, LOWEST, every=every)
 
 

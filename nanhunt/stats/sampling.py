@@ -16,6 +16,7 @@ to keep the weights of before, and a copy of all of them would take a quarter of
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "every_of",
     "looked_at",
     "place_of",
+    "places_of",
     "stride_of",
     "tiles_of",
 ]
@@ -60,23 +62,23 @@ def tiles_of(size: int) -> int:
 
 def looked_at(tensor: Any) -> Any:
     """Return what is looked at of a torch tensor in an update: all of it, or of a large one a copy of some tiles."""
-    every = every_of(tensor.numel())
-    if every == 1 or not tensor.is_contiguous():
+    size = tensor.numel()
+    if every_of(size) == 1 or not tensor.is_contiguous():
         return tensor
+    return tensor.reshape(-1)[: size // TILE * TILE].view(-1, TILE)[places_of(size, tensor.device)]
+
+
+@functools.lru_cache(maxsize=256)
+def places_of(size: int, device: Any) -> Any:
+    """Return the tiles that are looked at of a tensor, as a torch tensor on a device."""
     import torch  # this file is read by others without it
 
-    groups = torch.arange(tiles_of(tensor.numel()), device=tensor.device)
-    return tensor.reshape(-1)[: tensor.numel() // TILE * TILE].view(-1, TILE)[place_of(groups, every)]
+    return place_of(torch.arange(tiles_of(size), device=device), every_of(size))
 
 
-def count_extremes(counts: Any, lowest: int, extremes: Any, *, count: int = 1) -> None:
-    """Set the bins of sampled tensors' finite non-zero extremes that are empty to `count`: (tensors, bins), (tensors,).
-
-    Bin 0 is 2^lowest's.
-    """
-    import numpy as np  # this file is read by others without it
-
-    rows = np.flatnonzero((extremes > 0.0) & (extremes < math.inf))
-    bins = np.frexp(extremes[rows])[1] - 1 - lowest
-    is_empty = counts[rows, bins] == 0
-    counts[rows[is_empty], bins[is_empty]] = count
+def count_extremes(counts: Any, lowest: int, *extremes: float) -> None:
+    """Count a sampled tensor's finite non-zero extremes whose bins are empty; bin 0 is 2^lowest's."""
+    for extreme in extremes:
+        if 0.0 < extreme < math.inf:
+            index = math.frexp(extreme)[1] - 1 - lowest
+            counts[index] = counts[index] or 1
