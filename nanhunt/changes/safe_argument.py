@@ -13,6 +13,7 @@ Not covered: calls in place or with `out=`, what happens inside a custom autogra
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -95,8 +96,9 @@ class _SafeArguments(TorchFunctionMode):
         found = sum(int(mask.sum()) for mask in broken)
         if not found:
             return func(*args, **kwargs)
-        for value in _SAFE:
-            safe = _replaced(args, kwargs, broken, value)
+        # the factor of what is broken may be the infinite one: then it is given another number beside it
+        for beside, value in itertools.product((False, True), _SAFE):
+            safe = _replaced(args, kwargs, broken, value, beside=beside)
             if not any(bool(mask.any()) for mask in _broken_by_zero(func, *safe)):
                 count, values = self.changed.get(source, (0, ()))
                 self.changed[source] = count + found, tuple(dict.fromkeys((*values, value)))
@@ -156,14 +158,16 @@ def _broken_by_zero(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 
 def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], broken: list[Tensor], value: float
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args: tuple[Any, ...], kwargs: dict[str, Any], broken: list[Tensor], value: float, *, beside: bool = False
+) -> _Call:
+    """Return a call's arguments with a number at their broken elements; `beside` them in other arguments of the shape too."""
     masks = iter(broken)
 
     def safe(tensor: Tensor) -> Tensor:
-        if not _is_sloped(tensor):
-            return tensor
-        mask = next(masks)
+        mask = next(masks) if _is_sloped(tensor) else torch.zeros((), dtype=torch.bool, device=tensor.device)
+        if beside and tensor.is_floating_point():
+            for other in broken:
+                mask = mask | other if other.shape == tensor.shape else mask
         return torch.where(mask, torch.full_like(tensor, value), tensor) if bool(mask.any()) else tensor
 
     return map_tensors(safe, args), map_tensors(safe, kwargs)
