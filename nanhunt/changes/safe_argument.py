@@ -147,12 +147,13 @@ def _broken_by_zero(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
         copies, named = map_tensors(leaf, args), map_tensors(leaf, kwargs)
         made = [t for _, t in tensors_of(func(*copies, **named)) if t.grad_fn is not None]
         grads = torch.autograd.grad(made, leaves, [torch.zeros_like(t) for t in made], allow_unused=True)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):  # no slope, or none by itself
+    except Exception:  # it has no slope, or none by itself: the step's own call tells what is wrong with it
         return []
     finally:
         _restore(state)
     return [
-        torch.zeros_like(t, dtype=torch.bool) if g is None else ~torch.isfinite(g)
+        # the rows of a sparse gradient are those that were looked up, and no slope is infinite there
+        torch.zeros_like(t, dtype=torch.bool) if g is None or g.layout is not torch.strided else ~torch.isfinite(g)
         for g, t in zip(grads, leaves, strict=True)
     ]
 

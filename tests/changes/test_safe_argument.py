@@ -164,3 +164,16 @@ def test_calls_that_draw_random_numbers_draw_the_same() -> None:
         with change_made(bench_of(run), change):
             losses.append(train_step(run, 0, StepWatch()).loss)
     assert losses[0] == losses[1]
+
+
+def test_a_table_with_sparse_gradients_on_a_line_above_is_left_as_it_is() -> None:
+    table = nn.Embedding(3, 3, sparse=True)
+    table.weight.data[0] = 0.0
+
+    def looked_up(x: Tensor) -> Tensor:
+        r = (table(torch.tensor([0, 1])).abs() * x).sqrt()
+        return torch.where(r > 0, r, 0.0)
+
+    change = SafeArgument(line_of(looked_up))
+    trial = run_trial(bench_of(run_of(looked_up)), Intervention(name="x", change=change, question=""))
+    assert trial.outcome == "cured"

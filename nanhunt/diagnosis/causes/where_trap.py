@@ -70,6 +70,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if birth.phase == "backward":
         if not throws_away(birth, evidence) and not _throws_some_away(birth, evidence):
             return None
+        if evidence.wrong_backward(birth.node) is not None:  # the slope is its author's, and not that of an op
+            return None
         meets = birth if base(birth.op) in ("div", "mul") else zero_times_infinity(evidence)
         return _suspect(birth, evidence, meets)
     if not is_discarded(birth, evidence):
@@ -109,7 +111,7 @@ def _suspect(birth: Birth, evidence: Evidence, product: Birth | None) -> Suspect
 def _throws_some_away(birth: Birth, evidence: Evidence) -> bool:
     """Whether a gradient of zero meets an infinite slope at some of the bad elements; at others it is none of zero."""
     is_part = is_discarded(birth, evidence) and birth.facts.get("discarded") == "part"
-    return is_part and birth.kind in ("nan-from-finite", "inf-from-finite")
+    return is_part and birth.kind in ("nan-from-finite", "inf-from-finite") and birth.fp64 == "non-finite"
 
 
 def _thrown_away(birth: Birth, function: str) -> str:
