@@ -58,7 +58,8 @@ nanhunt trials trace.parquet                           # what was tried, and wha
 6. **The outcome is declared beforehand**, by the cause's prediction, and so is the measure: of a NaN, that loss,
    gradients, weights, buffers and moments are finite; of a spike, that the loss at its alarm is back within 6 robust
    deviations (a tenth, at least) of the baseline, and no further than half of the rise above it; of a run that ran away
-   into an overflow, that the loss stays below twice its baseline; of zeros, that half of them are gone.
+   into an overflow, that the loss stays below twice its baseline; of zeros, that half of them are gone. The double where
+   of `safe-argument` cures only where no element that it concerns gets another gradient than zero: else its slope is cut.
 
 ## Which are run
 

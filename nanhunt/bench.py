@@ -63,6 +63,8 @@ class Made:
 
     readback: list[str]
     watches: Sequence[StepWatch] = ()
+    #: what came to light while the window ran, and makes a finite step no cure
+    objections: list[str] = field(default_factory=list)
 
 
 class NotApplicableError(Exception):

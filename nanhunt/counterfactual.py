@@ -32,6 +32,7 @@ from nanhunt.interventions import (
     OptimizerSetting,
     Outcome,
     Rate,
+    SafeArgument,
     SecondMomentFloor,
     Trial,
     ZeroedGradients,
@@ -71,6 +72,10 @@ def run_trial(bench: Bench, intervention: Intervention) -> Trial:
                 readback = made.readback
                 replayed = _run_window(bench, intervention, made.watches)
             outcome, detail = _judged(bench, replayed)
+            if made.objections and outcome == "cured":
+                outcome, detail = "persists", f"all is finite, but {made.objections[0]}"
+            elif isinstance(intervention.change, SafeArgument) and outcome == "persists" and not made.objections:
+                outcome, detail = "failed", f"another op breaks the step as well: {detail}"
         except NotApplicableError as reason:
             outcome, detail, readback = "failed", f"not applicable: {reason}", []
         except Exception as error:  # a change that breaks in the user's code, or a defect of ours, costs one trial only

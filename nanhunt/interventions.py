@@ -36,6 +36,7 @@ __all__ = [
     "Redrawn",
     "ReferenceKernels",
     "RestoredWeights",
+    "SafeArgument",
     "Scores",
     "SecondMomentFloor",
     "Trial",
@@ -87,6 +88,19 @@ class LinePrecision(Change):
 
     kind: ClassVar[str] = "line-precision"
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class SafeArgument(Change):
+    """The double where: what `source` calls keeps its values, and has a finite slope where it makes NaN of a zero gradient.
+
+    So do the lines `above` that feed it. It is no cure where one of these elements gets another gradient than zero: its
+    value is used, and its slope was cut off.
+    """
+
+    kind: ClassVar[str] = "safe-argument"
+    source: str
+    above: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from nanhunt.interventions import (
     Redrawn,
     ReferenceKernels,
     RestoredWeights,
+    SafeArgument,
     Scores,
     SecondMomentFloor,
     WithoutSamples,
@@ -61,6 +62,8 @@ class Given:
     #: a module of the same kind that is not suspect
     other_module: str = ""
     source: str = ""
+    #: lines of the ops that feed that one
+    above: tuple[str, ...] = ()
     #: suspect parameters, and as many elements of others
     parameters: tuple[str, ...] = ()
     other_parameters: tuple[str, ...] = ()
@@ -141,6 +144,13 @@ def _formats(known: Given) -> tuple[Intervention, ...]:
             change=LinePrecision(known.source),
             missing=_unless(known.source, "no source line is suspect"),
             question="does this line in fp64 hold?",
+            cost=1.5,
+        ),
+        Intervention(
+            name="safe-argument",
+            change=SafeArgument(known.source, known.above),
+            missing=_unless(known.source, "no source line is suspect"),
+            question="does a double where around this line hold, and does nothing use what it gives there?",
             cost=1.5,
         ),
         *_recipes(known),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanhunt.culprit import Culprit, culprit_of, raised_culprit
-from nanhunt.probes.birth import ancestry, consumers, describe_birth, masked_facts, with_slope
+from nanhunt.probes.birth import ancestry, consumers, describe_birth, masked_facts, with_discard, with_slope
 from nanhunt.probes.closer import Closer
+from nanhunt.probes.discard import ways_to_selects
 from nanhunt.probes.elements import Layout
 from nanhunt.probes.event import OpEvent
 from nanhunt.probes.lineage import Root, find_root, hops_from
@@ -89,10 +90,10 @@ class _Zoom:
                 replayed = replay_step(self.run, self.step, rows, recorded=recorded, zoom=probe)
             closer.release()
             root = self._root(probe, replayed)
-            wanted = _wanted(root, probe)
+            wanted, spare = _wanted(root, probe)
             if recorded and wanted.keys() <= closer.wanted.keys():
                 break
-            closer, recorded = Closer(wanted), True
+            closer, recorded = Closer(wanted, spare), True
         rows.pass_ = "replay"
         for index, capture in closer.captures.items():
             probe.events[index].capture = capture
@@ -216,17 +217,23 @@ def _root_notes(zoom: _Zoom, look: _Look, births: list[Birth]) -> list[tuple[Not
     return notes
 
 
-def _wanted(root: Root | None, probe: OpProbe) -> dict[int, str]:
-    """Return the ops whose operands are to be kept, and of an op on lists which lane: the root's, and those around it."""
+def _wanted(root: Root | None, probe: OpProbe) -> tuple[dict[int, str], list[int]]:
+    """Return the ops whose operands are to be kept, and of an op on lists which lane: the root's, and those around it.
+
+    And which of them may go without: those on the way to a select that may throw the root's elements away.
+    """
     if root is None or root.event is None:
-        return {}
+        return {}, []
     event = root.event
     births = [event.index, *_other_births(root, probe)]
     wanted = {i: probe.events[i].birth_lane or "" for i in births}
     if event.forward is not None and event.phase is Phase.BACKWARD:
         around = [event.forward, *consumers(event.forward, probe.events)]
         wanted |= {i: "" for i in around if i not in wanted}
-    return wanted
+    made = event.forward if event.forward is not None else event.index
+    behind = ways_to_selects(made, probe.events) if probe.events[made].phase is Phase.FORWARD else []
+    spare = [i for i in behind if i not in wanted]
+    return wanted | dict.fromkeys(spare, ""), spare
 
 
 def _other_births(root: Root, probe: OpProbe) -> list[int]:
@@ -252,8 +259,10 @@ def _told_births(zoom: _Zoom, look: _Look) -> list[Birth]:
         first = replace(first, kind="carried", facts={**first.facts, "inherited": root.inherited})
     elif root.mask is not None:
         first = _escaped(first, root, layout)
-    elif event.forward is not None and event.phase is Phase.BACKWARD:
-        first = with_slope(first, event, events, look.closer, layout)
+    else:
+        first = with_discard(first, event, events, look.closer, run.root)
+        if event.forward is not None and event.phase is Phase.BACKWARD:
+            first = with_slope(first, event, events, look.closer, layout)
     others = [events[i] for i in _other_births(root, look.probe) if events[i].capture]
     return [first, *(describe_birth(e, events, run.root, layout) for e in others)]
 

@@ -30,6 +30,7 @@ from nanhunt.changes.rate import scaled_rate
 from nanhunt.changes.redrawn import redrawn_layers
 from nanhunt.changes.reference_kernels import reference_kernels
 from nanhunt.changes.restored_weights import restored_weights
+from nanhunt.changes.safe_argument import safe_arguments
 from nanhunt.changes.scaler import fresh_scaler, halved_scale, held_scale, zeroed_gradients
 from nanhunt.changes.scores import other_scores
 from nanhunt.changes.second_moment import raised_floor
@@ -40,6 +41,7 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
     (what.Precision, whole_step),
     (what.ModulePrecision, wide_module),
     (what.LinePrecision, wide_line),
+    (what.SafeArgument, safe_arguments),
     (what.Emulation, emulated),
     (what.OtherRecipe, other_recipe),
     (what.WithoutSamples, without_samples),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Location, NotApplicable
 from nanhunt.diagnosis.evidence import Ancestor, Evidence
-from nanhunt.diagnosis.ops import COUNTED_SUMS, DIVISIONS, FILTERS, base, limit
+from nanhunt.diagnosis.ops import COUNTED_SUMS, DIVISIONS, base, limit
 from nanhunt.trace.schema import Birth, Operand
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "is_discarded",
     "is_long_sum",
     "is_range_alone",
+    "is_surely_discarded",
     "made_only_of",
     "masked_softmax",
     "no_births",
@@ -113,9 +114,13 @@ def divides_by_zero(birth: Birth) -> bool:
 
 
 def is_discarded(birth: Birth, evidence: Evidence) -> bool:
-    """Whether a select-like op throws the forward value away and the loss is finite, so that only gradients break."""
-    by = birth.facts.get("discarded_by")
-    return bool(by) and base(str(by)) in FILTERS and evidence.spoiled != "loss"
+    """Whether a select throws the forward value away and the loss is finite, so that only gradients break."""
+    return bool(birth.facts.get("discarded_by")) and evidence.spoiled != "loss"
+
+
+def is_surely_discarded(birth: Birth) -> bool:
+    """Whether that select was asked, at each of the bad elements."""
+    return bool(birth.facts.get("discard_checked")) and birth.facts.get("discarded") == "all"
 
 
 def throws_away(birth: Birth, evidence: Evidence) -> bool:

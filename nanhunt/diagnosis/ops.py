@@ -17,7 +17,6 @@ __all__ = [
     "COUNTED_SUMS",
     "DIVISIONS",
     "EXPS",
-    "FILTERS",
     "FLOORS",
     "LOGS",
     "LOSSES",
@@ -47,9 +46,6 @@ VARIANCES = frozenset({"std", "var", "std_mean", "var_mean"})
 LOSSES = frozenset({"nll_loss_forward", "nll_loss2d_forward", "nll_loss", "nll_loss2d"})
 #: What keeps a denominator from zero, if its number is not zero itself.
 FLOORS = frozenset({"clamp", "clamp_min", "maximum", "add"})
-#: Ops that throw elements of a computed tensor away, as the probe names them in `discarded_by`. The target's gather in a
-#: likelihood is none: who takes log(p) there wants it.
-FILTERS = frozenset({"where", "masked_fill", "masked_select", "masked_scatter", "index", "nan_to_num", "clamp"})
 
 _SMALL = re.compile(r"(?<![\w.])(?:\d+\.?\d*[eE]-\d+|0?\.\d+|10\s*\*\*\s*-\s*\d+)")
 

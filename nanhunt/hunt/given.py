@@ -47,6 +47,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
         drawn=_layers(modules, module),
         other_module=_other_module(modules, module),
         source=onset.source or "",
+        above=tuple(sorted({a.source for a in evidence.ancestry.values() if a.source} - {onset.source})),
         parameters=named,
         other_parameters=_other_parameters(state.run.parameters(), named),
         grad_norm=_middle(norms[-_HEALTHY:]),

@@ -21,6 +21,7 @@ from nanhunt.probes.certificate import (
     worst_output,
 )
 from nanhunt.probes.closer import Closer
+from nanhunt.probes.discard import discard_of
 from nanhunt.probes.elements import Layout, offending, samples_of
 from nanhunt.probes.event import Capture, OpEvent, Seen
 from nanhunt.probes.op_facts import lane_of
@@ -30,18 +31,16 @@ from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import plain_values
 from nanhunt.trace.schema import Birth, Observation, Operand, Role
 
-__all__ = ["ancestry", "consumers", "describe_birth", "masked_facts", "with_slope"]
+__all__ = ["ancestry", "consumers", "describe_birth", "masked_facts", "with_discard", "with_slope"]
 
 _SOFTMAX_LIKE = ("aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.logsumexp")
-_SELECTS = ("aten.where", "aten.masked_fill", "aten.index", "aten.masked_select", "aten.nan_to_num", "aten.clamp",
-            "aten.maximum", "aten.minimum", "aten.gather", "aten.masked_scatter")  # fmt: skip
 
 
 def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: Layout) -> Birth:
     """Return what is known of a birth; `layout` is the batch's, which says nothing of weights and their updates."""
     capture = event.capture
     layout = layout if event.phase.value in ("forward", "backward") else Layout()
-    facts = _facts(event, events)
+    facts: dict[str, Any] = {}
     birth: dict[str, Any] = {
         "kind": event.birth or "carried",
         "seq": event.seq,
@@ -238,6 +237,7 @@ def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Clos
     mask = bad_mask(output)
     incoming = tuple(g for g in slope.incoming if g is not None)
     by = _zero_factor(forward, events, closer, mask)
+    factor = {"zero_factor": by} if by and "discarded_by" not in birth.facts else {}
     return replace(
         birth,
         slope=verdict,
@@ -245,8 +245,26 @@ def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Clos
         slope_detail=wide.trouble,
         slope_elements=offending(capture, output, mask, twin, layout, extra=incoming[:1]),
         samples=birth.samples or samples_of(mask, layout),
-        facts={**birth.facts, **({"discarded_by": by} if by and "discarded_by" not in birth.facts else {})},
+        facts={**birth.facts, **factor},
     )
+
+
+def with_discard(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Closer, root: Path) -> Birth:
+    """Add to a birth which select throws its bad elements away, where one does, and whether it was asked."""
+    index = event.forward if event.forward is not None else event.index
+    if events[index].phase.value != "forward":
+        return birth
+    bad = bad_mask(worst_output(event.capture)[1]) if event.capture is not None and index == event.index else None
+    found = discard_of(index, bad, events, closer)
+    if found is None:
+        return birth
+    facts = {
+        "discarded_by": found.event.op,
+        "discarded_at": place(found.event.source, root) if found.event.source else "",
+        "discarded": found.share,
+        "discard_checked": found.checked,
+    }
+    return replace(birth, facts={**birth.facts, **facts})
 
 
 def _zero_factor(index: int, events: list[OpEvent], closer: Closer, mask: Tensor) -> str | None:
@@ -267,31 +285,6 @@ def _zero_factor(index: int, events: list[OpEvent], closer: Closer, mask: Tensor
 
 
 # --- facts that tell one cause from another --------------------------------------------------------------------------
-
-
-def _facts(event: OpEvent, events: list[OpEvent]) -> dict[str, Any]:
-    """Facts from the order of ops: is the forward value thrown away later, and by what."""
-    forward = event.forward if event.forward is not None else event.index
-    if events[forward].phase.value != "forward":
-        return {}
-    by = _discarded_by(forward, events)
-    return {"discarded_by": by} if by else {}
-
-
-def _discarded_by(index: int, events: list[OpEvent], reach: int = 3) -> str | None:
-    """Return the select-like op that consumes this op's output within a few ops, if one does."""
-    frontier = {index}
-    for _ in range(reach):
-        following: set[int] = set()
-        for event in events[index + 1 : index + 400]:
-            if event.phase.value != "forward" or not any(s.writer in frontier for s in event.inputs):
-                continue
-            if event.op.startswith(_SELECTS):
-                return event.op
-            if event.bad_outputs or event.index <= index + 40:
-                following.add(event.index)
-        frontier = following
-    return None
 
 
 def masked_facts(event: OpEvent, capture: Capture, layout: Layout) -> tuple[dict[str, Any], list[int]]:

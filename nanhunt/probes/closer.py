@@ -13,13 +13,15 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from nanhunt.probes.event import Capture, OpEvent, Slope
+from nanhunt.probes.event import Capture, OpEvent, Place, Slope
 from nanhunt.probes.op_facts import lane_of
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.training.tree import map_tensors, tensors_of
 
 #: Bytes of one call's operands, from which it is not kept.
 KEEP_BYTES = 1 << 30
+#: Bytes of all those together that a look can do without.
+SPARE_BYTES = 1 << 30
 
 __all__ = ["KEEP_BYTES", "Closer", "OpWatch", "bytes_of", "copied"]
 
@@ -46,8 +48,11 @@ class OpWatch(Protocol):
 class Closer:
     """What is kept of the wanted ops, by their index in the step; of an op on lists, of the wanted lane only."""
 
-    def __init__(self, wanted: Mapping[int, str] | Iterable[int] = ()) -> None:
+    def __init__(self, wanted: Mapping[int, str] | Iterable[int] = (), spare: Iterable[int] = ()) -> None:
         self.wanted = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, "")
+        #: of the wanted, those that may go without: all of them together are kept up to `SPARE_BYTES`
+        self.spare = frozenset(spare)
+        self._spared = 0
         self.captures: dict[int, Capture] = {}
         self.slopes: dict[int, Slope] = {}
         self._made: tuple[int, list[Tensor]] | None = None
@@ -78,8 +83,16 @@ class Closer:
         made = [(n, t) for n, t in outputs if lane_of(event.op, n) in ("", lane)]
         if bytes_of([args, kwargs]) > KEEP_BYTES or not all(is_measurable(t) for _, t in tensors_of([args, kwargs])):
             return
+        if event.index in self.spare:
+            self._spared += bytes_of([args, kwargs, [t for _, t in made]])
+            if self._spared > SPARE_BYTES:
+                return
         named = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
-        self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane)
+        arguments = [a.name for a in func._schema.arguments]
+        given = [p for n, v in [*zip(arguments, args, strict=False), *kwargs.items()] for p in tensors_of(v, n)]
+        # what an op wrote into stands among both; its arguments are copies then, and its outputs are not
+        places = {name: Place.of(tensor) for name, tensor in [*given, *made]}
+        self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane, places)
         self._made = event.index, [tensor for _, tensor in made]
 
     def settle(self) -> None:

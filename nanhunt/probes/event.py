@@ -19,7 +19,7 @@ from nanhunt.probes.source import SourceLine
 from nanhunt.stats.flags import FINITE, Flags
 from nanhunt.trace.schema import Phase
 
-__all__ = ["Capture", "OpEvent", "Seen", "Slope", "Terminal", "births_by_lane", "is_asked_for"]
+__all__ = ["Capture", "OpEvent", "Place", "Seen", "Slope", "Terminal", "births_by_lane", "is_asked_for"]
 
 
 @dataclass(slots=True)
@@ -68,6 +68,38 @@ class Seen:
 Look = tuple[str, Cell, int, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in memory a tensor's elements stood: an element is known by it through every view."""
+
+    storage: int
+    #: bytes of an element
+    width: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Place | None:
+        """Return a tensor's place; None of one that has no strides, or no memory."""
+        try:
+            storage = tensor.untyped_storage().data_ptr()
+            return cls(
+                storage,
+                tensor.element_size(),
+                tuple(tensor.shape),
+                tuple(tensor.stride()),
+                int(tensor.storage_offset()),
+            )
+        except (RuntimeError, NotImplementedError):
+            return None
+
+    @property
+    def end(self) -> int:
+        """Elements from the start of the memory to behind the last."""
+        return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)) + 1
+
+
 @dataclass(slots=True)
 class Capture:
     """The call of a birth: arguments as they were before it, outputs as they were after it.
@@ -80,6 +112,8 @@ class Capture:
     kwargs: dict[str, Any]
     outputs: list[tuple[str, Tensor]]
     lane: str = ""
+    #: by name, of arguments and outputs
+    places: dict[str, Place | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -286,7 +286,9 @@ class Birth(_Body):
     bad: int = 0
     of: int = 0
     samples: list[int] = field(default_factory=list)
-    #: facts that only the op's own tensors show, by name: "fully_masked_rows", "discarded_by", "incoming_zero" …
+    #: facts that only the op's own tensors show, by name: "fully_masked_rows", "incoming_zero"; "discarded_by" and
+    #: "discarded_at" (the select that throws the bad elements away), "discarded" ("all" of them, or "part"),
+    #: "discard_checked" (whether it was asked) …
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -79,23 +79,6 @@ def test_an_output_that_is_changed_in_place_keeps_the_node_of_the_op_that_made_i
     assert found_in(of_function(function, with_sample(1, [0.1, 1.0, 0.2, 0.3]))).root.slope == "non-finite"
 
 
-@pytest.mark.parametrize("factor", [torch.tensor([0.0, 1.0, 1.0, 1.0]), "relu"], ids=["mask", "computed"])
-def test_a_factor_of_zero_throws_a_value_away_as_a_select_does(factor: Any) -> None:
-    def masked(x: Tensor) -> Tensor:
-        mask = (x > 0).float() if isinstance(factor, str) else factor
-        return x.sqrt() * mask
-
-    root = found_in(of_function(masked, with_sample(1, [0.0, 1.0, 4.0, 9.0]))).root
-    assert root.facts["discarded_by"] == "aten.mul.Tensor"
-
-
-def test_a_factor_that_is_zero_elsewhere_throws_nothing_away() -> None:
-    def masked(x: Tensor) -> Tensor:
-        return x.sqrt() * torch.tensor([1.0, 1.0, 0.0, 0.0])
-
-    assert "discarded_by" not in found_in(of_function(masked, with_sample(1, [0.0, 1.0, 4.0, 9.0]))).root.facts
-
-
 def test_a_matrix_product_tells_the_row_and_the_column_that_meet() -> None:
     model = Net(nn.Linear(4, 4, bias=False))
     nn.init.constant_(model.block.weight, 100.0)

@@ -38,7 +38,16 @@ discuss.pytorch.org/t/94875 (RMSE at a perfect fit); geoopt PR#79 (acos); keras-
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.births import denominator, divides_by_zero, no_births, operand, place, root, throws_away
+from nanhunt.diagnosis.births import (
+    denominator,
+    divides_by_zero,
+    is_surely_discarded,
+    no_births,
+    operand,
+    place,
+    root,
+    throws_away,
+)
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import probability_of
 from nanhunt.diagnosis.evidence import Evidence
@@ -71,7 +80,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if base(birth.op) not in _RECIPROCAL and not (birth.node or "").startswith("Linalg"):
         return None
-    if throws_away(birth, evidence) or _is_likelihood(birth, evidence):
+    if _is_likelihood(birth, evidence) or (throws_away(birth, evidence) and is_surely_discarded(birth)):
         return None
     if evidence.wrong_backward(birth.node) is not None:  # its forward has a slope there
         return None
@@ -115,6 +124,8 @@ def _suspect(birth: Birth, evidence: Evidence) -> Suspect:
     function = base(birth.forward_op) or node.removesuffix("Backward0")
     # of two fp64 readings the whole slope's stands above the single op's: an intermediate may be beyond repair alone
     is_proved = birth.fp64 == "non-finite" and (divides_by_zero(birth) or _is_zero(birth)) and birth.slope != "in-range"
+    sure = Grade.PROVED if is_proved else Grade.SUPPORTED
+    is_open = throws_away(birth, evidence) and not birth.facts.get("discard_checked")  # then it is where-trap, or this
     under = denominator(birth)
     exhibits = [
         Exhibit(claim=f"the forward pass is finite; the first bad op is {birth.op} in {node}"),
@@ -126,9 +137,12 @@ def _suspect(birth: Birth, evidence: Evidence) -> Suspect:
     if under is not None:
         claim = f"zeros in what {node} divides by, of {under.numel}"
         exhibits.append(Exhibit(claim=claim, value=float(under.zero), threshold=0.0))
+    if birth.facts.get("zero_factor"):
+        claim = f"the gradient that comes in is 0: {birth.facts['zero_factor']} multiplies by a factor that is 0 there"
+        exhibits.append(Exhibit(claim=claim, value=0.0, threshold=0.0))
     return Suspect(
         cause=CAUSE.slug,
-        grade=Grade.PROVED if is_proved else Grade.SUPPORTED,
+        grade=Grade.CONSISTENT if is_open else sure,
         summary=f"the slope of {function} is infinite where it is taken: {birth.op} in {node} divides by zero",
         location=place(evidence, birth),
         exhibits=tuple(exhibits),

@@ -28,9 +28,11 @@ from nanhunt.diagnosis.causes import (
     where_trap,
     zero_denominator,
 )
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.ops import base, flushed_epsilons, limit, number
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.interventions import Trial
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.trace.schema import Birth, Element, NoteKind, Observation, Onset, Operand
 from tests.diagnosis.conftest import EvidenceOf
@@ -412,28 +414,48 @@ def test_a_divisor_is_followed_to_the_op_that_made_it(evidence_of: EvidenceOf) -
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def slope(incoming: float, discarded_by: str | None) -> Birth:
+def slope(incoming: float, discarded: dict[str, Any]) -> Birth:
     return Birth(
         kind="nan-from-finite" if incoming == 0 else "inf-from-finite", seq=9, phase="backward", op="aten.div.Tensor",
         node="SqrtBackward0", forward_op="aten.sqrt", fp64="non-finite", bad=1, of=8,
         inputs=[operand("self", amax=1.0), operand("other", zero=1, amax=1.0)], outputs=[operand("output", nan=1)],
-        elements=[Element(coordinate=[0], inputs=[incoming, 0.0], output=math.nan)],
-        facts={"discarded_by": discarded_by} if discarded_by else {},
+        elements=[Element(coordinate=[0], inputs=[incoming, 0.0], output=math.nan)], facts=discarded,
     )  # fmt: skip
 
 
+ALL: dict[str, Any] = {"discarded_by": "aten.where.self", "discarded": "all", "discard_checked": True}
+PART, UNASKED = ALL | {"discarded": "part"}, ALL | {"discard_checked": False}
+
+
 @pytest.mark.parametrize(
-    ("incoming", "by", "cause"),
-    [(0.0, "aten.where.self", "where-trap"), (0.5, "aten.where.self", "singular-gradient"), (0.0, None, "singular-gradient"),
-     (0.0, "aten.gather", "singular-gradient")],
-)  # fmt: skip
-def test_a_trap_needs_both_the_select_and_the_zero(
-    incoming: float, by: str | None, cause: str, evidence_of: EvidenceOf
+    ("incoming", "discarded", "grades"),
+    [
+        (0.0, ALL, {"where-trap": "proved"}),
+        (0.0, PART, {"where-trap": "supported", "singular-gradient": "proved"}),
+        (0.0, UNASKED, {"where-trap": "supported", "singular-gradient": "consistent"}),
+        (0.5, UNASKED, {"singular-gradient": "proved"}),
+        (0.0, {}, {"singular-gradient": "proved"}),
+        (0.0, {"zero_factor": "aten.mul.Tensor"}, {"singular-gradient": "proved"}),
+    ],
+)
+def test_a_trap_needs_both_a_select_that_was_asked_and_the_zero(
+    incoming: float, discarded: dict[str, Any], grades: dict[str, str], evidence_of: EvidenceOf
 ) -> None:
     onset = Onset(kind="nan", step=7, phase="backward")
-    evidence = evidence_of(onset, slope(incoming, by), to="gradient")
-    found = {c.slug for c in (where_trap.CAUSE, singular_gradient.CAUSE) if c.examine(evidence) is not None}
-    assert found == {cause}
+    evidence = evidence_of(onset, slope(incoming, discarded), to="gradient")
+    answers = [c.examine(evidence) for c in (where_trap.CAUSE, singular_gradient.CAUSE)]
+    assert {a.cause: a.grade for a in answers if isinstance(a, Suspect)} == grades
+
+
+@pytest.mark.parametrize(("outcome", "grade"), [("cured", "proved"), ("failed", "proved"), ("persists", "refuted")])
+def test_a_double_where_that_shows_the_value_to_be_used_refutes_a_trap(
+    outcome: str, grade: str, evidence_of: EvidenceOf
+) -> None:
+    ran: dict[str, Any] = {"exact": "persists", "safe-argument": outcome}
+    notes = [(NoteKind.TRIAL, Trial(name=n, outcome=o, detail="").to_json()) for n, o in ran.items()]
+    evidence = evidence_of(Onset(kind="nan", step=7, phase="backward"), slope(0.0, ALL), to="gradient", notes=notes)
+    told = {s.cause: s.grade for s in diagnose(evidence.trace).suspects}
+    assert told["where-trap"] == grade
 
 
 # --- FP8 --------------------------------------------------------------------------------------------------------------
