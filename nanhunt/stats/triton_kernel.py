@@ -46,7 +46,7 @@ _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16
 _TINY = {torch.float32: 0x00800000, torch.bfloat16: 0x00800000, torch.float16: 0x38800000}
 #: bytes that an address must be a multiple of for wide loads
 _ALIGNED = 16
-#: A compiled kernel's own call is as here since Triton 3.3.
+#: A compiled kernel's own call is as here since Triton 3.3. 3.2's takes no constants beside the arguments.
 _IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 
@@ -91,7 +91,7 @@ _STARTS: dict[tuple[Any, ...], Callable[..., None]] = {}
 def _starter(compiled: Any, device: torch.device, fixed: tuple[Any, ...]) -> Callable[..., None]:
     """Return what launches a compiled kernel."""
     if not _IS_DIRECT:
-        return lambda grid, *args: compiled[(*grid, 1)](*args, *fixed)
+        return lambda grid, *args: compiled[(*grid, 1)](*args)
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 
