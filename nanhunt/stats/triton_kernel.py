@@ -56,7 +56,7 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     if not size:
         return
     tiles = _tiles(size)
-    kind = (dtype, tensor.data_ptr() % _ALIGNED == 0, size >> 31 > 0, tiles)
+    kind = (dtype, tensor.data_ptr() % _ALIGNED == 0, tiles)
     grid, fixed = (-(-size // (_WIDTH * tiles)), 1), (_TINY[dtype], _WIDTH, tiles)
     start(measure_one, kind, grid, (tensor, table), (size, row, every_of(size)), fixed)
 
@@ -71,15 +71,16 @@ def start(
 ) -> None:
     """Launch a kernel on its first tensor's device by its compiled code: for Triton to find it takes 25 µs, and this some 5.
 
-    `kind` is all that its machine code depends on, the device left out: dtypes, alignments, widths of numbers, `fixed`.
-    Its numbers must not be specialized.
+    `kind` is all that its machine code depends on but for the device and the widths of its numbers: dtypes, alignments,
+    `fixed`. Its numbers must not be specialized.
     """
     device = tensors[0].device
+    key = (kernel, kind, device, *[number >> 31 > 0 for number in numbers])
     with on(device):
-        known = _STARTS.get((kernel, kind, device))
+        known = _STARTS.get(key)
         if known is None:
             compiled = kernel[grid](*tensors, *numbers, *fixed, num_warps=_WARPS)
-            _STARTS[kernel, kind, device] = _starter(compiled, device, fixed)
+            _STARTS[key] = _starter(compiled, device, fixed)
         else:
             known(grid, *[tensor.data_ptr() for tensor in tensors], *numbers)
 
