@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["HEALTH", "adam_health", "correction", "frozen_share", "rms", "second_moment"]
 
 #: All that is told of a parameter that Adam moves.
 HEALTH = ("frozen", "update_lr", "rms_t", "kappa_eps", "v_zero", "v_below_eps2", "v_stuck", "v_stale")
+
+
+#: What numpy reads: of other classes torch's own operations are asked.
+_PLAIN = (Tensor, nn.Parameter)
+_NUMPYS = (torch.float16, torch.float32, torch.float64)
 
 
 def adam_health(
@@ -38,7 +43,7 @@ def adam_health(
     # Adam keeps its counter on the CPU unless it is fused or capturable: reading it there waits for nothing
     counter = state.get("step", 0)
     on_device = isinstance(counter, Tensor) and counter.device.type != "cpu"
-    if not on_device and all(t is None or t.is_cpu for t in (grad, m, v, v_before)):
+    if not on_device and all(t is None or (t.is_cpu and type(t) in _PLAIN) for t in (grad, m, v, v_before)):
         return _health_on_cpu(grad, m, v, v_before, float(eps), beta2, float(counter))
     step = torch.full((), 0.0 if on_device else float(counter), dtype=torch.float64, device=v.device)
     step = step + counter if on_device else step
@@ -87,7 +92,7 @@ def _health_on_cpu(
 def _numbers(tensor: Tensor) -> npt.NDArray[Any]:
     """Return a tensor's elements, flat; those that numpy does not read in fp32."""
     held = tensor.detach()
-    return (held.float() if held.dtype == torch.bfloat16 else held).reshape(-1).numpy()
+    return (held if held.dtype in _NUMPYS else held.float()).reshape(-1).numpy()
 
 
 def _mean(values: npt.NDArray[Any]) -> float:

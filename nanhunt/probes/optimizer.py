@@ -85,9 +85,9 @@ class OptimizerProbe(StepWatch):
             if (key := _kind(parameter, v)) is not None:
                 together.setdefault(key, []).append((name, parameter, v))
                 continue
-            self._before[name] = _kept(parameter)
+            self._before[name] = _kept(parameter, parameter)
             if v is not None:
-                self._v_before[name] = _kept(v)
+                self._v_before[name] = _kept(v, parameter)
         for batch in together.values():
             self._keep_together(batch)
 
@@ -117,7 +117,7 @@ class OptimizerProbe(StepWatch):
         with torch.no_grad():
             updates = self._measure_together(changed)
             alone = [name for name in self._before if name in changed]
-            updates |= {name: looked_at(changed[name][0].detach()) - self._before[name] for name in alone}
+            updates |= {name: _part(p := changed[name][0], p) - self._before[name] for name in alone}
             shapes = {name: changed[name][0].shape for name in updates}
             self._rows.tensors(updates, phase=Phase.UPDATE, role=Role.UPDATE, shapes=shapes)
             for name, left in self._left.items():
@@ -173,7 +173,10 @@ class OptimizerProbe(StepWatch):
         if grad is None or grad.is_sparse or parameter.is_complex():
             return {}
         is_part = update.numel() < parameter.numel()
-        grad, state = looked_at(grad), {k: _looked_at(v) for k, v in self._run.state_of(parameter).items()}
+        state = {
+            k: _part(v, parameter) if isinstance(v, Tensor) else v for k, v in self._run.state_of(parameter).items()
+        }
+        grad = _part(grad, parameter)
         health: dict[str, Tensor | float | None] = {
             "frozen": frozen_share(update, grad, is_part=is_part) if lr > 0 else None,
             "update_lr": rms(update) / lr if lr > 0 else None,
@@ -226,20 +229,35 @@ def _told(
     return [leaf for leaf, _ in cells], np.array([place for _, place in cells], np.int64)
 
 
-def _looked_at(value: Any) -> Any:
-    return looked_at(value) if isinstance(value, Tensor) else value
+def _part(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return what is looked at of a tensor of a parameter: the same elements of each, however it lies in memory.
+
+    Of a DTensor it is the part that this rank holds.
+    """
+    held = _local(tensor)
+    if held.shape != _local(parameter).shape:
+        return held
+    part: Tensor = looked_at(held.contiguous()) if _local(parameter).is_contiguous() else held
+    return part
 
 
-def _kept(tensor: Tensor) -> Tensor:
-    """Return a copy of what is looked at of a tensor."""
-    part: Tensor = looked_at(tensor.detach())
-    return part.clone() if part.data_ptr() == tensor.data_ptr() else part
+def _local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a DTensor; any other tensor as it is."""
+    held = tensor.detach()
+    to_local = getattr(held, "to_local", None)
+    return held if to_local is None else to_local()
+
+
+def _kept(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return a copy of what is looked at of a tensor of a parameter."""
+    part = _part(tensor, parameter)
+    return part.clone() if part.data_ptr() == _local(tensor).data_ptr() else part
 
 
 def _sum_and_norm(tensor: Tensor) -> Tensor:
     """Return [Σw / sqrt(n), |w|] in fp64: what either of them changes by is a lower bound of |Δw|."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    wide = real.detach().double()
+    held = _local(tensor)
+    wide = (torch.view_as_real(held) if held.is_complex() else held).double()
     return torch.stack([wide.sum() / math.sqrt(max(1, wide.numel())), torch.linalg.vector_norm(wide)])
 
 

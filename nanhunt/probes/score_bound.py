@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nanhunt.stats.summarize import FUSED, has_triton
 
@@ -22,8 +23,9 @@ __all__ = ["score_bound"]
 #: The norms are rounded to fp32: so much more is a bound again.
 _ROUNDING = 1.0 + 1e-5
 _PLAIN = (Tensor, nn.Parameter)
-#: Vectors of a program's, and the widest that it takes.
+#: Vectors of a program's, the widest that it takes, and the most of a head: a grid's second side ends at 65535.
 _ROWS, _WIDEST = 64, 256
+_LONGEST = 65535 * _ROWS
 
 
 def score_bound(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Callable[[npt.NDArray[Any]], float]]:
@@ -62,7 +64,8 @@ def _norms(x: Tensor) -> Tensor:
 def _fits(x: Tensor) -> bool:
     return (
         type(x) in _PLAIN and x.is_cuda and x.dtype in FUSED and x.stride(-1) == 1
-        and 0 < x.shape[-1] <= _WIDEST and x.numel() > 0 and has_triton()
+        and 0 < x.shape[-1] <= _WIDEST and x.numel() > 0 and x.shape[-2] <= _LONGEST and has_triton()
+        and not is_functorch_wrapped_tensor(x)
     )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def _launched(query: Tensor, key: Tensor) -> Tensor:
         address = x.data_ptr()
         unit = 8 if not (of_batch % 8 or of_head % 8 or of_token % 8 or address % 16) else 1
         lanes = 1 << (width - 1).bit_length()
-        kind = (x.dtype, unit, lanes, address % 16 == 0, max(x.stride()) >> 31 > 0)
+        kind = (x.dtype, unit, lanes, address % 16 == 0)
         strides = (of_batch // unit, of_head // unit, of_token // unit)
         start(
             largest_norms, kind, (batch * count, -(-tokens // _ROWS)), (x, out),

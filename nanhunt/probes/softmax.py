@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -224,6 +225,8 @@ class _Ear(TorchFunctionMode):
         return output
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if any(_has_no_values(value) for value in (*args, *kwargs.values(), output)):
+            return
         first = args[0] if args else kwargs.get("input", kwargs.get("query"))
         self._by_hand.hear(name, args, output)
         target = targets_outside(name, args, kwargs)
@@ -275,6 +278,17 @@ class _Ear(TorchFunctionMode):
     def _told(self, what: str, found: dict[str, Tensor]) -> None:
         for name, value in found.items():
             self._rows.scalar(f"{what}.{name}", value, phase=Phase.FORWARD, module=self._stack.current)
+
+
+def _has_no_values(value: Any) -> bool:
+    """Whether a value is a tensor of which no number reaches the host: on meta, or one of many inside of `vmap`."""
+    if not isinstance(value, Tensor):
+        return False
+    while is_functorch_wrapped_tensor(value):
+        if is_batchedtensor(value):
+            return True
+        value = get_unwrapped(value)
+    return bool(value.is_meta)
 
 
 def _scores(scores: Tensor, probabilities: Tensor, dim: int) -> dict[str, Tensor]:

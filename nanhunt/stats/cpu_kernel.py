@@ -44,7 +44,7 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
     With `exact`, exponents are those of every element whatever the size. `tiny` is the smallest normal magnitude of the
     dtype that the numbers were stored in.
     """
-    if 0 < values.numel() <= _FEW:
+    if 0 < values.numel() <= _FEW and type(values) is Tensor:  # numpy takes no subclass
         found = _of_few(values.float().numpy(), _bits_of(tiny), histogram=histogram)
         if found is not None:
             return torch.from_numpy(found)
@@ -95,7 +95,8 @@ def _pieces(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     size = _PIECE * torch.get_num_threads()
     held = getattr(_OWN, "held", None)
     if held is None or held.shape[1] != size:
-        held = _OWN.held = torch.empty(2, size, dtype=torch.int32, device="cpu")
+        with torch.inference_mode(False):  # made in a teacher's forward, it could be written to nowhere else
+            held = _OWN.held = torch.empty(2, size, dtype=torch.int32, device="cpu")
     for begin in range(0, values.numel(), size):
         piece = values[begin : begin + size]
         count = piece.numel()
@@ -142,7 +143,8 @@ def _wide_sums(values: Tensor) -> tuple[float, float]:
     total = squares = 0.0
     for x, _ in _pieces(values):
         wide = torch.nan_to_num(x.double(), nan=0.0, posinf=0.0, neginf=0.0)
-        total, squares = total + float(wide.sum()), squares + float(torch.dot(wide, wide))
+        # `dot` adds one behind the other, and of what is cancelled its fp64 leaves too few digits as well
+        total, squares = total + float(wide.sum()), squares + float(wide.square_().sum())
     return total, squares
 
 

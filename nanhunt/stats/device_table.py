@@ -96,7 +96,8 @@ class DeviceTable:
         return self._used[-1] - rows
 
     def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros(rows, ROW, dtype=torch.int64, device=self._device)
+        with torch.inference_mode(False):  # made in a teacher's forward, it could be cleared nowhere else
+            return torch.zeros(rows, ROW, dtype=torch.int64, device=self._device)
 
 
 def _decoded(words: npt.NDArray[np.int64], numel: Ints, every: Ints) -> StatsColumns:

@@ -46,7 +46,7 @@ _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16
 _TINY = {torch.float32: 0x00800000, torch.bfloat16: 0x00800000, torch.float16: 0x38800000}
 #: bytes that an address must be a multiple of for wide loads
 _ALIGNED = 16
-#: A compiled kernel's own call is as here since Triton 3.3.
+#: A compiled kernel's own call is as here since Triton 3.3. 3.2's takes no constants beside the arguments.
 _IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 
@@ -56,7 +56,7 @@ def launch(tensor: Tensor, table: Tensor, row: int) -> None:
     if not size:
         return
     tiles = _tiles(size)
-    kind = (dtype, tensor.data_ptr() % _ALIGNED == 0, size >> 31 > 0, tiles)
+    kind = (dtype, tensor.data_ptr() % _ALIGNED == 0, tiles)
     grid, fixed = (-(-size // (_WIDTH * tiles)), 1), (_TINY[dtype], _WIDTH, tiles)
     start(measure_one, kind, grid, (tensor, table), (size, row, every_of(size)), fixed)
 
@@ -71,15 +71,16 @@ def start(
 ) -> None:
     """Launch a kernel on its first tensor's device by its compiled code: for Triton to find it takes 25 µs, and this some 5.
 
-    `kind` is all that its machine code depends on, the device left out: dtypes, alignments, widths of numbers, `fixed`.
-    Its numbers must not be specialized.
+    `kind` is all that its machine code depends on but for the device and the widths of its numbers: dtypes, alignments,
+    `fixed`. Its numbers must not be specialized.
     """
     device = tensors[0].device
+    key = (kernel, kind, device, *[number >> 31 > 0 for number in numbers])
     with on(device):
-        known = _STARTS.get((kernel, kind, device))
+        known = _STARTS.get(key)
         if known is None:
             compiled = kernel[grid](*tensors, *numbers, *fixed, num_warps=_WARPS)
-            _STARTS[kernel, kind, device] = _starter(compiled, device, fixed)
+            _STARTS[key] = _starter(compiled, device, fixed)
         else:
             known(grid, *[tensor.data_ptr() for tensor in tensors], *numbers)
 
@@ -91,7 +92,7 @@ _STARTS: dict[tuple[Any, ...], Callable[..., None]] = {}
 def _starter(compiled: Any, device: torch.device, fixed: tuple[Any, ...]) -> Callable[..., None]:
     """Return what launches a compiled kernel."""
     if not _IS_DIRECT:
-        return lambda grid, *args: compiled[(*grid, 1)](*args, *fixed)
+        return lambda grid, *args: compiled[(*grid, 1)](*args)
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
     stream_of, index = torch._C._cuda_getCurrentRawStream, device.index
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,84 @@ def test_complex_and_sparse_parameters_are_recorded_without_health() -> None:
     rows = probe_rows.take()
     assert set(tensors(rows, "update")) == {"embed.weight", ".phase"}
     assert scalars(rows) == {}
+
+
+class Wide(nn.Module):
+    """A weight of which tiles are looked at, and whose gradient lies in memory as the weight does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(256, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("moved", ["grad", "exp_avg_sq"])
+def test_a_gradient_or_moment_of_other_strides_is_looked_at_at_the_same_elements(moved: str) -> None:
+    def rows_where(strange: bool) -> dict[str, float | None]:
+        model = Wide()
+        optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+
+        def step(model: Any, batch: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            state = optimizer.state[model.weight]
+            if strange and moved == "grad":
+                model.weight.grad = model.weight.grad.t().contiguous().t()
+            elif strange and state:
+                state[moved] = state[moved].t().contiguous().t()
+            optimizer.step()
+            return loss
+
+        batches = [torch.randn(4, 256, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+        run = tiny_run(model, None, batches, optimizer=optimizer, train_step=step)  # type: ignore[arg-type]
+        return {name: value for name, value in scalars(rows_of(run, 2)).items() if name.startswith(".weight.")}
+
+    plain, strange = rows_where(False), rows_where(True)
+    assert {".weight.frozen", ".weight.v_stuck", ".weight.v_stale"} <= set(plain)
+    assert strange == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_of_a_dtensor_the_ranks_own_part_is_told(mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    def rows_where(distributed: bool) -> dict[str, float | None]:
+        model = Wide()
+        if distributed:
+            model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+        optimizer = torch.optim.Adam(model.parameters())
+        rows, run = RowBuffer(), tiny_run(model, loss_of, [], optimizer=optimizer)
+        probe = OptimizerProbe(run, rows)
+        for _ in range(2):
+            rows.take()
+            model.weight.grad = torch.sin(model.weight.detach())
+            probe.clipped()
+            optimizer.step()
+            probe.update_made()
+            probe.updated()
+        return scalars(rows.take())
+
+    assert rows_where(True) == pytest.approx(rows_where(False), rel=1e-5)
+
+
+def test_moments_in_eight_bits_are_told_of() -> None:
+    grad = torch.tensor([1.0, -2.0, 0.5])
+    m, v = (t.to(torch.float8_e5m2) for t in (grad, grad.square()))
+    group = {"betas": (0.9, 0.99), "eps": 1e-8}
+    found = adam_health(grad, {"exp_avg": m, "exp_avg_sq": v, "step": 1}, group, v)
+    assert found["rms_t"] == pytest.approx(0.1)
+    assert found["v_zero"] == 0.0
 
 
 def test_nothing_is_kept_or_recorded_on_an_unrecorded_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,26 @@ def test_rows_keep_the_order_of_observation_whatever_they_hold() -> None:
     assert taken[1].stats is not None
     assert (taken[1].stats.nan, taken[1].shape, taken[1].dtype) == (1, (2,), "float32")
     assert rows.next_seq() == 4
+
+
+def test_rows_that_were_peeked_at_stand_before_those_that_came_after_and_are_the_same() -> None:
+    def observe(rows: RowBuffer, value: float) -> None:
+        table = torch.tensor([value, value + 1], dtype=torch.float64)
+        rows.tensor(torch.full((3,), value), phase=Phase.FORWARD, role=Role.OUTPUT, module="m")
+        rows.scalars([("m", "a"), ("m", "b")], np.array([1, 0]), table, phase=Phase.UPDATE)
+        rows.tensors({"m.w": torch.full((2, 2), value), "m.b": torch.ones(2)}, phase=Phase.UPDATE, role=Role.WEIGHT)
+        rows.later("bound", torch.full((2,), value), lambda held: float(held.sum()), phase=Phase.FORWARD)
+        rows.scalar("loss", torch.tensor(value), phase=Phase.FORWARD)
+
+    peeked, plain = RowBuffer(), RowBuffer()
+    for value in (1.0, 2.0, 3.0):
+        observe(plain, value)
+        observe(peeked, value)
+        assert peeked.peek() is peeked.peek()
+    found, expected = peeked.take(), plain.take()
+    assert list(found) == list(expected)
+    assert [row.value for row in found][:7] == [None, 2.0, 1.0, None, None, 2.0, 1.0]
+    assert not len(peeked.take())
 
 
 def test_a_row_holds_what_the_tensor_was_and_not_what_it_became() -> None:

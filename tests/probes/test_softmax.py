@@ -188,3 +188,37 @@ def test_an_error_of_the_users_code_comes_through_as_it_is() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         heard(Broken(), torch.randn(4, 3))
     assert F.softmax.__module__ == "torch.nn.functional"  # nothing of ours is left there
+
+
+class Mapped(nn.Module):
+    """Attention and a loss of each sample by itself, under `vmap`; and one of shapes alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def of_one(sample: Tensor) -> Tensor:
+            p = torch.softmax(sample @ sample.mT, -1) @ sample
+            fused = F.scaled_dot_product_attention(p[None, None], p[None, None], p[None, None])
+            e = torch.exp(fused - 1)
+            return (
+                F.binary_cross_entropy(sample.sigmoid(), sample.sigmoid()) + (e / e.sum(-1, keepdim=True) @ p.mT).sum()
+            )
+
+        F.log_softmax(x.to("meta"), -1)
+        return torch.func.vmap(of_one)(x)
+
+
+class Differentiated(nn.Module):
+    """A loss that `torch.func.grad` differentiates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda own: F.log_softmax(own, -1).sum())(x)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_what_has_no_numbers_of_its_own_leaves_no_row() -> None:
+    assert heard(Mapped(), torch.randn(3, 5, 8)) == {}
+
+
+def test_what_grad_differentiates_is_heard() -> None:
+    x = torch.randn(5, 8)
+    found = heard(Differentiated(), x)
+    assert found["", "logits.log_z"] == [pytest.approx(float(x.logsumexp(-1).mean()), rel=1e-6)]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
@@ -21,6 +24,7 @@ from tests.stats.oracles import exact_values, exponent_counts, smallest_normal, 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EIGHT_BIT = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+KINDS = [torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e5m2, torch.int64, torch.bool]
 WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 #: Sums of a piece are taken in fp32, and pieces are added in fp64.
@@ -201,6 +205,43 @@ def test_measuring_leaves_the_tensor_the_graph_and_the_generators_alone() -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("size", [10, 10_000, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_after_a_look_inside_of_inference_mode_there_is_another_outside(dtype: torch.dtype, size: int) -> None:
+    tensor = torch.ones(size, dtype=dtype)
+
+    def looks() -> list[float]:
+        with torch.inference_mode():
+            inside = summarize(tensor).sum
+        return [inside, summarize(tensor).sum]
+
+    # what a thread keeps for its looks is made in its first one
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(looks).result() == [size, size]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_threads_and_the_edges_of_their_pieces_change_no_count(dtype: torch.dtype, threads: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensor = torch.randn((3 << 18) + 1, generator=draw).to(dtype)
+    at = torch.randperm(tensor.numel(), generator=draw)[: len(hostile(dtype)) - 1]
+    tensor[at], tensor[-1] = hostile(dtype)[1:], math.inf
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(tensor)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [10, 5_000])
+def test_a_subclass_that_numpy_does_not_read_is_measured(size: int) -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    assert summarize(TwoTensor(torch.ones(size), torch.ones(size))).sum == size
+
+
 def test_autocast_does_not_change_what_is_measured() -> None:
     tensor = hostile(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -234,6 +275,21 @@ def test_a_queue_returns_each_tensor_under_its_own_ticket_and_is_empty_after_it(
     stats = queue.collect()
     assert [None if t is None or (s := stats[t]) is None else s.sum for t in tickets] == [3.0, 0.0, None, 7.0]
     assert (len(queue), len(queue.collect())) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5000), st.booleans()), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_tensors_of_several_kinds_in_turn_are_told_what_each_alone_is_told(
+    asked: list[tuple[torch.dtype, int, bool]],
+) -> None:
+    queue = StatsQueue()
+    tensors = [torch.arange(size).to(dtype) for dtype, size, _ in asked]
+    singly = [queue.add(t, histogram=histogram) for t, (*_, histogram) in zip(tensors, asked, strict=True)]
+    together = queue.add_all(tensors)
+    stats = queue.collect()
+    for tensor, (*_, histogram), one, other in zip(tensors, asked, singly, together, strict=True):
+        assert one is not None
+        assert (stats[one], stats[other]) == (summarize(tensor, histogram=histogram), summarize(tensor))
 
 
 @pytest.mark.cuda
