@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shaken",
         type=int,
         metavar="SEED",
-        help="multiply the checkpoint's weights by 1 + 1e-6 noise of this seed: what turns out wrong stands on an edge",
+        help="multiply weights by 1 + 1e-6 noise of this seed, before the checkpoint is trained and in it: "
+        "what turns out wrong stands on an edge",
     )
     options = parser.parse_args(arguments)
     chosen = programs(*options.patterns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +22,14 @@ _SHAKE = 1e-6
 
 
 def save_checkpoint(program: Program, folder: Path, shaken: int | None = None) -> None:
-    """Write `ckpt.pt` beside the program's `train.py`, with its weights shaken by the noise of a seed where one is given."""
+    """Write `ckpt.pt` beside the program's `train.py`, shaken by the noise of a seed where one is given.
+
+    Weights are shaken where training begins and where it ends: what training makes of a difference is part of it.
+    """
     sys.path.insert(0, str(folder))
     train = _module(folder / "train.py")
+    if shaken is not None:
+        train.build_model = _shaking(train.build_model, shaken)
     torch.manual_seed(0)
     state = train.make_checkpoint(train) if hasattr(train, "make_checkpoint") else _trained(program, train)
     if shaken is not None:
@@ -47,6 +53,15 @@ def shake(weights: dict[str, Any], seed: int) -> None:
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             with torch.no_grad():
                 tensor.mul_(1.0 + _SHAKE * noise)
+
+
+def _shaking(build_model: Callable[[], Any], seed: int) -> Callable[[], Any]:
+    def built() -> Any:
+        model = build_model()
+        shake(model.state_dict(), seed)
+        return model
+
+    return built
 
 
 def _module(path: Path) -> ModuleType:

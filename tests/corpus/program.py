@@ -8,7 +8,7 @@ A program is one file, `programs/<cause>/<name>.py`, or `programs/healthy/<name>
 - `CONFIG`: what nanhunt.yaml holds beyond the import strings, and `MENDED`: the top-level keys that differ in the twin's;
 - `BEFORE`: steps that its healthy twin trains before the checkpoint; or `make_checkpoint(train)`, which returns the
   checkpoint itself, where `train` is the program as a module;
-- `UNSHAKEN`: why the checkpoint's bits are part of the fault, so that `--shaken` leaves them as they are.
+- `UNSHAKEN`: why the weights' bits are part of the fault, so that `--shaken` leaves them as they are.
 
 nanhunt reads neither of them: no rule may know a program.
 """
