@@ -40,17 +40,18 @@ def save_checkpoint(program: Program, folder: Path, shaken: int | None = None) -
 def shake(weights: dict[str, Any], seed: int) -> None:
     """Multiply each fp32 and fp64 tensor by 1 + 1e-6 z in place, z ~ N(0, 1): a machine that rounds otherwise ends as near.
 
-    Weights of 16 bits stay: their spacing is a thousand times the noise. Zeros and infinities stay what they are, and
-    what shares its memory (tied weights) is shaken once.
+    Weights of 16 bits stay: their spacing is a thousand times the noise. Zeros and infinities stay what they are. What
+    shares its memory (tied weights) is shaken once, and what is equal bit for bit (replicas of one model) stays so.
     """
     generator = torch.Generator().manual_seed(seed)
-    done = set()
+    done, noises = set(), dict[tuple[torch.Size, bytes], torch.Tensor]()
     for tensor in weights.values():
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float32, torch.float64):
             continue
         if tensor.data_ptr() not in done:
             done.add(tensor.data_ptr())
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            noise = noises.setdefault((tensor.shape, tensor.detach().numpy().tobytes()), noise)
             with torch.no_grad():
                 tensor.mul_(1.0 + _SHAKE * noise)
 

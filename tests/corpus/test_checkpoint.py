@@ -44,6 +44,14 @@ def test_tied_weights_stay_tied_and_move_once() -> None:
     assert torch.equal(both["embed"], alone["embed"])
 
 
+def test_replicas_of_one_model_stay_bit_for_bit_the_same() -> None:
+    ranks = {f"ranks.{i}.weight": torch.linspace(1.0, 2.0, 8) for i in range(2)} | {"head": torch.ones(8)}
+    shake(ranks, 1)
+    assert torch.equal(ranks["ranks.0.weight"], ranks["ranks.1.weight"])
+    assert not torch.equal(ranks["ranks.0.weight"], torch.linspace(1.0, 2.0, 8))
+    assert not torch.equal(ranks["head"] - 1.0, ranks["ranks.0.weight"] / torch.linspace(1.0, 2.0, 8) - 1.0)
+
+
 def weights_of(program: Program, shaken: int | None, folder: Path) -> dict[str, torch.Tensor]:
     assert not run_one(Job(program, True, shaken), folder).error
     return dict(torch.load(folder / "ckpt.pt", weights_only=False)["model"])
