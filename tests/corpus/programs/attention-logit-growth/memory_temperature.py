@@ -60,7 +60,9 @@ def batches(start_step=0):
         keys = torch.randn(ROWS, SLOTS, PIXELS, generator=g)
         values = torch.randint(VALUES, (ROWS, SLOTS), generator=g)
         asked = torch.randint(SLOTS, (ROWS, 4), generator=g)
-        query = keys.gather(1, asked[..., None].expand(-1, -1, PIXELS)) + 0.3 * torch.randn(ROWS, 4, PIXELS, generator=g)
+        query = keys.gather(1, asked[..., None].expand(-1, -1, PIXELS)) + 0.3 * torch.randn(
+            ROWS, 4, PIXELS, generator=g
+        )
         yield {"keys": keys, "values": values, "query": query, "label": values.gather(1, asked)}
         step += 1
 
