@@ -140,9 +140,9 @@ EXAMPLES = (
         title="Clipping and the learning rate",
         program="gradient-explosion/stacked_rnn_long_windows",
         words="Clipped at the norm of the healthy steps the run goes on; a tenth of the rate is not enough, for the "
-        "gradient is tens of thousands of times its size.",
+        "gradient is thousands of times its size.",
         asked=("clip-value", "clip-adaptive", "lr-0.1"),
-        outcomes={"clip-norm": "cured", "clip-adaptive": "cured", "clip-value": "persists", "lr-0.1": "persists"},
+        outcomes={"clip-norm": "cured", "clip-adaptive": "cured", "lr-0.1": "persists"},
     ),
     Example(
         title="A backward of one's own",
@@ -167,10 +167,10 @@ EXAMPLES = (
     Example(
         title="The model's parts",
         program="attention-logit-growth/vit_no_qk_norm",
-        words="Here nothing in the model helps by itself, the capped scores neither; a third of the rate does. The suspect "
-        "stays what it was, and the report does not claim more.",
+        words="Capped scores help, the suspect's own fix; so does a third of the rate, and the report does not claim more "
+        "than that. The norms' epsilons and the kernels have no part in it.",
         asked=("scores-capped", "scores-fp32", "norm-eps", "reference-kernels", "lr-0.3"),
-        outcomes={"scores-capped": "persists", "norm-eps": "persists", "reference-kernels": "persists", "lr-0.3": "cured"},
+        outcomes={"scores-capped": "cured", "norm-eps": "persists", "reference-kernels": "persists", "lr-0.3": "cured"},
     ),
 )  # fmt: skip
 

@@ -40,6 +40,8 @@ class Job:
 
     program: Program
     faulty: bool
+    #: seed of the noise on the checkpoint's weights; None leaves them as they were trained
+    shaken: int | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ def load_shared() -> None:
 def run_one(job: Job, folder: Path, around: Around = _nothing) -> Run:
     """Write the program into `folder`, make its checkpoint, replay and report it."""
     job.program.write(folder, faulty=job.faulty)
-    return _diagnosed(job, folder, around, _in_child(_checkpoint, job.program, folder))
+    return _diagnosed(job, folder, around, _in_child(_checkpoint, job.program, folder, job.shaken))
 
 
 def replay_again(job: Job, from_: Path, folder: Path, around: Around) -> Run:
@@ -106,11 +108,11 @@ def _diagnosed(job: Job, folder: Path, around: Around, error: str) -> Run:
     return Run(job=job, folder=folder, report=body, error=error, seconds=time.perf_counter() - began)
 
 
-def _checkpoint(program: Program, folder: Path) -> int:
+def _checkpoint(program: Program, folder: Path, shaken: int | None) -> int:
     from tests.corpus.checkpoint import save_checkpoint
 
     os.chdir(folder)
-    save_checkpoint(program, folder)
+    save_checkpoint(program, folder, None if program.unshaken else shaken)
     return 0
 
 

@@ -16,13 +16,13 @@ TRUTH = {
     "causes": ["attention-logit-growth"],
     "also": ["learning-rate-too-high"],
     "kind": ["loss-spike", "divergence"],
-    "step": (22, 27),
+    "step": (22, 28),
     "samples": [],
 }
-CONFIG = {"train": {"steps": 20}}
+CONFIG = {"train": {"steps": 22}}
 BEFORE = 15
 
-SLOTS, PIXELS, VALUES, DIM = 10, 16, 6, 32
+ROWS, SLOTS, PIXELS, VALUES, DIM = 192, 10, 16, 6, 32
 LR, LR_SCALE, MAX_SCALE = 0.07, 2.0, 10.0
 
 
@@ -57,10 +57,12 @@ def batches(start_step=0):
     step = start_step
     while True:
         g = torch.Generator().manual_seed(52_000 + step)
-        keys = torch.randn(32, SLOTS, PIXELS, generator=g)
-        values = torch.randint(VALUES, (32, SLOTS), generator=g)
-        asked = torch.randint(SLOTS, (32, 4), generator=g)
-        query = keys.gather(1, asked[..., None].expand(-1, -1, PIXELS)) + 0.3 * torch.randn(32, 4, PIXELS, generator=g)
+        keys = torch.randn(ROWS, SLOTS, PIXELS, generator=g)
+        values = torch.randint(VALUES, (ROWS, SLOTS), generator=g)
+        asked = torch.randint(SLOTS, (ROWS, 4), generator=g)
+        query = keys.gather(1, asked[..., None].expand(-1, -1, PIXELS)) + 0.3 * torch.randn(
+            ROWS, 4, PIXELS, generator=g
+        )
         yield {"keys": keys, "values": values, "query": query, "label": values.gather(1, asked)}
         step += 1
 

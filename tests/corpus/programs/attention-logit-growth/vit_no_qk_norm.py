@@ -1,7 +1,7 @@
 """Small vision transformer that reads the colour of the patch that matches a reference; fp32, F.scaled_dot_product_attention.
 
-The query and key projections have a rate of their own, taken over from a model with QK-norm. Without that norm W_q and W_k
-drive each other up until the softmax is one-hot. Source: ViT-22B and Wortsman 2023 (QK-norm as the cure).
+The query and key projections have a rate of their own, taken over from a model with QK-norm, and are still warming up.
+Without that norm W_q and W_k drive each other up until the softmax is one-hot. Source: ViT-22B and Wortsman 2023 (QK-norm as the cure).
 """
 
 import torch
@@ -14,14 +14,14 @@ TRUTH = {
     "causes": ["attention-logit-growth"],
     "also": ["learning-rate-too-high"],
     "kind": ["loss-spike", "divergence"],
-    "step": (29, 38),
+    "step": (26, 33),
     "samples": [],
 }
 CONFIG = {"train": {"steps": 28}}
 BEFORE = 20
 
 CLASSES, PATCHES, PIXELS, DIM, HEADS, DEPTH = 6, 9, 12, 48, 1, 1
-LR, LR_QK = 0.05, 0.3
+ROWS, LR, LR_QK, WARM_UP = 192, 0.05, 2.0, 60
 
 
 class Attention(nn.Module):
@@ -72,6 +72,10 @@ def make_optimizer(model):
     return torch.optim.SGD([{"params": rest}, {"params": scores, "lr": LR_QK}], lr=LR, momentum=0.9)
 
 
+def make_scheduler(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: min(1.0, (step + 1) / WARM_UP)])
+
+
 CLASS = torch.randn(CLASSES, PIXELS, generator=torch.Generator().manual_seed(32))
 
 
@@ -80,11 +84,11 @@ def batches(start_step=0):
     step = start_step
     while True:
         g = torch.Generator().manual_seed(15_000 + step)
-        rows = torch.arange(64)
-        texture = torch.randn(64, PATCHES, PIXELS, generator=g)
-        colour = torch.randint(CLASSES, (64, PATCHES), generator=g)
-        match = torch.randint(PATCHES, (64,), generator=g)
-        reference = texture[rows, match] + 0.2 * torch.randn(64, PIXELS, generator=g)
+        rows = torch.arange(ROWS)
+        texture = torch.randn(ROWS, PATCHES, PIXELS, generator=g)
+        colour = torch.randint(CLASSES, (ROWS, PATCHES), generator=g)
+        match = torch.randint(PATCHES, (ROWS,), generator=g)
+        reference = texture[rows, match] + 0.2 * torch.randn(ROWS, PIXELS, generator=g)
         patches = torch.cat([texture, CLASS[colour]], -1)
         yield patches, reference, colour[rows, match]
         step += 1
@@ -99,8 +103,15 @@ def make_checkpoint(train):
     torch.manual_seed(0)
     model = train.build_model()
     optimizer = train.make_optimizer(model)
+    scheduler = train.make_scheduler(optimizer)
     for _, batch in zip(range(train.BEFORE), train.batches()):
         optimizer.zero_grad()
         train.compute_loss(model, batch).backward()
         optimizer.step()
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": train.BEFORE}
+        scheduler.step()
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "step": train.BEFORE,
+    }

@@ -9,7 +9,7 @@ TRUTH = {
     "causes": ["gradient-explosion", "learning-rate-too-high"],
     "also": ["activation-overflow"],
     "kind": ["loss-spike", "divergence", "nan", "inf"],
-    "step": (80, 83),
+    "step": (80, 81),
     "samples": [],
 }
 CONFIG = {"train": {"steps": 26}}
@@ -40,7 +40,7 @@ def batches(start_step=0):
     step = start_step
     while True:
         g = torch.Generator().manual_seed(60 + step)
-        length = 40
+        length = 80
         x = torch.rand(32, length, 2, generator=g)
         mark = torch.zeros(32, length).scatter_(1, torch.rand(32, length, generator=g).topk(2).indices, 1.0)
         x[:, :, 1] = mark
