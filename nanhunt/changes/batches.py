@@ -21,7 +21,7 @@ def without_samples(bench: Bench, change: WithoutSamples) -> Iterator[Made]:
     cutter = Cutter.of(bench.run, step, bench.onset.micro)
     if cutter is None or cutter.size <= len(samples):
         raise NotApplicableError("the batch has no other samples")
-    names = ", ".join(map(str, samples[:8]))
+    names = ", ".join(map(str, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
     if cutter.by == "replacement":
         said = f"samples {names} of {cutter.size} replaced by those of step {step - 1}"
     else:

@@ -66,9 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             board = replace(board, sensitivities=tuple(sensitivities(runs)), hunted=hunted.kept())
         (root / "runs.json").write_text(json.dumps([_kept(run) for run in runs], indent=1))
     board.show(Console(), time.perf_counter() - began)
-    for program in chosen if options.shaken is not None else ():
-        if program.unshaken:
-            print(f"unshaken: {program.name}: {program.unshaken}")
     if options.out is not None:
         options.out.write_text(board.markdown())
     short = board.short_of() if options.reach else ()

@@ -7,8 +7,7 @@ A program is one file, `programs/<cause>/<name>.py`, or `programs/healthy/<name>
 - `TRUTH`: what an expert would write under the report (`Truth`); a healthy program has its family only;
 - `CONFIG`: what nanhunt.yaml holds beyond the import strings, and `MENDED`: the top-level keys that differ in the twin's;
 - `BEFORE`: steps that its healthy twin trains before the checkpoint; or `make_checkpoint(train)`, which returns the
-  checkpoint itself, where `train` is the program as a module;
-- `UNSHAKEN`: why the weights' bits are part of the fault, so that `--shaken` leaves them as they are.
+  checkpoint itself, where `train` is the program as a module.
 
 nanhunt reads neither of them: no rule may know a program.
 """
@@ -25,7 +24,7 @@ __all__ = ["HEALTHY", "PROGRAMS", "Program", "Truth", "programs"]
 
 PROGRAMS = Path(__file__).parent / "programs"
 HEALTHY = "healthy"
-_STATED = ("TRUTH", "CONFIG", "MENDED", "BEFORE", "UNSHAKEN")
+_STATED = ("TRUTH", "CONFIG", "MENDED", "BEFORE")
 _FAULTY = "FAULTY = True"
 
 
@@ -84,8 +83,6 @@ class Program:
     config: dict[str, Any] = field(default_factory=dict)
     mended: dict[str, Any] = field(default_factory=dict)
     before: int = 6
-    #: the reason; '' where the checkpoint may be shaken
-    unshaken: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Program:
@@ -104,7 +101,6 @@ class Program:
             config=stated.get("CONFIG", {}),
             mended=stated.get("MENDED", {}),
             before=stated.get("BEFORE", 6),
-            unshaken=stated.get("UNSHAKEN", ""),
         )
 
     @property

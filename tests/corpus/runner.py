@@ -112,7 +112,7 @@ def _checkpoint(program: Program, folder: Path, shaken: int | None) -> int:
     from tests.corpus.checkpoint import save_checkpoint
 
     os.chdir(folder)
-    save_checkpoint(program, folder, None if program.unshaken else shaken)
+    save_checkpoint(program, folder, shaken)
     return 0
 
 

@@ -54,10 +54,13 @@ def test_a_gpu_says_what_the_cpu_says(dtype: torch.dtype, width: int) -> None:
 
 @pytest.mark.cuda
 def test_nothing_waits_for_the_device() -> None:
-    query, key = random(2, 3, 5, 64).cuda(), random(2, 3, 5, 64).cuda()
-    score_bound(query, key, 0.5)
+    query, key = random(2, 3, 5, 64).cuda(), random(2, 3, 5, 64, seed=1).cuda()
+    bound(query, key, 0.5)  # compiled once, by waiting
     torch.cuda.set_sync_debug_mode("error")
     try:
-        score_bound(query, key, 0.5)
+        held, finish = score_bound(query, key, 0.5)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            held.cpu()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert finish(held.cpu().numpy()) == pytest.approx(bound(query.cpu(), key.cpu(), 0.5), rel=1e-6)
