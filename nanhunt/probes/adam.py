@@ -115,8 +115,14 @@ def correction(beta2: float | Tensor, step: Tensor) -> Tensor:
     return torch.where(step > 0, 1.0 - beta2**step, 1.0)
 
 
-def frozen_share(update: Tensor, grad: Tensor, *, is_part: bool) -> Tensor:
+def frozen_share(update: Tensor, grad: Tensor, *, is_part: bool) -> Tensor | float:
     """Return the share of elements with a gradient whose weight kept its bits; where none has one, 0, of a part NaN."""
+    if update.is_cpu and all(type(t) in _PLAIN for t in (update, grad)):
+        g, kept = _numbers(grad), _numbers(update) == 0
+        with_gradient = int(np.count_nonzero(g))
+        if not with_gradient:
+            return math.nan if is_part else 0.0
+        return int(np.count_nonzero(g[kept])) / with_gradient if kept.any() else 0.0
     moved = grad != 0
     still, count = (moved & (update == 0)).sum(), moved.sum()
     return torch.where(count > 0, still / count.clamp(min=1), math.nan if is_part else 0.0)

@@ -42,6 +42,7 @@ class StatsQueue:
 
     def add(self, tensor: Tensor, *, histogram: bool = True) -> int | None:
         """Measure `tensor` as it stands; return its ticket, its index in what `collect` returns. None: it cannot be measured."""
+        tensor = _own_part(tensor)
         table = self._table(tensor)
         if table is not None:
             self._number(table, table.add(in_memory(tensor)))
@@ -58,6 +59,7 @@ class StatsQueue:
         With `exact`, exponents are those of every element whatever the size (`sampling`).
         """
         together: dict[DeviceTable, list[Tensor]] = {}
+        tensors = [_own_part(tensor) for tensor in tensors]
         tables = [self._table(tensor) for tensor in tensors]
         for tensor, table in zip(tensors, tables, strict=True):
             if table is not None:
@@ -157,6 +159,15 @@ def summarize(tensor: Tensor, *, histogram: bool = True, exact: bool = False) ->
     if stats is None:
         raise TypeError(f"cannot measure a tensor of layout {tensor.layout} on {tensor.device}")
     return stats
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a DTensor; any other tensor as it is."""
+    if type(tensor) in _PLAIN:
+        return tensor
+    held = tensor.detach()
+    to_local = getattr(held, "to_local", None)
+    return held if to_local is None else to_local()
 
 
 def _measured(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor | None:

@@ -43,8 +43,8 @@ _BINS = {
 }
 
 
-#: What the CPU's own kernel takes.
-_BY_BITS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+#: What the CPU's own kernel takes, with its smallest normal magnitude.
+_BY_BITS = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 #: Layouts whose values can be had as a strided tensor.
 _LAYOUTS = (
@@ -72,11 +72,10 @@ def measure(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor:
     The vector has `len(FIELDS)` entries, then the exponent bins where `histogram` is asked for and the dtype is a
     floating one. Integers and booleans are read as float64 and get no bins. Complex numbers count twice, as pairs.
     """
+    plain = plain_values(tensor.detach())
+    if plain.is_cpu and plain.dtype in _BY_BITS:
+        return measure_on_cpu(in_memory(plain).view(-1), _BY_BITS[plain.dtype], histogram=histogram, exact=exact)
     with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-        plain = plain_values(tensor.detach())
-        if plain.is_cpu and plain.dtype in _BY_BITS:
-            tiny = torch.finfo(plain.dtype).tiny
-            return measure_on_cpu(in_memory(plain).view(-1), tiny, histogram=histogram, exact=exact)
         values, tiny = _carrier(plain)
         bins = histogram and tiny > 0.0
         if values.numel() <= CHUNK:

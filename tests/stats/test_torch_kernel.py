@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanhunt.formats.headroom import ExponentHistogram
-from nanhunt.stats import torch_kernel
+from nanhunt.stats import cpu_kernel, torch_kernel
 from nanhunt.stats.summarize import StatsQueue, summarize
 from nanhunt.stats.tensor_stats import TensorStats
 from nanhunt.stats.torch_kernel import is_measurable, plain_values
@@ -29,6 +29,15 @@ WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.in
 
 #: Sums of a piece are taken in fp32, and pieces are added in fp64.
 FP32 = 2.0**-18
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test both of a CPU's kernels: without Numba there is one."""
+    if request.param == "plain":
+        monkeypatch.setattr(cpu_kernel, "_code", lambda: None)
+    else:
+        pytest.importorskip("numba")
 
 
 def all_bits(dtype: torch.dtype) -> Tensor:

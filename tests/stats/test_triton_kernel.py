@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanhunt.stats.summarize import StatsQueue, summarize
 from nanhunt.stats.tensor_stats import TensorStats
@@ -116,6 +118,28 @@ def test_many_tensors_in_one_launch_measure_as_each_alone() -> None:
         assert (found.numel, found.zero, found.amax, found.amin) == (alone.numel, alone.zero, alone.amax, alone.amin)
         assert found.exponents == alone.exponents
         assert found.sum_of_squares == pytest.approx(alone.sum_of_squares, rel=1e-6)
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cuda", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_of_a_dtensor_the_shard_that_lies_here_is_measured_as_a_plain_tensor_is(dtype: torch.dtype, mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    whole = ordinary(64 * 1024, dtype).reshape(64, 1024).cuda()
+    whole[0, :3] = torch.tensor([math.nan, 0.0, math.inf])
+    shard = distribute_tensor(whole, mesh, [Shard(0)])
+    queue = StatsQueue()
+    tickets = [queue.add(shard), queue.add(nn.Parameter(shard)), *queue.add_all([whole, shard])]
+    found = queue.collect()
+    assert len({repr(found[t]) for t in tickets if t is not None}) == 1
+    assert found[0] == summarize(whole)
 
 
 def test_parts_merge_to_the_whole() -> None:
