@@ -72,7 +72,11 @@ def _by_torch(values: Tensor, tiny: float, *, histogram: bool, exact: bool) -> n
     if _is_cancelled(head[0] - head[1] - head[2] - head[3], head[8], head[9]):
         head[8], head[9] = _wide_sums(values)
     if histogram and every > 1:
-        tiles = values[: values.numel() // TILE * TILE].view(-1, TILE)[places_of(values.numel(), values.device)]
+        tiles = (
+            values[: values.numel() // TILE * TILE]
+            .view(-1, TILE)
+            .index_select(0, places_of(values.numel(), values.device))
+        )
         for _, bits in _pieces(tiles.view(-1)):
             _count(counts, bits)
         counts *= every

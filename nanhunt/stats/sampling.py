@@ -65,7 +65,7 @@ def looked_at(tensor: Any) -> Any:
     size = tensor.numel()
     if every_of(size) == 1 or not tensor.is_contiguous():
         return tensor
-    return tensor.reshape(-1)[: size // TILE * TILE].view(-1, TILE)[places_of(size, tensor.device)]
+    return tensor.reshape(-1)[: size // TILE * TILE].view(-1, TILE).index_select(0, places_of(size, tensor.device))
 
 
 @functools.lru_cache(maxsize=256)
