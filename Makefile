@@ -19,7 +19,7 @@ TORCH = "$$(grep '^torch==' constraints.txt)"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,frameworks]'
 	touch $@
 
 demo: $(STAMP)  ## train a small GPT with a planted fault, then find it (FAULT=bad-sample; see `nanhunt demo --list`)
