@@ -229,6 +229,12 @@ def test_a_typo_of_a_cause_names_the_nearest(nanhunt):
     assert slug in outcome.err
 
 
+def test_a_word_that_is_no_cause_is_answered_with_the_causes_whose_pages_use_it(nanhunt):
+    outcome = nanhunt("explain", "sqrt")
+    assert outcome.code == 2
+    assert "singular-gradient" in outcome.err
+
+
 def test_trials_lists_what_there_is_and_what_was_done(fault_trace, healthy_trace, nanhunt):
     assert "drop-samples" in nanhunt("trials").out
     done = nanhunt("trials", fault_trace).out
