@@ -43,6 +43,7 @@ FLOOR_OF = {
     "nanhunt.recipes.recipe": "L0",
     "nanhunt.recipes.catalogue": "L0",
     "nanhunt.replay": "T2",
+    "nanhunt.finiteness": "T2",
     "nanhunt.rewind": "T2",
     "nanhunt.gradcheck": "T2",
     "nanhunt.accumulation": "T2",

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nanhunt.bench import Bench, Made, NotApplicableError
 from nanhunt.changes.moments import forget_state
+from nanhunt.finiteness import nonfinite_names
 from nanhunt.interventions import RestoredWeights
-from nanhunt.replay import nonfinite_names
 from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.run import TrainingRun
 

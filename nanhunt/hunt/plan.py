@@ -33,6 +33,7 @@ from nanhunt.hunt.what_if import note_recipe
 from nanhunt.probes.blocks import is_looked_at
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import split_name
+from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.onset import BASELINE, StepScalars
@@ -178,12 +179,13 @@ def _habit(state: HuntState, at: int) -> list[int]:
 
 def _replay(state: HuntState) -> Onset | None:
     run, settings = state.run, state.settings
+    bound = UpdateBound() if settings.every > 1 else None
     for step in range(state.next_step, run.start_step + settings.steps):
         state.ring.offer(run, step)
         before, rest = divmod(step - run.start_step, settings.every)
         state.rows.blocks.on = is_looked_at(before)
         try:
-            seen = replay_step(run, step, state.rows, recorded=rest == 0)
+            seen = replay_step(run, step, state.rows, recorded=rest == 0, bound=bound)
         except DataEndedError:
             if step == run.start_step:
                 raise ConfigError(
