@@ -152,7 +152,7 @@ class Finiteness(StepWatch):
         parameters, norms = self._by_norm
         if not norms:
             return self._amax("grads")
-        values = torch.stack([norm.to(self._run.device) for norm in norms]).tolist()
+        values: list[float] = torch.stack([norm.to(self._run.device) for norm in norms]).tolist()
         if all(map(math.isfinite, values)):
             return max(values)
         names = {id(parameter): name for name, parameter in self._named.items()}
