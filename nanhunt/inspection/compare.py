@@ -20,7 +20,7 @@ from nanhunt.inspection.facts import Change, Flip, Reference, Role
 
 __all__ = ["compared", "rank"]
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 #: Elements that a few flips can change, and how far beyond the tensor's rms a change by a power of two stands out.
 _FEW, _FAR = 4, 100.0
 #: Tensors that make a kind; and the least spread of log relative change that like tensors are given, a factor of 1.3.

@@ -42,7 +42,7 @@ _RARE, _LEAST_TAIL, _TAIL = -12.0, 16, 64
 _FEW = 4
 #: Mean spacing is taken for at least this: values that are all alike, as after Adam's first step, are no evidence.
 _LEAST_SPACING = 0.02
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 #: dtype -> (bits of the fraction, bits of the exponent, integer of that width)
 _LAYOUTS = {
     torch.float64: (52, 11, torch.int64),

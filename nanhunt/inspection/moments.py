@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ __all__ = ["adam_ceiling", "health_of", "optimizer_facts"]
 #: Settings that are switches of an implementation, and say nothing of the training.
 _DULL = {"params", "foreach", "capturable", "differentiable", "maximize", "param_names", "decoupled_weight_decay"}
 _SLACK = 2.0
-_CHUNK = 1 << 22
+#: Elements of a piece: two of them in fp32 stay in a cache.
+_CHUNK = 1 << 17
 
 
 def optimizer_facts(
@@ -109,23 +110,38 @@ def _healths(
 
 
 def health_of(parameter: str, m: Tensor, v: Tensor, *, betas: tuple[float, float], eps: float) -> MomentHealth:
-    """Return how many elements of a pair cannot be, or are ruled by eps; non-finite ones are left out."""
+    """Return how many elements of a pair cannot be, or are ruled by eps; non-finite and negative ones are left out."""
     ceiling = adam_ceiling(float(betas[0]), float(betas[1]))
     # g² of gradients below 1e-19 is lost in fp32 itself: v is 0 beside an m that is not, and nothing is wrong
     floor = max(eps, 0.0 if v.dtype == torch.float16 else 1e-18)
-    totals = dict.fromkeys(("v_zero", "below_eps", "beyond"), 0)
+    v_zero = below_eps = beyond = 0
     worst = 0.0
-    if is_measurable(m) and is_measurable(v) and m.is_floating_point() and v.is_floating_point():
-        for begin in range(0, m.numel(), _CHUNK):
-            x, y = (t.detach().reshape(-1)[begin : begin + _CHUNK].double() for t in (m, v))
-            known = torch.isfinite(x) & torch.isfinite(y) & (y >= 0) & (x != 0)
-            x, root = x[known].abs(), y[known].sqrt()
-            ratio = x / (root + floor)
-            totals["v_zero"] += int((root == 0).sum())
-            totals["below_eps"] += int((root < eps).sum())
-            totals["beyond"] += int((ratio > _SLACK * ceiling).sum())
-            worst = max(worst, float(ratio.max()) if len(ratio) else 0.0)
+    for x, root in _pairs(m, v):
+        if not float(root.min()) >= eps:  # also where it is NaN
+            small = (root < eps) & (x != 0)
+            below_eps += int(small.sum())
+            v_zero += int((small & (root == 0)).sum()) if eps else int(((root == 0) & (x != 0)).sum())
+        ratio = x.div_(root.add_(floor)).nan_to_num_(0.0, 0.0, 0.0)
+        furthest = float(ratio.max())
+        worst = max(worst, furthest)
+        beyond += int((ratio > _SLACK * ceiling).sum()) if furthest > _SLACK * ceiling else 0
     return MomentHealth(
-        parameter=parameter, numel=m.numel(), worst=worst, ceiling=ceiling, v_zero=totals["v_zero"],
-        below_eps=totals["below_eps"], beyond=totals["beyond"],
-    )  # fmt: skip
+        parameter=parameter,
+        numel=m.numel(),
+        worst=worst,
+        ceiling=ceiling,
+        v_zero=v_zero,
+        below_eps=below_eps,
+        beyond=beyond,
+    )
+
+
+def _pairs(m: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield |m| and √v in pieces that stay in a cache, in fp32 or wider; nothing of what has no plain numbers."""
+    if not all(is_measurable(t) and t.is_floating_point() and t.layout is torch.strided for t in (m, v)):
+        return
+    wide = torch.float64 if torch.float64 in (m.dtype, v.dtype) else torch.float32
+    flat = [t.detach().reshape(-1) for t in (m, v)]
+    for begin in range(0, m.numel(), _CHUNK):
+        x, y = (t[begin : begin + _CHUNK].to(wide) for t in flat)
+        yield x.abs(), y.sqrt()

@@ -19,7 +19,7 @@ __all__ = ["scan"]
 
 #: Places of non-finite elements that are told, and of rows.
 _TOLD = 8
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 
 
 def scan(held: Held, pages: Pages, *, parameter: str = "", key: str = "") -> TensorFacts:
