@@ -89,18 +89,24 @@ def _change(held: Held, old: Tensor) -> Change:
     new = held.tensor
     a, b = new.detach().reshape(-1), old.detach().reshape(-1)
     same = 0
-    difference = size = 0.0
+    difference = size = after = 0.0
     for begin in range(0, a.numel(), _CHUNK):
         x, y = a[begin : begin + _CHUNK].double(), b[begin : begin + _CHUNK].double()
         same += int(((x == y) | (x.isnan() & y.isnan())).sum())
         known = torch.isfinite(x) & torch.isfinite(y)
         difference = math.hypot(difference, float((x - y)[known].norm()))
-        size = math.hypot(size, float(y[known].norm()))
+        size, after = math.hypot(size, float(y[known].norm())), math.hypot(after, float(x[known].norm()))
     relative = difference / size if size else (math.inf if difference else 0.0)
     rms = size / math.sqrt(max(a.numel(), 1))
     flips = _flips(a, b, tuple(new.shape), rms) if relative > 0.0 else ()
     return Change(
-        name=held.name, role=held.role, dims=new.dim(), relative=relative, same=same / max(a.numel(), 1), flips=flips
+        name=held.name,
+        role=held.role,
+        dims=new.dim(),
+        relative=relative,
+        apart=difference / max(size, after) if difference else 0.0,
+        same=same / max(a.numel(), 1),
+        flips=flips,
     )
 
 

@@ -243,12 +243,16 @@ class LogFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A tensor beside its earlier self. `relative` is the norm of the difference over that of the earlier one."""
+    """A tensor beside its earlier self. `relative` is the norm of the difference over that of the earlier one.
+
+    `apart` is the same over the larger of the two norms: growth alone leaves it below 1, a tensor drawn anew is at 1.4.
+    """
 
     name: str
     role: Role
     dims: int
     relative: float
+    apart: float
     same: float
     #: robust distance from its like in units of their spread of log relative
     outlying: float = 0.0

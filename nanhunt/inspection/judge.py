@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nanhunt.inspection.facts import Facts
-from nanhunt.inspection.finding import Inspection, Severity
+from nanhunt.inspection.finding import Finding, Inspection, Severity
 from nanhunt.inspection.origin import origin_of
 from nanhunt.inspection.rules import RULES
 
@@ -12,7 +14,7 @@ __all__ = ["judge"]
 
 def judge(facts: Facts) -> Inspection:
     """Return what the rules make of the facts; findings keep the rules' order among their like."""
-    found = [finding for rule in RULES for finding in rule(facts)]
+    found = [_addressed(finding, facts.path) for rule in RULES for finding in rule(facts)]
     known = {(f.kind, f.tensor) for f in found if f.severity is Severity.FAULT}
     told = [f for f in found if f.severity is Severity.FAULT or (f.kind, f.tensor) not in known]
     return Inspection(
@@ -20,3 +22,8 @@ def judge(facts: Facts) -> Inspection:
         findings=tuple(sorted(told, key=lambda f: f.severity is not Severity.FAULT)),
         origin=origin_of(facts),
     )
+
+
+def _addressed(finding: Finding, path: str) -> Finding:
+    """Put the checkpoint's own path into the command that a rule names."""
+    return replace(finding, next=finding.next.replace("inspect CKPT", f"inspect {path}"))

@@ -207,7 +207,9 @@ def test_a_sound_checkpoint_stays_without_a_fault_or_a_notice(make, tmp_path):
     assert inspection.origin is None
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SGD", "Rprop"])
+@pytest.mark.parametrize(
+    "optimizer", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SGD", "Rprop"]
+)
 def test_every_optimizer_of_torch_leaves_a_sound_state(optimizer, tmp_path):
     torch.manual_seed(0)
     model = GPT()

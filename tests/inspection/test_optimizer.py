@@ -81,7 +81,8 @@ def test_an_epsilon_that_its_format_loses_is_found(fused, eps, expected, content
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("lr", math.nan), ("lr", -1e-3), ("betas", (0.9, 1.0)), ("eps", math.inf), ("weight_decay", math.nan)]
+    ("setting", "value"),
+    [("lr", math.nan), ("lr", -1e-3), ("betas", (0.9, 1.0)), ("eps", math.inf), ("weight_decay", math.nan)],
 )
 def test_a_setting_that_cannot_be_is_a_fault(setting, value, content, tmp_path):
     content["optimizer"]["param_groups"][0][setting] = value
@@ -121,7 +122,10 @@ def test_missing_moments_are_a_fault_for_adam_and_not_for_sgd(content, tmp_path)
     content["optimizer"]["state"] = {}
     assert {f.kind for f in inspected(content, tmp_path).faults} == {"missing-moments"}
     plain = torch.optim.SGD([nn.Parameter(torch.randn(3, 3))], lr=0.1)
-    assert inspected({"model": {"w": torch.randn(3, 3)}, "optimizer": plain.state_dict(), "step": 5}, tmp_path).findings == ()
+    assert (
+        inspected({"model": {"w": torch.randn(3, 3)}, "optimizer": plain.state_dict(), "step": 5}, tmp_path).findings
+        == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,13 @@ def test_missing_moments_are_a_fault_for_adam_and_not_for_sgd(content, tmp_path)
      (2.0**-130, "loss-scale", "fault"), (math.nan, "loss-scale", "fault"), (2.0**40, "loss-scale", "healthy")],
 )  # fmt: skip
 def test_a_loss_scale_is_judged(scale, kind, outcome, content, tmp_path):
-    content["scaler"] = {"scale": scale, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
+    content["scaler"] = {
+        "scale": scale,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 0,
+    }
     inspection = inspected(content, tmp_path)
     assert kinds(inspection) == ({kind} if kind else set())
     assert inspection.outcome == outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.inspection.trained import inspected, kinds, saved, trained_gpt
+from tests.inspection.trained import inspected, saved, trained_gpt
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_a_torn_page_on_the_files_own_grid_is_told_so(tmp_path):
     assert "on page boundaries" in finding.evidence[0]
 
 
-@pytest.mark.parametrize(("first", "second", "distance"), [("h.1", "h.1", 8192), ("h.1", "h.3", 1024), ("h.1", "h.3", 256 * 7)])
+@pytest.mark.parametrize(
+    ("first", "second", "distance"), [("h.1", "h.1", 8192), ("h.1", "h.3", 1024), ("h.1", "h.3", 256 * 7)]
+)
 def test_equal_bytes_at_two_places_are_a_repeated_write(first, second, distance, weights, tmp_path):
     source = weights[f"{first}.weight"].view(-1)[1111:3000].clone()
     weights[f"{second}.weight"].view(-1)[1111 + distance : 3000 + distance] = source
@@ -99,4 +101,6 @@ def test_garbage_is_memory_that_nobody_wrote(weights, tmp_path):
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (64, 64), generator=generator).to(torch.int32)
     garbage = bits.view(torch.float32).nan_to_num(0.5, 0.5, 0.5)
-    assert {(f.kind, f.cause) for f in inspected(weights | {"score.weight": garbage}, tmp_path).faults} == {("garbage", "bad-init")}
+    assert {(f.kind, f.cause) for f in inspected(weights | {"score.weight": garbage}, tmp_path).faults} == {
+        ("garbage", "bad-init")
+    }

@@ -10,9 +10,9 @@ from nanhunt.inspection.finding import Finding, Severity
 
 __all__ = ["examine"]
 
-#: Robust deviations from which a tensor jumped; and the relative change from which, like tensors' being small, it is no
-#: longer the same tensor.
-_JUMPED, _BEYOND, _REPLACED, _SMALL = 8.0, 12.0, 1.0, 0.2
+#: Robust deviations from which a tensor jumped; fewer are enough where it is further from its earlier self than either is
+#: from zero, and like tensors moved little. A tensor that began at zero only grew: that is a notice, and not from zero itself.
+_JUMPED, _BEYOND, _REPLACED, _SMALL = 8.0, 4.0, 1.0, 0.2
 _HALVES = ("bfloat16", "float16")
 
 
@@ -45,9 +45,9 @@ def _flipped(change: Change) -> Iterator[Finding]:
 
 
 def _jumped(change: Change) -> Iterator[Finding]:
-    if change.outlying < _JUMPED or change.role is Role.MOMENT:
+    replaced = change.outlying >= _BEYOND and change.apart >= _REPLACED and change.like < _SMALL and change.dims > 1
+    if not (replaced or change.outlying >= _JUMPED) or change.role is not Role.WEIGHT or math.isinf(change.relative):
         return
-    replaced = change.outlying >= _BEYOND and change.relative >= _REPLACED and change.like < _SMALL
     yield Finding(
         severity=Severity.FAULT if replaced else Severity.NOTICE,
         kind="jumped",
@@ -56,9 +56,7 @@ def _jumped(change: Change) -> Iterator[Finding]:
         claim=f"{change.name} changed by {100 * change.relative:.3g} % of its norm, tensors like it by {100 * change.like:.2g} %",
         value=change.relative,
         threshold=change.like,
-        evidence=(f"{change.outlying:.1f} robust standard deviations of log change away from its like",)
-        if math.isfinite(change.outlying)
-        else (),
+        evidence=(f"{change.outlying:.1f} robust standard deviations of log change away from its like",),
         fix="compare with a checkpoint in between; restore the tensor from the earlier one and replay"
         if replaced
         else "meant where its rate is its own or it was drawn anew",

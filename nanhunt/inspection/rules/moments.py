@@ -53,7 +53,8 @@ def _beyond(optimizer: OptimizerFacts) -> Iterator[Finding]:
         kind="collapsed-v",
         cause="adam-v-collapse",
         tensor=worst.parameter,
-        claim=f"v is too small for m in {total} elements of {len(bad)} parameters: their next update is up to "
+        claim=f"v is too small for m in {total} elements of {len(bad)} {'parameter' if len(bad) == 1 else 'parameters'}: "
+        "their next update is up to "
         f"{worst.worst:.3g} times the learning rate",
         value=worst.worst,
         threshold=worst.ceiling,
