@@ -95,9 +95,9 @@ def oddities(t: TensorFacts) -> str:
 def shown_tensors(inspection: Inspection, top: int | None, *, moments: bool) -> list[TensorFacts]:
     """Return the tensors to print: those with findings or something non-finite first, then the nearest to fp16's end."""
     named = {f.tensor for f in inspection.findings}
-    rows = [
-        t for t in inspection.facts.tensors if moments or t.role is not Role.MOMENT or t.name in named or t.is_poisoned
-    ]
+    every = inspection.facts.tensors
+    moments = moments or all(t.role is Role.MOMENT for t in every)
+    rows = [t for t in every if moments or t.role is not Role.MOMENT or t.name in named or t.is_poisoned]
 
     def weight(t: TensorFacts) -> tuple[bool, bool, float]:
         return (t.name not in named, not t.is_poisoned, -(t.stats.amax if t.stats else 0.0))

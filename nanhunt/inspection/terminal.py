@@ -17,6 +17,8 @@ __all__ = ["InspectionTerminal"]
 
 _STYLES = {"fault": "bold red", "healthy": "bold green", "notice": "yellow"}
 _NARROWEST = 40
+#: cells of a tensor's numbers, beside its name
+_NUMBERS = 64
 #: Groups that are told one by one, and changes against the reference.
 _GROUPS, _CHANGES = 4, 5
 
@@ -150,8 +152,8 @@ def _tensors(page: Page, inspection: Inspection, options: Options) -> None:
         else ""
     )
     page.heading("tensors", aside)
-    wide = column((t.name for t in rows), 36 if page.width >= 90 else 20)
-    head = f"{'':{wide}}  {'dtype':<9}{'shape':<15}{'amax':>9}{'amin':>10}{'rms':>10}{'zero':>8}{'own':>7}{'fp16':>7}"
+    wide = column((t.name for t in rows), max(page.width - _NUMBERS - 2, 12))
+    head = f"{'':{wide}}  {'dtype':<8}{'shape':<13}{'amax':>9}{'rms':>10}{'zero':>8}{'own':>7}{'fp16':>7}"
     page.row(Text(head, "dim"))
     for t in rows:
         _row(page, t, wide)
@@ -159,18 +161,15 @@ def _tensors(page: Page, inspection: Inspection, options: Options) -> None:
 
 def _row(page: Page, t: TensorFacts, wide: int) -> None:
     line = Text(middle(words.printable(t.name), wide), "red" if t.is_poisoned else "")
-    line.append(f"  {t.dtype.replace('float', 'f').replace('bf', 'bf'):<9}", "cyan").append(
-        f"{'×'.join(map(str, t.shape)):<15}"
-    )
+    line.append(f"  {t.dtype.replace('float', 'f'):<8}", "cyan").append(f"{'×'.join(map(str, t.shape)):<13}")
     s = t.stats
     if s is not None:
-        own, half = margins(t)
-        line.append(
-            f"{words.number(s.amax):>9}{words.number(s.amin):>10}{words.number(s.rms):>10}{share(s.zero, s.numel):>8}"
-        )
-        line.append("".join(f"{_margin(h.overflow_margin) if h else '':>7}" for h in (own, half)))
+        line.append(f"{words.number(s.amax):>9}{words.number(s.rms):>10}{share(s.zero, s.numel):>8}")
+        line.append("".join(f"{_margin(h.overflow_margin) if h else '':>7}" for h in margins(t)))
+    page.row(line)
     odd = oddities(t)
-    page.row(line.append(f"  {words.printable(odd)}" if odd else "", "yellow" if t.is_poisoned or t.flips else "dim"))
+    if odd:
+        page.put(Text(words.printable(odd), "yellow" if t.is_poisoned or t.flips else "dim"), indent=4)
 
 
 def _margin(margin: float) -> str:

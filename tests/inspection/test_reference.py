@@ -42,7 +42,6 @@ def test_a_tensor_that_was_replaced_stands_out(pair, tmp_path):
     assert inspection.facts.reference.changes[0].name == "h.1.fc.weight"
 
 
-@pytest.mark.parametrize("bit", [30, 27])
 def test_a_tensor_that_began_at_zero_and_grew_is_no_fault(pair, tmp_path):
     before, after = copy.deepcopy(pair)
     direction = torch.randn(64, 64)
@@ -52,6 +51,7 @@ def test_a_tensor_that_began_at_zero_and_grew_is_no_fault(pair, tmp_path):
     assert inspected(after, tmp_path, reference=before).outcome == "healthy"
 
 
+@pytest.mark.parametrize("bit", [30, 27])
 def test_a_bit_that_flipped_since_is_found_by_its_bit(bit, pair, tmp_path):
     before = copy.deepcopy(pair[0])
     weight = before["model"]["h.1.fc.weight"]
