@@ -107,17 +107,17 @@ def _some_tensors(weights: Sequence[TensorFacts], trained: Sequence[TensorFacts]
 
 def _isolated(facts: Facts, weights: Sequence[TensorFacts], moments: Sequence[TensorFacts]) -> Origin:
     bad = sum(t.bad for t in weights)
-    count = f"{bad} single {'element' if bad == 1 else 'elements'} of {len(weights)} weights, their m and v as well"
+    count = f"{_elements(bad)} of {_weights(weights)}, with m and v beside it"
     if any(t.stats is not None and t.stats.posinf + t.stats.neginf for t in moments):
         return _origin("an inf gradient reached the optimizer, and no clip stood before it", count,
                        "moments are infinite there: behind a clip they would be NaN", fix=_EARLIER)  # fmt: skip
     decayed = _decayed(facts)
     if decayed:
-        return _origin("an inf gradient met the clip: its elements became 0·inf = NaN, all others 0", count, decayed,
+        return _origin("an inf gradient met the clip: where it was, 0·inf is NaN, and all other gradients became 0", count, decayed,
                        fix=_CLIP, cause="training-loop-bug")  # fmt: skip
     return _origin(
-        "an inf gradient met the clip: its elements became 0·inf = NaN, and all others 0",
-        count, "a NaN gradient would have made the norm NaN, and every weight with it, if there is a clip",
+        "an inf gradient met the clip, if the run has one: where it was, 0·inf is NaN, and all other gradients became 0",
+        count, "a NaN gradient would have made the norm NaN, and every weight with it",
         "without a clip, a NaN in the gradient of these elements alone leaves the same",
         "--reference with the checkpoint before decides: behind a zeroed gradient m is β1 times what it was", fix=_CLIP,
         cause="training-loop-bug",
@@ -140,7 +140,7 @@ def _isolated_alone(weights: Sequence[TensorFacts]) -> Origin:
     bad = sum(t.bad for t in weights)
     return _origin(
         "an inf gradient met the clip, or these elements were written from outside",
-        f"{bad} single {'element' if bad == 1 else 'elements'} of {len(weights)} weights; the rest is finite",
+        f"{_elements(bad)} of {_weights(weights)}; the rest is finite",
         "no moments are in the file, which would tell the two apart",
     )
 
@@ -191,6 +191,14 @@ def _of_buffers(facts: Facts, poisoned: Sequence[TensorFacts]) -> Origin:
         )  # fmt: skip
     return _origin("something wrote these tensors outside of the optimizer",
                    f"{len(poisoned)} tensors are spoiled, and no weight or moment")  # fmt: skip
+
+
+def _elements(count: int) -> str:
+    return "1 single element" if count == 1 else f"{count} single elements"
+
+
+def _weights(weights: Sequence[TensorFacts]) -> str:
+    return weights[0].name if len(weights) == 1 else f"{len(weights)} weights"
 
 
 def _is_table(t: TensorFacts) -> bool:

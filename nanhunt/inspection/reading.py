@@ -36,7 +36,7 @@ def summary(inspection: Inspection) -> str:
     if faults:
         more = f", and {counted(len(faults) - 1, 'other fault')}" if len(faults) > 1 else ""
         origin = f": {inspection.origin.claim}" if inspection.origin else ""
-        return f"{faults[0].claim}{origin}{more}."
+        return f"{faults[0].claim}{more}{origin}."
     notices = f"; {counted(len(inspection.findings), 'notice')}" if inspection.findings else ""
     elements = sum(t.numel for t in facts.tensors if not t.tied_to)
     return f"{counted(len(facts.tensors), 'tensor')} of {elements:,} elements, and nothing is wrong with them{notices}."

@@ -16,6 +16,8 @@ _MOST_RUNS = 8
 _SPARSE = 0.01
 #: Steps, and the least rate, after which a weight that has gradients is no longer exactly zero.
 _STEPS, _RATE = 3, 1e-6
+#: Rows of a table that a loop may set to zero behind each update, because they stand for padding.
+_PADDING = 2
 #: Words of names whose rows may be equal or zero: tables of tokens and positions.
 _TABLES = ("emb", "wte", "wpe", "tok", "vocab", "pos", "lookup", "table", "lm_head")
 _FIX = (
@@ -137,7 +139,7 @@ def _contradicted(facts: Facts) -> Iterator[Finding]:
         has_gradients = v is not None and v.stats is not None and v.stats.amax > 0.0 and not v.is_poisoned
         if has_gradients and t.constant == 0.0 and t.numel > 1:
             yield _moved(t, f"all {t.numel} elements of {t.name}")
-        elif t.moved_zero_rows:
+        elif len(t.moved_zero_rows) > (_PADDING if _named_table(t.name) else 0):
             rows = ", ".join(map(str, t.moved_zero_rows))
             yield _moved(t, f"{len(t.moved_zero_rows)} rows of {t.name} ({rows})")
 
@@ -151,7 +153,9 @@ def _moved(t: TensorFacts, what: str) -> Finding:
         claim=f"{what} are exactly zero, and their second moments are not",
         value=float(len(t.moved_zero_rows) or t.numel),
         threshold=0.0,
-        evidence=("gradients came and the learning rate is not 0: an update leaves no exact zeros",),
+        evidence=(
+            "gradients came and the learning rate is not 0: an update leaves no exact zeros, unless a mask follows it",
+        ),
         fix=_FIX,
         next=_NEXT,
     )
