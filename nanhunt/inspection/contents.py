@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanhunt.errors import CheckpointError
 from nanhunt.inspection.facts import Role
-from nanhunt.training.checkpoint import LOADERS, load_checkpoint
+from nanhunt.training.checkpoint import LOADERS, Checkpoint, load_checkpoint
 from nanhunt.training.checkpoint_layout import Parts, find_parts
 from nanhunt.training.torch_file import read_torch_file
 from nanhunt.training.tree import tensors_of
@@ -89,9 +89,8 @@ def read_contents(path: Path, *, trust_pickle: bool) -> Contents:
     return contents
 
 
-def _of_parts(path: Path, parts: Any) -> Contents:
-    """Take the parts of a `Parts` or of a `Checkpoint`, which name them alike."""
-    assert isinstance(parts, Parts) or hasattr(parts, "model")
+def _of_parts(path: Path, parts: Parts | Checkpoint) -> Contents:
+    """Take what was found, in a dict or by a loader: both name their parts alike."""
     states = [*([parts.optimizer] if parts.optimizer else []), *parts.more_optimizers]
     labels = ["optimizer", *(f"optimizer {i}" for i in range(1, len(states)))]
     models = {"": parts.model, **parts.more_models}
