@@ -193,6 +193,41 @@ def trials(
 
 
 @app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="checkpoint file or folder, whole or a part")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="an earlier checkpoint of the run: what changed since")
+    ] = None,
+    format: Format = None,
+    out: Out = None,
+    top: Annotated[int, typer.Option(min=1, help="findings and tensors shown")] = 10,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+    ] = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Scan a checkpoint for poison, flipped bits, torn writes and sick optimizer state: no code, no model."""
+    from nanhunt.commands.inspect import InspectOptions
+    from nanhunt.commands.inspect import inspect as run
+
+    options = InspectOptions(
+        checkpoint=checkpoint,
+        reference=reference,
+        format=format,
+        out=out,
+        top=top,
+        trust_pickle=trust_pickle,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    inspection = run(options)
+    if exit_code and inspection.outcome == "fault":
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
     list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,
