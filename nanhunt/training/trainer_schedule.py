@@ -126,9 +126,9 @@ def _base_rate(saved: Mapping[str, Any]) -> float | None:
 
 
 def _warmups(shape: _Shape, points: list[tuple[int, float]], total: int) -> Iterator[int]:
-    """Yield the lengths of warm-up, 0 among them, that the first, the middle and the last point would speak for."""
+    """Yield the lengths of warm-up, 0 among them, that two early points, a middle one and the last would speak for."""
     lengths = {0}
-    for step, factor in (points[0], points[len(points) // 2], points[-1]):
+    for step, factor in (*points[:2], points[len(points) // 2], points[-1]):  # of a rate of 0, nothing is known
         inside = step / factor if factor else math.nan
         for length in (inside, shape.warmup(step, factor, total)):
             if math.isfinite(length) and 0 <= length <= total:

@@ -166,6 +166,9 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _is_installed(path: Path) -> bool:
+    """Whether a file lies in this environment's folders, or in another's that a .pth file or PYTHONPATH leads to."""
+    if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+        return True
     paths = sysconfig.get_paths()
     return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
 
