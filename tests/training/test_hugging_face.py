@@ -207,6 +207,11 @@ def test_a_loss_that_the_trainer_hides_is_told_with_the_checkpoint_from_before(t
     assert str(refused.value.hint).endswith("checkpoint-2")
 
 
+def test_a_config_that_does_not_clip_is_told_of_the_trainers_clip(folder: Path, tmp_path: Path) -> None:
+    assert "max_grad_norm 1.0" in told(assembled(folder, tmp_path), "does not clip")
+    assert not any("clip" in a for a in assembled(folder, tmp_path, train={"clip_grad_norm": 1.0}).assumptions)
+
+
 def test_the_random_state_of_the_lowest_rank_is_taken_and_told(folder: Path, tmp_path: Path) -> None:
     for rank in (10, 2):
         shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{rank}.pth")
