@@ -182,6 +182,25 @@ def test_a_schedule_that_the_log_does_not_show_leaves_the_rate_where_it_was(tmp_
     assert f"stays fixed at {schedule.get_last_lr()[0]:g}" in told(run, "learning rate")
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"max_steps": 10**400},
+        {"max_steps": "50"},
+        {"max_steps": 50, "log_history": [{"step": 10**400, "loss": 1.0, "learning_rate": 1e308}] * 4},
+        {"max_steps": 50, "log_history": [{"step": 2, "loss": 1.0, "learning_rate": math.nan}] * 4},
+    ],
+)
+@pytest.mark.parametrize("rates", [[0.1], ["x"], [math.inf], [], [[]]])
+def test_a_malformed_schedule_or_log_leaves_the_rate(
+    folder: Path, tmp_path: Path, state: Any, rates: list[Any]
+) -> None:
+    saved = torch.load(folder / "scheduler.pt", weights_only=True)
+    torch.save({**saved, "base_lrs": rates, "_last_lr": rates}, folder / "scheduler.pt")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 4, **state}))
+    assert assembled(folder, tmp_path).scheduler is None
+
+
 def written(folder: Path, model: Any, optimizer: Any, schedule: Any, history: list[dict[str, Any]]) -> Path:
     """Write what a Trainer would of a run of 50 steps."""
     model.save_pretrained(folder)
@@ -271,9 +290,10 @@ def test_a_shard_that_is_missing_or_alone_is_told(shards: tuple[LlamaForCausalLM
 
 def test_an_index_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    with pytest.raises(CheckpointError, match="no file of its own folder"):
-        load(index)
+    for name in ("../other.safetensors", "a\0b", "x" * 300):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="no file of its own folder"):
+            load(index)
 
 
 def test_experts_whose_names_differ_on_disk_are_converted(tmp_path: Path) -> None:
