@@ -23,6 +23,10 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
     taken in fp32, where an fp16 norm would overflow by itself; `told` gets what it is made of.
     """
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if len(run.optimizer.param_groups) > 1:
+        # in the model's order, as loops clip model.parameters(): a norm of norms in another order ends in another bit
+        place = {id(p): number for number, p in enumerate(run.model.parameters())}
+        parameters.sort(key=lambda p: place.get(id(p), len(place)))
     norms = _norms([p.grad for p in parameters if p.grad is not None])
     norm = _total(norms, run.device)
     if told is not None:
