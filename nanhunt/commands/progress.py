@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
 from nanhunt.training.step import StepResult
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "counting"]
+
+
+def counting(numbers: range, *, what: str, quiet: bool) -> Iterator[int]:
+    """Yield the numbers under a bar that counts them."""
+    hidden = quiet or not sys.stderr.isatty()
+    yield from track(numbers, what, console=Console(stderr=True), disable=hidden, transient=True)
 
 
 class Bar:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 import nanhunt
-from nanhunt.commands.progress import Bar
+from nanhunt.commands.progress import Bar, counting
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
@@ -28,6 +29,7 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
+from nanhunt.training.epochs import Track
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -87,6 +89,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         precision=options.precision,
         start_step=options.start_step,
         seed=options.seed,
+        track=_skipping(options),
     )
     steps = options.steps or config.train.steps
     settings = HuntSettings(
@@ -110,6 +113,13 @@ def replay(options: ReplayOptions) -> Onset | None:
         onset = hunt(run, writer, settings, bar)
     _say(options, run, onset, bar)
     return onset
+
+
+def _skipping(options: ReplayOptions) -> Track:
+    """Return what shows the skipping of batches; a dry run skips none, for it may take hours."""
+    if options.dry_run:
+        return lambda numbers: ()
+    return partial(counting, what="skipping batches", quiet=options.quiet)
 
 
 def _other_checkpoint(options: ReplayOptions, config: RunConfig) -> Checkpoint | None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError, ConfigError
-from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
+from nanhunt.training.data_source import batch_source
+from nanhunt.training.epochs import Track
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
@@ -22,7 +23,7 @@ from nanhunt.training.owned_state import load_owned
 from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
-from nanhunt.training.user_code import call_user, fill_parameters, resolve
+from nanhunt.training.user_code import call_user, resolve
 
 __all__ = ["assemble"]
 
@@ -40,11 +41,12 @@ def assemble(
     precision: str | None = None,
     start_step: int | None = None,
     seed: int | None = None,
+    track: Track = iter,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
-    stands in `assumptions`.
+    stands in `assumptions`. `track` shows how far the skipping of batches is.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
@@ -69,7 +71,16 @@ def assemble(
         scaler=_built_scaler(choice, checkpoint, device, assumptions),
         loss=_loss_function(config, root),
         train_step=custom,
-        batches=_batch_source(config, root, step, device, choice, assumptions),
+        batches=batch_source(
+            config,
+            checkpoint,
+            root=root,
+            step=step,
+            device=device,
+            floats=DTYPES[choice.recipe_params] if choice.recipe_params else None,
+            assumptions=assumptions,
+            track=track,
+        ),
         device=device,
         autocast=choice.autocast,
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
@@ -255,28 +266,6 @@ def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], 
     function = _callable(config.loss, "loss", root)
     kwargs = config.loss.kwargs
     return lambda model, batch: function(model, batch, **kwargs)
-
-
-def _batch_source(
-    config: RunConfig, root: Path, step: int, device: torch.device, choice: PrecisionChoice, assumptions: list[str]
-) -> BatchSource:
-    target = resolve(config.data.call, key="data", root=root)
-    available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
-    filled: dict[str, object] = {}
-    data: object = target
-    if callable(target) and not _is_loader(target):
-        filled = fill_parameters(target, available)
-        with call_user("data"):
-            data = target(**{**filled, **config.data.kwargs})
-    if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
-        assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
-    floats = DTYPES[choice.recipe_params] if choice.recipe_params else None
-    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device, floats=floats)
-
-
-def _is_loader(target: object) -> bool:
-    """Whether the object yields batches itself rather than being a function that makes them."""
-    return hasattr(target, "__iter__") and not inspect.isclass(target)
 
 
 def _callable(spec: ImportSpec, key: str, root: Path) -> Any:

@@ -92,6 +92,7 @@ def load_hf(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> _Rea
         scaler=scaler or None,
         step=as_step(trainer.get("global_step")),
         rng=rng_states(random),
+        loader=part("dl_state_dict.bin"),
         extra={k: v for k, v in (("trainer_state", trainer), ("config", _json(path / "config.json"))) if v},
         notes=tuple(notes),
     )
