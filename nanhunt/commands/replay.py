@@ -29,7 +29,6 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
-from nanhunt.training.epochs import Track
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -89,7 +88,8 @@ def replay(options: ReplayOptions) -> Onset | None:
         precision=options.precision,
         start_step=options.start_step,
         seed=options.seed,
-        track=_skipping(options),
+        # a dry run skips no batch: that may take hours
+        track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
     )
     steps = options.steps or config.train.steps
     settings = HuntSettings(
@@ -113,13 +113,6 @@ def replay(options: ReplayOptions) -> Onset | None:
         onset = hunt(run, writer, settings, bar)
     _say(options, run, onset, bar)
     return onset
-
-
-def _skipping(options: ReplayOptions) -> Track:
-    """Return what shows the skipping of batches; a dry run skips none, for it may take hours."""
-    if options.dry_run:
-        return lambda numbers: ()
-    return partial(counting, what="skipping batches", quiet=options.quiet)
 
 
 def _other_checkpoint(options: ReplayOptions, config: RunConfig) -> Checkpoint | None:

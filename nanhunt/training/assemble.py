@@ -15,7 +15,7 @@ from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.data_source import batch_source
-from nanhunt.training.epochs import Track
+from nanhunt.training.epochs import Track, untracked
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
@@ -41,12 +41,13 @@ def assemble(
     precision: str | None = None,
     start_step: int | None = None,
     seed: int | None = None,
-    track: Track = iter,
+    track: Track | None = untracked,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
-    stands in `assumptions`. `track` shows how far the skipping of batches is.
+    stands in `assumptions`. `track` shows how far the skipping of batches is;
+    None skips none, for a look at what would be done.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed

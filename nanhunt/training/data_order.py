@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from nanhunt.training.epochs import first_sampler, samplers_of
 
-__all__ = ["order_told"]
+__all__ = ["holds_order", "order_told"]
 
 _DRAWING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
-def order_told(data: object, *, is_resumed: bool, epoch: int) -> Iterator[str]:
+def holds_order(state: object) -> bool:
+    """Whether a loader's state holds how its sampler stood: torchdata keeps the bare place of one that has no state.
+
+    The state of a class of the user's own is taken to be whole.
+    """
+    found = list(_sampler_states(state))
+    return not found or any(inner is not None for inner in found)
+
+
+def _sampler_states(state: object, depth: int = 4) -> Iterator[object]:
+    if not isinstance(state, Mapping) or not depth:
+        return
+    for key, value in state.items():
+        if key == "_sampler_iter_state":
+            yield value
+        else:
+            yield from _sampler_states(value, depth - 1)
+
+
+def order_told(data: object, *, is_ordered: bool, epoch: int) -> Iterator[str]:
     """Yield what was taken for granted of a DataLoader's order; nothing of other data, whose order is its code's.
 
-    `epoch` counts the epochs that were skipped.
+    `is_ordered` says that a loader's state was loaded that holds the order; `epoch` counts epochs that were skipped.
     """
     if not isinstance(data, DataLoader) and first_sampler(data) is None:
         return
-    if not is_resumed:
+    if not is_ordered:
         yield from _of_the_sampler(data, epoch)
         if isinstance(getattr(data, "dataset", None), IterableDataset):
             yield "an IterableDataset orders itself: it was taken to give the run's samples when it is begun anew"

@@ -20,8 +20,8 @@ from nanhunt.training.batches import BatchSource, batches_in
 from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.config import RunConfig
 from nanhunt.training.config_data import DataSpec
-from nanhunt.training.data_order import order_told
-from nanhunt.training.epochs import Epochs, Track, is_endless
+from nanhunt.training.data_order import holds_order, order_told
+from nanhunt.training.epochs import Epochs, Track, is_endless, set_epoch, untracked
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["batch_source"]
@@ -36,7 +36,7 @@ def batch_source(
     device: torch.device,
     floats: torch.dtype | None,
     assumptions: list[str],
-    track: Track,
+    track: Track | None,
 ) -> BatchSource:
     """Return the batches from `step` on.
 
@@ -81,11 +81,14 @@ def _from_code(
     step: int,
     accumulate: int,
     assumptions: list[str],
-    track: Track,
+    track: Track | None,
 ) -> Iterable[Any]:
     data, filled = _built(spec, root, step)
     _say_which_rank(spec, filled, assumptions)
     is_resumed = _resumed(data, spec, checkpoint, step, assumptions)
+    is_ordered = is_resumed and holds_order(checkpoint.loader)
+    if is_resumed and not is_ordered:
+        _enter_epoch(data, step * accumulate)
     is_placed = is_resumed or "start_step" in filled or "start_step" in spec.kwargs
     if spec.skip and is_placed:
         why = "the checkpoint holds its loader's state" if is_resumed else "it takes start_step"
@@ -95,14 +98,14 @@ def _from_code(
     epochs = _begun(data, spec, checkpoint if is_resumed else None, endless=endless)
     if count:
         with call_user("data"):
-            epochs.skip(count, track, name=spec.name)
+            epochs.skip(count if track else 0, track or untracked, name=spec.name)
         assumptions.append(_skipped(spec, epochs, count, step, accumulate))
     elif step and not is_placed:
         assumptions.append(
             f"data: {spec.name} takes no start_step: its first batch is taken for step {step} "
             "(`skip: true` under data: reads up to it)"
         )
-    assumptions += [f"data: {text}" for text in order_told(data, is_resumed=is_resumed, epoch=epochs.epoch)]
+    assumptions += [f"data: {text}" for text in order_told(data, is_ordered=is_ordered, epoch=epochs.epoch)]
     epochs.on_anew = _teller(spec, epochs, step, accumulate, assumptions)
     return epochs
 
@@ -150,6 +153,17 @@ def _resumed(data: object, spec: DataSpec, checkpoint: Checkpoint, step: int, as
         raise _unfit(spec, checkpoint, error) from error
     assumptions.append(f"data: {spec.name} was resumed from the loader's state in the checkpoint")
     return True
+
+
+def _enter_epoch(data: object, batches: int) -> None:
+    """Tell a sampler its epoch where the loader's state keeps the place inside the epoch alone."""
+    try:
+        length = len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return
+    if length:
+        with call_user("data"):
+            set_epoch(data, batches // length)
 
 
 def _begun(data: object, spec: DataSpec, resumed: Checkpoint | None, *, endless: bool) -> Epochs:

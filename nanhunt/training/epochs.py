@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -10,10 +11,15 @@ from torch.utils.data import dataloader
 
 from nanhunt.errors import ConfigError
 
-__all__ = ["Epochs", "Track", "first_sampler", "is_endless", "samplers_of"]
+__all__ = ["Epochs", "Track", "first_sampler", "is_endless", "samplers_of", "set_epoch", "untracked"]
 
-#: Shows how far a loop is: takes a range and yields its numbers.
-Track = Callable[[range], Iterable[int]]
+#: Shows how far a loop of so many rounds is: what it gives is called once a round.
+Track = Callable[[int], AbstractContextManager[Callable[[], object]]]
+
+
+def untracked(count: int) -> AbstractContextManager[Callable[[], object]]:
+    """Show nothing."""
+    return nullcontext(lambda: None)
 
 
 def is_endless(data: object, *, is_skipped: bool = False) -> bool:
@@ -57,14 +63,16 @@ class Epochs:
 
         Raises ConfigError where the data has fewer.
         """
-        for done in track(range(count)):
-            try:
-                self._step(self._pass_one)
-            except StopIteration:
-                raise ConfigError(
-                    f"data: {name} ended after {done} of the {count} batches to skip",
-                    hint="`skip: N` under data: skips N batches, without it the first one is the checkpoint's next",
-                ) from None
+        with track(count) as advance:
+            for done in range(count):
+                try:
+                    self._step(self._pass_one)
+                except StopIteration:
+                    raise ConfigError(
+                        f"data: {name} ended after {done} of the {count} batches to skip",
+                        hint="`skip: N` under data: skips N batches; without it the first one is the checkpoint's next",
+                    ) from None
+                advance()
 
     def _step(self, take: Callable[[], Any]) -> Any:
         try:
@@ -80,7 +88,7 @@ class Epochs:
     def _first_of_next_epoch(self, take: Callable[[], Any]) -> Any:
         self.epoch += 1
         self.within = 0
-        _set_epoch(self._data, self._first_epoch + self.epoch)
+        set_epoch(self._data, self._first_epoch + self.epoch)
         self._iterator = iter(self._data)
         batch = take()  # a StopIteration here is of data without a batch: it would be begun anew for ever
         self.on_anew(self.read)
@@ -122,8 +130,9 @@ def _epoch_of(data: object) -> int:
     return epoch if isinstance(epoch, int) else 0
 
 
-def _set_epoch(data: object, epoch: int) -> None:
+def set_epoch(data: object, epoch: int) -> None:
+    """Call `set_epoch` of the loader, its samplers and its dataset, as loops do at the start of an epoch."""
     for owner in (data, *samplers_of(data), getattr(data, "dataset", None)):
-        set_epoch = getattr(owner, "set_epoch", None)
-        if callable(set_epoch) and not isinstance(owner, nn.Module):
-            set_epoch(epoch)
+        tell = getattr(owner, "set_epoch", None)
+        if callable(tell) and not isinstance(owner, nn.Module):
+            tell(epoch)
