@@ -76,16 +76,19 @@ def write_batches(
     if random_states is not None and len(random_states) != len(batches):
         raise ValueError(f"{len(random_states)} random states for {len(batches)} batches")
     plain = [_plain(batch, f"batches[{index}]") for index, batch in enumerate(batches)]
+    if path.suffix == ".safetensors" and random_states is not None:
+        raise ValueError(f"{path}: a .safetensors keeps no random states; write a .pt")
     unfinished = path.with_name(f"{path.name}.tmp")
-    if path.suffix == ".safetensors":
-        if random_states is not None:
-            raise ValueError(f"{path}: a .safetensors keeps no random states; write a .pt")
-        _save_tensors(unfinished, plain, first_step, accumulate)
-    else:
-        body = {"format": FORMAT, "first_step": first_step, "accumulate": accumulate, "batches": plain}
-        kept = {} if random_states is None else {"random_states": [dict(state) for state in random_states]}
-        torch.save(body | kept, unfinished)
-    os.replace(unfinished, path)
+    try:
+        if path.suffix == ".safetensors":
+            _save_tensors(unfinished, plain, first_step, accumulate)
+        else:
+            body = {"format": FORMAT, "first_step": first_step, "accumulate": accumulate, "batches": plain}
+            kept = {} if random_states is None else {"random_states": [dict(state) for state in random_states]}
+            torch.save(body | kept, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_batches(path: Path) -> BatchFile:
