@@ -70,7 +70,7 @@ class OriginalRun:
     logged: float | None = None
     #: the log's number of a step less the replay's
     offset: int = 0
-    #: whether the log's losses are means over the steps since the entry before
+    #: whether losses are means over several steps, those since the entry before
     mean: bool = False
     #: the first step up to `through` where neither is finite
     both_nonfinite: int | None = None
@@ -113,7 +113,7 @@ def original_run(evidence: Evidence) -> OriginalRun | None:
     pairs = list(_pairs(body, losses, micros, offset, mean=mean))
     if not pairs:
         return unknown
-    return replace(_held(pairs, unknown, rounding), offset=offset, mean=mean)
+    return replace(_held(pairs, unknown, rounding), offset=offset, mean=any(p.since != p.step for p in pairs))
 
 
 def _format(precision: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ def _pairs(body: dict[str, Any], losses: dict[int, float], micros: int, offset: 
 
 def _held(pairs: Sequence[_Pair], empty: OriginalRun, rounding: float) -> OriginalRun:
     beyond = _beyond(pairs, rounding)
-    left = next((i for i, is_beyond in enumerate(beyond) if is_beyond and 2 * sum(beyond[i:]) >= len(beyond) - i), None)
+    left = next((i for i in range(len(pairs)) if beyond[i] and _stays(pairs[i:], beyond[i:])), None)
     kept = [p for p, is_beyond in zip(pairs[:left], beyond, strict=False) if not is_beyond]
     alone = tuple(p.step for p, is_beyond in zip(pairs[:left], beyond, strict=False) if is_beyond)
     exact = all(p.difference <= p.digits for p in kept)
@@ -210,6 +210,11 @@ def _held(pairs: Sequence[_Pair], empty: OriginalRun, rounding: float) -> Origin
         replayed=at.replayed,
         logged=at.logged,
     )
+
+
+def _stays(pairs: Sequence[_Pair], beyond: Sequence[bool]) -> bool:
+    """Whether a difference is more than a slip of the log: half of what comes differs, or one of the two is not finite."""
+    return 2 * sum(beyond) >= len(beyond) or math.isinf(pairs[0].difference)
 
 
 def _beyond(pairs: Sequence[_Pair], rounding: float) -> list[bool]:

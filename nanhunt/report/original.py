@@ -25,7 +25,7 @@ def follows(diagnosis: Diagnosis) -> str:
         return f"cannot be compared: {source} logs steps {first} to {last}, and no loss of the steps that were replayed"
     told = f" ({original.compared} loss{'' if original.compared == 1 else 'es'} of {source}{_counting(original)})"
     if original.verdict == "apart":
-        return f"does not follow the original run: {_parting(original)}{told}"
+        return f"does not follow the original run from step {original.leaves_since} on: {_losses(original)}{told}"
     how = "to the digits logged" if original.exact else f"within rounding, by {number(original.difference)} at most,"
     said = f"follows the original run {how} through step {original.through}"
     if original.both_nonfinite is not None:
@@ -33,7 +33,7 @@ def follows(diagnosis: Diagnosis) -> str:
     if original.alone:
         said += f", step {listed(original.alone, limit=4)} apart"
     if original.verdict == "leaves":
-        said += f", leaves it at {_parting(original)}"
+        said += f", leaves it at {_steps(original)}: {_losses(original)}"
     return said + told
 
 
@@ -59,8 +59,8 @@ _CHECK = (
 )
 
 
-def _parting(original: OriginalRun) -> str:
-    return f"{_steps(original)} ({_loss(original.replayed)} against {_loss(original.logged)})"
+def _losses(original: OriginalRun) -> str:
+    return f"{_loss(original.replayed)} here, {_loss(original.logged)} logged"
 
 
 def _steps(original: OriginalRun) -> str:
@@ -71,10 +71,10 @@ def _steps(original: OriginalRun) -> str:
 
 def _counting(original: OriginalRun) -> str:
     """Return how the log counts, where that is not as the replay does."""
-    apart = {1: "which counts a step when it is done", -1: "which counts a step less"}.get(original.offset, "")
+    last = original.last_step
+    told = f"whose step {last + original.offset} is step {last} here" if original.offset and last is not None else ""
     means = "means over steps" if original.mean else ""
-    told = ", ".join(part for part in (means, apart) if part)
-    return f", {told}" if told else ""
+    return "".join(f", {part}" for part in (means, told) if part)
 
 
 def _loss(value: float | None) -> str:

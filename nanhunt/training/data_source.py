@@ -21,7 +21,7 @@ from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.config import RunConfig
 from nanhunt.training.config_data import DataSpec
 from nanhunt.training.data_order import holds_order, order_told
-from nanhunt.training.epochs import Epochs, Track, is_endless, set_epoch, untracked
+from nanhunt.training.epochs import Epochs, Track, is_endless, length_of, set_epoch, untracked
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["batch_source"]
@@ -90,7 +90,7 @@ def _from_code(
     if is_resumed and not is_ordered:
         _enter_epoch(data, step * accumulate)
     is_placed = is_resumed or "start_step" in filled or "start_step" in spec.kwargs
-    if spec.skip and is_placed:
+    if spec.skip and (is_resumed or "start_step" in filled):
         why = "the checkpoint holds its loader's state" if is_resumed else "it takes start_step"
         raise ConfigError(f"data: skip: {spec.name} is at its place already: {why}", hint="leave skip: out")
     count = (step * accumulate if spec.skip is True else int(spec.skip)) if spec.skip else 0
@@ -111,14 +111,15 @@ def _from_code(
 
 
 def _built(spec: DataSpec, root: Path, step: int) -> tuple[object, dict[str, object]]:
-    """Return the user's data, and the arguments that were filled in."""
+    """Return the user's data, and the arguments that were filled in; the config's own go before them."""
     assert spec.call is not None
     target = resolve(spec.call, key="data", root=root)
     if not callable(target) or _is_loader(target):
         return target, {}
-    filled = fill_parameters(target, {"start_step": step, "rank": 0, "world_size": 1})
+    asked = fill_parameters(target, {"start_step": step, "rank": 0, "world_size": 1})
+    filled = {name: value for name, value in asked.items() if name not in spec.kwargs}
     with call_user("data"):
-        data = target(**{**filled, **spec.kwargs})
+        data = target(**filled, **spec.kwargs)
     return data, filled
 
 
@@ -128,8 +129,7 @@ def _is_loader(target: object) -> bool:
 
 
 def _say_which_rank(spec: DataSpec, filled: dict[str, object], assumptions: list[str]) -> None:
-    asked = [name for name in ("rank", "world_size") if name in filled and name not in spec.kwargs]
-    if asked:
+    if "rank" in filled or "world_size" in filled:
         assumptions.append(
             f"data: {spec.name} was called with rank 0 of 1: in a run of several ranks each read other batches"
         )
@@ -157,10 +157,7 @@ def _resumed(data: object, spec: DataSpec, checkpoint: Checkpoint, step: int, as
 
 def _enter_epoch(data: object, batches: int) -> None:
     """Tell a sampler its epoch where the loader's state keeps the place inside the epoch alone."""
-    try:
-        length = len(data)  # type: ignore[arg-type]
-    except TypeError:
-        return
+    length = length_of(data)
     if length:
         with call_user("data"):
             set_epoch(data, batches // length)
@@ -189,8 +186,16 @@ def _unfit(spec: DataSpec, checkpoint: Checkpoint, error: Exception) -> Checkpoi
 
 def _skipped(spec: DataSpec, epochs: Epochs, count: int, step: int, accumulate: int) -> str:
     why = f", {accumulate} a step before step {step}" if spec.skip is True else ""
-    where = f"; it stands in its epoch {epochs.epoch + 1}, behind {epochs.within} batches" if epochs.epoch else ""
-    return f"data: the first {count} batches of {spec.name} were skipped{why}{where}"
+    where = f"; the next one is number {epochs.within + 1} of its epoch {epochs.epoch + 1}" if epochs.epoch else ""
+    text = f"data: the first {count} batches of {spec.name} were skipped{why}{where}"
+    length = epochs.length or 0
+    if spec.skip is True and length % accumulate and count > length:
+        whole, rest = divmod(step, -(-length // accumulate))
+        text += (
+            f". An epoch of {length} batches is no multiple of {accumulate}: a loop that updates early at its end, as "
+            f"Trainer, accelerate and Lightning do, had read {whole * length + rest * accumulate} (`skip: N` sets that)"
+        )
+    return text
 
 
 def _teller(

@@ -11,7 +11,7 @@ from torch.utils.data import dataloader
 
 from nanhunt.errors import ConfigError
 
-__all__ = ["Epochs", "Track", "first_sampler", "is_endless", "samplers_of", "set_epoch", "untracked"]
+__all__ = ["Epochs", "Track", "first_sampler", "is_endless", "length_of", "samplers_of", "set_epoch", "untracked"]
 
 #: Shows how far a loop of so many rounds is: what it gives is called once a round.
 Track = Callable[[int], AbstractContextManager[Callable[[], object]]]
@@ -57,6 +57,11 @@ class Epochs:
 
     def __next__(self) -> Any:
         return self._step(lambda: next(self._iterator))
+
+    @property
+    def length(self) -> int | None:
+        """Batches of an epoch, where the data tells."""
+        return length_of(self._data)
 
     def skip(self, count: int, track: Track, *, name: str) -> None:
         """Read `count` batches and drop them; of a map-style DataLoader without workers only the order is drawn.
@@ -104,6 +109,14 @@ class Epochs:
 
 
 _MAP_STYLE = dataloader._DatasetKind.Map
+
+
+def length_of(data: object) -> int | None:
+    """Return the batches of an epoch; None where the data does not tell, as of a stream."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def samplers_of(data: object) -> Iterator[Any]:
