@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError, ConfigError
+from nanhunt.training.batches import BatchSource
 from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.config import ImportSpec, RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
@@ -72,16 +73,7 @@ def assemble(
         scaler=_built_scaler(choice, checkpoint, device, assumptions),
         loss=_loss_function(config, root),
         train_step=custom,
-        batches=batch_source(
-            config,
-            checkpoint,
-            root=root,
-            step=step,
-            device=device,
-            floats=DTYPES[choice.recipe_params] if choice.recipe_params else None,
-            assumptions=assumptions,
-            track=track,
-        ),
+        batches=_batches(config, checkpoint, root, step, device, choice, assumptions, track),
         device=device,
         autocast=choice.autocast,
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
@@ -267,6 +259,22 @@ def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], 
     function = _callable(config.loss, "loss", root)
     kwargs = config.loss.kwargs
     return lambda model, batch: function(model, batch, **kwargs)
+
+
+def _batches(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    root: Path,
+    step: int,
+    device: torch.device,
+    choice: PrecisionChoice,
+    assumptions: list[str],
+    track: Track | None,
+) -> BatchSource:
+    floats = DTYPES[choice.recipe_params] if choice.recipe_params else None
+    return batch_source(
+        config, checkpoint, root=root, step=step, device=device, floats=floats, assumptions=assumptions, track=track
+    )
 
 
 def _callable(spec: ImportSpec, key: str, root: Path) -> Any:

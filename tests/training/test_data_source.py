@@ -218,6 +218,38 @@ def test_accelerates_loader_is_resumed_from_its_own_file(steps: Steps) -> None:
     assert "shuffled by seed 7 and epoch 1" in steps.told
 
 
+def test_lightnings_loader_is_resumed_from_its_fit_loop(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.seen = nn.Linear(1, 1), list[Tensor]()
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            self.seen.append(batch)
+            loss: Tensor = self.layer(batch[:, None]).mean()
+            return loss
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            if self.global_step == 7:
+                self.trainer.save_checkpoint(steps.root / "run.ckpt")
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    monkeypatch.chdir(steps.root)
+    module = Module()
+    trainer = lightning.Trainer(
+        max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, StatefulDataLoader(torch.arange(20.0), batch_size=4, shuffle=True))
+    checkpoint = load_checkpoint(steps.root / "run.ckpt", keys=None, trust_pickle=False)
+    config = RunConfig.model_validate({"model": "train:model", "data": "train:stateful"})
+    assert same(read(steps.built(config, checkpoint, 7), 7, 3), module.seen[7:])
+
+
 def test_a_state_of_another_step_is_not_used(steps: Steps) -> None:
     steps.of("train:stateful", step=7, at=5, loader={"any": 1})
     assert "loader state is of step 7, not 5: not used" in steps.told
