@@ -29,7 +29,7 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
-from nanhunt.training.loss_log import LossLog, read_losses, sibling_losses
+from nanhunt.training.loss_log import original_losses
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -79,7 +79,7 @@ def replay(options: ReplayOptions) -> Onset | None:
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
     other = _other_checkpoint(options, config)
-    original = _original_losses(config, config_path, checkpoint)
+    original = original_losses(config.losses, config_path.resolve().parent, checkpoint.path, checkpoint.step)
     _refuse_to_overwrite(options)
     device = _device(options.device)
     run = assemble(
@@ -123,13 +123,6 @@ def _other_checkpoint(options: ReplayOptions, config: RunConfig) -> Checkpoint |
     if options.reference is None:
         return None
     return load_checkpoint(options.reference, keys=config.checkpoint, trust_pickle=options.trust_pickle)
-
-
-def _original_losses(config: RunConfig, config_path: Path, checkpoint: Checkpoint) -> LossLog | None:
-    """Return what the original run logged: where the config says, else in a Trainer's later checkpoints."""
-    if config.losses is not None:
-        return read_losses(config.losses, config_path.resolve().parent)
-    return sibling_losses(checkpoint.path, checkpoint.step)
 
 
 def _check(options: ReplayOptions) -> None:

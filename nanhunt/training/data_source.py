@@ -90,10 +90,7 @@ def _from_code(
     if is_resumed and not is_ordered:
         _enter_epoch(data, step * accumulate)
     is_placed = is_resumed or "start_step" in filled or "start_step" in spec.kwargs
-    if spec.skip and (is_resumed or "start_step" in filled):
-        why = "the checkpoint holds its loader's state" if is_resumed else "it takes start_step"
-        raise ConfigError(f"data: skip: {spec.name} is at its place already: {why}", hint="leave skip: out")
-    count = (step * accumulate if spec.skip is True else int(spec.skip)) if spec.skip else 0
+    count = _to_skip(spec, filled, step * accumulate, is_resumed=is_resumed)
     endless = is_endless(data, is_skipped=count > 0)
     epochs = _begun(data, spec, checkpoint if is_resumed else None, endless=endless)
     if count:
@@ -133,6 +130,22 @@ def _say_which_rank(spec: DataSpec, filled: dict[str, object], assumptions: list
         assumptions.append(
             f"data: {spec.name} was called with rank 0 of 1: in a run of several ranks each read other batches"
         )
+
+
+def _to_skip(spec: DataSpec, filled: dict[str, object], read: int, *, is_resumed: bool) -> int:
+    """Return how many batches to skip; a loader that was resumed has done what `skip: true` asks for."""
+    if spec.skip and "start_step" in filled:
+        raise ConfigError(
+            f"data: skip: {spec.name} is at its place already: it takes start_step", hint="leave skip: out"
+        )
+    if spec.skip is True:
+        return 0 if is_resumed else read
+    if spec.skip and is_resumed:
+        raise ConfigError(
+            f"data: skip: {spec.name} is at its place already: the checkpoint holds its loader's state",
+            hint="leave skip: out, or write `skip: true`, which means the checkpoint's place however it is reached",
+        )
+    return int(spec.skip)
 
 
 def _resumed(data: object, spec: DataSpec, checkpoint: Checkpoint, step: int, assumptions: list[str]) -> bool:

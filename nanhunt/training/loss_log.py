@@ -18,7 +18,7 @@ from nanhunt.training.loss_csv import csv_losses
 from nanhunt.training.loss_events import event_losses, is_event_file
 from nanhunt.training.trainer_state import hidden_nans, logged_steps, read_trainer_state
 
-__all__ = ["LossLog", "read_losses", "sibling_losses"]
+__all__ = ["LossLog", "original_losses", "read_losses", "sibling_losses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,11 @@ class LossLog:
             "hides": [step for step in self.hides if first - 1 <= step <= last + 1],
             "logged": [self.steps[0], self.steps[-1]],
         }
+
+
+def original_losses(spec: LossesSpec | None, root: Path, checkpoint: Path, step: int | None) -> LossLog | None:
+    """Return what the original run logged: where the config says, else in a Trainer's later checkpoints."""
+    return sibling_losses(checkpoint, step) if spec is None else read_losses(spec, root)
 
 
 def read_losses(spec: LossesSpec, root: Path) -> LossLog:

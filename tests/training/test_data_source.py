@@ -354,6 +354,18 @@ def test_skipping_data_that_is_at_its_place_is_refused(steps: Steps) -> None:
         steps.of({"call": "train:placed", "skip": True}, step=4)
 
 
+def test_a_resumed_loader_is_where_skip_true_asks_for_and_nowhere_else(steps: Steps) -> None:
+    loader = StatefulDataLoader(torch.arange(20.0), batch_size=4, shuffle=True)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    found = steps.of({"call": "train:stateful", "skip": True}, step=1, loader=state).get(1, 0)
+    assert torch.equal(found, next(iterator))
+    assert steps.advanced == 0
+    with pytest.raises(ConfigError, match="the checkpoint holds its loader's state"):
+        steps.of({"call": "train:stateful", "skip": 3}, step=1, loader=state)
+
+
 def test_a_look_at_what_would_be_done_skips_nothing(steps: Steps) -> None:
     config = RunConfig.model_validate({"model": "train:model", "data": {"call": "train:plain", "skip": True}})
     checkpoint = Checkpoint(path=steps.root, container="torch", step=10**12, model={})
