@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 import nanhunt
-from nanhunt.commands.progress import Bar
+from nanhunt.commands.progress import Bar, counting
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
@@ -28,6 +29,7 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
+from nanhunt.training.loss_log import original_losses
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -77,6 +79,7 @@ def replay(options: ReplayOptions) -> Onset | None:
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
     other = _other_checkpoint(options, config)
+    original = original_losses(config.losses, config_path.resolve().parent, checkpoint.path, checkpoint.step)
     _refuse_to_overwrite(options)
     device = _device(options.device)
     run = assemble(
@@ -87,6 +90,8 @@ def replay(options: ReplayOptions) -> Onset | None:
         precision=options.precision,
         start_step=options.start_step,
         seed=options.seed,
+        # a dry run skips no batch: that may take hours
+        track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
     )
     steps = options.steps or config.train.steps
     settings = HuntSettings(
@@ -107,6 +112,8 @@ def replay(options: ReplayOptions) -> Onset | None:
     manifest = _manifest(options, config, config_path, checkpoint, run, settings)
     writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
+        if original is not None:
+            writer.note(NoteKind.ORIGINAL, original.note(run.start_step, run.start_step + steps - 1))
         onset = hunt(run, writer, settings, bar)
     _say(options, run, onset, bar)
     return onset

@@ -57,8 +57,7 @@ def hunt(
     Returns the onset, None where the run stayed healthy. The writer is left open, for the caller to close.
     """
     state = HuntState(run, writer, settings, progress or Silent(), Known.of(run))
-    for text in run.assumptions:
-        state.assume(text)
+    state.tell_assumptions()
     writer.note(NoteKind.OPTIMIZER, optimizer_facts(run))
     for body in poison_facts(run):
         writer.note(NoteKind.POISON, body)
@@ -197,6 +196,7 @@ def _replay(state: HuntState) -> Onset | None:
         finally:
             state.rows.blocks.on = False
         rows = state.write()
+        state.tell_assumptions()
         if step == run.start_step:
             for text in state.ring.told(run):
                 state.assume(text)

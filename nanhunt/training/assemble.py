@@ -16,6 +16,8 @@ from nanhunt.training.built_model import built_model
 from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.config import RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
+from nanhunt.training.data_source import batch_source
+from nanhunt.training.epochs import Track, untracked
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
@@ -24,7 +26,7 @@ from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chos
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
 from nanhunt.training.scheduler import built_scheduler
-from nanhunt.training.user_code import call_user, fill_parameters, resolve, resolve_callable
+from nanhunt.training.user_code import call_user, resolve, resolve_callable
 
 __all__ = ["assemble"]
 
@@ -43,11 +45,13 @@ def assemble(
     precision: str | None = None,
     start_step: int | None = None,
     seed: int | None = None,
+    track: Track | None = untracked,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
-    stands in `assumptions`.
+    stands in `assumptions`. `track` shows how far the skipping of batches is;
+    None skips none, for a look at what would be done.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
@@ -73,7 +77,7 @@ def assemble(
         scaler=_built_scaler(choice, checkpoint, device, assumptions),
         loss=_loss_function(config, root),
         train_step=custom,
-        batches=_batch_source(config, root, step, device, choice, assumptions),
+        batches=_batches(config, checkpoint, root, step, device, choice, assumptions, track),
         device=device,
         autocast=choice.autocast,
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
@@ -226,26 +230,20 @@ def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], 
     return lambda model, batch: function(model, batch, **kwargs)
 
 
-def _batch_source(
-    config: RunConfig, root: Path, step: int, device: torch.device, choice: PrecisionChoice, assumptions: list[str]
+def _batches(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    root: Path,
+    step: int,
+    device: torch.device,
+    choice: PrecisionChoice,
+    assumptions: list[str],
+    track: Track | None,
 ) -> BatchSource:
-    target = resolve(config.data.call, key="data", root=root)
-    available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
-    filled: dict[str, object] = {}
-    data: object = target
-    if callable(target) and not _is_loader(target):
-        filled = fill_parameters(target, available)
-        with call_user("data"):
-            data = target(**{**filled, **config.data.kwargs})
-    if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
-        assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
     floats = DTYPES[choice.recipe_params] if choice.recipe_params else None
-    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device, floats=floats)
-
-
-def _is_loader(target: object) -> bool:
-    """Whether the object yields batches itself rather than being a function that makes them."""
-    return hasattr(target, "__iter__") and not inspect.isclass(target)
+    return batch_source(
+        config, checkpoint, root=root, step=step, device=device, floats=floats, assumptions=assumptions, track=track
+    )
 
 
 def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:

@@ -46,6 +46,8 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     #: random states by generator: "torch", "cuda", "numpy", "python"
     rng: dict[str, Any] | None = None
+    #: where the data loader stood, as its `state_dict` told
+    loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
     more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     #: what else was saved and is small: config, model_args, best_val_loss …
@@ -91,6 +93,7 @@ def load_checkpoint(path: Path, *, keys: CheckpointKeys | None, trust_pickle: bo
                 scheduler=parts.scheduler,
                 scaler=parts.scaler,
                 rng=parts.rng,
+                loader=parts.loader,
                 extra=parts.extra,
                 locations=locations,
                 digest=_digest(path),

@@ -29,6 +29,10 @@ SCALER_KEYS = ("scaler", "grad_scaler", "scaler_state_dict", "grad_scaler_state_
 STEP_KEYS = ("step", "iter_num", "global_step", "iteration", "it", "steps")
 #: dicts that hold the step one level down (torchtitan, Megatron Bridge)
 PROGRESS_KEYS = ("train_state", "trainer_state", "progress")
+LOADER_KEYS = (
+    *("dataloader", "train_dataloader", "loader", "train_loader", "data_loader"),
+    *("dataloader_state_dict", "train_dataloader_state_dict", "loader_state_dict", "dl_state_dict", "dataloader_state"),
+)
 RNG_KEYS = ("rng", "rng_state", "rng_states", "random_states")
 
 #: one generator's state under the names that loops give it
@@ -59,6 +63,8 @@ class Parts:
     scaler: dict[str, Any] | None = None
     step: int | None = None
     rng: dict[str, Any] | None = None
+    #: where the data loader stood, as its `state_dict` told
+    loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
     more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +95,7 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
     scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), _plain_state)
     step = search.part("step", STEP_KEYS, as_step)
     rng = search.rng()
+    loader = search.part("loader", LOADER_KEYS, _loader_state) or _lightning_loader(content)
     model = search.model()
     return Parts(
         container="lightning" if "pytorch-lightning_version" in content else "torch",
@@ -100,6 +107,7 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         scaler=scaler,
         step=step if step is not None else _nested_step(content),
         rng=rng,
+        loader=loader,
         extra={k: v for k, v in content.items() if k not in search.used and _tensor_elements(v) <= SMALL},
         notes=tuple(search.notes),
     )
@@ -280,6 +288,19 @@ def _with_numbers(state: Any) -> Any:
 def _plain_state(value: object) -> dict[str, Any] | None:
     """Accept the state of a scheduler or scaler; {} is what a disabled scaler saves."""
     return dict(value) if isinstance(value, Mapping) and value else None
+
+
+def _loader_state(value: object) -> dict[str, Any] | None:
+    """Accept a loader's position; its settings, which some files keep under the same key, have a batch size."""
+    return dict(value) if isinstance(value, Mapping) and value and "batch_size" not in value else None
+
+
+def _lightning_loader(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state of the first loader that Lightning's fit loop read, where it was one that has a state."""
+    inside: Any = content
+    for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
+        inside = inside.get(key) if isinstance(inside, Mapping) else None
+    return _loader_state(_first_of(inside))
 
 
 def _scaler_like(content: Mapping[str, Any]) -> list[str]:

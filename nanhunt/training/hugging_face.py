@@ -107,6 +107,7 @@ def load_accelerate(path: Path, keys: CheckpointKeys | None, trust_pickle: bool)
     if len(schedulers) > 1:
         folder.notes.append(f"it holds {len(schedulers)} schedulers: the first is taken")
     random = folder.of_a_rank("random_states_{}.pkl") or {}
+    besides = folder.besides()
     parts = Parts(
         container="accelerate",
         model=folder.weights(),
@@ -117,7 +118,8 @@ def load_accelerate(path: Path, keys: CheckpointKeys | None, trust_pickle: bool)
         scaler=folder.state("scaler.pt"),
         step=_accelerate_step(optimizers, random, folder.notes),
         rng=rng_states(random),
-        extra=folder.besides(),
+        loader=besides.pop("dl_state_dict", None),
+        extra=besides,
         notes=(*folder.notes, *_unused(keys)),
     )
     return parts, frozenset(folder.tags)
