@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from nanhunt.errors import CheckpointError
 from nanhunt.training import checkpoint_folders as folders
+from nanhunt.training import sharded_folders as sharded
 from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.dcp_folder import is_dcp, is_dcp_shard, load_dcp, refuse_dcp_shard
 from nanhunt.training.state_match import Match, load_into, match_state
 from nanhunt.training.torch_file import read_torch_file
 
@@ -34,8 +37,8 @@ class Checkpoint:
     #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model" or "dcp"
     container: str
     step: int | None
-    #: the model's state dict, without the names of wrappers
-    model: dict[str, Tensor]
+    #: the model's state dict, without the names of wrappers; of a DCP folder each look at a tensor reads it
+    model: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None = None
     #: the states of further optimizers, in the checkpoint's order
     more_optimizers: tuple[dict[str, Any], ...] = ()
@@ -44,7 +47,7 @@ class Checkpoint:
     #: random states by generator: "torch", "cuda", "numpy", "python"
     rng: dict[str, Any] | None = None
     #: further modules' states by their key: a discriminator, a target network, an average
-    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    more_models: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     #: what else was saved and is small: config, model_args, best_val_loss …
     extra: dict[str, Any] = field(default_factory=dict)
     #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
@@ -118,9 +121,11 @@ def _is_safetensors(path: Path) -> bool:
 LOADERS: tuple[Loader, ...] = (
     # a Trainer folder that DeepSpeed wrote has no weights of its own and falls through to the next
     Loader(name="hf-trainer", recognises=folders.is_hf, load=folders.load_hf),
-    Loader(name="deepspeed", recognises=folders.is_deepspeed, load=folders.refuse_deepspeed),
-    Loader(name="megatron", recognises=folders.is_megatron, load=folders.refuse_megatron),
-    Loader(name="dcp", recognises=folders.is_dcp, load=folders.load_dcp),
+    Loader(name="deepspeed", recognises=sharded.is_deepspeed, load=sharded.refuse_deepspeed),
+    Loader(name="nemo", recognises=sharded.is_nemo, load=sharded.refuse_nemo),
+    Loader(name="megatron", recognises=sharded.is_megatron, load=sharded.refuse_megatron),
+    Loader(name="dcp", recognises=is_dcp, load=load_dcp),
+    Loader(name="dcp-shard", recognises=is_dcp_shard, load=refuse_dcp_shard),
     Loader(name="safetensors", recognises=_is_safetensors, load=_load_safetensors),
     Loader(name="torch", recognises=_is_torch, load=_load_torch),
 )
@@ -165,9 +170,10 @@ def _unknown_file(path: Path) -> CheckpointError:
 
 
 def _unknown_folder(path: Path) -> CheckpointError:
-    inside = [p for p in path.iterdir() if p.is_dir() and any(loader.recognises(p) for loader in LOADERS)]
-    files = [p for p in path.iterdir() if p.is_file() and any(loader.recognises(p) for loader in LOADERS)]
-    newest = max([*inside, *files], key=lambda p: p.stat().st_mtime, default=None)
+    inside = [p for p in path.iterdir() if _is_known(p)]
+    # torchtitan's steps, and Lightning's files, lie one folder further down
+    below = [p for folder in path.iterdir() if folder.is_dir() for p in folder.iterdir() if _is_known(p)]
+    newest = max(inside or below, key=_age, default=None)
     hint = f"did you mean {newest}?" if newest else "name the checkpoint file, or a folder that holds one"
     if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
         return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
@@ -177,6 +183,16 @@ def _unknown_folder(path: Path) -> CheckpointError:
             hint="it lacks model.safetensors and pytorch_model.bin; use another checkpoint of the run",
         )
     return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+
+
+def _is_known(path: Path) -> bool:
+    return any(loader.recognises(path) for loader in LOADERS)
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Sort by the last number of the name, `step-100` behind `step-90`, then by time: a copy has none of its own."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else -1, path.stat().st_mtime
 
 
 def _head(path: Path) -> bytes:
