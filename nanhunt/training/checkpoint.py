@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -170,10 +172,9 @@ def _unknown_file(path: Path) -> CheckpointError:
 
 
 def _unknown_folder(path: Path) -> CheckpointError:
-    inside = [p for p in path.iterdir() if _is_known(p)]
-    # torchtitan's steps, and Lightning's files, lie one folder further down
-    below = [p for folder in path.iterdir() if folder.is_dir() for p in folder.iterdir() if _is_known(p)]
-    newest = max(inside or below, key=_age, default=None)
+    # torchtitan's steps, and Lightning's files, may lie one folder further down
+    inside = _known_in(path) or [p for folder in path.iterdir() if folder.is_dir() for p in _known_in(folder)]
+    newest = max(inside, key=_age, default=None)
     hint = f"did you mean {newest}?" if newest else "name the checkpoint file, or a folder that holds one"
     if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
         return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
@@ -185,8 +186,14 @@ def _unknown_folder(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
 
 
-def _is_known(path: Path) -> bool:
-    return any(loader.recognises(path) for loader in LOADERS)
+def _known_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, of its first thousand entries; what may not be read is none."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in itertools.islice(folder.iterdir(), 1000):
+            with contextlib.suppress(OSError, CheckpointError):
+                found += [path] if any(loader.recognises(path) for loader in LOADERS) else []
+    return found
 
 
 def _age(path: Path) -> tuple[int, float]:
