@@ -78,7 +78,9 @@ class ByteText(pl.LightningDataModule):
 class SaveRandomState(Callback):
     """Keep torch's random state in the checkpoint, so that a replay draws the same dropout masks."""
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["rng_state"] = torch.get_rng_state()
 
 
