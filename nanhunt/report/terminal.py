@@ -69,6 +69,8 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     said = reading.replayed(diagnosis)
     if said:
         _field(page, "run", said, style="dim")
+    if options.verbose and diagnosis.run.get("match"):
+        _field(page, "loaded", str(diagnosis.run["match"]), style="dim")
 
 
 def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
