@@ -46,7 +46,8 @@ def unflattened(content: Mapping[str, Any]) -> State | None:
     for key, value in content.items():
         if isinstance(key, str) and key.startswith("param_groups."):
             name, _, setting = key.removeprefix("param_groups.").rpartition(".")
-            hyper.setdefault(name, {})[setting] = value
+            if name:
+                hyper.setdefault(name, {})[setting] = value
     if not hyper:
         return None
     state: dict[str, dict[str, Any]] = {}
@@ -66,8 +67,10 @@ def by_name(saved: State) -> State | None:
     groups, members = saved["param_groups"], _members(saved["param_groups"])
     if members and all(isinstance(member, str) for member in members):
         return saved
-    names = [name for group in groups for name in group.get("param_names") or ()]
-    if not members or len(names) != len(members) or len(set(names)) != len(names):
+    if not members or not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        return None
+    names = [str(name) for group in groups for name in group.get("param_names") or ()]
+    if len(names) != len(members) or len(set(names)) != len(names):
         return None
     name_of = dict(zip(members, names, strict=True))
     return {
@@ -154,9 +157,10 @@ def _cut_groups(optimizer: torch.optim.Optimizer, group_of: Mapping[int, int | N
 
 
 def _members(groups: Any) -> list[Any]:
-    """Return what the groups list as parameters: numbers or names."""
-    inside = groups if isinstance(groups, Sequence) else []
-    return [p for group in inside if isinstance(group, Mapping) for p in group.get("params") or ()]
+    """Return what the groups list as parameters: numbers or names; nothing of what is no list of groups."""
+    inside = groups if isinstance(groups, (list, tuple)) else ()
+    listed = (group.get("params") for group in inside if isinstance(group, Mapping))
+    return [member for members in listed if isinstance(members, (list, tuple)) for member in members]
 
 
 def _owner(key: str, names: Mapping[str, Any]) -> str:
