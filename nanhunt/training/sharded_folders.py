@@ -1,8 +1,9 @@
 """Checkpoints of DeepSpeed, Megatron and NeMo: recognised, and answered with the command that makes them whole.
 
 Their weights are cut by rank into pieces that only their own code puts together again. Each is recognised whether the
-user names the run's folder, the folder of one step, or one of the files in it. The commands are those of DeepSpeed
-0.17, Megatron-LM (tools/checkpoint/convert.py), Megatron Bridge 0.6 and NeMo 2; what they write is read here.
+user names the run's folder, the folder of one step, or one of the files in it. The commands follow the sources
+of DeepSpeed 0.19 (`zero_to_fp32.py`), Megatron-LM 0.20 (`tools/checkpoint/convert.py`) and Megatron Bridge 0.7, and
+NeMo 2's `llm.export_ckpt`; none of those can be installed for the tests, which hold the arguments, not the outcome.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def refuse_megatron(path: Path, keys: CheckpointKeys | None, trust_pickle: bool)
     raise CheckpointError(
         f"{path}: is {_one_of(path)}a Megatron checkpoint, cut by tensor- and pipeline-parallel rank",
         hint=f"in Megatron-LM's folder, make it one rank's with `{_convert(root)}` and name the "
-        "iter_*/mp_rank_00/model_optim_rng.pt that it writes; it holds the weights, not the optimizer",
+        "iter_*/mp_rank_00/model_optim_rng.pt that it writes, with --trust-pickle (Megatron pickles its arguments); it holds the weights, not the optimizer",
     )
 
 

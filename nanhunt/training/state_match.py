@@ -132,7 +132,29 @@ def tensors_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _live(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    """Return the tensors of the model's state by name: its own memory, into which a checkpoint can be copied.
+
+    FSDP 1 gives copies in its state_dict, and what is copied into those is lost: the parameters of the same names stand
+    for them. What stands for nothing is left out. Raises CheckpointError where a parameter is not reached that way.
+    """
+    own: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    memory = {_memory(tensor) for tensor in own.values()}
+    by_name = {clean_name(name): tensor for name, tensor in own.items()}
+    live: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and _memory(tensor) not in memory:
+            tensor = by_name.get(clean_name(name))
+        if isinstance(tensor, Tensor):
+            live[name] = tensor
+    reached = {_memory(tensor) for tensor in live.values()}
+    lost = [name for name, parameter in model.named_parameters() if _memory(parameter) not in reached]
+    if lost:
+        raise CheckpointError(
+            f"model: its state_dict() does not give its own parameters {_listed(lost)}, so nothing can be loaded into "
+            "them (FSDP with use_orig_params=False?)",
+            hint="let `model:` return the model without the wrapper: a replay needs no shards",
+        )
+    return live
 
 
 def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
@@ -144,7 +166,9 @@ def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Return what two tensors share when they are one; by object where there is no memory (meta, empty)."""
+    """Return what two tensors share when they are one; by object where there is no memory (meta, empty, lazy)."""
+    if nn.parameter.is_lazy(tensor):
+        return (id(tensor),)
     address = tensor.data_ptr() if tensor.numel() and tensor.device.type != "meta" else 0
     return (address, tuple(tensor.shape), tensor.stride(), tensor.dtype) if address else (id(tensor),)
 

@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
+from nanhunt.errors import CheckpointError
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint, load_into
 from nanhunt.training.names import best_renaming, clean_name
 from nanhunt.training.optimizer_state import load_optimizer
@@ -58,6 +60,10 @@ def compiled(module: nn.Module) -> Any:
     return torch.compile(module, backend="eager")
 
 
+def sharded(module: nn.Module) -> Any:
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+
+
 WRAPS: dict[str, Callable[[Any], Any]] = {
     "nothing": lambda net: net,
     "compile": compiled,
@@ -68,6 +74,7 @@ WRAPS: dict[str, Callable[[Any], Any]] = {
     "a part compiled": part(compiled),
     "a part in ddp": part(DistributedDataParallel),
     "a part in DataParallel": part(nn.DataParallel),
+    "fsdp 1, at two levels": lambda net: sharded(part(lambda m: sharded(checkpoint_wrapper(m)))(net)),
     "all of it": lambda net: compiled(
         DistributedDataParallel(part(lambda m: checkpoint_wrapper(compiled(checkpoint_wrapper(m))))(net))
     ),
@@ -135,8 +142,7 @@ def test_the_names_of_a_distributed_optimizer_state_need_no_renaming() -> None:
     assert set(names) == {name for name, _ in Net().named_parameters()}
 
 
-def test_a_fully_sharded_segment_is_dropped_at_any_level() -> None:
-    """FSDP 1 needs a GPU to wrap; its segment is `_fsdp_wrapped_module`, at each wrapped level."""
+def test_segments_of_wrappers_are_dropped_in_any_order() -> None:
     name = "_fsdp_wrapped_module._orig_mod.layers.0._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.weight"
     assert clean_name(name) == "layers.0.mlp.weight"
 
@@ -144,3 +150,10 @@ def test_a_fully_sharded_segment_is_dropped_at_any_level() -> None:
 def test_a_module_called_module_keeps_its_name() -> None:
     ours = {name: name for name in ("module.weight", "head.weight", "inner.module.weight")}
     assert best_renaming(ours, dict(ours)) == (ours, "")
+
+
+def test_a_model_whose_state_is_not_its_own_memory_is_refused_rather_than_left_as_built(source: Any) -> None:
+    flat = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=False)
+    with pytest.raises(CheckpointError, match="does not give its own parameters") as refused:
+        load_into(flat, source("nothing"))
+    assert "without the wrapper" in str(refused.value.hint)
