@@ -18,7 +18,7 @@ from nanhunt.bench import Bench, Made, NotApplicableError
 from nanhunt.changes.moments import forget_state
 from nanhunt.finiteness import nonfinite_names
 from nanhunt.interventions import RestoredWeights
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 from nanhunt.training.run import TrainingRun
 
 __all__ = ["restored_weights"]

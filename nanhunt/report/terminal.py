@@ -70,6 +70,8 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     if said:
         _field(page, "run", said, style="dim")
     _original(page, diagnosis)
+    if options.verbose and diagnosis.run.get("match"):
+        _field(page, "loaded", str(diagnosis.run["match"]), style="dim")
 
 
 def _original(page: Page, diagnosis: Diagnosis) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training import checkpoint_folders as folders
 from nanhunt.training import hugging_face
+from nanhunt.training import sharded_folders as sharded
 from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.dcp_folder import is_dcp, is_dcp_shard, load_dcp, refuse_dcp_shard
 from nanhunt.training.safetensors_file import is_safetensors, load_safetensors
 from nanhunt.training.state_match import Match, load_into, match_state
 from nanhunt.training.torch_file import read_torch_file
@@ -37,8 +40,8 @@ class Checkpoint:
     #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model", "accelerate" or "dcp"
     container: str
     step: int | None
-    #: the model's state dict, without the names of wrappers
-    model: dict[str, Tensor]
+    #: the model's state dict, without the names of wrappers; of a DCP folder each look at a tensor reads it
+    model: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None = None
     #: the states of further optimizers, in the checkpoint's order
     more_optimizers: tuple[dict[str, Any], ...] = ()
@@ -49,7 +52,7 @@ class Checkpoint:
     #: where the data loader stood, as its `state_dict` told
     loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
-    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    more_models: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     #: what else was saved and is small: config, model_args, best_val_loss …
     extra: dict[str, Any] = field(default_factory=dict)
     #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
@@ -121,9 +124,11 @@ LOADERS: tuple[Loader, ...] = (
     Loader(name="accelerate", recognises=hugging_face.is_accelerate, load=hugging_face.load_accelerate),
     Loader(name="hf-trainer", recognises=hugging_face.has_weights, load=hugging_face.load_hugging_face),
     Loader(name="hf-adapter", recognises=hugging_face.is_adapter, load=hugging_face.refuse_adapter),
-    Loader(name="deepspeed", recognises=folders.is_deepspeed, load=folders.refuse_deepspeed),
-    Loader(name="megatron", recognises=folders.is_megatron, load=folders.refuse_megatron),
-    Loader(name="dcp", recognises=folders.is_dcp, load=folders.load_dcp),
+    Loader(name="deepspeed", recognises=sharded.is_deepspeed, load=sharded.refuse_deepspeed),
+    Loader(name="nemo", recognises=sharded.is_nemo, load=sharded.refuse_nemo),
+    Loader(name="megatron", recognises=sharded.is_megatron, load=sharded.refuse_megatron),
+    Loader(name="dcp", recognises=is_dcp, load=load_dcp),
+    Loader(name="dcp-shard", recognises=is_dcp_shard, load=refuse_dcp_shard),
     Loader(name="safetensors", recognises=is_safetensors, load=_load_safetensors),
     Loader(name="torch", recognises=_is_torch, load=_load_torch),
 )
@@ -183,7 +188,9 @@ def _unknown_folder(path: Path) -> CheckpointError:
             f"{path}: is a Trainer folder without weights",
             hint="it lacks model.safetensors and pytorch_model.bin; use another checkpoint of the run",
         )
-    inside = sorted((p for p in path.iterdir() if any(loader.recognises(p) for loader in LOADERS)), key=_age)
+    # torchtitan's steps, and Lightning's files, may lie one folder further down
+    inside = _known_in(path) or [p for folder in path.iterdir() if folder.is_dir() for p in _known_in(folder)]
+    inside.sort(key=_age)
     if not inside:
         hint = "name the checkpoint file, or a folder that holds one"
         return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
@@ -193,10 +200,20 @@ def _unknown_folder(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: is no checkpoint, but holds checkpoints ({names})", hint=mend)
 
 
+def _known_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, of its first thousand entries; what may not be read is none."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in itertools.islice(folder.iterdir(), 1000):
+            with contextlib.suppress(OSError, CheckpointError):
+                found += [path] if any(loader.recognises(path) for loader in LOADERS) else []
+    return found
+
+
 def _age(path: Path) -> tuple[int, float]:
-    """Return what sorts checkpoints by their step, which `checkpoint-500` ends in, and by time where names tell none."""
-    number = re.search(r"(\d+)$", path.stem)
-    return (int(number[1]) if number else -1, path.stat().st_mtime)
+    """Sort by the last number of the name, `step-100` behind `step-90`, then by time: a copy has none of its own."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else -1, path.stat().st_mtime
 
 
 def _head(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.lightning_layout import is_lightning, lightning_content
+from nanhunt.training.names import clean_name
+from nanhunt.training.optimizer_names import unflattened, with_numbers
 
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["Parts", "clean_name", "find_parts", "rng_states"]
+__all__ = ["Parts", "find_parts", "rng_states"]
 
 # in the order in which they are tried; an EMA is not what was trained, so its keys are not among them
 MODEL_KEYS = ("model", "model_state_dict", "state_dict", "model_state", "module", "net", "weights", "params")
@@ -43,9 +45,6 @@ RNG_NAMES = {
     "python": ("python", "random", "python_rng_state", "random_rng_state", "py_rng_state", "random_state"),
 }
 
-#: path segments that wrappers put into names: torch.compile, activation checkpointing, FSDP 1
-WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-
 #: tensor elements up to which a leftover value is kept: counters and configs, not a second set of weights
 SMALL = 4096
 
@@ -55,7 +54,7 @@ class Parts:
     """What a checkpoint's dict holds, each part None where it is not there."""
 
     container: str
-    model: dict[str, Tensor]
+    model: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None = None
     #: the states of further optimizers, in the checkpoint's order
     more_optimizers: tuple[dict[str, Any], ...] = ()
@@ -66,7 +65,7 @@ class Parts:
     #: where the data loader stood, as its `state_dict` told
     loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
-    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    more_models: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     #: what was taken for granted
     notes: tuple[str, ...] = ()
@@ -86,7 +85,10 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         )
     if _is_state_dict(content) and not (keys and any(dict(keys).values())):
         return Parts(container="state-dict", model=_cleaned(_tensors(content)))
-    search = _Search(content=content, path=path, keys=keys)
+    lightning, notes = is_lightning(content), list[str]()
+    if lightning:
+        content, notes = lightning_content(content, keys)
+    search = _Search(content=content, path=path, keys=keys, notes=notes)
     optimizer = search.part("optimizer", OPTIMIZER_KEYS, _optimizer_state)
     more_optimizers = search.more_optimizers()
     if optimizer is None and more_optimizers:
@@ -98,7 +100,7 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
     loader = search.part("loader", LOADER_KEYS, _loader_state) or _lightning_loader(content)
     model = search.model()
     return Parts(
-        container="lightning" if "pytorch-lightning_version" in content else "torch",
+        container="lightning" if lightning else "torch",
         model=_cleaned(model),
         optimizer=optimizer,
         more_optimizers=tuple(more_optimizers),
@@ -111,12 +113,6 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         extra={k: v for k, v in content.items() if k not in search.used and _tensor_elements(v) <= SMALL},
         notes=tuple(search.notes),
     )
-
-
-@functools.cache
-def clean_name(name: str) -> str:
-    """Return a parameter's name without the segments that wrappers put into it."""
-    return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS)
 
 
 def rng_states(content: object) -> dict[str, Any] | None:
@@ -195,16 +191,16 @@ class _Search:
         found = []
         for key, value in self.content.items():
             inside = value if isinstance(value, (list, tuple)) else [value]
-            if isinstance(value, Mapping) and "param_groups" not in value:
+            if isinstance(value, Mapping) and _optimizer_state(value) is None:
                 inside = list(value.values())
             states = [(item, _optimizer_state(item)) for item in inside if id(item) not in self.taken]
             found += [state for _, state in states if state is not None]
             self.used.update([key] if any(state is not None for _, state in states) else [])
         return found
 
-    def more_models(self) -> dict[str, dict[str, Tensor]]:
+    def more_models(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the states of modules that are not the model's, by their key at the top."""
-        found = {}
+        found: dict[str, Mapping[str, Tensor]] = {}
         for key, value in self.content.items():
             state = _model_state(value) if key not in self.used and isinstance(key, str) else None
             if state and id(value) not in self.taken:
@@ -273,16 +269,11 @@ def _model_state(value: object) -> dict[str, Tensor] | None:
 def _optimizer_state(value: object) -> dict[str, Any] | None:
     if isinstance(value, torch.optim.Optimizer):
         value = value.state_dict()
-    if not isinstance(value, Mapping) or "param_groups" not in value:
+    if not isinstance(value, Mapping):
         return None
-    return {**value, "state": _with_numbers(value.get("state", {}))}
-
-
-def _with_numbers(state: Any) -> Any:
-    """Turn '0' back into 0: torch.distributed.checkpoint makes texts of the parameters' numbers."""
-    if isinstance(state, Mapping) and state and all(isinstance(k, str) and k.isdecimal() for k in state):
-        return {int(key): value for key, value in state.items()}
-    return state
+    if "param_groups" not in value:
+        return unflattened(value)
+    return {**value, "state": with_numbers(value.get("state", {}), value["param_groups"])}
 
 
 def _plain_state(value: object) -> dict[str, Any] | None:
@@ -328,7 +319,12 @@ def _is_state_dict(content: Mapping[Any, Any]) -> bool:
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    # a tensor that asks for no gradient stays the very object, by which a reader of shards knows it again
+    return {
+        k: v.detach() if v.requires_grad else v
+        for k, v in content.items()
+        if isinstance(k, str) and isinstance(v, Tensor)
+    }
 
 
 def _cleaned(state: dict[str, Tensor]) -> dict[str, Tensor]:

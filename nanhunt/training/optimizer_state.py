@@ -2,18 +2,25 @@
 
 torch keys optimizer state by a parameter's index in group order. The same model trained with one group, or with decayed
 and undecayed weights in two, gives two different orders, and mapping one into the other by index gives every tensor a
-stranger's moments. Shapes tell the orders apart.
+stranger's moments. Where the checkpoint tells names, those decide (`optimizer_names.py`); else shapes tell the orders
+apart.
+
+The state becomes the optimizer's own: a copy of what is mapped from a file, for a run that still trains may write that
+file anew, and a mapping whose file is cut short ends the process.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.on_demand import OnDemand, outline
+from nanhunt.training.optimizer_names import by_name, covers, numbered, without
 from nanhunt.training.parameter_orders import usual_orders
 
 if TYPE_CHECKING:
@@ -41,13 +48,13 @@ def load_optimizers(
         assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
         return []
     if len(optimizers) == 1:
-        fitting = take_fitting(optimizers[0], states) if len(states) > 1 else None
+        fitting = take_fitting(optimizers[0], states, model) if len(states) > 1 else None
         saved = states.pop(0) if fitting is None else fitting
         by_trainer = checkpoint.container == "hf-trainer"
         load_optimizer(optimizers[0], model, saved, assumptions, by_trainer=by_trainer)
         return states
     for index, optimizer in enumerate(optimizers):
-        fitting = take_fitting(optimizer, states)
+        fitting = take_fitting(optimizer, states, model)
         if fitting is None:
             name = f"optimizer {index} ({type(optimizer).__name__})"
             assumptions.append(f"the checkpoint holds no state that fits {name}: its moments start from zero")
@@ -56,12 +63,25 @@ def load_optimizers(
     return states
 
 
-def take_fitting(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Remove and return the first state with this optimizer's groups, shapes and hyper-parameters; None without one."""
+def take_fitting(
+    optimizer: torch.optim.Optimizer, states: list[dict[str, Any]], model: nn.Module
+) -> dict[str, Any] | None:
+    """Remove and return the first state that fits this optimizer; None without one.
+
+    One by name fits where it names all parameters, and what it holds of others stays; one by number where it has the
+    optimizer's groups, shapes and hyper-parameters.
+    """
     ours = _parameters(optimizer)
     telling = set(optimizer.param_groups[0]) & _TELLING
     for index, saved in enumerate(states):
         groups = saved["param_groups"]
+        names = by_name(saved)
+        if names is not None and covers(names, optimizer, model):
+            rest = without(names, optimizer, model)
+            states[index : index + 1] = [rest] if rest is not None else []
+            return names
+        if names is saved:
+            continue
         sizes = [len(group["params"]) for group in groups]
         if sizes != [len(group["params"]) for group in optimizer.param_groups] or not _fits(ours, saved):
             continue
@@ -78,11 +98,10 @@ def load_optimizer(
     *,
     by_trainer: bool = False,
 ) -> None:
-    """Load `saved` into `optimizer`, regrouping it where only another order of the same parameters fits.
+    """Load `saved` into `optimizer`, by name where it tells names, else in the order of parameters that fits.
 
-    `by_trainer`: whether a Hugging Face Trainer saved it, whose groups are known.
-
-    Raises CheckpointError where no order fits the moments' shapes.
+    `by_trainer`: whether a Hugging Face Trainer saved it, whose groups are known. Regroups the optimizer as the
+    checkpoint's was, which is told. Raises CheckpointError where no order fits the moments' shapes.
     """
     if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
         raise CheckpointError(
@@ -90,6 +109,9 @@ def load_optimizer(
             "not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
         )
+    names = by_name(saved)
+    if names is not None and (names is saved or covers(names, optimizer, model)):
+        saved = numbered(names, optimizer, model, assumptions)
     _refuse_another_optimizer(optimizer, saved)
     sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
@@ -105,7 +127,37 @@ def load_optimizer(
         {**{k: v for k, v in ours.items() if k != "params"}, **theirs}
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
+    loadable["state"] = {
+        key: dict(state) if isinstance(state, Mapping) else state for key, state in saved["state"].items()
+    }
     optimizer.load_state_dict(loadable)
+    mapped = {
+        t.untyped_storage().data_ptr()
+        for state in saved["state"].values()
+        if not isinstance(state, OnDemand)
+        for t in _tensors(state)
+    }
+    for parameter, state in optimizer.state.items():
+        optimizer.state[parameter] = _owned(state, mapped)
+
+
+def _owned(state: Any, mapped: set[int]) -> Any:
+    """Copy the tensors of a state that lie in the checkpoint's memory: torch keeps what it need not cast or move."""
+    if isinstance(state, Tensor):
+        return state.clone() if state.untyped_storage().data_ptr() in mapped else state
+    if isinstance(state, dict):
+        return {key: _owned(value, mapped) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_owned(value, mapped) for value in state]
+    return state
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (Mapping, list, tuple)):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(value)
 
 
 def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -154,7 +206,7 @@ def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
     """Whether each saved moment has the shape of the parameter that its index names in this order."""
     indices = [i for group in saved["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, order, strict=True):
-        state = saved["state"].get(index) or {}
+        state = outline(saved["state"].get(index) or {})
         for value in (state.get(key) for key in _SHAPED):
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                 return False

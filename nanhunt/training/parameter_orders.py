@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 
 __all__ = ["trainer_groups", "usual_orders"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nanhunt.recipes.emulator import Emulator
 from nanhunt.training.batches import BatchSource
-from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.cuda_autocast import CudaAutocastLists
+from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
 from nanhunt.training.slots import SlotPool
 

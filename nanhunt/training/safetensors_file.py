@@ -13,8 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training.checkpoint_layout import Parts, clean_name
+from nanhunt.training.checkpoint_layout import Parts
 from nanhunt.training.json_file import read_json
+from nanhunt.training.names import clean_name
 
 __all__ = ["indexed_files", "is_safetensors", "load_safetensors", "read_tensors", "shard_of"]
 

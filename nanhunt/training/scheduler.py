@@ -32,8 +32,11 @@ def built_scheduler(
     if checkpoint.scheduler is None:
         assumptions.append("the checkpoint holds no scheduler state: the schedule starts anew")
         return scheduler
+    saved = checkpoint.scheduler
+    if set(saved) == {"last_epoch"}:  # all that torchtitan saves: the rest follows from the schedule itself
+        saved = {**scheduler.state_dict(), **saved, "_step_count": saved["last_epoch"] + 1, "_last_lr": rates}
     with call_user("scheduler"):
-        scheduler.load_state_dict(checkpoint.scheduler)
+        scheduler.load_state_dict(saved)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     return scheduler

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import best_renaming, clean_name
+from nanhunt.training.on_demand import outline
 from nanhunt.training.safetensors_file import shard_of
 from nanhunt.training.transformers_names import converted_state
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
 
 __all__ = ["Match", "load_into", "match_state", "tensors_for"]
-
-#: first segments that wrappers add: DataParallel and DDP; a LightningModule's attribute; DeepSpeed's forward module
-PREFIXES = ("module.", "model.", "net.", "_forward_module.")
 
 Shape = tuple[int, ...]
 
@@ -69,7 +67,8 @@ def match_state(model_keys: Mapping[str, Shape], state: Mapping[str, Tensor]) ->
     added where that makes more names match, and only there.
     """
     ours = {clean_name(name): name for name in model_keys}
-    theirs, renaming = _best_renaming(ours, {clean_name(name): name for name in state})
+    state = outline(state)
+    theirs, renaming = best_renaming(ours, {clean_name(name): name for name in state})
     matched: dict[str, str] = {}
     mismatched: list[tuple[str, Shape, Shape]] = []
     for clean, name in ours.items():
@@ -147,7 +146,29 @@ def _matched(
 
 
 def _live(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    """Return the tensors of the model's state by name: its own memory, into which a checkpoint can be copied.
+
+    FSDP 1 gives copies in its state_dict, and what is copied into those is lost: the parameters of the same names stand
+    for them. What stands for nothing is left out. Raises CheckpointError where a parameter is not reached that way.
+    """
+    own: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    memory = {_memory(tensor) for tensor in own.values()}
+    by_name = {clean_name(name): tensor for name, tensor in own.items()}
+    live: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and _memory(tensor) not in memory:
+            tensor = by_name.get(clean_name(name))
+        if isinstance(tensor, Tensor):
+            live[name] = tensor
+    reached = {_memory(tensor) for tensor in live.values()}
+    lost = [name for name, parameter in model.named_parameters() if _memory(parameter) not in reached]
+    if lost:
+        raise CheckpointError(
+            f"model: its state_dict() does not give its own parameters {_listed(lost)}, so nothing can be loaded into "
+            "them (FSDP with use_orig_params=False?)",
+            hint="let `model:` return the model without the wrapper: a replay needs no shards",
+        )
+    return live
 
 
 def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
@@ -159,44 +180,11 @@ def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Return what two tensors share when they are one; by object where there is no memory (meta, empty)."""
+    """Return what two tensors share when they are one; by object where there is no memory (meta, empty, lazy)."""
+    if nn.parameter.is_lazy(tensor):
+        return (id(tensor),)
     address = tensor.data_ptr() if tensor.numel() and tensor.device.type != "meta" else 0
     return (address, tuple(tensor.shape), tensor.stride(), tensor.dtype) if address else (id(tensor),)
-
-
-def _best_renaming(ours: Mapping[str, str], theirs: dict[str, str]) -> tuple[dict[str, str], str]:
-    """Return the checkpoint's names after the renaming that matches most of ours, and its description."""
-    best, told, most = theirs, "", sum(name in ours for name in theirs)
-    for description, renamed in _renamings(ours, theirs):
-        count = sum(name in ours for name in renamed)
-        if count > most:
-            best, told, most = renamed, description, count
-    return best, told
-
-
-def _renamings(ours: Mapping[str, str], theirs: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for dropped, names in [("", theirs), *_droppings(theirs, "", depth=3)]:
-        told = f"the leading {dropped!r} was dropped" if dropped else ""
-        if dropped:
-            yield told, names
-        for prefix in PREFIXES:
-            added = {_with_prefix(prefix, name, ours): key for name, key in names.items()}
-            if len(added) == len(names):
-                yield (f"{told} and " if told else "the leading ") + f"{prefix!r} was added", added
-
-
-def _with_prefix(prefix: str, name: str, ours: Mapping[str, str]) -> str:
-    return prefix + name if name not in ours and prefix + name in ours else name
-
-
-def _droppings(theirs: dict[str, str], dropped: str, depth: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield what was dropped and the names without it: one prefix, then a second one from the result: `module.model.` is common."""
-    for prefix in PREFIXES:
-        if depth and any(name.startswith(prefix) for name in theirs):
-            renamed = {name.removeprefix(prefix): key for name, key in theirs.items()}
-            if len(renamed) == len(theirs):
-                yield dropped + prefix, renamed
-                yield from _droppings(renamed, dropped + prefix, depth - 1)
 
 
 def _does_not_fit(match: Match, checkpoint: Checkpoint) -> CheckpointError:

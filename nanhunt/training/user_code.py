@@ -24,6 +24,9 @@ _PACKAGE = Path(__file__).parents[1]
 #: folders below a project that hold no modules of the user's
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist"}
 
+#: folders that installers fill, wherever they lie
+_SITES = {"site-packages", "dist-packages"}
+
 #: packages whose frames say nothing about the user's fault
 _HIDDEN_PACKAGES = ("torch", "typer", "click", "contextlib.py", "importlib", "runpy.py")
 
@@ -166,8 +169,8 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _is_installed(path: Path) -> bool:
-    """Whether a file lies in this environment's folders, or in another's that a .pth file or PYTHONPATH leads to."""
-    if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+    # the interpreter's own folders, and those that it was led to: a user's site, a system's beneath an environment
+    if not _SITES.isdisjoint(path.parts):
         return True
     paths = sysconfig.get_paths()
     return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
