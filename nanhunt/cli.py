@@ -51,6 +51,9 @@ Config = Annotated[
 Format = Annotated[str | None, typer.Option("--format", "-f", help="terminal, json or markdown")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="more detail; tracebacks of bad input")]
 ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit with 1 where a fault was found")]
 
@@ -88,9 +91,7 @@ def replay(
         Path | None, typer.Option(metavar="CKPT", help="another checkpoint of the run, to restore weights from")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done")] = False,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
-    ] = False,
+    trust_pickle: TrustPickle = False,
     seed: Annotated[int | None, typer.Option(min=0, help="seed in place of train.seed")] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite a trace")] = False,
     exit_code: ExitCode = False,
@@ -190,6 +191,24 @@ def trials(
     from nanhunt.commands.trials import trials as run
 
     print(run(trace), end="")
+
+
+@app.command()
+def init(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CKPT]", help="the checkpoint to fit the config to; without it a general one")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the config to write")] = Path("nanhunt.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite a config")] = False,
+    trust_pickle: TrustPickle = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no questions; print the next command alone")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a nanhunt.yaml that fits CKPT, and say what it could not know; at a terminal, ask for it."""
+    from nanhunt.commands.init import InitOptions
+    from nanhunt.commands.init import init as run
+
+    run(InitOptions(checkpoint=checkpoint, out=out, force=force, trust_pickle=trust_pickle, quiet=quiet))
 
 
 @app.command()
