@@ -176,7 +176,11 @@ def _problem(definition: Definition, wanted: _Wanted, at_hand: Mapping[str, Any]
     asked = [p for p in definition.required[wanted.given :] if p not in wanted.filled and p not in at_hand]
     if asked:
         return f"asks for {', '.join(asked)}, which the checkpoint does not show"
-    takes = len(definition.required) if definition.accepted is None else max(len(definition.accepted), len(definition.required))
+    takes = (
+        len(definition.required)
+        if definition.accepted is None
+        else max(len(definition.accepted), len(definition.required))
+    )
     if takes < wanted.given and definition.accepted is not None:
         return f"takes {takes} arguments, not the {wanted.given} that it would be given"
     return None

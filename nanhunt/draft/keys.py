@@ -52,7 +52,9 @@ def found_keys(path: Path, *, trust_pickle: bool) -> CheckpointKeys | None:
     return CheckpointKeys(**chosen) if chosen else None
 
 
-def _places(content: Mapping[Any, Any], above: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+def _places(
+    content: Mapping[Any, Any], above: str = "", depth: int = _DEPTH
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield each dict below the top with its dotted path; optimizers' insides are left alone."""
     count = 0
     for key, value in content.items():

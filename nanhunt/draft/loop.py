@@ -51,7 +51,9 @@ def _autocast_of(shown: Shown) -> tuple[str, str] | None:
         found = str(shown.settings.get(name, "")).lower().removeprefix("torch.")
         if found in _AUTOCAST:
             return _AUTOCAST[found], f"{name} {found}"
-    return next(((fmt, name) for name, fmt in (("bf16", "bf16"), ("fp16", "fp16")) if shown.settings.get(name) is True), None)
+    return next(
+        ((fmt, name) for name, fmt in (("bf16", "bf16"), ("fp16", "fp16")) if shown.settings.get(name) is True), None
+    )
 
 
 def _scaler_arguments(scaler: dict[str, Any]) -> dict[str, Any] | bool:

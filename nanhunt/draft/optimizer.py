@@ -16,7 +16,17 @@ __all__ = ["optimizer_arguments", "optimizer_of", "scheduler_arguments", "schedu
 #: Keys of a group that say how the update is computed rather than which; versions of torch differ in them.
 _HOW = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 #: Keys that others put into a group.
-_ADDED = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "name", "lr_scale"}
+_ADDED = {
+    "params",
+    "param_names",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "max_momentum",
+    "base_momentum",
+    "name",
+    "lr_scale",
+}
 #: Arguments that are worth a line; the rest are as the class has them.
 _WRITTEN = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "alpha", "rho", "amsgrad")
 
@@ -105,7 +115,11 @@ def scheduler_arguments(
 @functools.cache
 def _hyper_parameters() -> dict[str, set[str]]:
     """Return what the groups of each of torch's optimizers are made of, asked of the optimizers themselves."""
-    names = [n for n in vars(torch.optim) if isinstance(getattr(torch.optim, n), type) and n not in ("Optimizer", "lr_scheduler")]
+    names = [
+        n
+        for n in vars(torch.optim)
+        if isinstance(getattr(torch.optim, n), type) and n not in ("Optimizer", "lr_scheduler")
+    ]
     return {name: set(_defaults(name)) for name in names if _defaults(name)}
 
 

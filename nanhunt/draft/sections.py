@@ -84,7 +84,9 @@ def _model(shown: Shown, guesses: Guesses, module: str) -> _Made:
         return _open("model", guesses, module, active=True), _not_found("model", "that builds the model", guesses), True
     if shown.model_arguments_in and isinstance(entry.value, dict):
         entry = Entry(
-            key="model", value=entry.value, notes=(*entry.notes, f"Its arguments: {shown.model_arguments_in} of the checkpoint.")
+            key="model",
+            value=entry.value,
+            notes=(*entry.notes, f"Its arguments: {shown.model_arguments_in} of the checkpoint."),
         )
     return entry, f"model: whether {_spec(entry)} builds the model of this run", False
 
@@ -122,7 +124,9 @@ def _optimizer(shown: Shown, guesses: Guesses, module: str) -> _Made:
     groups, name = shown.groups, optimizer_of(shown.groups)
     notes = (_groups_in_words(groups),) if groups else ()
     if entry is not None:
-        told = f"optimizer: whether {_spec(entry)} builds the groups in the checkpoint's order" if len(groups) > 1 else ""
+        told = (
+            f"optimizer: whether {_spec(entry)} builds the groups in the checkpoint's order" if len(groups) > 1 else ""
+        )
         return Entry(key="optimizer", value=entry.value, notes=(*entry.notes, *notes)), told, False
     if name is None and not groups and "optimizer" not in guesses.near:
         value = {"call": "torch.optim:AdamW", "kwargs": {"lr": _rate(shown)}}
@@ -170,7 +174,9 @@ def _scheduler(shown: Shown, guesses: Guesses, module: str) -> _Made:
     if entry is not None:
         return Entry(key="scheduler", value=entry.value, notes=(*entry.notes, saved)), "", False
     entry = _open("scheduler", guesses, module, active=False)
-    told = f"scheduler: the checkpoint holds the state of a {kind or 'scheduler'}, not what made it: the rate stays fixed"
+    told = (
+        f"scheduler: the checkpoint holds the state of a {kind or 'scheduler'}, not what made it: the rate stays fixed"
+    )
     return Entry(key="scheduler", value=entry.value, notes=(*entry.notes, saved), active=False), told, False
 
 
@@ -183,7 +189,9 @@ def _train_step(shown: Shown, guesses: Guesses, module: str) -> _Made:
     saved = f"The checkpoint holds {several} optimizers." if several else ""
     why = f"A guess: {guess.reason}." if guess is not None else ""
     notes = (prose(f"{_WHAT['train_step']} {saved} {why}"),)
-    told = f"train_step: the checkpoint holds {several} optimizers, which the built-in step cannot use" if several else ""
+    told = (
+        f"train_step: the checkpoint holds {several} optimizers, which the built-in step cannot use" if several else ""
+    )
     return Entry(key="train_step", value=value, notes=notes, active=False), told, False
 
 
@@ -244,7 +252,11 @@ def _summary(shown: Shown) -> str:
     held = [name for name, part in parts.items() if part]
     lacking = [name for name, part in parts.items() if not part]
     told = f"It holds {_joined(held)} state" if held else "It holds no further state"
-    told += f", and no {_joined([n.removeprefix('the ').removeprefix('a ') for n in lacking])} state." if held and lacking else "."
+    told += (
+        f", and no {_joined([n.removeprefix('the ').removeprefix('a ') for n in lacking])} state."
+        if held and lacking
+        else "."
+    )
     return (
         f"The checkpoint: {checkpoint.container}{step}{tags}, {counted(len(checkpoint.model), 'tensor')} of "
         f"{elements:,} elements in {dtypes}. {told}"

@@ -151,7 +151,7 @@ def _flat(value: object, depth: int = _DEEPEST) -> Iterator[tuple[str, Any]]:
     """Yield the plain settings of nested dicts by their last key, the outer ones last, so that they win."""
     if not isinstance(value, Mapping):
         return
-    for key, inner in list(value.items())[: 16 * _MOST_ITEMS]:
+    for inner in list(value.values())[: 16 * _MOST_ITEMS]:
         if isinstance(inner, Mapping) and depth > 1:
             yield from _flat(inner, depth - 1)
     for key, inner in list(value.items())[: 16 * _MOST_ITEMS]:

@@ -70,7 +70,9 @@ def _comment(texts: Sequence[str]) -> list[str]:
         if text.startswith("  "):
             lines.append(f"#   {prose(text)}")
         else:
-            lines += textwrap.wrap(prose(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+            lines += textwrap.wrap(
+                prose(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+            )
     return lines
 
 
