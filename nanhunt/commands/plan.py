@@ -85,7 +85,7 @@ def _page() -> Page:
 
 def _put(page: Page, rows: _Rows) -> None:
     for label, text in rows:
-        page.put(Text(f"{label:<12}", "dim"), Text(prose(text)))
+        page.put(Text(f"{label:<14}", "dim"), Text(prose(text)))
 
 
 def _loaded(plan: Plan) -> _Rows:
@@ -117,7 +117,7 @@ def _short(digest: str) -> str:
 def _matched(plan: Plan) -> _Rows:
     run, match = plan.run, plan.run.matched
     parameters = run.parameters().values()
-    yield "model", f"{type(run.model).__name__}, {counted(sum(p.numel() for p in parameters), 'parameter')}"
+    yield "model", f"{type(run.model).__name__}, {sum(p.numel() for p in parameters):,} parameters"
     if match is not None:
         yield (
             "weights",
@@ -156,13 +156,17 @@ def _replayed(plan: Plan, batch: Any) -> _Rows:
     run, settings = plan.run, plan.settings
     every = "each recorded" if settings.every == 1 else f"recorded every {settings.every}"
     yield "steps", f"{run.start_step} to {run.start_step + settings.steps - 1}, {settings.steps} in all, {every}"
-    yield "step", f"{counted(run.accumulate, 'micro-batch')}, {_loop(run)}".replace("batchs", "batches")
+    yield "each of", f"{_micro(run.accumulate)}, {_loop(run)}"
     yield "precision", _precision(run)
     yield "clip", _clip(run)
     yield "device", _device(run.device)
     yield "a fault", _looks(settings)
     yield "first batch", _fields(batch)
     yield "trace", str(plan.out)
+
+
+def _micro(count: int) -> str:
+    return "one batch" if count == 1 else f"{count} micro-batches"
 
 
 def _loop(run: TrainingRun) -> str:

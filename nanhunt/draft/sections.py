@@ -12,6 +12,8 @@ from nanhunt.draft.optimizer import optimizer_arguments, optimizer_of, scheduler
 from nanhunt.draft.shown import Shown
 from nanhunt.draft.text import Draft, Entry
 from nanhunt.report.words import counted, prose
+from nanhunt.training.json_file import read_json
+from nanhunt.training.model_from_config import config_beside
 
 __all__ = ["draft_of"]
 
@@ -72,33 +74,24 @@ def _open(key: str, guesses: Guesses, module: str, *, active: bool) -> Entry:
 
 
 def _model(shown: Shown, guesses: Guesses, module: str) -> _Made:
-    from nanhunt.training.config import RunConfig
-
-    if "config" in (shown.checkpoint.extra if shown.checkpoint else {}) and shown.container.startswith("hf-"):
-        if not RunConfig.model_fields["model"].is_required():
-            notes = (f"{_WHAT['model']} Left out: the model is built from the folder's config.json.",)
-            return Entry(key="model", value=f"{module}:build_model", notes=notes, active=False), "", False
-        return _from_pretrained(shown), "", False
+    if _is_described(shown):
+        notes = (f"{_WHAT['model']} Left out: the model is built from the config.json that lies with the weights.",)
+        return Entry(key="model", value=f"{module}:build_model", notes=notes, active=False), "", False
     entry = _guessed("model", guesses)
     if entry is None:
         return _open("model", guesses, module, active=True), _not_found("model", "that builds the model", guesses), True
     if shown.model_arguments_in and isinstance(entry.value, dict):
-        entry = Entry(
-            key="model",
-            value=entry.value,
-            notes=(*entry.notes, f"Its arguments: {shown.model_arguments_in} of the checkpoint."),
-        )
+        notes = (*entry.notes, f"Its arguments: {shown.model_arguments_in} of the checkpoint.")
+        entry = Entry(key="model", value=entry.value, notes=notes)
     return entry, f"model: whether {_spec(entry)} builds the model of this run", False
 
 
-def _from_pretrained(shown: Shown) -> Entry:
-    assert shown.path is not None
-    config = shown.checkpoint.extra["config"] if shown.checkpoint else {}
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named and str(named[0]).isidentifier() else "AutoModelForCausalLM"
-    kwargs = {"pretrained_model_name_or_path": str(shown.path.resolve())}
-    notes = (f"{_WHAT['model']} The class that config.json names.",)
-    return Entry(key="model", value={"call": f"transformers:{name}.from_pretrained", "kwargs": kwargs}, notes=notes)
+def _is_described(shown: Shown) -> bool:
+    """Whether a config.json beside the weights names a class of transformers, and no code of its own."""
+    path = config_beside(shown.path) if shown.path is not None else None
+    content = read_json(path) if path is not None else {}
+    names = content.get("architectures")
+    return bool(isinstance(names, list) and names and str(names[0]).isidentifier() and not content.get("auto_map"))
 
 
 def _data(shown: Shown, guesses: Guesses, module: str) -> _Made:
@@ -141,7 +134,7 @@ def _optimizer(shown: Shown, guesses: Guesses, module: str) -> _Made:
         )
     value = {"call": f"torch.optim:{name}", "kwargs": optimizer_arguments(name, groups[0])}
     told = ""
-    if len(groups) > 1:
+    if len(groups) > 1 and shown.container != "hf-trainer":  # how a Trainer cuts its groups is known
         told = f"optimizer: how its {len(groups)} groups were cut; torch.optim:{name} over all parameters is regrouped by shape"
     notes = (f"{_WHAT['optimizer']} The class by the state's hyper-parameters.", *notes)
     return Entry(key="optimizer", value=value, notes=notes), told, False
@@ -166,6 +159,11 @@ def _scheduler(shown: Shown, guesses: Guesses, module: str) -> _Made:
     if kind is None:  # the run had none, or the file does not say
         return None, "", False
     saved = f"The checkpoint holds the state of a {kind or 'scheduler that is none of torch’s'}."
+    if shown.container == "hf-trainer":
+        notes = (
+            f"{_WHAT['scheduler']} Left out: it is inferred from the rates that the Trainer logged, where they show it.",
+        )
+        return Entry(key="scheduler", value=f"{module}:make_scheduler", notes=notes, active=False), "", False
     arguments = scheduler_arguments(kind, state or {}, shown.groups)
     if arguments is not None:
         value = {"call": f"torch.optim.lr_scheduler:{kind}", "kwargs": arguments}
@@ -246,8 +244,8 @@ def _summary(shown: Shown) -> str:
     step = f", saved at step {checkpoint.step}" if checkpoint.step is not None else ""
     tags = f" on {', '.join(sorted(checkpoint.locations))}" if checkpoint.locations else ""
     parts = {
-        "the optimizer's": checkpoint.optimizer, "a scheduler's": checkpoint.scheduler, "a gradient scaler's": checkpoint.scaler,
-        "random": checkpoint.rng,
+        "an optimizer": checkpoint.optimizer, "a scheduler": checkpoint.scheduler, "a gradient scaler": checkpoint.scaler,
+        "random generators": checkpoint.rng,
     }  # fmt: skip
     held = [name for name, part in parts.items() if part]
     lacking = [name for name, part in parts.items() if not part]

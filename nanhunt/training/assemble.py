@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.batches import BatchSource
+from nanhunt.training.built_model import built_model
 from nanhunt.training.checkpoint import Checkpoint, Match, load_into
-from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.config import RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
@@ -22,7 +23,8 @@ from nanhunt.training.owned_state import load_owned
 from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
-from nanhunt.training.user_code import call_user, fill_parameters, resolve
+from nanhunt.training.scheduler import built_scheduler
+from nanhunt.training.user_code import call_user, fill_parameters, resolve, resolve_callable
 
 __all__ = ["assemble"]
 
@@ -51,15 +53,15 @@ def assemble(
     if seed is not None:
         seed_everything(seed)
     choice = chosen_precision(config.precision, precision)
-    model = _built_model(config, root, device, choice)
+    model = built_model(config, root, device, choice, checkpoint, assumptions)
     match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
-    custom = _callable(config.train_step, "train_step", root) if config.train_step else None
+    custom = resolve_callable(config.train_step.call, key="train_step", root=root) if config.train_step else None
     handed = _built_optimizer(config, root, model, checkpoint, assumptions, custom)
     optimizers = optimizers_in(handed)
     unused = load_optimizers(optimizers, model, checkpoint, assumptions)
     # a scheduler of one optimizer; a loop with several makes its own
-    scheduler = _built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
+    scheduler = built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
     emulator = built_emulator(choice, model, device, custom is not None, assumptions)
     run = TrainingRun(
         model=model,
@@ -89,26 +91,6 @@ def assemble(
         assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
     _seed_for_replay(checkpoint, seed, assumptions)
     return run
-
-
-def _built_model(config: RunConfig, root: Path, device: torch.device, choice: PrecisionChoice) -> nn.Module:
-    build = _callable(config.model, "model", root)
-    if isinstance(build, nn.Module):
-        model: Any = build
-    else:
-        with call_user("model"):
-            model = build(**config.model.kwargs)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
-    # with an update in fp32, weights are cast behind the moments: loading would cast those as well
-    late = choice.recipe is not None and choice.recipe.wide_update
-    params = None if late else choice.recipe_params or choice.params
-    if params is not None:
-        model = model.to(DTYPES[params])
-    placed: nn.Module = model.to(device)
-    if not placed.training:
-        placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
-    return placed
 
 
 def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> Match:
@@ -183,31 +165,6 @@ def _inferred_optimizer(model: nn.Module, checkpoint: Checkpoint, assumptions: l
     return optimizer
 
 
-def _built_scheduler(
-    config: RunConfig, root: Path, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, assumptions: list[str]
-) -> Any:
-    if config.scheduler is None:
-        if checkpoint.scheduler is not None:
-            assumptions.append("the checkpoint holds a scheduler, the config names none: the learning rate stays fixed")
-        return None
-    build = _callable(config.scheduler, "scheduler", root)
-    # a scheduler's constructor sets initial_lr and the first rate; the checkpoint's rates are put back after it
-    rates = [group["lr"] for group in optimizer.param_groups]
-    with call_user("scheduler"):
-        scheduler = build(optimizer, **config.scheduler.kwargs)
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        assumptions.append("scheduler: ReduceLROnPlateau steps on a metric outside of the replay: the rate stays fixed")
-        return None
-    if checkpoint.scheduler is None:
-        assumptions.append("the checkpoint holds no scheduler state: the schedule starts anew")
-        return scheduler
-    with call_user("scheduler"):
-        scheduler.load_state_dict(checkpoint.scheduler)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    return scheduler
-
-
 def _built_scaler(
     choice: PrecisionChoice, checkpoint: Checkpoint, device: torch.device, assumptions: list[str]
 ) -> torch.amp.GradScaler | None:
@@ -253,7 +210,7 @@ def _wants_cuda_lists(
 def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], Tensor]:
     if config.loss is None:
         return default_loss
-    function = _callable(config.loss, "loss", root)
+    function = resolve_callable(config.loss.call, key="loss", root=root)
     kwargs = config.loss.kwargs
     return lambda model, batch: function(model, batch, **kwargs)
 
@@ -278,13 +235,6 @@ def _batch_source(
 def _is_loader(target: object) -> bool:
     """Whether the object yields batches itself rather than being a function that makes them."""
     return hasattr(target, "__iter__") and not inspect.isclass(target)
-
-
-def _callable(spec: ImportSpec, key: str, root: Path) -> Any:
-    target = resolve(spec.call, key=key, root=root)
-    if not callable(target):
-        raise ConfigError(f"{key}: {spec.call} is a {type(target).__name__}, not a callable")
-    return target
 
 
 def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from nanhunt.errors import CheckpointError
 from nanhunt.training import checkpoint_folders as folders
+from nanhunt.training import hugging_face
 from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.safetensors_file import is_safetensors, load_safetensors
 from nanhunt.training.state_match import Match, load_into, match_state
 from nanhunt.training.torch_file import read_torch_file
 
@@ -31,7 +34,7 @@ class Checkpoint:
     """A saved state, its tensors on the CPU. A part that was not saved is None, never {}."""
 
     path: Path
-    #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model" or "dcp"
+    #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model", "accelerate" or "dcp"
     container: str
     step: int | None
     #: the model's state dict, without the names of wrappers
@@ -102,7 +105,7 @@ def _load_torch(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> 
 
 
 def _load_safetensors(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> tuple[Parts, frozenset[str]]:
-    return folders.read_safetensors(path), frozenset()
+    return load_safetensors(path), frozenset()
 
 
 def _is_torch(path: Path) -> bool:
@@ -110,18 +113,15 @@ def _is_torch(path: Path) -> bool:
     return path.is_file() and _head(path).startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _is_safetensors(path: Path) -> bool:
-    """By its header, which is JSON after eight bytes of length; by its name where it is cut short."""
-    return path.is_file() and _head(path) != b"" and (path.suffix == ".safetensors" or _head(path)[8:10] == b'{"')
-
-
 LOADERS: tuple[Loader, ...] = (
     # a Trainer folder that DeepSpeed wrote has no weights of its own and falls through to the next
-    Loader(name="hf-trainer", recognises=folders.is_hf, load=folders.load_hf),
+    Loader(name="accelerate", recognises=hugging_face.is_accelerate, load=hugging_face.load_accelerate),
+    Loader(name="hf-trainer", recognises=hugging_face.has_weights, load=hugging_face.load_hugging_face),
+    Loader(name="hf-adapter", recognises=hugging_face.is_adapter, load=hugging_face.refuse_adapter),
     Loader(name="deepspeed", recognises=folders.is_deepspeed, load=folders.refuse_deepspeed),
     Loader(name="megatron", recognises=folders.is_megatron, load=folders.refuse_megatron),
     Loader(name="dcp", recognises=folders.is_dcp, load=folders.load_dcp),
-    Loader(name="safetensors", recognises=_is_safetensors, load=_load_safetensors),
+    Loader(name="safetensors", recognises=is_safetensors, load=_load_safetensors),
     Loader(name="torch", recognises=_is_torch, load=_load_torch),
 )
 
@@ -165,10 +165,6 @@ def _unknown_file(path: Path) -> CheckpointError:
 
 
 def _unknown_folder(path: Path) -> CheckpointError:
-    inside = [p for p in path.iterdir() if p.is_dir() and any(loader.recognises(p) for loader in LOADERS)]
-    files = [p for p in path.iterdir() if p.is_file() and any(loader.recognises(p) for loader in LOADERS)]
-    newest = max([*inside, *files], key=lambda p: p.stat().st_mtime, default=None)
-    hint = f"did you mean {newest}?" if newest else "name the checkpoint file, or a folder that holds one"
     if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
         return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
     if (path / "trainer_state.json").is_file():
@@ -176,7 +172,20 @@ def _unknown_folder(path: Path) -> CheckpointError:
             f"{path}: is a Trainer folder without weights",
             hint="it lacks model.safetensors and pytorch_model.bin; use another checkpoint of the run",
         )
-    return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+    inside = sorted((p for p in path.iterdir() if any(loader.recognises(p) for loader in LOADERS)), key=_age)
+    if not inside:
+        hint = "name the checkpoint file, or a folder that holds one"
+        return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+    names = inside[0].name if len(inside) == 1 else f"{len(inside)}, {inside[0].name} to {inside[-1].name}"
+    healthy = hugging_face.newest_before_hidden_nan(inside[-1])
+    mend = f"the newest from before the loss became NaN is {healthy}" if healthy else f"did you mean {inside[-1]}?"
+    return CheckpointError(f"{path}: is no checkpoint, but holds checkpoints ({names})", hint=mend)
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Return what sorts checkpoints by their step, which `checkpoint-500` ends in, and by time where names tell none."""
+    number = re.search(r"(\d+)$", path.stem)
+    return (int(number[1]) if number else -1, path.stat().st_mtime)
 
 
 def _head(path: Path) -> bytes:

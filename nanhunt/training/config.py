@@ -223,7 +223,10 @@ class RunConfig(_Section):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="nanhunt.yaml")
 
-    model: ImportSpec = Field(description="callable that returns the nn.Module")
+    model: ImportSpec | None = Field(
+        default=None,
+        description="callable that returns the nn.Module; may be left out where the checkpoint's folder has a config.json",
+    )
     data: ImportSpec = Field(description="callable that returns the batches, or an iterable of them")
     loss: ImportSpec | None = Field(default=None, description="callable (model, batch) -> scalar loss")
     optimizer: ImportSpec | None = Field(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.parameter_orders import usual_orders
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
@@ -41,7 +42,9 @@ def load_optimizers(
         return []
     if len(optimizers) == 1:
         fitting = take_fitting(optimizers[0], states) if len(states) > 1 else None
-        load_optimizer(optimizers[0], model, states.pop(0) if fitting is None else fitting, assumptions)
+        saved = states.pop(0) if fitting is None else fitting
+        by_trainer = checkpoint.container == "hf-trainer"
+        load_optimizer(optimizers[0], model, saved, assumptions, by_trainer=by_trainer)
         return states
     for index, optimizer in enumerate(optimizers):
         fitting = take_fitting(optimizer, states)
@@ -68,9 +71,16 @@ def take_fitting(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]])
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], assumptions: list[str]
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    saved: dict[str, Any],
+    assumptions: list[str],
+    *,
+    by_trainer: bool = False,
 ) -> None:
     """Load `saved` into `optimizer`, regrouping it where only another order of the same parameters fits.
+
+    `by_trainer`: whether a Hugging Face Trainer saved it, whose groups are known.
 
     Raises CheckpointError where no order fits the moments' shapes.
     """
@@ -83,7 +93,7 @@ def load_optimizer(
     _refuse_another_optimizer(optimizer, saved)
     sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        _regroup(optimizer, model, saved, sizes, assumptions)
+        _regroup(optimizer, model, saved, sizes, assumptions, by_trainer)
     elif not _fits(_parameters(optimizer), saved):
         raise CheckpointError(
             "optimizer: the checkpoint's moments do not have the shapes of its parameters",
@@ -116,18 +126,12 @@ def _regroup(
     saved: dict[str, Any],
     sizes: list[int],
     assumptions: list[str],
+    by_trainer: bool,
 ) -> None:
-    """Give the optimizer the checkpoint's groups: matrices first and vectors last, or the model's own order."""
-    ours = _parameters(optimizer)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    orders = {
-        "the model's order": trainable,
-        "weights of two or more dimensions first, the rest after": (
-            [p for p in trainable if p.dim() >= 2] + [p for p in trainable if p.dim() < 2]
-        ),
-    }
-    for name, order in orders.items():
-        if len(order) == sum(sizes) == len(ours) and _fits(order, saved):
+    """Give the optimizer the checkpoint's groups, in the first usual order whose shapes are those of its moments."""
+    ours = set(map(id, _parameters(optimizer)))
+    for name, order in usual_orders(model, saved["param_groups"], by_trainer=by_trainer):
+        if len(order) == sum(sizes) and ours == set(map(id, order)) and _fits(order, saved):
             template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
             optimizer.param_groups.clear()
             for size in sizes:

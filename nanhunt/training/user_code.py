@@ -17,7 +17,7 @@ from typing import Any
 
 from nanhunt.errors import ConfigError, UserCodeError
 
-__all__ = ["call_user", "fill_parameters", "is_installed_module", "resolve", "user_traceback"]
+__all__ = ["call_user", "fill_parameters", "is_installed_module", "resolve", "resolve_callable", "user_traceback"]
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -72,6 +72,14 @@ def resolve(spec: str, *, key: str, root: Path) -> Any:
         except _NoAttributeError:
             raise _attribute_missing(found, name, spec=spec, key=key, module=module) from None
     return found
+
+
+def resolve_callable(spec: str, *, key: str, root: Path) -> Any:
+    """Return what an import string names, as `resolve` does. Raises ConfigError where it cannot be called."""
+    target = resolve(spec, key=key, root=root)
+    if not callable(target):
+        raise ConfigError(f"{key}: {spec} is a {type(target).__name__}, not a callable")
+    return target
 
 
 def fill_parameters(fn: Callable[..., Any], available: dict[str, object]) -> dict[str, object]:

@@ -358,7 +358,9 @@ def test_folders_of_shards_are_answered_with_their_conversion(tmp_path, files, k
 
 def test_every_container_is_registered_once():
     assert [loader.name for loader in LOADERS] == [
+        "accelerate",
         "hf-trainer",
+        "hf-adapter",
         "deepspeed",
         "megatron",
         "dcp",
