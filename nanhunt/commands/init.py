@@ -20,7 +20,7 @@ from nanhunt.draft.source import definitions_in, source_files
 from nanhunt.draft.text import Draft, draft_text
 from nanhunt.errors import UsageError
 from nanhunt.report.page import Page
-from nanhunt.report.words import printable
+from nanhunt.report.words import printable, prose
 
 __all__ = ["InitOptions", "init"]
 
@@ -97,10 +97,13 @@ def _page(options: InitOptions, shown: Shown, draft: Draft) -> str:
         is_open = entry.key in draft.placeholders
         lines = [_in_short(entry.value), *(["still open"] if is_open else [])]
         page.put(Text(f"{entry.key:<12}", "dim"), Text(" · ".join(lines), "yellow" if is_open else ""))
-    if draft.unknown:
+    unknown = list(draft.unknown)
+    if draft.guessed:
+        unknown.insert(0, f"{', '.join(draft.guessed)}: guesses from the source, by name; nothing was imported")
+    if unknown:
         page.heading("could not know")
-        for text in draft.unknown:
-            page.put(Text("• "), Text(printable(text)))
+        for text in unknown:
+            page.put(Text("• "), Text(prose(text)))
     page.heading("next")
     if draft.placeholders:
         page.put(Text(f"name {' and '.join(draft.placeholders)} in {printable(str(options.out))}, then"))

@@ -92,8 +92,8 @@ def _loaded(plan: Plan) -> _Rows:
     checkpoint = plan.checkpoint
     yield "config", str(plan.config_path)
     yield "checkpoint", f"{checkpoint.path}, {checkpoint.container}, {_short(checkpoint.digest)}"
-    step = "not told" if checkpoint.step is None else f"{checkpoint.step}"
-    yield "step", step + (f" saved from {', '.join(sorted(checkpoint.locations))}" if checkpoint.locations else "")
+    tags = f", saved from {', '.join(sorted(checkpoint.locations))}" if checkpoint.locations else ""
+    yield "step", ("not told" if checkpoint.step is None else f"{checkpoint.step}") + tags
     parts: dict[str, Any] = {
         "optimizer": checkpoint.optimizer, "scheduler": checkpoint.scheduler, "scaler": checkpoint.scaler,
         "random state": checkpoint.rng,

@@ -39,8 +39,11 @@ def asked(draft: Draft, *, root: Path, ask: Callable[[str], str], say: Callable[
     try:
         for key in _QUESTIONS:
             entry = next((e for e in draft.entries if e.key == key), None)
-            if entry is not None:
-                draft = _with(draft, _answered(entry, key in draft.placeholders, root, ask, say))
+            if entry is None:
+                continue
+            answer = _answered(entry, key in draft.placeholders, root, ask, say)
+            if answer is not None:
+                draft = _with(draft, answer)
     except EOFError:
         say("")
     return draft
@@ -48,18 +51,18 @@ def asked(draft: Draft, *, root: Path, ask: Callable[[str], str], say: Callable[
 
 def _answered(
     entry: Entry, is_placeholder: bool, root: Path, ask: Callable[[str], str], say: Callable[[str], None]
-) -> Entry:  # fmt: skip
-    """Return the entry with what was answered; as it is where the line is empty and nothing was guessed."""
+) -> Entry | None:
+    """Return the entry with what was answered or confirmed; None where it stays as it is."""
     guess = entry.value["call"] if isinstance(entry.value, dict) else entry.value
     default = guess if entry.active and not is_placeholder else ""
     kept = "stays open" if is_placeholder else "none" if not entry.active else ""
     while True:
         answer = ask(f"{_QUESTIONS[entry.key]} [{default or kept}]: ").strip()
         if not (answer or default):
-            return entry
+            return None
         problem = _problem(entry.key, answer or default, root)
         if problem is None:
-            return entry if answer in ("", guess) and entry.active else replace(_named(entry, answer or default))
+            return entry if entry.active and answer in ("", guess) else _named(entry, answer)
         say(problem)
         if not answer:  # the guess is wrong: an empty line must not run into it again
             default, kept = "", "stays as guessed"
@@ -67,8 +70,7 @@ def _answered(
 
 def _named(entry: Entry, answer: str) -> Entry:
     """Return the entry with an answer in place of its value; arguments that were meant for the guess go with it."""
-    what = entry.notes[0].split(" NOT FOUND")[0].split(" A guess")[0] if entry.notes else ""
-    return replace(entry, value=answer, active=True, notes=(what,) if what else ())
+    return replace(entry, value=answer, active=True, notes=entry.notes[:1])
 
 
 def _problem(key: str, spec: str, root: Path) -> str | None:
@@ -102,12 +104,10 @@ def _no_bytecode() -> Iterator[None]:
 
 def _with(draft: Draft, entry: Entry) -> Draft:
     """Return the draft with this entry in the place of its key's; an answer closes what was open."""
-    before = next(e for e in draft.entries if e.key == entry.key)
-    if entry is before:
-        return draft
     return replace(
         draft,
         entries=tuple(entry if e.key == entry.key else e for e in draft.entries),
         placeholders=tuple(k for k in draft.placeholders if k != entry.key),
+        guessed=tuple(k for k in draft.guessed if k != entry.key),
         unknown=tuple(u for u in draft.unknown if not u.startswith(f"{entry.key}:")),
     )

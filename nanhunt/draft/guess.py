@@ -93,7 +93,8 @@ _WANTED = {
 
 def guesses_of(definitions: Sequence[Definition], shown: Shown) -> Guesses:
     """Return the guesses for every key of the config that names code."""
-    found, near = {}, {}
+    found: dict[str, Guess] = {}
+    near: dict[str, str] = {}
     modules = _module_classes(definitions)
     for key, wanted in _WANTED.items():
         candidates = list(_candidates(key, wanted, definitions, modules, shown))
@@ -105,6 +106,9 @@ def guesses_of(definitions: Sequence[Definition], shown: Shown) -> Guesses:
             near.setdefault(key, f"{definition.spec} ({definition.file.name}:{definition.line}) {problem}")
         if key in found:
             near.pop(key, None)
+    one = next((d for d in definitions if d.name == "get_batch" and d.kind == "function"), None)
+    if "data" not in found and one is not None:
+        near["data"] = f"{one.spec} ({one.file.name}:{one.line}) returns one batch, where a loop over it is wanted"
     if "loss" not in found and (step := _lightning_step(definitions, found.get("model"))) is not None:
         found["loss"] = step
     return Guesses(of=found, near=near)
@@ -115,10 +119,10 @@ def _candidates(
 ) -> Iterator[Definition]:
     """Yield what could be meant by a key, the likeliest first; of equal names the one that can be imported."""
     by_name = [d for d in definitions if d.name in wanted.names and _is_of_kind(key, d)]
-    yield_order = sorted(by_name, key=lambda d: (d.runs_at is not None, wanted.names.index(d.name)))
+    by_name.sort(key=lambda d: (d.runs_at is not None, wanted.names.index(d.name)))
     if key == "model" and shown.container == "lightning":
         yield from (d for d in modules if "LightningModule" in d.leads_to)
-    yield from yield_order
+    yield from by_name
     if key == "optimizer":
         # nanoGPT's model makes its own: a method is a function of the model
         yield from (d for d in definitions if d.kind == "method" and d.name.partition(".")[2] in wanted.names)

@@ -16,6 +16,8 @@ __all__ = ["Draft", "Entry", "draft_text"]
 
 #: Columns of the file.
 _WIDTH = 110
+#: Columns up to which what stands behind the keys of a section is aligned.
+_ASIDE = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,9 @@ class Draft:
     entries: tuple[Entry, ...]
     unknown: tuple[str, ...] = ()
     #: keys whose value is a placeholder that no code answers to
-    placeholders: tuple[str, ...] = field(default=())
-
-    def value_of(self, key: str) -> Any:
-        """Return the value of an active entry, None without one."""
-        return next((e.value for e in self.entries if e.key == key and e.active), None)
+    placeholders: tuple[str, ...] = ()
+    #: keys whose value is a guess that nobody has confirmed
+    guessed: tuple[str, ...] = ()
 
 
 def draft_text(draft: Draft) -> str:
@@ -66,7 +66,7 @@ def _comment(texts: Sequence[str]) -> list[str]:
     checkpoint must not end the comment.
     """
     lines: list[str] = []
-    for text in texts:
+    for text in filter(None, texts):
         if text.startswith("  "):
             lines.append(f"#   {prose(text)}")
         else:
@@ -110,16 +110,17 @@ def _dumped(entry: Entry) -> list[str]:
     """Return an entry's lines: a section and an import string with arguments a line a key, what is inside in one."""
     if not isinstance(entry.value, dict):
         return _yaml({entry.key: entry.value})
-    lines = [f"{entry.key}:"]
-    for key, inner in entry.value.items():
-        written = [f"  {line}" for line in _yaml({key: inner})]
-        aside = f"  # {prose(entry.asides[key])}" if key in entry.asides else ""
-        if aside and len(written) == 1 and len(written[0] + aside) <= _WIDTH:
-            written = [written[0] + aside]
-        elif aside:
-            written = [*(f"  {line}" for line in _comment([entry.asides[key]])), *written]
-        lines += written
-    return lines
+    sections = {key: [f"  {line}" for line in _yaml({key: inner})] for key, inner in entry.value.items()}
+    edge = max((len(lines[0]) for lines in sections.values() if len(lines[0]) <= _ASIDE), default=0)
+    found = [f"{entry.key}:"]
+    for key, lines in sections.items():
+        aside = prose(entry.asides.get(key, ""))
+        behind = f"{lines[0]:<{edge}}  # {aside}"
+        if aside and len(lines) == 1 and len(behind) <= _WIDTH:
+            found.append(behind)
+        else:
+            found += [*(f"  {line}" for line in _comment([aside] if aside else [])), *lines]
+    return found
 
 
 def _yaml(mapping: dict[str, Any]) -> list[str]:
