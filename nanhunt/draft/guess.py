@@ -133,7 +133,8 @@ def _candidates(
     if key == "model":
         yield from modules
     if key == "data":
-        yield from (d for d in definitions if d.is_generator and "batch" in d.name and d not in by_name)
+        loops = (d for d in definitions if d.is_generator and "batch" in d.name and d not in by_name)
+        yield from (d for d in loops if _is_of_kind(key, d))
 
 
 def _is_of_kind(key: str, definition: Definition) -> bool:

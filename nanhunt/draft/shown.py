@@ -18,7 +18,7 @@ from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.checkpoint_folders import is_dcp
 from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["Shown", "plain", "shown_of"]
+__all__ = ["Shown", "plain", "shown_by", "shown_of"]
 
 #: What is kept beside the state of a run, by the name that loops give it: arguments of the model, and settings.
 _MODEL_ARGUMENTS = ("model_args", "model_kwargs", "model_config", "net_args")
@@ -82,6 +82,11 @@ def shown_of(path: Path | None, *, trust_pickle: bool) -> Shown:
         if trust_pickle or not is_dcp(path):
             raise
         return Shown(path=path, unread=error.message)
+    return shown_by(checkpoint, keys)
+
+
+def shown_by(checkpoint: Checkpoint, keys: CheckpointKeys | None = None) -> Shown:
+    """Return what a loaded checkpoint shows; `keys` are those that it had to be loaded by."""
     arguments_in = next((k for k in _MODEL_ARGUMENTS if isinstance(checkpoint.extra.get(k), Mapping)), "")
     if not arguments_in and checkpoint.container == "lightning" and "hyper_parameters" in checkpoint.extra:
         arguments_in = "hyper_parameters"
@@ -90,7 +95,7 @@ def shown_of(path: Path | None, *, trust_pickle: bool) -> Shown:
     settings_in = ", ".join(k for k in names if isinstance(checkpoint.extra.get(k), Mapping))
     arguments = plain(checkpoint.extra.get(arguments_in)) if arguments_in else None
     return Shown(
-        path=path,
+        path=checkpoint.path,
         checkpoint=checkpoint,
         keys=keys,
         model_arguments=arguments if isinstance(arguments, dict) else {},

@@ -124,7 +124,17 @@ def _dumped(entry: Entry) -> list[str]:
 
 
 def _yaml(mapping: dict[str, Any]) -> list[str]:
-    text = yaml.dump(
-        _Block(mapping), Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=_WIDTH, allow_unicode=True
-    )
-    return text.rstrip("\n").split("\n")
+    """Return a mapping's lines; PyYAML writes a right-to-left override as it is, so such a text is spelt in ASCII."""
+    for letters in (True, False):
+        text: str = yaml.dump(
+            _Block(mapping),
+            Dumper=_Dumper,
+            default_flow_style=True,
+            sort_keys=False,
+            width=_WIDTH,
+            allow_unicode=letters,
+        )
+        lines = text.rstrip("\n").split("\n")
+        if all(line.isprintable() for line in lines):
+            break
+    return lines
