@@ -274,11 +274,13 @@ def find_config(explicit: Path | None, checkpoint: Path | None) -> Path:
     looked_at = " and for ".join(dict.fromkeys(str(place.absolute()) for place in places))
     command = f"nanhunt init {checkpoint}" if checkpoint is not None else "nanhunt init"
     raise ConfigError(
-        f"no nanhunt.yaml found; looked for {looked_at}", hint=f"`{command}` writes one that fits the checkpoint"
+        f"no nanhunt.yaml found; looked for {looked_at}",
+        hint=f"`{command}` writes one that fits the checkpoint; {_ENOUGH}",
     )
 
 
-_HOW_TO_START = "`nanhunt init CKPT` writes one that fits a checkpoint"
+_ENOUGH = "`model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
+_HOW_TO_START = f"`nanhunt init CKPT` writes one that fits a checkpoint; {_ENOUGH}"
 
 
 def load_config(path: Path) -> RunConfig:

@@ -24,6 +24,9 @@ _PACKAGE = Path(__file__).parents[1]
 #: folders below a project that hold no modules of the user's
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist"}
 
+#: folders that installers write to, of whatever environment
+_LIBRARIES = {"site-packages", "dist-packages"}
+
 #: packages whose frames say nothing about the user's fault
 _HIDDEN_PACKAGES = ("torch", "typer", "click", "contextlib.py", "importlib", "runpy.py")
 
@@ -166,8 +169,11 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _is_installed(path: Path) -> bool:
+    """Whether a file is a library's; one that a virtual environment takes from another one counts too."""
     paths = sysconfig.get_paths()
-    return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return not _LIBRARIES.isdisjoint(path.resolve().parts) or any(
+        _is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib")
+    )
 
 
 def is_installed_module(module: ModuleType) -> bool:

@@ -38,7 +38,9 @@ def loaded_after(lines: list[list[str]], modules: list[str], environment: dict[s
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("options", [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "options", [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"], ["init", "--help"]]
+)
 def test_help_needs_neither_torch_nor_tables(options, environment):
     modules = ["torch", "pandas", "pyarrow", "numpy"]
     assert loaded_after([options], modules, environment) == [[options[0], 0, True, []]]
