@@ -16,7 +16,7 @@ from nanhunt.commands.terminal import color_wanted, terminal_width
 from nanhunt.errors import ConfigError
 from nanhunt.hunt.state import HuntSettings
 from nanhunt.report.page import Page
-from nanhunt.report.words import counted, listed, prose
+from nanhunt.report.words import counted, duration, listed, prose, size
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.footprint import Footprint, footprint_of
@@ -54,16 +54,10 @@ def show_plan(plan: Plan, say: Callable[[str], None]) -> None:
         ) from None
     footprint = footprint_of(plan.run, plan.settings.steps)
     page = _page()
-    page.put(
-        Text("dry run", "bold"),
-        Text(f" of a replay from {prose(str(plan.checkpoint.path))}: nothing is written", "dim"),
-        indent=0,
-    )
-    for title, rows in (
-        ("loaded", _loaded(plan)),
-        ("matched", _matched(plan)),
-        ("replayed", _replayed(plan, batch)),
-    ):
+    source = prose(str(plan.checkpoint.path))
+    page.put(Text("dry run", "bold"), Text(f" of a replay from {source}: nothing is written", "dim"), indent=0)
+    sections = {"loaded": _loaded(plan), "matched": _matched(plan), "replayed": _replayed(plan, batch)}
+    for title, rows in sections.items():
         page.heading(title)
         _put(page, rows)
     page.heading("assumed")
@@ -98,10 +92,8 @@ def _loaded(plan: Plan) -> _Rows:
         "optimizer": checkpoint.optimizer, "scheduler": checkpoint.scheduler, "scaler": checkpoint.scaler,
         "random state": checkpoint.rng,
     }  # fmt: skip
-    yield (
-        "parts",
-        ", ".join(["model", *(name for name, part in parts.items() if part), *sorted(checkpoint.more_models)]),
-    )
+    held = [name for name, part in parts.items() if part]
+    yield "parts", ", ".join(["model", *held, *sorted(checkpoint.more_models)])
     lacking = [name for name, part in parts.items() if not part]
     if lacking:
         yield "not in it", ", ".join(lacking)
@@ -119,27 +111,21 @@ def _matched(plan: Plan) -> _Rows:
     parameters = run.parameters().values()
     yield "model", f"{type(run.model).__name__}, {sum(p.numel() for p in parameters):,} parameters"
     if match is not None:
-        yield (
-            "weights",
-            f"{len(match.matched)} of {match.total} tensors" + (f"; {match.renaming}" if match.renaming else ""),
-        )
+        yield "weights", "; ".join(t for t in (f"{len(match.matched)} of {match.total} tensors", match.renaming) if t)
         if match.cast:
             yield "cast", match.cast.removeprefix("cast: ")
-        for label, names in (("missing", match.missing), ("unexpected", match.unexpected)):
-            if names:
-                yield (
-                    label,
-                    f"{listed(names)} ({'left as built' if label == 'missing' else 'of the checkpoint, not used'})",
-                )
+        if match.missing:
+            yield "missing", f"{listed(match.missing)} (left as built)"
+        if match.unexpected:
+            yield "unexpected", f"{listed(match.unexpected)} (of the checkpoint, not used)"
     for optimizer in run.optimizers:
         yield "optimizer", _optimizer(optimizer)
     for scheduler in run.schedulers:
-        yield "scheduler", type(scheduler).__name__ + ("" if plan.checkpoint.scheduler else ", from its start")
+        saved = "as saved" if plan.checkpoint.scheduler else "from its start"
+        yield "scheduler", f"{type(scheduler).__name__}, {saved}"
     for scaler in run.scalers:
-        yield (
-            "scaler",
-            f"loss scale {scaler.get_scale():g}" + (", as saved" if plan.checkpoint.scaler else ", from its start"),
-        )
+        saved = "as saved" if plan.checkpoint.scaler else "from its start"
+        yield "scaler", f"loss scale {scaler.get_scale():g}, {saved}"
     yield "random state", ", ".join(sorted(plan.checkpoint.rng)) if plan.checkpoint.rng else "seeded"
 
 
@@ -211,29 +197,25 @@ def _fields(batch: Any) -> str:
 
 def _memory(plan: Plan, footprint: Footprint) -> _Rows:
     device = plan.run.device
-    yield (
-        "weights",
-        _size(footprint.parameters) + (f", buffers {_size(footprint.buffers)}" if footprint.buffers else ""),
-    )
-    yield "gradients", _size(footprint.gradients)
-    yield (
-        "optimizer",
-        _size(footprint.optimizer) + (" (two moments, assumed)" if footprint.is_optimizer_assumed else ""),
-    )
+    buffers = f", buffers {size(footprint.buffers)}" if footprint.buffers else ""
+    yield "weights", size(footprint.parameters) + buffers
+    yield "gradients", size(footprint.gradients)
+    assumed = " (two moments, assumed)" if footprint.is_optimizer_assumed else ""
+    yield "optimizer", size(footprint.optimizer) + assumed
     where = {"memory": "host memory", "disk": "a file", None: "host memory, the only one"}[footprint.place]
-    kept = f"{footprint.snapshots} of {_size(footprint.snapshot)} in {where}"
-    yield "snapshots", f"{_size(footprint.kept)} at most: {kept}"
+    kept = f"{footprint.snapshots} of {size(footprint.snapshot)} in {where}"
+    yield "snapshots", f"{size(footprint.kept)} at most: {kept}"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        yield "on the GPU", f"{_size(footprint.on_device)} of {_size(total)}; {_size(free)} are free now"
-        yield "on the host", f"{_size(footprint.kept)}; {_size(available_memory())} are available"
+        yield "on the GPU", f"{size(footprint.on_device)} of {size(total)}; {size(free)} are free now"
+        yield "on the host", f"{size(footprint.kept)}; {size(available_memory())} are available"
     else:
-        yield "together", f"{_size(footprint.on_device + footprint.kept)}; {_size(available_memory())} are available"
+        yield "together", f"{size(footprint.on_device + footprint.kept)}; {size(available_memory())} are available"
 
 
 def _costs_page(estimate: Estimate, plan: Plan) -> Page:
     page = _page()
-    page.heading("cost", "" if estimate.step is None else f"estimated from one step of {_time(estimate.step)}")
+    page.heading("cost", "" if estimate.step is None else f"estimated from one step of {duration(estimate.step)}")
     _put(page, _costs(estimate, plan))
     return page
 
@@ -244,43 +226,20 @@ def _costs(estimate: Estimate, plan: Plan) -> _Rows:
         return
     settings = plan.settings
     assert estimate.replay is not None
-    yield (
-        "replay",
-        f"about {_time(estimate.replay)}: {counted(settings.steps, 'step')}, with what looking at them costs",
-    )
-    if estimate.zoom is not None:
-        yield (
-            "of a fault",
-            f"{_time(estimate.zoom)} for the step op by op"
-            + (f", trials for up to {_time(estimate.trials)}" if estimate.trials is not None else ""),
-        )
+    steps = counted(settings.steps, "step")
+    yield "replay", f"about {duration(estimate.replay)}: {steps}, with what looking at them costs"
+    if estimate.zoom is not None or estimate.trials is not None:
+        zoom = f"{duration(estimate.zoom)} for the step op by op" if estimate.zoom is not None else ""
+        trials = f"trials for up to {duration(estimate.trials)}" if estimate.trials is not None else ""
+        yield "of a fault", ", ".join(t for t in (zoom, trials) if t)
     if estimate.peak is not None:
-        yield "on the GPU", f"{_size(estimate.peak)} at the step's peak, activations included"
+        yield "on the GPU", f"{size(estimate.peak)} at the step's peak, activations included"
     if estimate.trace is not None:
-        room = shutil.disk_usage(plan.out.absolute().parent).free
-        yield (
-            "trace",
-            (
-                f"about {_size(estimate.trace)}: {estimate.rows:,} rows a recorded step, {BYTES_A_ROW} bytes each; "
-                f"{_size(room)} are free on its disk"
-            ),
-        )
+        rows = f"{estimate.rows:,} rows a recorded step, {BYTES_A_ROW} bytes each"
+        yield "trace", f"about {size(estimate.trace)}: {rows}{_room_for(plan.out)}"
 
 
-def _size(count: float) -> str:
-    """Return bytes in a unit that leaves at most three digits before the point: 1.6 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _time(seconds: float) -> str:
-    """Return a duration: 12 ms, 0.43 s, 12 s, 3 min, 2 h 05 min."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.2g} ms"
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _room_for(out: Path) -> str:
+    """Say what is free where the trace will lie; '' where its folder is not there yet."""
+    folder = out.absolute().parent
+    return f"; {size(shutil.disk_usage(folder).free)} are free on its disk" if folder.is_dir() else ""

@@ -125,7 +125,6 @@ def test_quiet_leaves_stderr_empty(project, nanhunt):
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(project, nanhunt):
-    project.plant(log=str(project.root / "began.log"))
     (project.root / "trace.parquet").write_bytes(b"older")
     before = sorted(project.root.iterdir())
     planned = nanhunt("replay", "ckpt.pt", "--dry-run", "--steps", "7", "--force")
