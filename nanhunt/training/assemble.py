@@ -30,7 +30,8 @@ __all__ = ["assemble"]
 
 
 #: keys of `train:` that are the run's own fields
-_LOOP = {"accumulate", "clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
+_CLIPS = {"clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
+_LOOP = {"accumulate", *_CLIPS}
 
 
 def assemble(
@@ -56,6 +57,7 @@ def assemble(
     model = built_model(config, root, device, choice, checkpoint, assumptions)
     match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
+    _compare_clips(config, checkpoint, assumptions)
     custom = resolve_callable(config.train_step.call, key="train_step", root=root) if config.train_step else None
     handed = _built_optimizer(config, root, model, checkpoint, assumptions, custom)
     optimizers = optimizers_in(handed)
@@ -91,6 +93,16 @@ def assemble(
         assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
     _seed_for_replay(checkpoint, seed, assumptions)
     return run
+
+
+def _compare_clips(config: RunConfig, checkpoint: Checkpoint, assumptions: list[str]) -> None:
+    """Tell of a Trainer's clip where the config has none."""
+    is_trainers = checkpoint.container == "hf-trainer" and config.train_step is None
+    if is_trainers and not any(config.train.model_dump(include=_CLIPS).values()):
+        assumptions.append(
+            "train: the config does not clip; a Trainer does, at max_grad_norm 1.0, unless its training_args.bin, which "
+            "is pickle and not read, says otherwise"
+        )
 
 
 def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> Match:

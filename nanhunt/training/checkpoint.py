@@ -155,6 +155,8 @@ def _missing(path: Path) -> CheckpointError:
 
 def _unknown_file(path: Path) -> CheckpointError:
     head = _head(path)
+    if path.name.endswith(".index.json"):
+        return CheckpointError(f"{path}: is an index of shards", hint=f"name its folder: {path.parent}")
     if not head:
         return CheckpointError(f"{path}: is empty (0 bytes)", hint="the run was probably killed while it saved")
     for magic, what, mend in _FOREIGN:
@@ -167,6 +169,12 @@ def _unknown_file(path: Path) -> CheckpointError:
 def _unknown_folder(path: Path) -> CheckpointError:
     if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
         return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
+    sharded = next(path.glob("pytorch_model_fsdp_0"), None)
+    if sharded is not None:
+        return CheckpointError(
+            f"{path}: holds an FSDP model in shards, as accelerate writes it",
+            hint=f"`accelerate merge-weights {sharded} {path}` puts its weights together, not its optimizer",
+        )
     if (path / "trainer_state.json").is_file():
         return CheckpointError(
             f"{path}: is a Trainer folder without weights",

@@ -18,6 +18,9 @@ def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
     taken in fp32, where an fp16 norm would overflow by itself.
     """
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # in the model's order, as loops clip model.parameters(): a norm of norms in another order ends in another bit
+    place = {id(p): number for number, p in enumerate(run.model.parameters())}
+    parameters.sort(key=lambda p: place.get(id(p), len(place)))
     norm = gradient_norm([p.grad for p in parameters if p.grad is not None], run.device)
     if run.clip_grad_norm is not None and parameters:
         seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)

@@ -219,8 +219,9 @@ def _rank(pattern: str, name: str) -> re.Match[str] | None:
 
 def _accelerate_step(optimizers: list[dict[str, Any]], random: Any, notes: list[str]) -> int | None:
     counted = as_step(random.get("step")) if isinstance(random, dict) else None
-    states = (optimizers[0].get("state") or {}) if optimizers else {}
-    updates = {as_step(s.get("step")) for s in states.values() if isinstance(s, dict)}
+    states = optimizers[0].get("state") if optimizers else None
+    counts = states.values() if isinstance(states, dict) else ()
+    updates = {as_step(s.get("step")) for s in counts if isinstance(s, dict)}
     step = updates.pop() if len(updates) == 1 else None
     if step is None:
         # 0 is what accelerate saves of a loop that never calls accumulate

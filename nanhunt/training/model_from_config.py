@@ -51,8 +51,8 @@ def build_from_config(path: Path, weights: Mapping[str, Tensor], assumptions: li
     if not isinstance(name, str):
         raise CheckpointError(f"{path}: names no architecture to build the model from", hint=_BY_HAND)
     transformers = _transformers(path)
-    kind = getattr(transformers, name, None) if name.isidentifier() else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = _class_named(name, transformers)
+    if kind is None:
         raise CheckpointError(
             f"{path}: names {name!r}, which is no model of transformers {transformers.__version__}", hint=_BY_HAND
         )
@@ -74,6 +74,16 @@ def build_from_config(path: Path, weights: Mapping[str, Tensor], assumptions: li
         f"model: not in the config; {name} of transformers {transformers.__version__} built from {path} ({details})"
     )
     return model
+
+
+def _class_named(name: str, transformers: Any) -> Any:
+    """Return transformers' model class of this name; None where there is none, or it lacks something to be imported."""
+    try:
+        kind = getattr(transformers, name, None)
+    except Exception:
+        # names are imported when they are first asked for, and raise whatever that module raises
+        return None
+    return kind if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) else None
 
 
 def _transformers(path: Path) -> Any:

@@ -33,7 +33,7 @@ def usual_orders(
         yield "the order of their names", named
         return
     decayed, rest = trainer_groups(model)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in trainable if p.dim() >= 2], [p for p in trainable if p.dim() < 2]
     orders: list[tuple[str, list[Tensor]]] = [
         ("the model's order", trainable),

@@ -79,7 +79,7 @@ def indexed_files(index: Path) -> list[Path]:
     """Return the files that an index of shards names. Raises CheckpointError where one is not there."""
     weights = read_json(index).get("weight_map")
     names = {str(name) for name in weights.values()} if isinstance(weights, dict) else set()
-    outside = sorted(name for name in names if Path(name).name != name)
+    outside = sorted(n[:80] for n in names if Path(n).name != n or "\0" in n or len(n) > 200)
     if outside:
         raise CheckpointError(f"{index}: names {outside[0]!r}, which is no file of its own folder")
     absent = sorted(name for name in names if not (index.parent / name).is_file())

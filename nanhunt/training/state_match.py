@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
 from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.safetensors_file import shard_of
+from nanhunt.training.transformers_names import converted_state
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
@@ -102,8 +104,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
             f"{checkpoint.path}: cannot be matched: the model's {_listed(lazy)} have no shape yet (lazy modules)",
             hint="run one batch through the model before `model:` returns it",
         )
-    match = match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model)
-    match = _with_ties(match, live)
+    match, state = _matched(model, live, checkpoint)
     buffers = {name for name, tensor in live.items() if not isinstance(tensor, nn.Parameter)}
     unmet = [name for name in match.missing if name not in buffers]
     renamed = unmet and match.unexpected  # what is missing may be there under another name
@@ -112,7 +113,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     casts: Counter[str] = Counter()
     with torch.no_grad():
         for name, key in match.matched.items():
-            saved = checkpoint.model[key]
+            saved = state[key]
             if saved.dtype != live[name].dtype:
                 casts[f"{_dtype(saved)} to {_dtype(live[name])}"] += 1
             live[name].copy_(saved)
@@ -126,10 +127,23 @@ def tensors_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises CheckpointError where no weight of the model is among them.
     """
     live = _live(model)
-    match = _with_ties(match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model), live)
+    match, state = _matched(model, live, checkpoint)
     if not any(isinstance(live[name], nn.Parameter) for name in match.matched):
         raise _does_not_fit(match, checkpoint)
-    return {clean_name(name): checkpoint.model[key] for name, key in match.matched.items()}
+    return {clean_name(name): state[key] for name, key in match.matched.items()}
+
+
+def _matched(
+    model: nn.Module, live: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> tuple[Match, Mapping[str, Tensor]]:
+    """Return the match, and the tensors that it is about: the checkpoint's, converted where transformers must do so."""
+    shapes = {name: tuple(t.shape) for name, t in live.items()}
+    match = _with_ties(match_state(shapes, checkpoint.model), live)
+    converted = converted_state(model, checkpoint.model) if match.missing and match.unexpected else None
+    if converted is None:
+        return match, checkpoint.model
+    told = "the file's names were converted by transformers"
+    return replace(_with_ties(match_state(shapes, converted), live), renaming=told), converted
 
 
 def _live(model: nn.Module) -> dict[str, Tensor]:
@@ -196,9 +210,9 @@ def _does_not_fit(match: Match, checkpoint: Checkpoint) -> CheckpointError:
     near = list(_nearest(match.missing, match.unexpected))
     if near:
         parts.append(f"nearest names: {', '.join(near)}")
-    return CheckpointError(
-        f"{checkpoint.path}: the checkpoint does not fit the model: {'; '.join(parts)}", hint=_mend(match)
-    )
+    shard = shard_of(checkpoint.path)
+    mend = f"it is shard {shard[0]} of {shard[1]}: name the folder {checkpoint.path.parent}" if shard else _mend(match)
+    return CheckpointError(f"{checkpoint.path}: the checkpoint does not fit the model: {'; '.join(parts)}", hint=mend)
 
 
 def _mend(match: Match) -> str:

@@ -74,7 +74,7 @@ def inferred_schedule(
     The optimizer's present rates are left as they are.
     """
     total, base = trainer_state.get("max_steps"), _base_rate(saved)
-    if not isinstance(total, int) or total <= 0 or base is None:
+    if not isinstance(total, int) or not 0 < total < 1 << 53 or base is None:
         return None
     rates = [(s.step, s.learning_rate / base) for s in logged_steps(trainer_state) if s.learning_rate is not None]
     fitting = _fitting(rates, (saved["last_epoch"], saved["_last_lr"][0] / base), total)
@@ -120,15 +120,22 @@ def _base_rate(saved: Mapping[str, Any]) -> float | None:
     bases, last = saved.get("base_lrs"), saved.get("_last_lr")
     if "lr_lambdas" not in saved or not isinstance(saved.get("last_epoch"), int):
         return None
-    if not isinstance(bases, list) or not isinstance(last, list) or len(last) != len(bases) or len(set(bases)) != 1:
+    if (
+        not isinstance(bases, list)
+        or not isinstance(last, list)
+        or len(last) != len(bases)
+        or bases != bases[:1] * len(bases)
+        or not bases
+    ):
         return None
-    return bases[0] if isinstance(bases[0], float) and bases[0] > 0 else None
+    are_numbers = all(isinstance(rate, float) and math.isfinite(rate) for rate in (*bases, *last))
+    return bases[0] if are_numbers and bases[0] > 0 else None
 
 
 def _warmups(shape: _Shape, points: list[tuple[int, float]], total: int) -> Iterator[int]:
-    """Yield the lengths of warm-up, 0 among them, that the first, the middle and the last point would speak for."""
+    """Yield the lengths of warm-up, 0 among them, that two early points, a middle one and the last would speak for."""
     lengths = {0}
-    for step, factor in (points[0], points[len(points) // 2], points[-1]):
+    for step, factor in (*points[:2], points[len(points) // 2], points[-1]):  # of a rate of 0, nothing is known
         inside = step / factor if factor else math.nan
         for length in (inside, shape.warmup(step, factor, total)):
             if math.isfinite(length) and 0 <= length <= total:

@@ -61,4 +61,9 @@ def _number(value: object) -> float | None:
     """Return a JSON number; the Trainer writes NaN as itself, other writers as a text."""
     if isinstance(value, str) and value.lower().strip("+-") in ("nan", "inf", "infinity"):
         return float(value)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return None

@@ -24,9 +24,6 @@ _PACKAGE = Path(__file__).parents[1]
 #: folders below a project that hold no modules of the user's
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist"}
 
-#: folders that installers write to, of whatever environment
-_LIBRARIES = {"site-packages", "dist-packages"}
-
 #: packages whose frames say nothing about the user's fault
 _HIDDEN_PACKAGES = ("torch", "typer", "click", "contextlib.py", "importlib", "runpy.py")
 
@@ -169,11 +166,11 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _is_installed(path: Path) -> bool:
-    """Whether a file is a library's; one that a virtual environment takes from another one counts too."""
+    """Whether a file lies in this environment's folders, or in another's that a .pth file or PYTHONPATH leads to."""
+    if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+        return True
     paths = sysconfig.get_paths()
-    return not _LIBRARIES.isdisjoint(path.resolve().parts) or any(
-        _is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib")
-    )
+    return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def is_installed_module(module: ModuleType) -> bool:
