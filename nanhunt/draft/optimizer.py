@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -64,12 +65,13 @@ def optimizer_of(groups: list[dict[str, Any]]) -> str | None:
         return None
     saved = set(groups[0]) - _ADDED
     known = _hyper_parameters()
-    exact = [name for name, keys in known.items() if keys == saved]
-    alike = exact or [name for name, keys in known.items() if keys - _HOW == saved - _HOW]
-    if set(alike) >= {"Adam", "AdamW"}:
+    alike = [name for name, keys in known.items() if keys - _HOW == saved - _HOW]
+    if set(alike) == {"Adam", "AdamW"}:
         # torch 2.7 made AdamW an Adam that says so; before, nothing told them apart, and AdamW is the usual one
         return "AdamW" if groups[0].get("decoupled_weight_decay", True) else "Adam"
-    return alike[0] if len(alike) == 1 else None
+    exact = [name for name in alike if known[name] == saved]
+    found = alike if len(alike) == 1 else exact
+    return found[0] if len(found) == 1 else None
 
 
 def optimizer_arguments(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,20 +116,15 @@ def scheduler_arguments(
 
 @functools.cache
 def _hyper_parameters() -> dict[str, set[str]]:
-    """Return what the groups of each of torch's optimizers are made of, asked of the optimizers themselves."""
-    names = [
-        n
-        for n in vars(torch.optim)
-        if isinstance(getattr(torch.optim, n), type) and n not in ("Optimizer", "lr_scheduler")
-    ]
-    return {name: set(_defaults(name)) for name in names if _defaults(name)}
+    """Return what the groups of each of torch's optimizers are made of."""
+    classes = {
+        n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+    }
+    return {name: set(_defaults(name)) for name in classes if name != "Optimizer"}
 
 
 @functools.cache
 def _defaults(name: str) -> dict[str, Any]:
-    try:
-        # a matrix: Muon takes nothing else
-        made = getattr(torch.optim, name)([torch.nn.Parameter(torch.zeros(1, 1))])
-    except (TypeError, ValueError, RuntimeError):
-        return {}
-    return {k: v for k, v in made.param_groups[0].items() if k != "params"}
+    """Return a class's arguments with their defaults; to make one would import torch's compiler, which takes 3 s."""
+    parameters = inspect.signature(getattr(torch.optim, name)).parameters
+    return {k: p.default for k, p in parameters.items() if k != "params"}
