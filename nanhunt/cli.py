@@ -46,11 +46,19 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="nanhunt.yaml [default: ./nanhunt.yaml, then beside CKPT]")
+    Path | None, typer.Option("--config", "-c", help="the config", show_default="./nanhunt.yaml, then beside CKPT")
 ]
-Format = Annotated[str | None, typer.Option("--format", "-f", help="terminal, json or markdown")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", "-f", help="terminal, json or markdown", show_default="the suffix of --out, else terminal"
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="more detail; tracebacks of bad input")]
 ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit with 1 where a fault was found")]
 
@@ -70,28 +78,48 @@ def replay(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="checkpoint from before the fault")],
     config: Config = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the trace to write")] = Path("trace.parquet"),
-    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps [default: train.steps]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps", show_default="train.steps")] = None,
     every: Annotated[int, typer.Option(min=1, help="record every K-th step; detection runs on each")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … [default: cuda where there is one]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 …", show_default="cuda where there is one, else cpu")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="a precision recipe in place of the config's: fp32, bf16, fp8-hybrid … (an unknown name lists them)"
+            help="a precision recipe in place of the config's: fp32, bf16, fp8-hybrid … (an unknown name lists them)",
+            show_default="precision: in the config",
         ),
     ] = None,
-    start_step: Annotated[int | None, typer.Option(min=0, help="number of the first step")] = None,
+    start_step: Annotated[
+        int | None, typer.Option(min=0, help="number of the first step", show_default="the checkpoint's own, else 0")
+    ] = None,
     no_zoom: Annotated[bool, typer.Option("--no-zoom", help="do not run the bad step again op by op")] = False,
     trials: Annotated[bool, typer.Option("--trials/--no-trials", help="try causes by intervention")] = True,
-    trial: Annotated[list[str] | None, typer.Option(help="also run this trial (see `nanhunt trials`)")] = None,
-    trials_budget: Annotated[float | None, typer.Option(min=0, help="seconds for trials")] = None,
-    reference: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="another checkpoint of the run, to restore weights from")
+    trial: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="also run this trial (see `nanhunt trials`); repeatable", show_default="those that suspects ask for"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done")] = False,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+    trials_budget: Annotated[
+        float | None, typer.Option(min=0, help="seconds for trials", show_default="4 times the replay's, at least 20")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CKPT", help="another checkpoint of the run, to restore weights from", show_default="none"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="print what would be done, run one step to tell how long it takes, write nothing"
+        ),
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="seed in place of train.seed")] = None,
+    trust_pickle: TrustPickle = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="seed where the checkpoint has no random state", show_default="train.seed")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite a trace")] = False,
     exit_code: ExitCode = False,
     quiet: Quiet = False,
@@ -225,6 +253,25 @@ def inspect(
     inspection = run(options)
     if exit_code and inspection.outcome == "fault":
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CKPT]", help="the checkpoint to fit the config to; without it a general one"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the config to write")] = Path("nanhunt.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite a config")] = False,
+    trust_pickle: TrustPickle = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no questions; print the next command alone")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a nanhunt.yaml that fits CKPT, and say what it could not know; at a terminal, ask for it."""
+    from nanhunt.commands.init import InitOptions
+    from nanhunt.commands.init import init as run
+
+    run(InitOptions(checkpoint=checkpoint, out=out, force=force, trust_pickle=trust_pickle, quiet=quiet))
 
 
 @app.command()

@@ -78,6 +78,7 @@ FLOOR_OF = {
     "nanhunt.counterfactual": "T2",
     "nanhunt.hunt": "T3",
     "nanhunt.demo": "T3",
+    "nanhunt.draft": "T3",
     "nanhunt.commands": "C",
     "nanhunt.cli": "C",
     "nanhunt.__main__": "C",

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 import nanhunt
+from nanhunt.commands.plan import Plan, show_plan
 from nanhunt.commands.progress import Bar, counting
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
@@ -105,7 +105,8 @@ def replay(options: ReplayOptions) -> Onset | None:
         reference_tensors=reference_tensors(run, other) if other is not None else {},
     )
     if options.dry_run:
-        print("\n".join(_plan(run, config_path, steps, options)))
+        plan = Plan(run=run, checkpoint=checkpoint, settings=settings, config_path=config_path, out=options.out)
+        show_plan(plan, lambda text: None if options.quiet else print(text, file=sys.stderr))
         return None
     if _adds(options):
         return _add_trials(options, config, run, checkpoint, settings)
@@ -262,24 +263,6 @@ def _manifest(
 
 def _device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
-def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOptions) -> list[str]:
-    """Describe what would be done, for `--dry-run`."""
-    facts: dict[str, Any] = {
-        "config": config_path,
-        "checkpoint": f"{options.checkpoint} ({run.match})",
-        **({"reference": options.reference} if options.reference is not None else {}),
-        "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
-        "optimizer": ", ".join(type(o).__name__ for o in run.optimizers),
-        **({"recipe": run.recipe} if run.recipe else {}),
-        "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",
-        "device": run.device,
-        "steps": f"{run.start_step} to {run.start_step + steps - 1}, recorded every {options.every}",
-        "trace": options.out,
-    }
-    width = max(map(len, facts))
-    return [*(f"{k:<{width}}  {v}" for k, v in facts.items()), *(f"assumed: {a}" for a in run.assumptions)]
 
 
 def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:

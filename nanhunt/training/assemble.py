@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.built_model import built_model
-from nanhunt.training.checkpoint import Checkpoint, load_into
+from nanhunt.training.checkpoint import Checkpoint, Match, load_into
 from nanhunt.training.config import RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.data_source import batch_source
@@ -87,7 +87,8 @@ def assemble(
         start_step=step,
         root=root,
         assumptions=assumptions,
-        match=match,
+        match=match.sentence,
+        matched=match,
     )
     run.look_around()
     load_owned(run, checkpoint, unused)
@@ -108,13 +109,13 @@ def _compare_clips(config: RunConfig, checkpoint: Checkpoint, assumptions: list[
         )
 
 
-def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> str:
-    """Load the weights, and return how they matched as a sentence."""
+def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> Match:
+    """Load the weights, and return how they matched."""
     match = load_into(model, checkpoint)
     if match.unexpected or match.missing or match.renaming or match.cast:
         assumptions.append(f"checkpoint: {match.sentence}")
     assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
-    return match.sentence
+    return match
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:

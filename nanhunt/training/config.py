@@ -277,10 +277,15 @@ def find_config(explicit: Path | None, checkpoint: Path | None) -> Path:
         if place.is_file():
             return place
     looked_at = " and for ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    raise ConfigError(f"no nanhunt.yaml found; looked for {looked_at}", hint=_HOW_TO_START)
+    command = f"nanhunt init {checkpoint}" if checkpoint is not None else "nanhunt init"
+    raise ConfigError(
+        f"no nanhunt.yaml found; looked for {looked_at}",
+        hint=f"`{command}` writes one that fits the checkpoint; {_ENOUGH}",
+    )
 
 
-_HOW_TO_START = "write one; `model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
+_ENOUGH = "`model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
+_HOW_TO_START = f"`nanhunt init CKPT` writes one that fits a checkpoint; {_ENOUGH}"
 
 
 def load_config(path: Path) -> RunConfig:

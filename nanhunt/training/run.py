@@ -17,6 +17,7 @@ from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
 from nanhunt.training.slots import SlotPool
+from nanhunt.training.state_match import Match
 
 __all__ = ["DTYPES", "TrainingRun", "optimizers_in"]
 
@@ -58,6 +59,8 @@ class TrainingRun:
     #: ids of the parameters that a custom loop's last step has updated
     stepped: frozenset[int] = frozenset()
     match: str = ""
+    #: how the checkpoint's tensors matched the model's
+    matched: Match | None = None
     #: where its snapshots are kept
     slots: SlotPool = field(default_factory=SlotPool, repr=False)
 

@@ -202,7 +202,7 @@ def _module_by_name(name: str, key: str, root: Path) -> ModuleType:
         if isinstance(cause, ModuleNotFoundError) and _is_or_holds(cause.name, name):
             message = f"{key}: no module {cause.name!r} in {root.resolve()} or among the installed packages"
             near = _did_you_mean(name, list(_modules_below(root.resolve())))
-            raise ConfigError(f"{message}{near}", hint=_module_hint(name, root)) from cause
+            raise ConfigError(f"{message}{near}", hint=_module_hint(name, root, key)) from cause
         raise
 
 
@@ -211,12 +211,12 @@ def _is_or_holds(missing: str | None, name: str) -> bool:
     return missing is not None and (name == missing or name.startswith(f"{missing}."))
 
 
-def _module_hint(name: str, root: Path) -> str | None:
+def _module_hint(name: str, root: Path, key: str) -> str:
     if "/" in name or "\\" in name:
         return f"a path ends in .py: '{name}.py:attribute'"
     if not list(_modules_in(root.resolve())):
         return "import strings are looked up from the folder of the config, where there is no Python file"
-    return None
+    return f"write it, or name under {key}: in the config what your own code calls it"
 
 
 def _module_of_file(target: str, key: str, root: Path) -> ModuleType:

@@ -39,7 +39,8 @@ def loaded_after(lines: list[list[str]], modules: list[str], environment: dict[s
 
 
 @pytest.mark.parametrize(
-    "options", [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"], ["inspect", "--help"]]
+    "options",
+    [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"], ["inspect", "--help"], ["init", "--help"]],
 )
 def test_help_needs_neither_torch_nor_tables(options, environment):
     modules = ["torch", "pandas", "pyarrow", "numpy"]
