@@ -256,7 +256,7 @@ def _manifest(
             "zoom": settings.zoom,
             "trials": settings.trials,
         },
-        match=run.match,
+        match=run.matched.sentence if run.matched is not None else "",
         parameters=sum(p.numel() for p in run.model.parameters()),
     )
 

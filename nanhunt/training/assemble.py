@@ -87,7 +87,6 @@ def assemble(
         start_step=step,
         root=root,
         assumptions=assumptions,
-        match=match.sentence,
         matched=match,
     )
     run.look_around()

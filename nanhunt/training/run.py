@@ -58,7 +58,6 @@ class TrainingRun:
     assumptions: list[str] = field(default_factory=list)
     #: ids of the parameters that a custom loop's last step has updated
     stepped: frozenset[int] = frozenset()
-    match: str = ""
     #: how the checkpoint's tensors matched the model's
     matched: Match | None = None
     #: where its snapshots are kept
