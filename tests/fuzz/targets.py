@@ -1,0 +1,25 @@
+"""TARGETS: every way by which foreign bytes come into nanhunt. One more is one more entry."""
+
+from __future__ import annotations
+
+from tests.fuzz import checkpoints, configs
+from tests.fuzz.target import Target
+
+__all__ = ["TARGETS", "find_target"]
+
+TARGETS: tuple[Target, ...] = (
+    Target(name="torch-zip", make=checkpoints.make_zip, run=checkpoints.load, share=140),
+    Target(name="torch-legacy", make=checkpoints.make_legacy, run=checkpoints.load, share=80),
+    Target(name="torch-pickle", make=checkpoints.make_pickle, run=checkpoints.load, share=140),
+    Target(name="torch-odd", make=checkpoints.make_odd, run=checkpoints.load, share=80),
+    Target(name="safetensors", make=checkpoints.make_safetensors, run=checkpoints.load, share=70),
+    Target(name="trainer-folder", make=checkpoints.make_folder, run=checkpoints.load, share=70),
+    Target(name="other-folders", make=checkpoints.make_dcp, run=checkpoints.load, share=10),
+    Target(name="yaml", make=configs.make_damaged, run=configs.load, share=60),
+    Target(name="yaml-odd", make=configs.make_odd, run=configs.load, share=40),
+)
+
+
+def find_target(name: str) -> Target:
+    """Return the target of that name. Raises KeyError."""
+    return next(target for target in TARGETS if target.name == name)
