@@ -18,6 +18,8 @@ from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
 from nanhunt.trace.columns import codes, integers
 from nanhunt.trace.columns import mask as as_mask
+from nanhunt.trace.fits import misfit
+from nanhunt.trace.note_shapes import note_misfit
 from nanhunt.trace.schema import (
     COLUMNS,
     ENDED_KEY,
@@ -294,6 +296,9 @@ def _manifest(path: Path, body: Any) -> Manifest:
         kind = type(getattr(plain, field.name))
         if field.name in body and type(body[field.name]) is not kind:
             raise _damaged(path, f"manifest.{field.name} is not of type {kind.__name__}")
+    wrong = misfit(body, dict[str, Any])
+    if wrong:
+        raise _damaged(path, f"manifest.{wrong}")
     return Manifest.from_json(body)
 
 
@@ -301,6 +306,10 @@ def _notes(path: Path, body: Any) -> tuple[Note, ...]:
     """Return the notes of a file or a batch."""
     if not isinstance(body, list) or not all(_is_note(note) for note in body):
         raise _damaged(path, "its notes are not readable")
+    for note in body:
+        wrong = note_misfit(note["kind"], note["body"])
+        if wrong:
+            raise _damaged(path, f"a note of the kind {note['kind']!r} is not what it should be: {wrong}")
     return tuple(Note(kind=note["kind"], body=note["body"]) for note in body)
 
 

@@ -102,8 +102,7 @@ def _hf_weights(path: Path, trust_pickle: bool, tags: set[str]) -> dict[str, Ten
     source = next(path / name for name in WEIGHTS if (path / name).is_file())
     files = [source]
     if source.suffix == ".json":
-        names = sorted(set(_json(source).get("weight_map", {}).values()))
-        files = [path / name for name in names]
+        files = [path / name for name in _shard_names(source)]
         absent = [file.name for file in files if not file.is_file()]
         if absent or not files:
             raise CheckpointError(
@@ -121,12 +120,25 @@ def _hf_weights(path: Path, trust_pickle: bool, tags: set[str]) -> dict[str, Ten
     return state
 
 
+def _shard_names(index: Path) -> list[str]:
+    """Return the files that an index names. Raises CheckpointError where one of them could lie outside of the folder."""
+    shards = _json(index).get("weight_map", {})
+    names = list(shards.values()) if isinstance(shards, dict) else [shards]
+    astray = next((n for n in names if not isinstance(n, str) or n in ("", ".", "..") or set(n) & set("/\\\0")), None)
+    if astray is not None:
+        raise CheckpointError(
+            f"{index}: weight_map names {str(astray)[:80]!r}, which is no file of the folder",
+            hint="an index names files beside it; this one is damaged, or made to read others: do not use it",
+        )
+    return sorted(set(names))
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON: {error}", hint="use an earlier checkpoint") from error
     return content if isinstance(content, dict) else {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +78,19 @@ def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]
 _NUMPY = _numpy_globals()
 
 
+#: What zipfile raises on a list of contents that is damaged; ValueError is a name that is no text, or a place before 0.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError)
+
+
 def _starts_with(path: Path, mark: bytes, *, within: int) -> bool:
     with path.open("rb") as file:
         return mark in file.read(within)
+
+
+def _ends_with(path: Path, mark: bytes, *, within: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - within, 0))
+        return mark in file.read()
 
 
 def _check_zip(path: Path) -> None:
@@ -87,7 +98,11 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except _ZIP_ERRORS as error:
+        if _ends_with(path, b"PK\x05\x06", within=1 << 16):
+            raise CheckpointError(
+                f"{path}: is damaged: its list of contents cannot be read", hint="use another copy, or an earlier checkpoint"
+            ) from error
         raise _cut_short(path) from error
     if any(name.endswith("/constants.pkl") and f"{name[:-13]}code/" in "".join(names) for name in names):
         raise CheckpointError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+import yaml.composer
 
 from nanhunt.errors import ConfigError
 
@@ -25,6 +26,7 @@ KeyPath = tuple[str, ...]
 #: Bounds on what is taken for a config: a cyclic alias has no bottom, and nested aliases grow like powers.
 DEEPEST = 20
 MOST_KEYS = 20_000
+MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,9 +55,23 @@ class YamlFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema: no on/off, no sexagesimals, no dates, no octal 010."""
+    """SafeLoader with the scalars of YAML 1.2's core schema: no on/off, no sexagesimals, no dates, no octal 010.
+
+    Nesting is counted while it is read: PyYAML takes a time that grows with the square of it, a minute for 100 000 `[`.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose one node and what is in it. Raises ComposerError where it lies too deep."""
+        self._depth += 1
+        if self._depth > DEEPEST + 2:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 #: tag, pattern, first characters; the first pattern that fits decides
@@ -116,6 +132,8 @@ def read_yaml(path: Path) -> YamlFile:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 20} MiB, which no config is", hint="name another file")
         # utf-8-sig: editors on Windows put a byte order mark in front, which would become part of the first key
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from nanhunt.training.checkpoint import load_checkpoint
 from nanhunt.training.config import CheckpointKeys
 from nanhunt.training.state_match import load_into
 from tests.fuzz.mutation import mutated
-from tests.fuzz.odd import changed, odd_checkpoint, well_formed_checkpoint
+from tests.fuzz.odd import changed, odd_checkpoint, well_formed_checkpoint, well_formed_model
 
 __all__ = [
     "load", "make_dcp", "make_folder", "make_legacy", "make_odd", "make_pickle", "make_safetensors", "make_zip",
@@ -34,7 +34,7 @@ def load(path: Path) -> None:
 
 @functools.cache
 def _model() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 2))
+    return well_formed_model()
 
 
 def _saved(content: object, **how: Any) -> bytes:

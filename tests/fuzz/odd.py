@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections import OrderedDict
 from typing import Any
 
 import torch
 
-__all__ = ["changed", "odd_checkpoint", "odd_config", "odd_json", "odd_text", "well_formed_checkpoint"]
+__all__ = ["changed", "odd_checkpoint", "odd_config", "odd_json", "odd_text", "well_formed_checkpoint", "well_formed_model"]
 
 TEXTS = (
     "", " ", "model", "weight", "module.h.0.weight", "0", "-1", "nan", "../../etc/passwd", "/dev/zero", "a" * 10_000, "\0", "\n",
@@ -74,10 +75,25 @@ def _somewhere(value: Any, rng: random.Random) -> tuple[Any, Any]:
     return holder, key
 
 
+def well_formed_model() -> torch.nn.Module:
+    """Return the model whose checkpoint `well_formed_checkpoint` is."""
+    return torch.nn.Sequential(OrderedDict(embed=torch.nn.Embedding(4, 4), head=torch.nn.Linear(4, 2)))
+
+
 def well_formed_checkpoint() -> dict[str, Any]:
     """Return what a training loop saves: model, AdamW, schedule, scaler, step, random states."""
+    return _shallow(_whole())
+
+
+def _shallow(value: Any) -> Any:
+    """Return a copy with dicts of its own; what is in them is shared."""
+    return {k: _shallow(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@functools.cache
+def _whole() -> dict[str, Any]:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(OrderedDict(embed=torch.nn.Embedding(4, 4), head=torch.nn.Linear(4, 2)))
+    model = well_formed_model()
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     model.head(model.embed(torch.tensor([1]))).sum().backward()
@@ -89,7 +105,7 @@ def well_formed_checkpoint() -> dict[str, Any]:
         "scaler": {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3},
         "iter_num": 7,
         "config": {"n_layer": 1, "lr": 1e-3},
-        "rng_state": {"torch": torch.get_rng_state(), "python": (3, tuple(range(625)), None)},
+        "rng_state": {"torch": torch.get_rng_state(), "python": (3, tuple(range(9)), None)},
         "best_val_loss": torch.tensor(3.5),
     }  # fmt: skip
 

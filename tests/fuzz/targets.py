@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import checkpoints, configs
+from tests.fuzz import checkpoints, configs, traces
 from tests.fuzz.target import Target
 
 __all__ = ["TARGETS", "find_target"]
@@ -17,6 +17,11 @@ TARGETS: tuple[Target, ...] = (
     Target(name="other-folders", make=checkpoints.make_dcp, run=checkpoints.load, share=10),
     Target(name="yaml", make=configs.make_damaged, run=configs.load, share=60),
     Target(name="yaml-odd", make=configs.make_odd, run=configs.load, share=40),
+    Target(name="trace", make=traces.make_parquet, run=traces.load, share=70),
+    Target(name="trace-partial", make=traces.make_partial, run=traces.load, share=60),
+    Target(name="trace-metadata", make=traces.make_metadata, run=traces.load, share=90),
+    Target(name="trace-rows", make=traces.make_rows, run=traces.load, share=50),
+    Target(name="partial-notes", make=traces.make_partial_notes, run=traces.load, share=40),
 )
 
 
