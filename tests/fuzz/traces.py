@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401 - a second each time that a forked process would import it
 import pyarrow as pa
 import pyarrow.parquet as pq
 
