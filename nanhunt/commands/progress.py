@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nanhunt.inert import printable
 from nanhunt.training.step import StepResult
 
 __all__ = ["Bar"]
@@ -21,10 +22,10 @@ class Bar:
         console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[scalars]}"),
+            TextColumn("{task.fields[scalars]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=quiet or not sys.stderr.isatty(),
@@ -36,7 +37,7 @@ class Bar:
 
     def stage(self, text: str) -> None:
         """Show what the hunt does after the replay."""
-        self._progress.update(self._task, description=text[:60])
+        self._progress.update(self._task, description=printable(text[:60]))
 
     def step(self, result: StepResult | None, step: int) -> None:
         """Advance by one step."""

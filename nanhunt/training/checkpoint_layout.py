@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
 
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
@@ -356,7 +357,7 @@ def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Ite
 
 
 def _listed(names: Iterable[object], most: int = 12) -> str:
-    every = [str(n) for n in names]
+    every = [printable(str(n))[:200] for n in names]
     rest = f" … ({len(every) - most} more)" if len(every) > most else ""
     return ", ".join(every[:most]) + rest
 

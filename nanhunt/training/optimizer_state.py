@@ -36,6 +36,8 @@ def load_optimizers(
     One optimizer takes the checkpoint's own or none; of several each takes the first state that fits it.
     """
     states = [*([checkpoint.optimizer] if checkpoint.optimizer else []), *checkpoint.more_optimizers]
+    for state in states:
+        _refuse_malformed(state)
     if not states:
         assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
         return []
@@ -74,12 +76,7 @@ def load_optimizer(
 
     Raises CheckpointError where no order fits the moments' shapes.
     """
-    if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
-        raise CheckpointError(
-            f"optimizer: the checkpoint's state has the keys {sorted(map(str, saved))[:8]}, "
-            "not torch's 'state' and 'param_groups'",
-            hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
-        )
+    _refuse_malformed(saved)
     _refuse_another_optimizer(optimizer, saved)
     sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
@@ -95,7 +92,32 @@ def load_optimizer(
         {**{k: v for k, v in ours.items() if k != "params"}, **theirs}
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(loadable)
+    try:
+        optimizer.load_state_dict(loadable)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        told = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"optimizer: the checkpoint's state cannot be loaded: {type(error).__name__}: {told}",
+            hint="it is damaged, or of another kind of optimizer",
+        ) from error
+
+
+def _refuse_malformed(saved: Any) -> None:
+    """Raise CheckpointError unless a state has the structure that every optimizer of torch saves."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
+        keys = f"the keys {sorted(map(str, saved))[:8]}" if isinstance(saved, dict) else f"the form of a {type(saved).__name__}"
+        raise CheckpointError(
+            f"optimizer: the checkpoint's state has {keys}, not torch's 'state' and 'param_groups'",
+            hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
+        )
+    groups, states = saved["param_groups"], saved["state"].values()
+    listed = all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    plain = listed and all(isinstance(p, (int, str)) for group in groups for p in group["params"])
+    if not plain or not all(isinstance(state, dict) for state in states):
+        raise CheckpointError(
+            "optimizer: the checkpoint's groups or moments are not what torch saves",
+            hint="the file is damaged: use another copy, or an earlier checkpoint",
+        )
 
 
 def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

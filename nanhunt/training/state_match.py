@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
 from nanhunt.training.checkpoint_layout import clean_name
 
 if TYPE_CHECKING:
@@ -229,4 +230,4 @@ def _dtype(tensor: Tensor) -> str:
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
     rest = f" … ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(printable(name)[:200] for name in names[:most]) + rest

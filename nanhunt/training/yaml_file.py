@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 import yaml.composer
+import yaml.constructor
 
 from nanhunt.errors import ConfigError
 
@@ -26,7 +27,8 @@ KeyPath = tuple[str, ...]
 #: Bounds on what is taken for a config: a cyclic alias has no bottom, and nested aliases grow like powers.
 DEEPEST = 20
 MOST_KEYS = 20_000
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 18
+MOST_BITS = 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,7 +93,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
-    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    number = int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    if number.bit_length() > MOST_BITS:  # Python itself refuses to print one of 4300 digits
+        raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MOST_BITS} bits", node.start_mark)
+    return number
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -133,7 +138,7 @@ def read_yaml(path: Path) -> YamlFile:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 20} MiB, which no config is", hint="name another file")
+            raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 10} KiB, which no config is", hint="name another file")
         # utf-8-sig: editors on Windows put a byte order mark in front, which would become part of the first key
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

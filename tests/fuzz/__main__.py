@@ -13,17 +13,16 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS, find_target
-from tests.fuzz.worker import Limits, Outcome, run_inputs, run_one
+from tests.fuzz.worker import Limits, Outcome, run_blocks, run_one
 
 __all__ = ["main"]
 
 #: Inputs that a process runs before it makes room for the next: what leaks does not add up.
-BLOCK = 250
+BLOCK = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     targets = [find_target(name) for name in options.targets] or list(TARGETS)
     began = time.monotonic()
     found: dict[str, list[Outcome]] = defaultdict(list)
-    for target, outcomes in _all(targets, options, limits, began + options.seconds):
+    blocks = _blocks(targets, options.inputs)
+    end = began + options.seconds
+    for target, outcomes in run_blocks(blocks, seed=options.seed, limits=limits, workers=options.workers, end=end):
         found[target.name] += outcomes
         if sys.stderr.isatty():
             done = sum(map(len, found.values()))
@@ -64,25 +65,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _all(
-    targets: Sequence[Target], options: argparse.Namespace, limits: Limits, end: float
-) -> Iterator[tuple[Target, list[Outcome]]]:
-    """Run blocks of inputs of all targets, in turn so that a run that ends early has seen each; yield them when done."""
+def _blocks(targets: Sequence[Target], inputs: int) -> list[tuple[Target, range]]:
+    """Cut the inputs into blocks, those of all targets in turn, so that a run that ends early has seen each."""
     whole = sum(target.share for target in targets)
     blocks: list[tuple[float, Target, range]] = []
     for target in targets:
-        count = max(options.inputs * target.share // whole, 1)
-        starts = range(0, count, BLOCK)
-        blocks += [(start / count, target, range(start, min(start + BLOCK, count))) for start in starts]
-    blocks.sort(key=lambda block: block[0])
-
-    def run(block: tuple[float, Target, range]) -> tuple[Target, list[Outcome]]:
-        _, target, indices = block
-        return target, list(run_inputs(target, options.seed, indices, limits)) if time.monotonic() < end else []
-
-    # a thread a child: it forks, waits and reads
-    with ThreadPoolExecutor(options.workers) as pool:
-        yield from pool.map(run, blocks)
+        count = max(inputs * target.share // whole, 1)
+        blocks += [(start / count, target, range(start, min(start + BLOCK, count))) for start in range(0, count, BLOCK)]
+    return [(target, indices) for _, target, indices in sorted(blocks, key=lambda block: block[0])]
 
 
 def _table(targets: Sequence[Target], found: dict[str, list[Outcome]]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _seeds(*, zipped: bool) -> tuple[bytes, ...]:
         whole,
         whole["model"],
         {"state_dict": whole["model"], "pytorch-lightning_version": "2.6.0", "global_step": 3, "optimizer_states": [whole["optimizer"]]},
-        {"model": whole["model"], "numpy_rng_state": ("MT19937", np.arange(4), 1, 0, 0.5), "step": np.float64(3), "d": np.array([1, 2])},
+        {"model": whole["model"], "numpy_rng_state": ("MT19937", np.arange(624, dtype=np.uint32), 1, 0, 0.5), "step": np.float64(3), "d": np.array([1, 2])},
         torch.zeros(3),
     )  # fmt: skip
     return tuple(_saved(c, _use_new_zipfile_serialization=zipped) for c in contents)
@@ -122,7 +122,7 @@ def _folder() -> dict[str, bytes]:
         "optimizer.pt": _saved(whole["optimizer"]),
         "scheduler.pt": _saved(whole["scheduler"]),
         "scaler.pt": _saved(whole["scaler"]),
-        "rng_state.pth": _saved({"cpu": whole["rng_state"]["torch"], "numpy": ("MT19937", np.arange(4), 1, 0, 0.5)}),
+        "rng_state.pth": _saved({"cpu": whole["rng_state"]["torch"], "numpy": ("MT19937", np.arange(624, dtype=np.uint32), 1, 0, 0.5)}),
         "training_args.bin": _saved({"a": 1}),
     }
 

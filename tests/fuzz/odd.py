@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["changed", "odd_checkpoint", "odd_config", "odd_json", "odd_text", "well_formed_checkpoint", "well_formed_model"]
+__all__ = ["batches", "changed", "odd_checkpoint", "odd_config", "odd_json", "odd_text", "well_formed_checkpoint", "well_formed_model"]
 
 TEXTS = (
     "", " ", "model", "weight", "module.h.0.weight", "0", "-1", "nan", "../../etc/passwd", "/dev/zero", "a" * 10_000, "\0", "\n",
@@ -59,8 +59,8 @@ def changed(value: Any, rng: random.Random) -> Any:
             holder[odd_text(rng)] = holder.pop(key)
         elif what == 2 and isinstance(holder, list):
             holder.extend([copy.deepcopy(holder[key])] * rng.choice((1, 2, 100)))
-        elif what == 3 and isinstance(holder[key], (int, float)):
-            holder[key] = rng.choice((-holder[key], holder[key] * 1e9, float(holder[key]) if abs(holder[key]) < 2**60 else 0.5))
+        elif what == 3 and isinstance(holder[key], (int, float)) and not abs(holder[key]) > 2**60:
+            holder[key] = rng.choice((-holder[key], holder[key] * 1e9, float(holder[key]), holder[key] + 1))
         else:
             holder[key] = odd_json(rng)
     return value
@@ -80,6 +80,11 @@ def well_formed_model() -> torch.nn.Module:
     return torch.nn.Sequential(OrderedDict(embed=torch.nn.Embedding(4, 4), head=torch.nn.Linear(4, 2)))
 
 
+def batches() -> list[dict[str, torch.Tensor]]:
+    """Return batches for the model; no step is taken with them."""
+    return [{"x": torch.tensor([1, 2])}]
+
+
 def well_formed_checkpoint() -> dict[str, Any]:
     """Return what a training loop saves: model, AdamW, schedule, scaler, step, random states."""
     return _shallow(_whole())
@@ -96,7 +101,8 @@ def _whole() -> dict[str, Any]:
     model = well_formed_model()
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    model.head(model.embed(torch.tensor([1]))).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # no backward: autograd's threads do not outlive a fork
     optimizer.step()
     return {
         "model": dict(model.state_dict()),
@@ -105,7 +111,7 @@ def _whole() -> dict[str, Any]:
         "scaler": {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3},
         "iter_num": 7,
         "config": {"n_layer": 1, "lr": 1e-3},
-        "rng_state": {"torch": torch.get_rng_state(), "python": (3, tuple(range(9)), None)},
+        "rng_state": {"torch": torch.get_rng_state()},
         "best_val_loss": torch.tensor(3.5),
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import checkpoints, configs, traces
+from tests.fuzz import checkpoints, command_line, configs, traces
 from tests.fuzz.target import Target
 
 __all__ = ["TARGETS", "find_target"]
@@ -22,6 +22,8 @@ TARGETS: tuple[Target, ...] = (
     Target(name="trace-metadata", make=traces.make_metadata, run=traces.load, share=90),
     Target(name="trace-rows", make=traces.make_rows, run=traces.load, share=50),
     Target(name="partial-notes", make=traces.make_partial_notes, run=traces.load, share=40),
+    Target(name="cli-report", make=command_line.make_for_report, run=command_line.report, share=10),
+    Target(name="cli-replay", make=command_line.make_for_replay, run=command_line.replay, share=20),
 )
 
 

@@ -33,7 +33,7 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from tests.fuzz.mutation import mutated
 from tests.fuzz.odd import NUMBERS, changed, odd_text
 
-__all__ = ["NOTES", "load", "make_metadata", "make_parquet", "make_partial", "make_partial_notes", "make_rows", "report"]
+__all__ = ["NOTES", "load", "make_metadata", "make_parquet", "make_partial", "make_partial_notes", "make_rows", "report", "sound_table"]
 
 #: A body or two of every kind of note, as replays of this repository's tests wrote them.
 NOTES: list[tuple[str, dict[str, Any]]] = [
@@ -197,6 +197,12 @@ def make_partial_notes(folder: Path, rng: random.Random) -> Path:
 def _json(value: Any) -> bytes:
     """Return JSON as the writer of traces spells it, or as a foreign hand might."""
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def sound_table() -> tuple[Any, dict[bytes, bytes]]:
+    """Return rows and metadata of a trace with a note of each kind."""
+    with pq.ParquetFile(io.BytesIO(_seeds()[0][0])) as file:
+        return file.read().replace_schema_metadata(None), dict(file.metadata.metadata)
 
 
 def _table(rng: random.Random) -> tuple[Any, dict[bytes, bytes]]:

@@ -8,7 +8,6 @@ and forks anew behind it.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import mmap
@@ -23,14 +22,17 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from nanhunt.errors import NanhuntError
 from tests.fuzz.target import Target
 
-__all__ = ["Limits", "Outcome", "run_inputs", "run_one"]
+__all__ = ["Limits", "Outcome", "run_blocks", "run_one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,28 +67,90 @@ class _HangError(BaseException):
     """The alarm went off; no `except Exception` may catch it."""
 
 
-def run_inputs(target: Target, seed: int, indices: range, limits: Limits) -> Iterator[Outcome]:
-    """Run the inputs of these indices in a child, anew behind each one that ends it; yield what became of them."""
-    # when the input that is worked on was begun
-    shared = mmap.mmap(-1, 8)
-    while indices:
-        with tempfile.TemporaryDirectory(prefix="nanhunt-fuzz-", dir=_scratch()) as root:
-            log = Path(root) / "log"
-            log.touch()
-            shared[:8] = struct.pack("<d", time.monotonic())
-            child = os.fork()
-            if child == 0:
-                _work(target, seed, indices, limits, log, shared)
-            code = os.waitstatus_to_exitcode(_watched(child, shared, limits))
-            # a line that the end of the process tore in two counts for its input, which is the one that ended it
-            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        yield from (Outcome(**json.loads(line)) for line in lines)
-        indices = indices[len(lines) :]
-        if indices and code != 0:
-            name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-            yield Outcome(index=indices[0], kind="hang" if code == -signal.SIGKILL else "killed", detail=name)
-            indices = indices[1:]
-    shared.close()
+@dataclass(slots=True, kw_only=True)
+class _Child:
+    """A forked process that works through inputs of one target, writing a line for each."""
+
+    target: Target
+    indices: range
+    #: holds `log`, and the input that is worked on
+    root: Path
+    #: when that input was begun, in memory that both see
+    clock: mmap.mmap
+    process: int = 0
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+
+def run_blocks(
+    blocks: Iterable[tuple[Target, range]], *, seed: int, limits: Limits, workers: int, end: float
+) -> Iterator[tuple[Target, list[Outcome]]]:
+    """Run blocks of inputs, each in a process of its own, `workers` at a time; yield outcomes as they come.
+
+    None is begun after `end` (`time.monotonic`). Everything is done in one thread: a lock that another one holds while this
+    one forks is held for ever in the child.
+    """
+    torch.set_num_threads(1)
+    waiting = deque(blocks)
+    running: list[_Child] = []
+    with tempfile.TemporaryDirectory(prefix="nanhunt-fuzz-", dir=_scratch()) as scratch:
+        for target in {target.name: target for target, _ in waiting}.values():
+            # what inputs are made from is made once, here
+            target.make(Path(tempfile.mkdtemp(dir=scratch)), random.Random(0))
+        while waiting or running:
+            while waiting and len(running) < workers and time.monotonic() < end:
+                target, indices = waiting.popleft()
+                root = Path(tempfile.mkdtemp(dir=scratch))
+                running.append(_Child(target=target, indices=indices, root=root, clock=mmap.mmap(-1, 8)))
+                _fork(running[-1], seed, limits)
+            if time.monotonic() >= end:
+                waiting.clear()
+            for child in list(running):
+                status = _status(child, limits)
+                if status is not None:
+                    running.remove(child)
+                    outcomes, rest = _told(child, status)
+                    if rest:
+                        waiting.appendleft((child.target, rest))
+                    yield child.target, outcomes
+            time.sleep(0.01)
+
+
+def _fork(child: _Child, seed: int, limits: Limits) -> None:
+    child.log.touch()
+    child.clock[:8] = struct.pack("<d", time.monotonic())
+    child.process = os.fork()
+    if child.process == 0:
+        _work(child, seed, limits)
+
+
+def _status(child: _Child, limits: Limits) -> int | None:
+    """Return the exit code of a child that has ended; end one whose input takes far longer than its own alarm allows."""
+    done, status = os.waitpid(child.process, os.WNOHANG)
+    if done:
+        return os.waitstatus_to_exitcode(status)
+    (began,) = struct.unpack("<d", child.clock[:8])
+    if time.monotonic() - began > 3 * limits.seconds + 10:
+        os.kill(child.process, signal.SIGKILL)
+    return None
+
+
+def _told(child: _Child, code: int) -> tuple[list[Outcome], range]:
+    """Return what became of the inputs of a child that has ended, and those that it did not come to."""
+    # a line that the end of the process tore in two counts for its input, which is the one that ended it
+    lines = [line for line in child.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    outcomes = [Outcome(**json.loads(line)) for line in lines]
+    rest = child.indices[len(lines) :]
+    if rest and code != 0:
+        name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        kind = "hang" if code == -signal.SIGKILL else "killed"
+        outcomes.append(Outcome(index=rest[0], kind=kind, detail=name))
+        rest = rest[1:]
+    shutil.rmtree(child.root)
+    child.clock.close()
+    return outcomes, rest
 
 
 def run_one(target: Target, seed: int, index: int, limits: Limits, folder: Path) -> Outcome:
@@ -137,8 +201,8 @@ def _alarm(number: int, frame: object) -> None:
     raise _HangError
 
 
-def _work(target: Target, seed: int, indices: range, limits: Limits, log: Path, shared: mmap.mmap) -> None:
-    """Run inputs in the child until they are done; never returns."""
+def _work(child: _Child, seed: int, limits: Limits) -> None:
+    """Run the child's inputs in it; never returns."""
     code = 0
     try:
         # a belt for what grows faster than it can be looked at: what is above becomes a MemoryError
@@ -146,17 +210,15 @@ def _work(target: Target, seed: int, indices: range, limits: Limits, log: Path, 
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        with log.open("a") as file:
-            for index in indices:
-                shared[:8] = struct.pack("<d", time.monotonic())
-                folder = log.parent / "input"
+        folder = child.root / "input"
+        with child.log.open("a") as file:
+            for index in child.indices:
+                child.clock[:8] = struct.pack("<d", time.monotonic())
                 folder.mkdir()
-                outcome = run_one(target, seed, index, limits, folder)
+                outcome = run_one(child.target, seed, index, limits, folder)
                 shutil.rmtree(folder)
                 file.write(json.dumps(asdict(outcome)) + "\n")
                 file.flush()
-                if index % 50 == 0:
-                    gc.collect()
     except BaseException:
         code = 99
     os._exit(code)
@@ -164,18 +226,6 @@ def _work(target: Target, seed: int, indices: range, limits: Limits, log: Path, 
 
 def _scratch() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _watched(child: int, shared: mmap.mmap, limits: Limits) -> int:
-    """Wait for the child; end it where one input takes far longer than the alarm allows."""
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        (began,) = struct.unpack("<d", shared[:8])
-        if time.monotonic() - began > 2 * limits.seconds + 5:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
 
 
 def _resident(name: str) -> float:
