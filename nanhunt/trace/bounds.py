@@ -7,12 +7,14 @@ that a file of a kilobyte does not become a gigabyte of rows, is looked after he
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from nanhunt.trace.columns import floats, integers, lengths_of
+from nanhunt.trace.parquet_footer import footer_sizes
 
 __all__ = ["is_compressed", "oversize", "unsound"]
 
@@ -67,17 +69,18 @@ def _has_odd_lists(column: Any, longest: int | None) -> bool:
     return bool(numbers.size) and bool(numbers.min() < 0 or numbers.max() > _WHOLE)
 
 
-def oversize(metadata: Any, size: int) -> str:
-    """Return why a Parquet file of `size` bytes would become more than it can have been written from; '' where it would not."""
-    if metadata.num_rows > max(_ROWS, _ROWS_A_BYTE * size):
-        return f"it claims {metadata.num_rows:,} rows in {size:,} bytes"
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        columns = [group.column(i) for i in range(group.num_columns)]
-        values = max((column.num_values for column in columns), default=0)
-        held = sum(column.total_uncompressed_size for column in columns)
-        if group.num_rows > _ROWS or values > _VALUES or held > _BYTES:
-            return f"a group of its rows claims {group.num_rows:,} rows, {values:,} values in a column, {held:,} bytes"
+def oversize(path: Path) -> str:
+    """Return why a Parquet file would become more than it can have been written from; '' where it would not."""
+    size = path.stat().st_size
+    try:
+        rows, groups = footer_sizes(path)
+    except ValueError as error:
+        return str(error)
+    if rows > max(_ROWS, _ROWS_A_BYTE * size):
+        return f"it claims {rows:,} rows in {size:,} bytes"
+    for group in groups:
+        if group.rows > _ROWS or group.values > _VALUES or group.size > _BYTES:
+            return f"a group of its rows claims {group.rows:,} rows, {group.values:,} values in a column, {group.size:,} bytes"
     return ""
 
 

@@ -206,9 +206,9 @@ def _read_parquet(path: Path) -> RankFile:
     try:
         with pq.ParquetFile(pa.OSFile(str(path))) as file:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
-            wrong = oversize(file.metadata, path.stat().st_size)
     except _ARROW_ERRORS as error:
         raise _damaged(path, str(error)) from error
+    wrong = oversize(path)
     if wrong:
         raise _damaged(path, wrong)
     body = _json_object(path, _metadata_text(path, metadata))
