@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from nanhunt.errors import NanhuntError, UsageError, UserCodeError
+from nanhunt.inert import printable_lines
 
 __all__ = ["app", "main"]
 
@@ -300,7 +301,7 @@ def main() -> None:
         if _is_verbose():
             import traceback
 
-            traceback.print_exc()
+            print(printable_lines(traceback.format_exc()), file=sys.stderr, end="")
         elif isinstance(error, UserCodeError):
             _print_user_traceback(error)
         hint = [f"hint: {error.hint}"] if error.hint else []
@@ -308,7 +309,7 @@ def main() -> None:
     except Exception:
         import traceback
 
-        traceback.print_exc()
+        print(printable_lines(traceback.format_exc()), file=sys.stderr, end="")
         _leave("this is a defect in nanhunt: please report it with the lines above", 70)
 
 
@@ -317,7 +318,7 @@ def _print_user_traceback(error: UserCodeError) -> None:
     from nanhunt.training.user_code import user_traceback
 
     if error.__cause__ is not None:
-        print(user_traceback(error.__cause__, root=Path.cwd()), file=sys.stderr)
+        print(printable_lines(user_traceback(error.__cause__, root=Path.cwd())), file=sys.stderr)
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -330,5 +331,6 @@ def _is_verbose() -> bool:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    # a message quotes names out of files: those of tensors, keys, paths
+    print(printable_lines(message), file=sys.stderr)
     sys.exit(code)

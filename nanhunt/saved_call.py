@@ -19,20 +19,12 @@ from nanhunt.cut import cut_down
 from nanhunt.probes.certificate import draws, tensor_arguments
 from nanhunt.probes.closer import bytes_of
 from nanhunt.probes.event import Capture
+from nanhunt.trace.schema import BACKEND_FLAGS
 
 __all__ = ["MOST", "save_call"]
 
 #: Bytes of operands that a file holds.
 MOST = 64 << 20
-#: Flags that decide which kernel runs, as attributes of `torch.backends`.
-_FLAGS = (
-    "cudnn.enabled",
-    "cudnn.allow_tf32",
-    "cudnn.benchmark",
-    "cudnn.deterministic",
-    "cuda.matmul.allow_fp16_reduced_precision_reduction",
-    "cuda.matmul.allow_bf16_reduced_precision_reduction",
-)
 
 
 class _CannotSaveError(Exception):
@@ -153,7 +145,7 @@ def _flags() -> dict[str, bool | str]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
-    for name in _FLAGS if torch.cuda.is_available() else ():
+    for name in BACKEND_FLAGS if torch.cuda.is_available() else ():
         value: Any = torch.backends
         for part in name.split("."):
             value = getattr(value, part, None)

@@ -27,6 +27,7 @@ SECTIONS = [
 FLOOR_OF = {
     "nanhunt": "L0",
     "nanhunt.errors": "L0",
+    "nanhunt.inert": "L0",
     "nanhunt.interventions": "L0",
     "nanhunt.library": "L0",
     "nanhunt.jsonsafe": "L0",

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nanhunt.inert import printable
 from nanhunt.training.step import StepResult
 
 __all__ = ["Bar", "counting"]
@@ -37,7 +38,7 @@ def _progress(quiet: bool, *columns: ProgressColumn) -> Progress:
     """Return a bar on stderr that is gone when it ends; nothing is shown where no terminal looks."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         *columns,
@@ -51,14 +52,15 @@ class Bar:
     """A progress of `hunt.hunt`; a context manager."""
 
     def __init__(self, steps: int, *, quiet: bool) -> None:
-        self._progress = _progress(quiet, TextColumn("{task.fields[scalars]}"), TimeElapsedColumn())
+        scalars = TextColumn("{task.fields[scalars]}", markup=False)
+        self._progress = _progress(quiet, scalars, TimeElapsedColumn())
         self._task = self._progress.add_task("replay", total=steps, scalars="")
         #: the last step whose observations are on disk, None before the first
         self.last_step: int | None = None
 
     def stage(self, text: str) -> None:
         """Show what the hunt does after the replay."""
-        self._progress.update(self._task, description=text[:60])
+        self._progress.update(self._task, description=printable(text[:60]))
 
     def step(self, result: StepResult | None, step: int) -> None:
         """Advance by one step."""

@@ -22,6 +22,7 @@ from nanhunt.commands.progress import Bar, counting
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
+from nanhunt.inert import printable
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind, Onset
@@ -164,7 +165,7 @@ def _add_trials(
     with _terminable(), bar:
         trials = try_again(run, options.out.absolute(), settings, bar)
     for trial in trials if not options.quiet else ():
-        print(f"{trial.name}: {trial.outcome}: {trial.detail}", file=sys.stderr)
+        print(printable(f"{trial.name}: {trial.outcome}: {trial.detail}"), file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")
     body = trace.note_of(NoteKind.ONSET)
@@ -268,7 +269,8 @@ def _device_name(device: torch.device) -> str:
 def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
-        print(healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}", file=sys.stderr)
+        told = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
+        print(printable(told), file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nanhunt.inert import printable, prose
 from nanhunt.interventions import Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
@@ -26,5 +27,5 @@ def trials(trace: Path | None) -> str:
 
 
 def _row(trial: Trial) -> str:
-    changed = f"  changed: {trial.readback}\n" if trial.readback else ""
-    return f"{trial.name}: {trial.outcome}\n{changed}  {trial.detail}\n"
+    changed = f"  changed: {prose(trial.readback)}\n" if trial.readback else ""
+    return f"{printable(trial.name)}: {printable(trial.outcome)}\n{changed}  {prose(trial.detail)}\n"

@@ -40,10 +40,10 @@ def certificate(evidence: Evidence) -> Certificate | None:
     elements = birth.slope_elements if sloped else birth.elements
     verdict = birth.slope if sloped else birth.fp64
     form = next((o.dtype for o in birth.outputs if o.nan or o.posinf or o.neginf), "the format")
-    said = _VERDICTS.get(verdict, (birth.fp64_detail or "no fp64 value"))
+    said = _VERDICTS[verdict].format(format=form) if verdict in _VERDICTS else birth.fp64_detail or "no fp64 value"
     return Certificate(
         of=f"the slope of {birth.forward_op}" if sloped else birth.op,
-        verdict=said.format(format=form),
+        verdict=said,
         bad=birth.bad,
         numel=birth.of,
         names=_names(birth, len(elements[0].inputs), sloped=sloped),

@@ -112,7 +112,7 @@ def _is_of(trial: Trial, suspect: Suspect) -> bool:
     change, at = trial.intervention, suspect.location
     kind = change.get("change")
     if kind == "without-samples" and change.get("placebo_of") is None and at.samples:
-        return set(change["samples"]) == set(at.samples)
+        return set(change.get("samples", ())) == set(at.samples)
     if kind == "redrawn" and at.module:
         drawn = str(change.get("module", ""))
         return at.module == drawn or at.module.startswith(f"{drawn}.")
@@ -264,8 +264,9 @@ def _assumptions(evidence: Evidence) -> list[str]:
 
 def _run_facts(trace: Trace) -> dict[str, Any]:
     manifest = trace.manifest
+    asked = manifest.settings.get("steps")
     return {
-        "steps": int(manifest.settings.get("steps", len(trace.steps))),
+        "steps": asked if isinstance(asked, int) else len(trace.steps),
         "replayed": len(trace.steps),
         "device": manifest.device,
         "checkpoint": manifest.checkpoint,

@@ -119,7 +119,7 @@ def precision_facts(evidence: Evidence) -> PrecisionFacts | None:
     bodies = evidence.notes(NoteKind.RECIPE)
     if not bodies:
         return None
-    last, beside = bodies[-1], tuple(_beside(body) for body in bodies if "loss" in body)
+    last, beside = bodies[-1], tuple(_beside(body) for body in bodies if {"loss", "loss_fp32"} <= set(body))
     lost = _lost(evidence, dict(last.get("formats", {})))
     worst: dict[tuple[str, str], LostOperand] = {}
     for operand in lost:
@@ -149,7 +149,8 @@ def _lost(evidence: Evidence, formats: dict[str, str]) -> list[LostOperand]:
         for step, _, module, name, value in zip(*(c.to_pylist() for c in table.columns), strict=True):
             leaf, role, what = name.rsplit(".", 2)
             weight = f"{module}.{leaf}" if module else leaf
-            found.setdefault((step, weight, role), {})[what] = math.nan if value is None else value
+            if role in formats:
+                found.setdefault((step, weight, role), {})[what] = math.nan if value is None else value
     return [
         LostOperand(
             step=step, weight=weight, role=role, format=formats[role],

@@ -132,7 +132,10 @@ class _Lines:
         self.steps.update(np.unique(integers(table.column("step"))).tolist())
         line = self._lines_of(table)
         factor = _loss_scale(table, loss_scales)
-        np.maximum.at(self._amax, line, amax / factor)
+        # a loss scale below 1 takes the largest numbers beyond float64
+        with np.errstate(over="ignore"):
+            unscaled = np.minimum(amax / factor, np.finfo(np.float64).max)
+        np.maximum.at(self._amax, line, unscaled)
         amin = floats(table.column("amin")) / factor
         np.minimum.at(self._amin, line, np.where(amin > 0.0, amin, np.inf))
         infinite = (floats(table.column("posinf")) > 0.0) | (floats(table.column("neginf")) > 0.0)

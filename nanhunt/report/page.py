@@ -52,7 +52,8 @@ class Page:
         console = _console(self.width, color=color)
         for line in self._lines:
             line.rstrip()
-            console.print(line, soft_wrap=True)
+            # the last border: what no section made inert loses its colours here, not the reader's terminal
+            console.print(line if line.plain.isprintable() else Text(printable(line.plain)), soft_wrap=True)
         assert isinstance(console.file, StringIO)
         return console.file.getvalue()
 

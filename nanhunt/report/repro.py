@@ -17,7 +17,7 @@ from nanhunt.errors import UsageError
 from nanhunt.report.repro_script import BESIDE, ELEMENTS, FORWARD, JUDGES, LOSSES, ONCE, SCRIPT, SEEDED
 from nanhunt.report.words import printable, prose
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import NoteKind
+from nanhunt.trace.schema import BACKEND_FLAGS, NoteKind
 from nanhunt.trace.writer import repro_path
 
 __all__ = ["Repro", "find_repro", "script_of"]
@@ -25,7 +25,10 @@ __all__ = ["Repro", "find_repro", "script_of"]
 _OVERLOAD = re.compile(r"aten\.[A-Za-z_]\w*\.[A-Za-z_]\w*")
 #: of an output, `self.0`, or of an exception
 _NAME = re.compile(r"[\w.]*")
-_BACKEND = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*")
+#: what a note of a call that was kept always says
+_NEEDED = frozenset({"call", "check", "output", "error", "step", "phase", "module", "torch", "device", "end"})
+#: ops that touch files: a trace that names one was made by hand
+_TOUCH_FILES = frozenset({"from_file", "save"})
 _AGAIN = "`nanhunt replay CHECKPOINT --force` writes it anew"
 #: Times that an op with random numbers is run, with another seed each.
 _SEEDS = 10
@@ -71,22 +74,27 @@ def find_repro(trace: Trace, script: Path) -> Repro:
 def _operands(trace: Trace, body: dict[str, Any], script: Path) -> Path:
     """Return the file that the note means: by its name, or beside a trace that was renamed with it."""
     folder = trace.path if trace.path.is_dir() else trace.path.parent
-    named = folder / Path(str(body["file"])).name
+    named = folder / Path(str(body.get("file"))).name
     found = [p for p in dict.fromkeys((named, repro_path(trace.path))) if p.is_file()]
     if not found:
         raise UsageError(f"--repro {script}: {named} is gone, which held the operands", hint=_AGAIN)
     for path in found:
-        if hashlib.sha256(path.read_bytes()).hexdigest() == body["sha256"]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == body.get("sha256"):
             return path
     raise UsageError(f"--repro {script}: {found[0]} is not the file that {trace.path} was written with", hint=_AGAIN)
 
 
 def script_of(body: dict[str, Any], *, data: str, trace: str) -> str:
     """Return the script of a note. Raises UsageError where the note is none that this version knows."""
+    unsaid = sorted(_NEEDED - set(body))
+    if unsaid:
+        raise UsageError(f"the trace's note of the call lacks {', '.join(unsaid)}", hint=_AGAIN)
     call, check, forward = str(body["call"]), str(body["check"]), str(body.get("forward") or "")
     names = [str(body["output"]), str(body["error"])]
     known = check in {*JUDGES, *LOSSES} - {""} and all(_NAME.fullmatch(name) for name in names)
-    if not known or not all(_OVERLOAD.fullmatch(op) for op in (call, forward or call)):
+    if not known or not all(
+        _OVERLOAD.fullmatch(op) and op.split(".")[1] not in _TOUCH_FILES for op in (call, forward or call)
+    ):
         raise UsageError(f"the trace's call of {printable(call)} is none that nanhunt {__version__} can write down")
     parts = {
         "TITLE": _docstring(f"{call} at step {body['step']}: {_wrong(body)}."),
@@ -159,7 +167,7 @@ def _flags(body: dict[str, Any]) -> str:
             lines.append(f'torch.set_float32_matmul_precision("{value}")')
         elif name == "deterministic_algorithms" and value is True:
             lines.append("torch.use_deterministic_algorithms(True, warn_only=True)")
-        elif _BACKEND.fullmatch(name) and isinstance(value, bool):
+        elif name in BACKEND_FLAGS and isinstance(value, bool):
             lines.append(f"torch.backends.{name} = {value}")
     return "\n".join(lines)
 

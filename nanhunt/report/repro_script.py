@@ -90,7 +90,8 @@ def numbers(tensor):
 
 def described(value):
     if not isinstance(value, torch.Tensor):
-        return str(value["torch"] if isinstance(value, dict) and "torch" in value else value)
+        # ascii: what a file says must not drive the terminal
+        return ascii(value["torch"] if isinstance(value, dict) and "torch" in value else value).strip("'")
     head = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if value.is_complex() or not value.numel():
         return head

@@ -173,7 +173,7 @@ def _elements(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         line = Text(middle(place, at)).append(f"  {middle(owner, sample)}" if sample else "", "cyan")
         line.append(f"  {given}" if given else "", "dim").append(f"  → {output}", "bold red")
         page.put(line.append(f", in fp64 {fp64}" if fp64 else "", "yellow"))
-    page.put(Text(found.verdict))
+    page.put(Text(words.prose(found.verdict)))
 
 
 def _curves(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -253,7 +253,7 @@ def _trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     losses, norms = column((loss for _, loss, _ in rows), 32), column((norm for *_, norm in rows), 36)
     for trial, loss, norm in rows:
         line = Text(f"{middle(words.printable(trial.name), names)}  ")
-        line.append(f"{trial.outcome:<10}", _trial_style(trial.outcome))
+        line.append(f"{words.printable(trial.outcome):<10}", _trial_style(trial.outcome))
         line.append(f"{middle(loss, losses)}  " if losses else "").append(f"{middle(norm, norms)}  " if norms else "")
         page.put(line)
         said = trial.detail if trial.outcome == "failed" else trial.readback

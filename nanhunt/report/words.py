@@ -1,14 +1,15 @@
 """How reports spell numbers, places and text that came from a trace.
 
-Names, source lines and messages of a trace were chosen by whoever wrote the model, the data or the file. `printable`
-and `prose` make them inert: a module name that holds an escape sequence must not drive the reader's terminal, and a
-right-to-left override must not turn a file name around.
+Names, source lines and messages of a trace were chosen by whoever wrote the model, the data or the file: `inert` has
+what makes them harmless.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+from nanhunt.inert import printable, prose
 
 __all__ = [
     "binades", "counted", "duration", "listed", "number", "percent", "place", "printable", "prose", "scale", "size",
@@ -92,15 +93,3 @@ def place(module: str, name: str = "") -> str:
     if not name or name == module:
         return printable(module)
     return printable(name if name.startswith(f"{module}.") else f"{module}.{name}")
-
-
-def printable(text: str) -> str:
-    r"""Return the text on one line, with every control, format and surrogate character spelt out as `\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def prose(text: str) -> str:
-    """Return a sentence on one line: white space folded, then as `printable`."""
-    return printable(" ".join(text.split()))

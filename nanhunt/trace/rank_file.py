@@ -6,6 +6,7 @@ with it ends as a `TraceError` that says what the file is and what to do.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,8 +17,11 @@ import pyarrow as pa
 
 from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
+from nanhunt.trace.bounds import is_compressed, oversize, unsound
 from nanhunt.trace.columns import codes, integers
 from nanhunt.trace.columns import mask as as_mask
+from nanhunt.trace.fits import misfit
+from nanhunt.trace.note_shapes import note_misfit
 from nanhunt.trace.schema import (
     COLUMNS,
     ENDED_KEY,
@@ -80,12 +84,20 @@ class RankFile:
         """
         try:
             for read in self._groups():
-                met = _met(read(list(dict.fromkeys(name for name, _, _ in conditions))), conditions)
+                looked_at = self._sound(read(list(dict.fromkeys(name for name, _, _ in conditions))))
+                met = _met(looked_at, conditions)
                 if met is None or met.any():
-                    table = read(columns)
+                    table = self._sound(read(columns))
                     yield _encoded(table if met is None or met.all() else table.filter(as_mask(met)))
         except _ARROW_ERRORS as error:
             raise _damaged(self.path, str(error)) from error
+
+    def _sound(self, table: Any) -> Any:
+        """Return the table. Raises TraceError where a column of it holds what no replay observes."""
+        wrong = unsound(table)
+        if wrong:
+            raise _damaged(self.path, wrong)
+        return table
 
     def _groups(self) -> Iterator[Callable[[list[str]], Any]]:
         """Yield a function a group of rows that fits into memory; it reads columns of the group.
@@ -196,6 +208,9 @@ def _read_parquet(path: Path) -> RankFile:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
     except _ARROW_ERRORS as error:
         raise _damaged(path, str(error)) from error
+    wrong = oversize(path)
+    if wrong:
+        raise _damaged(path, wrong)
     body = _json_object(path, _metadata_text(path, metadata))
     _check_version(path, body)
     manifest = _manifest(path, body.get("manifest"))
@@ -210,7 +225,11 @@ def _read_parquet(path: Path) -> RankFile:
 def _read_stream(path: Path) -> RankFile:
     """Read all whole batches of a stream that may end anywhere."""
     try:
-        stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+        source = pa.memory_map(str(path))
+        if any(map(is_compressed, _messages(source))):
+            raise _damaged(path, "its rows are compressed, which those of an unfinished trace never are")
+        source.seek(0)
+        stream = pa.ipc.open_stream(source)
     except _ARROW_ERRORS as error:
         raise _no_step(path) from error
     body = _json_object(path, _metadata_text(path, stream.schema.metadata or {}))
@@ -229,6 +248,14 @@ def _read_stream(path: Path) -> RankFile:
     if not batches:
         raise _no_step(path)
     return RankFile(path=path, manifest=manifest, notes=tuple(notes), ended=ended, batches=tuple(batches))
+
+
+def _messages(source: Any) -> Iterator[Any]:
+    """Yield the messages of a stream, up to the end or the first that is torn."""
+    reader = pa.ipc.MessageReader.open_stream(source)
+    with contextlib.suppress(StopIteration, *_ARROW_ERRORS):
+        while True:
+            yield reader.read_next_message()
 
 
 def _whole_batches(stream: Any) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
@@ -294,6 +321,9 @@ def _manifest(path: Path, body: Any) -> Manifest:
         kind = type(getattr(plain, field.name))
         if field.name in body and type(body[field.name]) is not kind:
             raise _damaged(path, f"manifest.{field.name} is not of type {kind.__name__}")
+    wrong = misfit(body, dict[str, Any])
+    if wrong:
+        raise _damaged(path, f"manifest.{wrong}")
     return Manifest.from_json(body)
 
 
@@ -301,6 +331,10 @@ def _notes(path: Path, body: Any) -> tuple[Note, ...]:
     """Return the notes of a file or a batch."""
     if not isinstance(body, list) or not all(_is_note(note) for note in body):
         raise _damaged(path, "its notes are not readable")
+    for note in body:
+        wrong = note_misfit(note["kind"], note["body"])
+        if wrong:
+            raise _damaged(path, f"a note of the kind {note['kind']!r} is not what it should be: {wrong}")
     return tuple(Note(kind=note["kind"], body=note["body"]) for note in body)
 
 

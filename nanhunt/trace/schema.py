@@ -18,6 +18,7 @@ import pyarrow as pa
 from nanhunt.stats.tensor_stats import TensorStats
 
 __all__ = [
+    "BACKEND_FLAGS",
     "CLIP_OF_NOTHING",
     "COLUMNS",
     "ENDED_KEY",
@@ -168,6 +169,16 @@ OF_AN_ONSET = frozenset(
         NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SOURCE, NoteKind.DAMAGE, NoteKind.REPRO,
     }
 )  # fmt: skip
+
+#: Flags that decide which kernel runs, as attributes of `torch.backends`: what a kept call may say of them.
+BACKEND_FLAGS = (
+    "cudnn.enabled",
+    "cudnn.allow_tf32",
+    "cudnn.benchmark",
+    "cudnn.deterministic",
+    "cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "cuda.matmul.allow_bf16_reduced_precision_reduction",
+)
 
 OnsetKind = Literal["nan", "inf", "loss-spike", "divergence", "stall", "mismatch", "exception"]
 

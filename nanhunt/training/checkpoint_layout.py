@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
 from nanhunt.training.lightning_layout import is_lightning, lightning_content
 from nanhunt.training.names import clean_name
 from nanhunt.training.optimizer_names import unflattened, with_numbers
@@ -373,7 +374,7 @@ def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Ite
 
 
 def _listed(names: Iterable[object], most: int = 12) -> str:
-    every = [str(n) for n in names]
+    every = [printable(str(n))[:200] for n in names]
     rest = f" … ({len(every) - most} more)" if len(every) > most else ""
     return ", ".join(every[:most]) + rest
 

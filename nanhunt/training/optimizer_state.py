@@ -44,6 +44,8 @@ def load_optimizers(
     One optimizer takes the checkpoint's own or none; of several each takes the first state that fits it.
     """
     states = [*([checkpoint.optimizer] if checkpoint.optimizer else []), *checkpoint.more_optimizers]
+    for state in states:
+        _refuse_malformed(state)
     if not states:
         assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
         return []
@@ -103,12 +105,7 @@ def load_optimizer(
     `by_trainer`: whether a Hugging Face Trainer saved it, whose groups are known. Regroups the optimizer as the
     checkpoint's was, which is told. Raises CheckpointError where no order fits the moments' shapes.
     """
-    if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
-        raise CheckpointError(
-            f"optimizer: the checkpoint's state has the keys {sorted(map(str, saved))[:8]}, "
-            "not torch's 'state' and 'param_groups'",
-            hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
-        )
+    _refuse_malformed(saved)
     names = by_name(saved)
     if names is not None and (names is saved or covers(names, optimizer, model)):
         saved = numbered(names, optimizer, model, assumptions)
@@ -130,7 +127,14 @@ def load_optimizer(
     loadable["state"] = {
         key: dict(state) if isinstance(state, Mapping) else state for key, state in saved["state"].items()
     }
-    optimizer.load_state_dict(loadable)
+    try:
+        optimizer.load_state_dict(loadable)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        told = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"optimizer: the checkpoint's state cannot be loaded: {type(error).__name__}: {told}",
+            hint="it is damaged, or of another kind of optimizer",
+        ) from error
     mapped = {
         t.untyped_storage().data_ptr()
         for state in saved["state"].values()
@@ -158,6 +162,32 @@ def _tensors(state: Any) -> Iterator[Tensor]:
     elif isinstance(state, (Mapping, list, tuple)):
         for value in state.values() if isinstance(state, Mapping) else state:
             yield from _tensors(value)
+
+
+def _refuse_malformed(saved: Any) -> None:
+    """Raise CheckpointError unless a state has the structure that every optimizer of torch saves."""
+    if (
+        not isinstance(saved, dict)
+        or not isinstance(saved.get("param_groups"), list)
+        or not isinstance(saved.get("state"), dict)
+    ):
+        keys = (
+            f"the keys {sorted(map(str, saved))[:8]}"
+            if isinstance(saved, dict)
+            else f"the form of a {type(saved).__name__}"
+        )
+        raise CheckpointError(
+            f"optimizer: the checkpoint's state has {keys}, not torch's 'state' and 'param_groups'",
+            hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
+        )
+    groups, states = saved["param_groups"], saved["state"].values()
+    listed = all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    plain = listed and all(isinstance(p, (int, str)) for group in groups for p in group["params"])
+    if not plain or not all(isinstance(state, Mapping) for state in states):
+        raise CheckpointError(
+            "optimizer: the checkpoint's groups or moments are not what torch saves",
+            hint="the file is damaged: use another copy, or an earlier checkpoint",
+        )
 
 
 def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

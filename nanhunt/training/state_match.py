@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
 from nanhunt.training.names import best_renaming, clean_name
 from nanhunt.training.on_demand import outline
 from nanhunt.training.safetensors_file import shard_of
@@ -231,4 +232,4 @@ def _dtype(tensor: Tensor) -> str:
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
     rest = f" … ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(printable(name)[:200] for name in names[:most]) + rest

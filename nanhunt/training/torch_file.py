@@ -7,17 +7,20 @@ where the user says `--trust-pickle`: there is no falling back.
 
 from __future__ import annotations
 
+import functools
 import pickle
 import re
+import struct
+import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
+from nanhunt.training.numpy_pickle import NUMPY_GLOBALS
 
 __all__ = ["read_torch_file"]
 
@@ -42,6 +45,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> tuple[Any, frozenset[s
             f"{path}: is not a file of torch.save (a plain pickle, or damaged at its start)",
             hint="write it with torch.save, not with pickle.dump",
         )
+    _warn_of_old_torch(torch.__version__)
     tags: set[str] = set()
 
     def on_cpu(storage: Any, tag: str) -> Any:
@@ -49,7 +53,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> tuple[Any, frozenset[s
         return storage
 
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
             # only zip files can be mapped; the layout before torch 1.6 is read into memory
             content = torch.load(path, map_location=on_cpu, weights_only=not trust_pickle, mmap=zipped)
     except Exception as error:
@@ -58,23 +62,19 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> tuple[Any, frozenset[s
     return content, frozenset(tags)
 
 
-def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return what NumPy arrays, scalars and its legacy random state are made of: all of it plain data.
-
-    NumPy 2 renamed `numpy.core` to `numpy._core`; files carry the name of the version that wrote them.
-    """
-    core = getattr(np, "_core", None) or np.core
-    rebuilders = [("_reconstruct", core.multiarray._reconstruct), ("scalar", core.multiarray.scalar)]
-    named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (function, f"numpy.{package}.multiarray.{name}")
-        for name, function in rebuilders
-        for package in ("core", "_core")
-    ]
-    dtypes = {value for value in vars(np.dtypes).values() if isinstance(value, type)}
-    return [*named, np.ndarray, np.dtype, *dtypes]
+@functools.cache
+def _warn_of_old_torch(version: str) -> None:
+    """Say once that before torch 2.10 a crafted file can corrupt memory, `weights_only` or not (CVE-2026-24747)."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (2, 10):
+        print(
+            f"warning: torch {version} can be made to corrupt memory by a crafted checkpoint (CVE-2026-24747): open files of"
+            " strangers with torch 2.10 or later",
+            file=sys.stderr,
+        )
 
 
-_NUMPY = _numpy_globals()
+#: What zipfile raises on a list of contents that is damaged; ValueError is a name that is no text, or a place before 0.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError)
 
 
 def _starts_with(path: Path, mark: bytes, *, within: int) -> bool:
@@ -82,12 +82,23 @@ def _starts_with(path: Path, mark: bytes, *, within: int) -> bool:
         return mark in file.read(within)
 
 
+def _ends_with(path: Path, mark: bytes, *, within: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - within, 0))
+        return mark in file.read()
+
+
 def _check_zip(path: Path) -> None:
     """Tell a file that is cut short, and a zip of another kind, from what torch.save writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except _ZIP_ERRORS as error:
+        if _ends_with(path, b"PK\x05\x06", within=1 << 16):
+            raise CheckpointError(
+                f"{path}: is damaged: its list of contents cannot be read",
+                hint="use another copy, or an earlier checkpoint",
+            ) from error
         raise _cut_short(path) from error
     if any(name.endswith("/constants.pkl") and f"{name[:-13]}code/" in "".join(names) for name in names):
         raise CheckpointError(
@@ -146,13 +157,15 @@ def _unpickling_failed(path: Path, error: Exception) -> CheckpointError:
 def _unsafe_globals(path: Path, error: Exception) -> list[str]:
     """Return the names of the globals that were refused: all of them where torch can list them, else the first."""
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:
         # a legacy file, or opcodes that the lister does not know; the error names the first one
         names = []
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return sorted({n.removeprefix("builtins.") for n in (*names, *([found.group(1)] if found else []))})
+    return sorted(
+        {printable(n.removeprefix("builtins."))[:100] for n in (*names, *([found.group(1)] if found else []))}
+    )
 
 
 def _is_attack(name: str) -> bool:
@@ -165,4 +178,5 @@ def _reason(error: Exception) -> str:
     """Return the first sentence of a reason; torch adds paragraphs of advice about its own options."""
     text = str(error) or type(error).__name__
     specific = re.search(r"WeightsUnpickler error: (.+)", text)
-    return (specific.group(1) if specific else text).strip().splitlines()[0][:200]
+    lines = (specific.group(1) if specific else text).strip().splitlines()
+    return printable(lines[0][:200]) if lines else type(error).__name__

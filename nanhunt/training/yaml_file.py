@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+import yaml.composer
+import yaml.constructor
 
 from nanhunt.errors import ConfigError
 
@@ -25,6 +27,8 @@ KeyPath = tuple[str, ...]
 #: Bounds on what is taken for a config: a cyclic alias has no bottom, and nested aliases grow like powers.
 DEEPEST = 20
 MOST_KEYS = 20_000
+MOST_BYTES = 1 << 18
+MOST_BITS = 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,9 +57,25 @@ class YamlFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema: no on/off, no sexagesimals, no dates, no octal 010."""
+    """SafeLoader with the scalars of YAML 1.2's core schema: no on/off, no sexagesimals, no dates, no octal 010.
+
+    Nesting is counted while it is read: PyYAML takes a time that grows with the square of it, a minute for 100 000 `[`.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose one node and what is in it. Raises ComposerError where it lies too deep."""
+        self._depth += 1
+        if self._depth > DEEPEST + 2:
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark
+            )
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 #: tag, pattern, first characters; the first pattern that fits decides
@@ -77,7 +97,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
-    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    number = int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    if number.bit_length() > MOST_BITS:  # Python itself refuses to print one of 4300 digits
+        raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MOST_BITS} bits", node.start_mark)
+    return number
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -118,6 +141,10 @@ def read_yaml(path: Path) -> YamlFile:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(
+                f"{path}: is larger than {MOST_BYTES >> 10} KiB, which no config is", hint="name another file"
+            )
         # utf-8-sig: editors on Windows put a byte order mark in front, which would become part of the first key
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
