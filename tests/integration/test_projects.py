@@ -25,6 +25,8 @@ PLANTED: dict[str, tuple[str, str, int, list[int]]] = {
     "gan": ("bad-sample", "nan", 24, [5]),
     "vision": ("bad-sample", "nan", 26, [8]),
 }
+#: whose losses stand in their framework's own log; their own tests hold the replay against it
+LOGGED_BY_THE_FRAMEWORK = {"hf-trainer", "lightning"}
 
 
 def commands(name: str) -> list[list[str]]:
@@ -79,10 +81,12 @@ def test_an_example_replays_healthy_and_with_the_losses_of_its_run(trained: tupl
     assert done.returncode == 0, done.stderr
     document = report(folder)
     assert document["outcome"] == "healthy"
-    with (folder / "out" / "losses.csv").open() as file:
-        original = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
     found = losses(folder)
     assert len(found) >= 5
+    if name in LOGGED_BY_THE_FRAMEWORK:
+        return
+    with (folder / "out" / "losses.csv").open() as file:
+        original = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
     assert found == {step: original[step] for step in found}
 
 
