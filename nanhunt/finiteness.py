@@ -132,11 +132,12 @@ class Finiteness(StepWatch):
 
     def _follow(self, bound: UpdateBound) -> None:
         """Advance the bound by this step; where it proves nothing, look at weights and state, and begin it anew."""
-        if self._rows is not None:
-            bound.learn(self._run, *_recorded_amax(self._rows.peek(), self._rows.left_out))
-        elif self._rates is None:
+        largest = self._largest_norm()
+        if rates_of(self._run) is None or (self._rows is None and self._rates is None):
             bound.forget()
-        elif not bound.proves(self._run, self._largest_norm(), self._rates):
+        elif self._rows is not None:
+            bound.learn(self._run, *_recorded_amax(self._rows.peek(), self._rows.left_out))
+        elif self._rates is not None and not bound.proves(self._run, largest, self._rates):
             if not self._tickets("weights"):
                 self._look_at_state()
                 self._queue.fetch()

@@ -110,6 +110,7 @@ def test_no_line_is_wider_than_the_terminal(poisoned, nanhunt, monkeypatch):
         assert max(map(len, nanhunt("inspect", poisoned, "-v").out.splitlines())) <= width
 
 
-def test_verbose_shows_the_moments(project, nanhunt):
+def test_verbose_shows_the_moments(project, nanhunt, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert "exp_avg_sq of head.weight" not in nanhunt("inspect", "ckpt.pt").out
     assert "exp_avg_sq of head.weight" in nanhunt("inspect", "ckpt.pt", "-v").out
