@@ -92,7 +92,9 @@ def script_of(body: dict[str, Any], *, data: str, trace: str) -> str:
     call, check, forward = str(body["call"]), str(body["check"]), str(body.get("forward") or "")
     names = [str(body["output"]), str(body["error"])]
     known = check in {*JUDGES, *LOSSES} - {""} and all(_NAME.fullmatch(name) for name in names)
-    if not known or not all(_OVERLOAD.fullmatch(op) and op.split(".")[1] not in _TOUCH_FILES for op in (call, forward or call)):
+    if not known or not all(
+        _OVERLOAD.fullmatch(op) and op.split(".")[1] not in _TOUCH_FILES for op in (call, forward or call)
+    ):
         raise UsageError(f"the trace's call of {printable(call)} is none that nanhunt {__version__} can write down")
     parts = {
         "TITLE": _docstring(f"{call} at step {body['step']}: {_wrong(body)}."),

@@ -60,7 +60,11 @@ def unsound(table: Any) -> str:
 def _has_odd_lists(column: Any, longest: int | None) -> bool:
     lists = column.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # of no rows, or of more than one array holds
-        return any(_has_odd_lists(pa.chunked_array([part]), longest) for part in lists.chunks) if lists.num_chunks > 1 else False
+        return (
+            any(_has_odd_lists(pa.chunked_array([part]), longest) for part in lists.chunks)
+            if lists.num_chunks > 1
+            else False
+        )
     inner = lists.flatten()
     lengths = lengths_of(lists)
     if inner.null_count or (longest is not None and lengths.size and lengths.max() > longest):

@@ -500,5 +500,8 @@ def note_misfit(kind: str, body: dict[str, Any]) -> str:
     wrong = misfit(body, _SHAPES.get(kind, Any))
     if not wrong and kind == NoteKind.BLOCKS:
         count = 7 + 3 * len(body["looks"])
-        wrong = next((f"tensors[{i}] does not have {count} entries" for i, t in enumerate(body["tensors"]) if len(t) != count), "")
+        wrong = next(
+            (f"tensors[{i}] does not have {count} entries" for i, t in enumerate(body["tensors"]) if len(t) != count),
+            "",
+        )
     return wrong

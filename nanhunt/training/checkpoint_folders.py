@@ -120,11 +120,18 @@ def _hf_weights(path: Path, trust_pickle: bool, tags: set[str]) -> dict[str, Ten
     return state
 
 
+def _is_file_name(name: Any) -> bool:
+    """Whether a value names a file of a folder, and nothing above or below it; 255 bytes are all that file systems take."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= 255
+
+
 def _shard_names(index: Path) -> list[str]:
     """Return the files that an index names. Raises CheckpointError where one of them could lie outside of the folder."""
     shards = _json(index).get("weight_map", {})
     names = list(shards.values()) if isinstance(shards, dict) else [shards]
-    astray = next((n for n in names if not isinstance(n, str) or n in ("", ".", "..") or set(n) & set("/\\\0")), None)
+    astray = next((name for name in names if not _is_file_name(name)), None)
     if astray is not None:
         raise CheckpointError(
             f"{index}: weight_map names {str(astray)[:80]!r}, which is no file of the folder",

@@ -104,8 +104,16 @@ def load_optimizer(
 
 def _refuse_malformed(saved: Any) -> None:
     """Raise CheckpointError unless a state has the structure that every optimizer of torch saves."""
-    if not isinstance(saved, dict) or not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
-        keys = f"the keys {sorted(map(str, saved))[:8]}" if isinstance(saved, dict) else f"the form of a {type(saved).__name__}"
+    if (
+        not isinstance(saved, dict)
+        or not isinstance(saved.get("param_groups"), list)
+        or not isinstance(saved.get("state"), dict)
+    ):
+        keys = (
+            f"the keys {sorted(map(str, saved))[:8]}"
+            if isinstance(saved, dict)
+            else f"the form of a {type(saved).__name__}"
+        )
         raise CheckpointError(
             f"optimizer: the checkpoint's state has {keys}, not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",

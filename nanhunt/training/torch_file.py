@@ -96,7 +96,8 @@ def _check_zip(path: Path) -> None:
     except _ZIP_ERRORS as error:
         if _ends_with(path, b"PK\x05\x06", within=1 << 16):
             raise CheckpointError(
-                f"{path}: is damaged: its list of contents cannot be read", hint="use another copy, or an earlier checkpoint"
+                f"{path}: is damaged: its list of contents cannot be read",
+                hint="use another copy, or an earlier checkpoint",
             ) from error
         raise _cut_short(path) from error
     if any(name.endswith("/constants.pkl") and f"{name[:-13]}code/" in "".join(names) for name in names):
@@ -162,7 +163,9 @@ def _unsafe_globals(path: Path, error: Exception) -> list[str]:
         # a legacy file, or opcodes that the lister does not know; the error names the first one
         names = []
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return sorted({printable(n.removeprefix("builtins."))[:100] for n in (*names, *([found.group(1)] if found else []))})
+    return sorted(
+        {printable(n.removeprefix("builtins."))[:100] for n in (*names, *([found.group(1)] if found else []))}
+    )
 
 
 def _is_attack(name: str) -> bool:

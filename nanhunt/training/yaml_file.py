@@ -69,7 +69,9 @@ class _Loader(yaml.SafeLoader):
         """Compose one node and what is in it. Raises ComposerError where it lies too deep."""
         self._depth += 1
         if self._depth > DEEPEST + 2:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark
+            )
         try:
             return super().compose_node(parent, index)
         finally:
@@ -138,7 +140,9 @@ def read_yaml(path: Path) -> YamlFile:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 10} KiB, which no config is", hint="name another file")
+            raise ConfigError(
+                f"{path}: is larger than {MOST_BYTES >> 10} KiB, which no config is", hint="name another file"
+            )
         # utf-8-sig: editors on Windows put a byte order mark in front, which would become part of the first key
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     names = [target.name for target in TARGETS]
     parser.add_argument("targets", nargs="*", metavar="TARGET", choices=[[], *names], help=f"of {', '.join(names)}")
     parser.add_argument("--inputs", type=int, default=20_000, help="over all targets [default: 20000]")
@@ -78,7 +80,9 @@ def _blocks(targets: Sequence[Target], inputs: int) -> list[tuple[Target, range]
 def _table(targets: Sequence[Target], found: dict[str, list[Outcome]]) -> Iterator[str]:
     """Yield the lines of the table, a target each."""
     kinds = ("ok", "refused", "raised", "hang", "memory", "killed")
-    yield "  ".join([f"{'target':<16}", f"{'inputs':>8}", *(f"{k:>8}" for k in kinds), f"{'slowest':>9}", f"{'peak':>9}"])
+    yield "  ".join(
+        [f"{'target':<16}", f"{'inputs':>8}", *(f"{k:>8}" for k in kinds), f"{'slowest':>9}", f"{'peak':>9}"]
+    )
     for target in targets:
         outcomes = found[target.name]
         counts = Counter(o.kind for o in outcomes)

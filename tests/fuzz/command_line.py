@@ -25,7 +25,13 @@ precision: {autocast: bf16, grad_scaler: true}
 
 def make_for_report(folder: Path, rng: random.Random) -> Path:
     """Write a trace that is damaged or odd, of any kind."""
-    makers = (traces.make_parquet, traces.make_partial, traces.make_metadata, traces.make_rows, traces.make_partial_notes)
+    makers = (
+        traces.make_parquet,
+        traces.make_partial,
+        traces.make_metadata,
+        traces.make_rows,
+        traces.make_partial_notes,
+    )
     return rng.choice(makers)(folder, rng)
 
 
@@ -35,7 +41,13 @@ def make_for_replay(folder: Path, rng: random.Random) -> Path:
         configs.make_odd(folder, rng)
     else:
         (folder / "nanhunt.yaml").write_text(_CONFIG)
-    makers = (checkpoints.make_zip, checkpoints.make_pickle, checkpoints.make_odd, checkpoints.make_odd, checkpoints.make_folder)
+    makers = (
+        checkpoints.make_zip,
+        checkpoints.make_pickle,
+        checkpoints.make_odd,
+        checkpoints.make_odd,
+        checkpoints.make_folder,
+    )
     return rng.choice(makers)(folder, rng)
 
 
@@ -51,7 +63,11 @@ def replay(path: Path) -> None:
 
 def _run(*arguments: str) -> None:
     out, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told), mock.patch.object(sys, "argv", ["nanhunt", *arguments]):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+        mock.patch.object(sys, "argv", ["nanhunt", *arguments]),
+    ):
         try:
             main()
             code = 0

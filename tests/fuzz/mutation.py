@@ -11,14 +11,71 @@ __all__ = ["mutated"]
 #: Bytes that mean something in one of the formats: marks, pickle's opcodes, JSON and YAML tokens, edges of numbers.
 TOKENS: tuple[bytes, ...] = (
     *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PAR1", b"PARE", b"ARROW1", b"\xff\xff\xff\xff"),
-    *(b"\x80\x02", b"\x80\x05", b"cbuiltins\neval\n", b"cos\nsystem\n", b"R.", b"\x81", b"b", b"u", b"s", b"e", b"t", b"Q"),
-    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"X\xff\xff\xff\x7f", b"\x8a\xff", b"h\x00"),
-    *(b"{}", b"[]", b"null", b"true", b"-1", b"1e999", b"NaN", b'""', b"[[[[[[[[", b'{"a":{"a":{"a":', b"\\ud800", b"9" * 40),
-    *(b"!!python/object/apply:os.system [id]", b"&a [*a, *a]", b"*a", b"<<: ", b"? ", b"- ", b": ", b"|\n", b"%YAML 9.9\n---\n"),
+    *(
+        b"\x80\x02",
+        b"\x80\x05",
+        b"cbuiltins\neval\n",
+        b"cos\nsystem\n",
+        b"R.",
+        b"\x81",
+        b"b",
+        b"u",
+        b"s",
+        b"e",
+        b"t",
+        b"Q",
+    ),
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ccollections\nOrderedDict\n",
+        b"X\xff\xff\xff\x7f",
+        b"\x8a\xff",
+        b"h\x00",
+    ),
+    *(
+        b"{}",
+        b"[]",
+        b"null",
+        b"true",
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b'""',
+        b"[[[[[[[[",
+        b'{"a":{"a":{"a":',
+        b"\\ud800",
+        b"9" * 40,
+    ),
+    *(
+        b"!!python/object/apply:os.system [id]",
+        b"&a [*a, *a]",
+        b"*a",
+        b"<<: ",
+        b"? ",
+        b"- ",
+        b": ",
+        b"|\n",
+        b"%YAML 9.9\n---\n",
+    ),
     *(b"../../", b"\0", b"\n", b"\x1b]0;x\x07", b"\xe2\x80\xae", b"\xef\xbb\xbf", b"\xff\xfe"),
 )
 #: Numbers at which a length, a count or an offset tips over.
-EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)
+EDGES = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 40,
+    (1 << 63) - 1,
+    (1 << 64) - 1,
+)
 
 _Change = Callable[[bytearray, random.Random, Sequence[bytes]], None]
 

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["batches", "changed", "odd_checkpoint", "odd_config", "odd_json", "odd_text", "well_formed_checkpoint", "well_formed_model"]
+__all__ = [
+    "batches",
+    "changed",
+    "odd_checkpoint",
+    "odd_config",
+    "odd_json",
+    "odd_text",
+    "well_formed_checkpoint",
+    "well_formed_model",
+]
 
 TEXTS = (
     "", " ", "model", "weight", "module.h.0.weight", "0", "-1", "nan", "../../etc/passwd", "/dev/zero", "a" * 10_000, "\0", "\n",
@@ -157,7 +166,10 @@ def _odd_object(rng: random.Random, depth: int = 3) -> Any:
         return tuple(_odd_object(rng, depth - 1) for _ in range(rng.randrange(4)))
     if kind == 7:
         group = {"params": rng.choice(([0, 1], [], ["a"], None, [0] * 500)), "lr": rng.choice(NUMBERS)}
-        return {"state": _odd_object(rng, depth - 1), "param_groups": rng.choice(([group], [], None, [group, group], {"a": group}, [1]))}
+        return {
+            "state": _odd_object(rng, depth - 1),
+            "param_groups": rng.choice(([group], [], None, [group, group], {"a": group}, [1])),
+        }
     return {_odd_key(rng): _odd_object(rng, depth - 1) for _ in range(rng.randrange(4))}
 
 
@@ -205,5 +217,9 @@ def odd_config(rng: random.Random) -> Any:
         holder = config if section == "" else config.setdefault(section, {})
         key = rng.choice(_SECTIONS[section]) if rng.random() < 0.8 else odd_text(rng)
         if isinstance(holder, dict):
-            holder[key] = rng.choice(("fp16", "fp8-hybrid", "a:b", True, 1, {"call": "a:b"})) if rng.random() < 0.2 else odd_json(rng)
+            holder[key] = (
+                rng.choice(("fp16", "fp8-hybrid", "a:b", True, 1, {"call": "a:b"}))
+                if rng.random() < 0.2
+                else odd_json(rng)
+            )
     return config

@@ -33,7 +33,18 @@ from nanhunt.trace.writer import TraceWriter, partial_path
 from tests.fuzz.mutation import mutated
 from tests.fuzz.odd import NUMBERS, changed, odd_text
 
-__all__ = ["NOTES", "load", "make_metadata", "make_parquet", "make_partial", "make_partial_notes", "make_rows", "report", "sound_table"]
+__all__ = [
+    "NOTES",
+    "load",
+    "make_metadata",
+    "make_parquet",
+    "make_partial",
+    "make_partial_notes",
+    "make_rows",
+    "report",
+    "seeds",
+    "sound_table",
+]
 
 #: A body or two of every kind of note, as replays of this repository's tests wrote them.
 NOTES: list[tuple[str, dict[str, Any]]] = [
@@ -67,34 +78,81 @@ def _rows(step: int) -> list[Observation]:
     broken = TensorStats(numel=64, nan=1, posinf=2, neginf=3, zero=1, subnormal=1, amax=65504.0, amin=6e-8, sum=2.0)
     places = (("forward", "input"), ("forward", "output"), ("backward", "grad_input"), ("backward", "grad_output"))
     rows = [
-        Observation(step=step, phase=phase, role=role, module=module, dtype="float16", shape=(8, 8), stats=broken if step == 4 else sound)
+        Observation(
+            step=step,
+            phase=phase,
+            role=role,
+            module=module,
+            dtype="float16",
+            shape=(8, 8),
+            stats=broken if step == 4 else sound,
+        )
         for phase, role in places
         for module in ("h.0.mlp", "")
     ]
-    kept = (("update", "weight"), ("backward", "grad"), ("update", "exp_avg"), ("update", "exp_avg_sq"), ("update", "update"))
+    kept = (
+        ("update", "weight"),
+        ("backward", "grad"),
+        ("update", "exp_avg"),
+        ("update", "exp_avg_sq"),
+        ("update", "update"),
+    )
     rows += [
-        Observation(step=step, phase=phase, role=role, module="h.0.mlp", name="weight", dtype="float32", shape=(8, 8), stats=sound)
+        Observation(
+            step=step,
+            phase=phase,
+            role=role,
+            module="h.0.mlp",
+            name="weight",
+            dtype="float32",
+            shape=(8, 8),
+            stats=sound,
+        )
         for phase, role in kept
     ]
     scalars = {"loss": 2.5 + 9 * (step == 4), "grad_norm": 1.0, "lr": 1e-3, "loss_scale": 65536.0, "weight.rms_t": 0.5}
     scalars |= {"weight.input.flushed": 0.3, "weight.gradient.error": 0.9}
-    rows += [Observation(step=step, phase="update", role="scalar", module="h.0.mlp" if "." in n else "", name=n, value=v) for n, v in scalars.items()]
+    rows += [
+        Observation(step=step, phase="update", role="scalar", module="h.0.mlp" if "." in n else "", name=n, value=v)
+        for n, v in scalars.items()
+    ]
     if step == 4:
-        rows.append(Observation(step=4, phase="forward", role="op", pass_="zoom", module="h.0.mlp", op="aten.exp", source="t.py:8", stats=broken))
+        rows.append(
+            Observation(
+                step=4,
+                phase="forward",
+                role="op",
+                pass_="zoom",
+                module="h.0.mlp",
+                op="aten.exp",
+                source="t.py:8",
+                stats=broken,
+            )
+        )
     return rows
 
 
 @functools.cache
-def _seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+def seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """Return finished and unfinished traces: one with a note of each kind, one of a NaN, one of a spike, a healthy one."""
     root = Path(tempfile.mkdtemp(prefix="nanhunt-fuzz-seeds-"))
-    of_a_nan = [n for n in NOTES if n[0] in ("onset", "birth", "lineage", "damage", "repeat", "trial", "source", "repro", "optimizer", "batch")]
-    of_a_spike = [n for n in NOTES if n[0] in ("factorial", "loss-twin", "sample-losses", "targets", "window", "recipe", "silent", "blocks")]
+    of_a_nan = [
+        n
+        for n in NOTES
+        if n[0] in ("onset", "birth", "lineage", "damage", "repeat", "trial", "source", "repro", "optimizer", "batch")
+    ]
+    of_a_spike = [
+        n
+        for n in NOTES
+        if n[0] in ("factorial", "loss-twin", "sample-losses", "targets", "window", "recipe", "silent", "blocks")
+    ]
     spike = ("onset", {"kind": "loss-spike", "step": 4, "phase": "forward", "detail": "loss rises", "lead_step": 3})
     finished, unfinished = [], []
     for i, notes in enumerate((NOTES, of_a_nan, [spike, *of_a_spike], [n for n in NOTES if n[0] == "benign"])):
         path = root / f"{i}.parquet"
-        manifest = Manifest(checkpoint="ckpt.pt", device="cpu", settings={"steps": 6}, config={"train": {"accumulate": 1}})
+        manifest = Manifest(
+            checkpoint="ckpt.pt", device="cpu", settings={"steps": 6}, config={"train": {"accumulate": 1}}
+        )
         with TraceWriter(path, manifest) as writer:
             for step in range(6):
                 writer.write(_rows(step))
@@ -110,14 +168,14 @@ def _seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
 def make_parquet(folder: Path, rng: random.Random) -> Path:
     """Write a finished trace with bytes changed."""
     path = folder / "trace.parquet"
-    path.write_bytes(mutated(rng.choice(_seeds()[0]), _seeds()[0], rng))
+    path.write_bytes(mutated(rng.choice(seeds()[0]), seeds()[0], rng))
     return path
 
 
 def make_partial(folder: Path, rng: random.Random) -> Path:
     """Write an unfinished trace with bytes changed."""
     path = folder / "trace.parquet.partial"
-    path.write_bytes(mutated(rng.choice(_seeds()[1]), _seeds()[1], rng))
+    path.write_bytes(mutated(rng.choice(seeds()[1]), seeds()[1], rng))
     return path
 
 
@@ -163,7 +221,18 @@ def _odd_cell(kind: Any, rng: random.Random) -> Any:
     if pa.types.is_list(kind):
         return [rng.choice(_SMALL) for _ in range(rng.choice((0, 1, 3, 3000)))]
     if pa.types.is_string(kind):
-        names = ("scalar", "output", "replay", "zoom", "loss", "h.0.mlp", "float16", "e4m3", "weight.input.x", "a.weight.b.input.c")
+        names = (
+            "scalar",
+            "output",
+            "replay",
+            "zoom",
+            "loss",
+            "h.0.mlp",
+            "float16",
+            "e4m3",
+            "weight.input.x",
+            "a.weight.b.input.c",
+        )
         return rng.choice((odd_text(rng), *names)).encode("utf-8", "replace").decode()
     if pa.types.is_floating(kind):
         return rng.choice([float(n) for n in NUMBERS if isinstance(n, float)])
@@ -172,7 +241,7 @@ def _odd_cell(kind: Any, rng: random.Random) -> Any:
 
 def make_partial_notes(folder: Path, rng: random.Random) -> Path:
     """Write an unfinished trace whose stream is sound, and whose notes or manifest are damaged or odd."""
-    stream = pa.ipc.open_stream(rng.choice(_seeds()[1]))
+    stream = pa.ipc.open_stream(rng.choice(seeds()[1]))
     out = io.BytesIO()
     schema, batches = stream.schema, []
     with contextlib.suppress(StopIteration):
@@ -187,7 +256,9 @@ def make_partial_notes(folder: Path, rng: random.Random) -> Path:
             metadata = dict(found.custom_metadata.items()) if found.custom_metadata is not None else {}
             if i == hit:
                 notes = metadata.get(NOTES_KEY, b"[]")
-                metadata[NOTES_KEY] = mutated(notes, [notes], rng) if rng.random() < 0.3 else _json(changed(json.loads(notes), rng))
+                metadata[NOTES_KEY] = (
+                    mutated(notes, [notes], rng) if rng.random() < 0.3 else _json(changed(json.loads(notes), rng))
+                )
             writer.write_batch(found.batch, custom_metadata=metadata or None)
     path = folder / "trace.parquet.partial"
     path.write_bytes(out.getvalue()[: -rng.choice((1, 8, 100))])
@@ -201,12 +272,12 @@ def _json(value: Any) -> bytes:
 
 def sound_table() -> tuple[Any, dict[bytes, bytes]]:
     """Return rows and metadata of a trace with a note of each kind."""
-    with pq.ParquetFile(io.BytesIO(_seeds()[0][0])) as file:
+    with pq.ParquetFile(io.BytesIO(seeds()[0][0])) as file:
         return file.read().replace_schema_metadata(None), dict(file.metadata.metadata)
 
 
 def _table(rng: random.Random) -> tuple[Any, dict[bytes, bytes]]:
-    with pq.ParquetFile(io.BytesIO(rng.choice(_seeds()[0]))) as file:
+    with pq.ParquetFile(io.BytesIO(rng.choice(seeds()[0]))) as file:
         return file.read().replace_schema_metadata(None), dict(file.metadata.metadata)
 
 
@@ -215,5 +286,3 @@ def _written(path: Path, table: Any, metadata: bytes) -> Path:
         writer.write_table(table)
         writer.add_key_value_metadata({METADATA_KEY: metadata})
     return path
-
-

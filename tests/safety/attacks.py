@@ -57,7 +57,10 @@ def _saved(content: object, **how: Any) -> bytes:
 def _zip_with(payload: Payload, member: str) -> bytes:
     """Return a sound checkpoint with one more member, which is a pickle."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": torch.zeros(2)}}))) as source, zipfile.ZipFile(out, "w") as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": torch.zeros(2)}}))) as source,
+        zipfile.ZipFile(out, "w") as target,
+    ):
         for name in source.namelist():
             target.writestr(name, source.read(name))
         target.writestr(member, pickle.dumps(payload))
@@ -78,7 +81,11 @@ def _tar(payload: Payload) -> bytes:
     """Return a file of the layout that torch wrote in 2016."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in (("storages", pickle.dumps(0)), ("tensors", pickle.dumps(0)), ("pickle", pickle.dumps(payload, 2))):
+        for name, content in (
+            ("storages", pickle.dumps(0)),
+            ("tensors", pickle.dumps(0)),
+            ("pickle", pickle.dumps(payload, 2)),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -97,7 +104,10 @@ WRITERS: dict[str, tuple[Callable[[Payload], bytes], str]] = {
     "zip-alone": (lambda p: _saved(p), ".ckpt"),
     "zip-among-weights": (lambda p: _saved({"model": {"w": torch.zeros(2), "v": [p]}}), ".pth"),
     "zip-as-a-key": (lambda p: _saved({"model": {"w": torch.zeros(2)}, ("k", p): 1}), ".pt"),
-    "legacy": (lambda p: _saved({"model": {"w": torch.zeros(2)}, "extra": p}, _use_new_zipfile_serialization=False), ".bin"),
+    "legacy": (
+        lambda p: _saved({"model": {"w": torch.zeros(2)}, "extra": p}, _use_new_zipfile_serialization=False),
+        ".bin",
+    ),
     "safetensors-by-name": (lambda p: _saved({"w": p}), ".safetensors"),
     "pickle-as-safetensors": (_safetensors_behind_a_pickle, ".safetensors"),
     "torchscript": (_torchscript, ".pt"),

@@ -52,7 +52,9 @@ def test_a_payload_does_nothing_in_any_kind_of_file(writer, payload, marker, tmp
     assert set(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name in ("zip", "zip-alone", "zip-among-weights", "legacy", "zip-as-a-key")])
+@pytest.mark.parametrize(
+    "writer", [name for name in WRITERS if name in ("zip", "zip-alone", "zip-among-weights", "legacy", "zip-as-a-key")]
+)
 def test_the_same_files_run_where_torch_is_told_not_to_look(writer, marker, tmp_path):
     """The control for the containers: `weights_only=False` runs them."""
     write, suffix = WRITERS[writer]
@@ -86,7 +88,16 @@ def trainer_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "random_states_0.pkl", "pytorch_model.bin", "optimizer.bin"]
+    "name",
+    [
+        "optimizer.pt",
+        "scheduler.pt",
+        "scaler.pt",
+        "rng_state.pth",
+        "random_states_0.pkl",
+        "pytorch_model.bin",
+        "optimizer.bin",
+    ],
 )
 @pytest.mark.parametrize("form", ["torch", "pickle"])
 def test_no_part_of_a_trainers_folder_runs(name, form, marker, trainer_folder):
@@ -118,7 +129,9 @@ def test_a_distributed_checkpoint_is_not_opened_without_trust(hidden, marker, tm
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "sub/a.bin", "a\\b.bin", "", "\0", 7, ["x"]])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "..", "sub/a.bin", "a\\b.bin", "", "\0", 7, ["x"]]
+)
 def test_an_index_reads_no_file_outside_of_its_folder(name, trainer_folder):
     (trainer_folder / "pytorch_model.bin").rename(trainer_folder.parent / "secret.safetensors")
     (trainer_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))

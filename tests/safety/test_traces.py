@@ -79,7 +79,9 @@ def test_a_pickled_extension_type_is_not_unpickled(tmp_path):
 def test_metadata_that_names_pandas_types_is_left_alone(written, tmp_path):
     evil = base64.b64encode(pickle.dumps(PAYLOADS["os.system"](tmp_path / "it_ran"))).decode()
     columns = [{"name": "step", "pandas_type": "object", "numpy_type": "object", "metadata": {"pickle": evil}}]
-    table = written(change=lambda t: t.replace_schema_metadata({b"pandas": json.dumps({"columns": columns, "index_columns": []})}))
+    table = written(
+        change=lambda t: t.replace_schema_metadata({b"pandas": json.dumps({"columns": columns, "index_columns": []})})
+    )
     Trace.open(table).frame()
     assert not (tmp_path / "it_ran").exists()
 
@@ -109,7 +111,10 @@ def test_a_compressed_stream_is_not_unpacked(tmp_path):
     schema = ArrowSchema.with_metadata({METADATA_KEY: b"{}"})
     path = tmp_path / "t.parquet.partial"
     batch = pa.record_batch([pa.nulls(100_000, f.type) for f in schema], schema=schema)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream,
+    ):
         stream.write_batch(batch)
     with pytest.raises(TraceError, match="compressed"):
         Trace.open(path)
@@ -121,7 +126,10 @@ def test_a_compressed_stream_is_not_unpacked(tmp_path):
 def _hostile(value):
     """Put the hostile text in the place of every text in a note, but for those that decide what the note is."""
     if isinstance(value, dict):
-        return {k: v if k in ("kind", "phase", "check", "output", "recipe", "formats") else _hostile(v) for k, v in value.items()}
+        return {
+            k: v if k in ("kind", "phase", "check", "output", "recipe", "formats") else _hostile(v)
+            for k, v in value.items()
+        }
     if isinstance(value, list):
         return [_hostile(v) for v in value]
     return HOSTILE if isinstance(value, str) else value
@@ -129,7 +137,10 @@ def _hostile(value):
 
 @pytest.mark.parametrize("format", ["terminal", "markdown", "json"])
 def test_no_text_of_a_trace_reaches_the_reader_raw(format, written, capsys, monkeypatch):
-    path = written([(kind, _hostile(body)) for kind, body in NOTES if kind != "blocks"], body={"reason": HOSTILE, "complete": False})
+    path = written(
+        [(kind, _hostile(body)) for kind, body in NOTES if kind != "blocks"],
+        body={"reason": HOSTILE, "complete": False},
+    )
     code, out, err = run("report", path, "--format", format, "-v", capsys=capsys, monkeypatch=monkeypatch)
     assert (code, err) == (0, "")
     assert "gnp.exe" in out
@@ -179,7 +190,10 @@ def _shape(source: str) -> list[str]:
 @given(
     st.dictionaries(
         st.sampled_from(["module", "phase", "source", "cut", "torch", "device", "error", "output"]),
-        st.text() | st.sampled_from(['"""\nimport os\nos.system("id")\n"""', "\\", '"', "'''", "@CALL@", "@HELPERS@", "\r", "\u2028", "\0"]),
+        st.text()
+        | st.sampled_from(
+            ['"""\nimport os\nos.system("id")\n"""', "\\", '"', "'''", "@CALL@", "@HELPERS@", "\r", "\u2028", "\0"]
+        ),
     )
 )
 def test_no_text_of_a_trace_becomes_code(texts):
@@ -188,12 +202,24 @@ def test_no_text_of_a_trace_becomes_code(texts):
         script = script_of(body, data="repro.pt", trace='t"""\n.parquet')
     except UsageError:
         return
-    assert _shape(script) == _shape(script_of(REPRO | {k: "x" for k in texts if texts[k]} | {k: "" for k in texts if not texts[k]}, data="d", trace="t"))
+    assert _shape(script) == _shape(
+        script_of(
+            REPRO | {k: "x" for k in texts if texts[k]} | {k: "" for k in texts if not texts[k]}, data="d", trace="t"
+        )
+    )
 
 
 @pytest.mark.parametrize(
     "call",
-    ["aten.exp.default;import os", "os.system", "aten.exp.default\n", "aten.__class__.x", "aten.from_file.default", "aten.save.default", "aten.exp"],
+    [
+        "aten.exp.default;import os",
+        "os.system",
+        "aten.exp.default\n",
+        "aten.__class__.x",
+        "aten.from_file.default",
+        "aten.save.default",
+        "aten.exp",
+    ],
 )
 def test_only_ops_that_compute_are_written_down(call):
     if call == "aten.__class__.x":
@@ -206,11 +232,18 @@ def test_every_op_that_touches_files_is_among_those_refused():
     from nanhunt.report.repro import _TOUCH_FILES
 
     schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::")]
-    files = {s.name.removeprefix("aten::") for s in schemas for a in s.arguments if re.search(r"file|(^|_)path(s|$)", a.name) and "str" in str(a.type)}
+    files = {
+        s.name.removeprefix("aten::")
+        for s in schemas
+        for a in s.arguments
+        if re.search(r"file|(^|_)path(s|$)", a.name) and "str" in str(a.type)
+    }
     assert files <= _TOUCH_FILES
 
 
-@pytest.mark.parametrize("flag", ["cudnn.torch.load", "__class__", "cudnn.os.environ", "x\nimport os", "mkldnn.enabled"])
+@pytest.mark.parametrize(
+    "flag", ["cudnn.torch.load", "__class__", "cudnn.os.environ", "x\nimport os", "mkldnn.enabled"]
+)
 def test_no_flag_but_torchs_own_is_set_by_a_script(flag):
     script = script_of(REPRO | {"flags": {flag: True, BACKEND_FLAGS[0]: True}}, data="repro.pt", trace="t")
     assert flag not in script
@@ -228,9 +261,23 @@ def test_the_operands_of_a_script_are_not_unpickled(tmp_path):
 
 def test_a_report_imports_nothing_that_a_trace_names(written, tmp_path):
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w').close()\n")
-    notes = [(k, json.loads(json.dumps(b).replace("h.0.mlp", "evil_module").replace("train.py", "evil_module.py"))) for k, b in NOTES]
-    path = written(notes, body={"manifest": {"config": {"model": {"call": "evil_module:x"}}, "config_path": str(tmp_path / "nanhunt.yaml")}})
-    done = subprocess.run([sys.executable, "-m", "nanhunt", "report", str(path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    notes = [
+        (k, json.loads(json.dumps(b).replace("h.0.mlp", "evil_module").replace("train.py", "evil_module.py")))
+        for k, b in NOTES
+    ]
+    path = written(
+        notes,
+        body={
+            "manifest": {"config": {"model": {"call": "evil_module:x"}}, "config_path": str(tmp_path / "nanhunt.yaml")}
+        },
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "nanhunt", "report", str(path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "it_ran").exists()
 
@@ -240,5 +287,3 @@ def test_every_kind_of_note_has_a_shape_and_an_example() -> None:
 
     assert set(_SHAPES) == set(NoteKind)
     assert {kind for kind, _ in NOTES} == set(NoteKind) - {NoteKind.COMPLETE}
-
-

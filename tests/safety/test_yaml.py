@@ -23,7 +23,7 @@ def test_the_tags_work_where_nothing_guards(tmp_path):
     "tag",
     [
         "!!python/object/apply:os.system ['touch {marker}']",
-        "!!python/object/apply:builtins.exec ['open(\"{marker}\", \"w\")']",
+        '!!python/object/apply:builtins.exec [\'open("{marker}", "w")\']',
         "!!python/object/new:os.system ['touch {marker}']",
         "!!python/name:os.system",
         "!!python/module:os",
@@ -31,7 +31,9 @@ def test_the_tags_work_where_nothing_guards(tmp_path):
         "!<tag:yaml.org,2002:python/object/apply:os.system> ['touch {marker}']",
     ],
 )
-@pytest.mark.parametrize("where", ["model: {tag}\ndata: a:c\n", "{tag}\n", "model: a:b\ndata: {{call: a:c, kwargs: {{x: {tag}}}}}\n"])
+@pytest.mark.parametrize(
+    "where", ["model: {tag}\ndata: a:c\n", "{tag}\n", "model: a:b\ndata: {{call: a:c, kwargs: {{x: {tag}}}}}\n"]
+)
 def test_a_tag_that_makes_objects_does_nothing(where, tag, tmp_path):
     path = tmp_path / "nanhunt.yaml"
     path.write_text(where.format(tag=tag.format(marker=tmp_path / "it_ran")))
@@ -43,7 +45,9 @@ def test_a_tag_that_makes_objects_does_nothing(where, tag, tmp_path):
 def _laughs(levels: int, merge: bool) -> str:
     """Return aliases of aliases: each level is nine times the one before."""
     if merge:
-        return "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, levels))
+        return "a0: &a0 {x: 1}\n" + "".join(
+            f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, levels)
+        )
     return "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, levels))
 
 
@@ -63,7 +67,20 @@ def _laughs(levels: int, merge: bool) -> str:
         WHOLE + "".join(f"k{i}: 1\n" for i in range(50_000)),
         "#" * (2 << 20),
     ],
-    ids=["laughs", "merges", "cycle", "merge-cycle", "brackets", "braces", "dashes", "questions", "digits", "hex", "keys", "megabytes"],
+    ids=[
+        "laughs",
+        "merges",
+        "cycle",
+        "merge-cycle",
+        "brackets",
+        "braces",
+        "dashes",
+        "questions",
+        "digits",
+        "hex",
+        "keys",
+        "megabytes",
+    ],
 )
 def test_what_grows_when_it_is_read_is_refused_in_time(text, tmp_path):
     path = tmp_path / "nanhunt.yaml"
