@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu corpus bench bench-hunt bench-report bench-headroom bench-snapshots docs gallery clean
+.PHONY: help setup demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,6 +39,9 @@ test: $(STAMP)  ## run the tests on two cores
 
 test-gpu: $(STAMP)  ## run the tests that are about a GPU, where there is one
 	NANHUNT_TEST_GPU=1 $(BIN)/python -m pytest -m cuda $(ARGS)
+
+fuzz: $(STAMP)  ## read damaged and odd checkpoints, configs and traces, half an hour at most (ARGS="--inputs 100000 --seconds 7200 --seed 7")
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 corpus: $(STAMP)  ## run the corpus of failures through the command line, write docs/scoreboard.md (ARGS="bad-sample" for a part)
 	$(BIN)/python -m tests.corpus $(if $(ARGS),$(ARGS),--thresholds -o docs/scoreboard.md)

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import printable
 from nanhunt.training.checkpoint_layout import Parts
 from nanhunt.training.json_file import read_json
 from nanhunt.training.names import clean_name
@@ -78,11 +79,15 @@ def read_tensors(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, st
 
 def indexed_files(index: Path) -> list[Path]:
     """Return the files that an index of shards names. Raises CheckpointError where one is not there."""
-    weights = read_json(index).get("weight_map")
-    names = {str(name) for name in weights.values()} if isinstance(weights, dict) else set()
-    outside = sorted(n[:80] for n in names if Path(n).name != n or "\0" in n or len(n) > 200)
-    if outside:
-        raise CheckpointError(f"{index}: names {outside[0]!r}, which is no file of its own folder")
+    weights = read_json(index).get("weight_map", {})
+    listed = list(weights.values()) if isinstance(weights, dict) else [weights]
+    astray = next((name for name in listed if not _is_file_name(name)), None)
+    if astray is not None:
+        raise CheckpointError(
+            f"{index}: weight_map names {printable(str(astray))[:80]!r}, which is no file of the folder",
+            hint="an index names files beside it; this one is damaged, or made to read others: do not use it",
+        )
+    names = set(listed)
     absent = sorted(name for name in names if not (index.parent / name).is_file())
     if absent or not names:
         raise CheckpointError(
@@ -90,6 +95,13 @@ def indexed_files(index: Path) -> list[Path]:
             hint="the copy is incomplete, or the run was killed while it saved: use an earlier checkpoint",
         )
     return [index.parent / name for name in sorted(names)]
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a value names a file of a folder, and nothing above or below it; file systems take 255 bytes."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= 255
 
 
 def shard_of(path: Path) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.odd import changed, odd_checkpoint, well_formed_checkpoint, well_formed_model
 
 __all__ = [
-    "load", "make_dcp", "make_folder", "make_legacy", "make_odd", "make_pickle", "make_safetensors", "make_zip",
+    "load", "make_dcp", "make_folder", "make_legacy", "make_odd", "make_pickle", "make_safetensors", "make_zip", "seeds", "written",
 ]  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def _saved(content: object, **how: Any) -> bytes:
 
 
 @functools.cache
-def _seeds(*, zipped: bool) -> tuple[bytes, ...]:
+def seeds(*, zipped: bool) -> tuple[bytes, ...]:
+    """Return sound files of torch.save; the first one fits the model."""
     whole = well_formed_checkpoint()
     contents = (
         whole,
@@ -58,23 +59,23 @@ def _seeds(*, zipped: bool) -> tuple[bytes, ...]:
 
 def make_zip(folder: Path, rng: random.Random) -> Path:
     """Write a damaged file of torch.save."""
-    return _written(
+    return written(
         folder / rng.choice(("a.pt", "b0.pt", "c.ckpt")),
-        mutated(rng.choice(_seeds(zipped=True)), _seeds(zipped=True), rng),
+        mutated(rng.choice(seeds(zipped=True)), seeds(zipped=True), rng),
     )
 
 
 def make_legacy(folder: Path, rng: random.Random) -> Path:
     """Write a damaged file of the kind that torch.save wrote before 1.6."""
-    return _written(
-        folder / rng.choice(("a.pt", "b0.pt")), mutated(rng.choice(_seeds(zipped=False)), _seeds(zipped=False), rng)
+    return written(
+        folder / rng.choice(("a.pt", "b0.pt")), mutated(rng.choice(seeds(zipped=False)), seeds(zipped=False), rng)
     )
 
 
 def make_pickle(folder: Path, rng: random.Random) -> Path:
     """Write a sound zip, checksums and all, in which one member is damaged: it is the unpickler that meets it."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(rng.choice(_seeds(zipped=True)))) as source, zipfile.ZipFile(out, "w") as target:
+    with zipfile.ZipFile(io.BytesIO(rng.choice(seeds(zipped=True)))) as source, zipfile.ZipFile(out, "w") as target:
         names = source.namelist()
         hit = next(n for n in names if n.endswith("data.pkl")) if rng.random() < 0.8 else rng.choice(names)
         for name in names:
@@ -86,7 +87,7 @@ def make_pickle(folder: Path, rng: random.Random) -> Path:
             target.writestr(
                 rng.choice(("../../escape", "archive/../../data.pkl", "/etc/passwd", "data.pkl")), b"\x80\x02}."
             )
-    return _written(folder / "a.pt", out.getvalue())
+    return written(folder / "a.pt", out.getvalue())
 
 
 def make_odd(folder: Path, rng: random.Random) -> Path:
@@ -95,9 +96,9 @@ def make_odd(folder: Path, rng: random.Random) -> Path:
     path = folder / rng.choice(("a.pt", "b0.pt"))
     # a text with a lone surrogate is nothing that torch can write
     try:
-        return _written(path, _saved(content, _use_new_zipfile_serialization=rng.random() < 0.7))
+        return written(path, _saved(content, _use_new_zipfile_serialization=rng.random() < 0.7))
     except (UnicodeEncodeError, NotImplementedError, RuntimeError):
-        return _written(path, _saved({"model": {"a": torch.zeros(1)}}))
+        return written(path, _saved({"model": {"a": torch.zeros(1)}}))
 
 
 @functools.cache
@@ -112,12 +113,12 @@ def make_safetensors(folder: Path, rng: random.Random) -> Path:
     content = rng.choice(_tensors())
     path = folder / rng.choice(("model.safetensors", "model.pt"))
     if rng.random() < 0.6:
-        return _written(path, mutated(content, _tensors(), rng))
+        return written(path, mutated(content, _tensors(), rng))
     size = int.from_bytes(content[:8], "little")
     header = json.dumps(changed(json.loads(content[8 : 8 + size]), rng), allow_nan=True).encode(
         "utf-8", "surrogatepass"
     )
-    return _written(path, len(header).to_bytes(8, "little") + header + content[8 + size :])
+    return written(path, len(header).to_bytes(8, "little") + header + content[8 + size :])
 
 
 @functools.cache
@@ -151,7 +152,7 @@ def make_folder(folder: Path, rng: random.Random) -> Path:
     else:
         suffix = rng.choice(("safetensors", "bin"))
         name = "model" if suffix == "safetensors" else "pytorch_model"
-        shards = _tensors() if suffix == "safetensors" else _seeds(zipped=True)[1:3]
+        shards = _tensors() if suffix == "safetensors" else seeds(zipped=True)[1:3]
         files |= {f"{name}-{i}.{suffix}": shard for i, shard in enumerate(shards)}
         weights = {"embed.weight": f"{name}-0.{suffix}", "a": f"{name}-1.{suffix}"}
         index = {"metadata": {"total_size": 1}, "weight_map": weights}
@@ -175,10 +176,11 @@ def make_dcp(folder: Path, rng: random.Random) -> Path:
     for name in rng.sample(
         (".metadata", "__0_0.distcp", "latest", "zero_to_fp32.py", "latest_checkpointed_iteration.txt", "x.pt"), 3
     ):
-        (path / name).write_bytes(mutated(rng.choice(_seeds(zipped=True)), _seeds(zipped=False), rng))
+        (path / name).write_bytes(mutated(rng.choice(seeds(zipped=True)), seeds(zipped=False), rng))
     return path
 
 
-def _written(path: Path, content: bytes) -> Path:
+def written(path: Path, content: bytes) -> Path:
+    """Write a file and return its path."""
     path.write_bytes(content)
     return path

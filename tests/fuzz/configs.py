@@ -11,7 +11,7 @@ from nanhunt.training.config import load_config
 from tests.fuzz.mutation import mutated
 from tests.fuzz.odd import odd_config, odd_text
 
-__all__ = ["load", "make_damaged", "make_odd"]
+__all__ = ["load", "make_damaged", "make_odd", "seeds"]
 
 _MORE = (
     b"model: &m {call: a:b, kwargs: {x: [1, 2.5e-4, .nan, 0x1f, true, ~]}}\ndata: *m\n",
@@ -26,7 +26,8 @@ def load(path: Path) -> None:
 
 
 @functools.cache
-def _seeds() -> tuple[bytes, ...]:
+def seeds() -> tuple[bytes, ...]:
+    """Return the configs of this repository and a few that use more of YAML."""
     root = Path(__file__).parents[2] / "configs"
     return (*(p.read_bytes() for p in sorted(root.rglob("*.yaml"))), *_MORE)
 
@@ -34,7 +35,7 @@ def _seeds() -> tuple[bytes, ...]:
 def make_damaged(folder: Path, rng: random.Random) -> Path:
     """Write a config of this repository with bytes changed."""
     path = folder / "nanhunt.yaml"
-    path.write_bytes(mutated(rng.choice(_seeds()), _seeds(), rng))
+    path.write_bytes(mutated(rng.choice(seeds()), seeds(), rng))
     return path
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "make_partial_notes",
     "make_rows",
     "report",
+    "seeds",
     "sound_table",
 ]
 
@@ -132,7 +133,7 @@ def _rows(step: int) -> list[Observation]:
 
 
 @functools.cache
-def _seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+def seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """Return finished and unfinished traces: one with a note of each kind, one of a NaN, one of a spike, a healthy one."""
     root = Path(tempfile.mkdtemp(prefix="nanhunt-fuzz-seeds-"))
     of_a_nan = [
@@ -167,14 +168,14 @@ def _seeds() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
 def make_parquet(folder: Path, rng: random.Random) -> Path:
     """Write a finished trace with bytes changed."""
     path = folder / "trace.parquet"
-    path.write_bytes(mutated(rng.choice(_seeds()[0]), _seeds()[0], rng))
+    path.write_bytes(mutated(rng.choice(seeds()[0]), seeds()[0], rng))
     return path
 
 
 def make_partial(folder: Path, rng: random.Random) -> Path:
     """Write an unfinished trace with bytes changed."""
     path = folder / "trace.parquet.partial"
-    path.write_bytes(mutated(rng.choice(_seeds()[1]), _seeds()[1], rng))
+    path.write_bytes(mutated(rng.choice(seeds()[1]), seeds()[1], rng))
     return path
 
 
@@ -240,7 +241,7 @@ def _odd_cell(kind: Any, rng: random.Random) -> Any:
 
 def make_partial_notes(folder: Path, rng: random.Random) -> Path:
     """Write an unfinished trace whose stream is sound, and whose notes or manifest are damaged or odd."""
-    stream = pa.ipc.open_stream(rng.choice(_seeds()[1]))
+    stream = pa.ipc.open_stream(rng.choice(seeds()[1]))
     out = io.BytesIO()
     schema, batches = stream.schema, []
     with contextlib.suppress(StopIteration):
@@ -271,12 +272,12 @@ def _json(value: Any) -> bytes:
 
 def sound_table() -> tuple[Any, dict[bytes, bytes]]:
     """Return rows and metadata of a trace with a note of each kind."""
-    with pq.ParquetFile(io.BytesIO(_seeds()[0][0])) as file:
+    with pq.ParquetFile(io.BytesIO(seeds()[0][0])) as file:
         return file.read().replace_schema_metadata(None), dict(file.metadata.metadata)
 
 
 def _table(rng: random.Random) -> tuple[Any, dict[bytes, bytes]]:
-    with pq.ParquetFile(io.BytesIO(rng.choice(_seeds()[0]))) as file:
+    with pq.ParquetFile(io.BytesIO(rng.choice(seeds()[0]))) as file:
         return file.read().replace_schema_metadata(None), dict(file.metadata.metadata)
 
 

@@ -48,7 +48,7 @@ def stream(tmp_path, manifest, rows) -> Path:
     writer = TraceWriter(tmp_path / "killed.parquet", manifest)
     for step in range(8):
         writer.write([tensor(step, seq=i, module=f"h.{i}", shape=(i, 2)) for i in range(5)])
-        writer.note("batch", {"step": step})
+        writer.note("skipped", {"step": step})
         writer.flush()
     return partial_path(tmp_path / "killed.parquet")
 
@@ -255,7 +255,7 @@ def test_a_stream_cut_anywhere_gives_whole_steps_or_a_clear_error(tmp_path, stre
             continue
         assert not trace.complete
         assert trace.frame(["step"]).groupby("step").size().tolist() == [5] * len(trace.steps)
-        assert [n["step"] for n in trace.notes_of("batch")] == list(trace.steps)
+        assert [n["step"] for n in trace.notes_of("skipped")] == list(trace.steps)
         reached.append(len(trace.steps))
     assert reached == sorted(reached)
     assert (reached[0], reached[-1]) == (0, 8)

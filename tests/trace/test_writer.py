@@ -211,8 +211,10 @@ def test_notes_keep_non_finite_floats_unicode_and_look_alikes(tmp_path, write_tr
         "inner": {"$float": "NaN", "$$float": [None, True]},
         "words": ["NaN", "Infinity"],
     }
-    path = write_trace(tmp_path / "t.parquet", [one(0)], notes=[("twin", body), ("twin", {"x": math.nan})])
-    first, second = Trace.open(path).notes_of("twin")
+    path = write_trace(
+        tmp_path / "t.parquet", [one(0)], notes=[("of-a-later-version", body), ("of-a-later-version", {"x": math.nan})]
+    )
+    first, second = Trace.open(path).notes_of("of-a-later-version")
     assert repr(first) == repr(body)
     assert math.isnan(second["x"])
 
@@ -220,16 +222,16 @@ def test_notes_keep_non_finite_floats_unicode_and_look_alikes(tmp_path, write_tr
 def test_notes_come_with_the_batch_in_which_they_were_flushed(tmp_path, manifest):
     path = tmp_path / "t.parquet"
     writer = TraceWriter(path, manifest)
-    writer.note("poison", {"where": "weights"})
+    writer.note("stall", {"reason": "no-motion"})
     writer.flush()
-    assert [n.kind for n in Trace.open(path).notes] == ["poison"]
+    assert [n.kind for n in Trace.open(path).notes] == ["stall"]
     writer.write([one(0)])
-    writer.note("onset", {"step": 0})
+    writer.note("onset", {"kind": "nan", "step": 0, "phase": "forward"})
     assert Trace.open(path).note_of("onset") is None
     writer.flush()
-    assert Trace.open(path).note_of("onset") == {"step": 0}
+    assert Trace.open(path).note_of("onset")["step"] == 0
     writer.close()
-    assert [n.kind for n in Trace.open(path).notes] == ["poison", "onset", "complete"]
+    assert [n.kind for n in Trace.open(path).notes] == ["stall", "onset", "complete"]
 
 
 def test_flush_of_nothing_writes_nothing(tmp_path, manifest):
@@ -343,7 +345,7 @@ def test_a_full_disk_tears_no_batch_and_loses_no_row(tmp_path, manifest):
     writer.write([one(0)])
     writer.flush()
     writer.write([one(1)])
-    writer.note("batch", {"step": 1})
+    writer.note("skipped", {"step": 1})
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -362,7 +364,7 @@ def test_a_full_disk_tears_no_batch_and_loses_no_row(tmp_path, manifest):
     writer.close()
     trace = Trace.open(path)
     assert trace.frame()["step"].tolist() == [0, 1, 2]
-    assert trace.notes_of("batch") == [{"step": 1}]
+    assert trace.notes_of("skipped") == [{"step": 1}]
 
 
 _ENDLESS = """
@@ -375,7 +377,7 @@ _ENDLESS = """
     with TraceWriter(Path(sys.argv[1]), Manifest()) as writer:
         for step in itertools.count():
             writer.write([Observation(step=step, phase="forward", role="output", seq=i, module="m" * i) for i in range(40)])
-            writer.note("batch", {"step": step})
+            writer.note("skipped", {"step": step})
             writer.flush()
             print(step, flush=True)
 """
@@ -398,7 +400,7 @@ def assert_whole_up_to(trace: Trace, last: int) -> None:
     frame = trace.frame(["step", "seq"])
     assert frame.groupby("step").size().tolist() == [40] * len(trace.steps)
     assert trace.steps == tuple(range(len(trace.steps)))
-    assert [n["step"] for n in trace.notes_of("batch")] == list(trace.steps)
+    assert [n["step"] for n in trace.notes_of("skipped")] == list(trace.steps)
 
 
 def test_a_killed_process_leaves_every_acknowledged_step(tmp_path):
