@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def try_again(run: TrainingRun, path: Path, settings: HuntSettings, progress: Pr
     stall = trace.note_of(NoteKind.STALL)
     state.stall = str(stall["reason"]) if stall else ""
     with eager(run):
-        _run_up_to(state, Window(**window))
-        run_trials(state, Window(**window), diagnose(trace), only=settings.trial_names)
+        judged_by = Window(**{f.name: window[f.name] for f in fields(Window) if f.name in window})
+        _run_up_to(state, judged_by)
+        run_trials(state, judged_by, diagnose(trace), only=settings.trial_names)
     trials = [Trial.from_json(body) for kind, body in notes.taken if kind is NoteKind.TRIAL]
     _refuse_another_baseline(trace, trials, path)
     known = {str(body["name"]) for body in trace.notes_of(NoteKind.TRIAL)}

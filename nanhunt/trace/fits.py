@@ -76,13 +76,13 @@ def _any(value: Any, depth: int = 0) -> _Wrong:
 
 
 def _plain(kind: type) -> _Check:
-    wrong: _Wrong = ([], f"is not {_NAMES[kind.__name__]}")
+    wrong = f"is not {_NAMES[kind.__name__]}"
     takes_whole = kind in (int, float)
 
     def check(value: Any) -> _Wrong:
         if type(value) is int and takes_whole:
             return None if _LEAST <= value <= _MOST else ([], "is a number out of range")
-        return None if type(value) is kind else ([], wrong[1])
+        return None if type(value) is kind else ([], wrong)
 
     return check
 

@@ -48,7 +48,7 @@ class _Array(np.ndarray[Any, Any]):
             raise ValueError("a NumPy array of something else than plain numbers or texts")
         if len(shape) > 32 or math.prod(shape) * dtype.value.itemsize != len(data):
             raise ValueError(f"a NumPy array of shape {shape!s:.80} with {len(data)} bytes")
-        super().__setstate__((1, shape, dtype.value, bool(is_fortran), data))
+        super().__setstate__((1, shape, dtype.value, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
 def _reconstruct(kind: object, shape: object, code: object) -> _Array:

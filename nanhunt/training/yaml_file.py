@@ -69,9 +69,7 @@ class _Loader(yaml.SafeLoader):
         """Compose one node and what is in it. Raises ComposerError where it lies too deep."""
         self._depth += 1
         if self._depth > DEEPEST + 2:
-            raise yaml.composer.ComposerError(
-                None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark
-            )
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
         try:
             return super().compose_node(parent, index)
         finally:

@@ -179,9 +179,9 @@ def test_bytes_that_numpy_takes_for_pointers_are_refused(tmp_path):
     "value",
     [
         np.array([object()], dtype=object), np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), np.datetime64("2026-01-01"),
-        np.matrix([[1]]), np.ma.masked_array([1]), np.void(b"abc"), np.array(["2026"], dtype="M8[Y]"),
+        np.ma.masked_array([1]), np.void(b"abc"), np.array(["2026"], dtype="M8[Y]"),
     ],
-    ids=["objects", "fields", "date", "matrix", "masked", "void", "dates"],
+    ids=["objects", "fields", "date", "masked", "void", "dates"],
 )  # fmt: skip
 def test_what_is_more_than_plain_numbers_of_numpy_is_refused(value, tmp_path):
     torch.save({**SOUND, "x": value}, tmp_path / "odd.pt")
