@@ -37,6 +37,7 @@ FLOOR_OF = {
     "nanhunt.trace": "L1",
     "nanhunt.diagnosis": "L2",
     "nanhunt.report": "L2",
+    "nanhunt.live": "L2",
     "nanhunt.inspection": "L2",
     "nanhunt.inspection.facts": "L1",
     "nanhunt.inspection.contents": "T1",
