@@ -12,7 +12,7 @@ from nanhunt.live.curve import Curve
 from nanhunt.live.pace import Pace
 from nanhunt.live.run import LiveRun
 from nanhunt.live.tightest import Tight
-from nanhunt.report.page import Page, middle
+from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
 from nanhunt.report.words import binades, counted, number, percent, place, printable
 
@@ -22,7 +22,8 @@ __all__ = ["Frame", "alarm_line", "plain_line"]
 _NEAR = 2.0
 #: Cells of a curve's label and of its numbers, and of a tensor's numbers.
 _LABEL, _NUMBERS, _TENSOR = 11, 12, 49
-_NARROWEST = 40
+#: Cells that a name keeps where a terminal is too narrow for the numbers.
+_NARROWEST, _NAME = 40, 10
 _STYLES = {"fault": "bold red", "alarm": "yellow", "note": "dim"}
 _SIGNS = {"fault": "✗", "alarm": "!", "note": "·"}
 
@@ -101,7 +102,7 @@ class Frame:
             return
         page.heading("least room", f"binades that its largest may grow in its own format, in step {self.run.recorded}")
         shown = self.run.tight[: self.tensors]
-        width = min(max(len(place(t.module, t.name)) for t in shown), page.width - _TENSOR - 2)
+        width = column((place(t.module, t.name) for t in shown), max(page.width - _TENSOR - 2, _NAME))
         head = f"{'':<{width}}  {'role':<11} {'format':<6} {'largest':>9} {'room':>8} {'subnormal':>9}"
         page.row(Text(head, "dim"))
         for tight in shown:
