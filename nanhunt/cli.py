@@ -248,6 +248,26 @@ def watch(
 
 
 @app.command()
+def export(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
+    to: Annotated[str, typer.Option(metavar="KIND", help="tensorboard, csv or json; wandb, mlflow or trackio")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="file or folder [default: beside the trace; a tracker's own place]; - is stdout"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trace where people already look: TensorBoard with histograms, CSV, JSON, an experiment tracker."""
+    from nanhunt.commands.export import export as run
+
+    run(trace, to, out, force=force, quiet=quiet)
+
+
+@app.command()
 def demo(
     fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
     list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,
