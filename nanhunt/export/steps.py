@@ -148,7 +148,7 @@ def magnitudes(row: dict[str, Any]) -> Magnitudes | None:
         limits, held = [_power(exponents[0]) if filled else sys.float_info.min, *limits], [float(zeros), *held]
     # of a large tensor a sample was counted: its largest element need not be in it
     limits[-1] = max(limits[-1], high)
-    squares = min(row["l2"] ** 2, sys.float_info.max)
+    squares = min(row["l2"] * row["l2"], sys.float_info.max)
     return Magnitudes(
         limits=tuple(limits),
         counts=tuple(held),
@@ -165,6 +165,8 @@ def _sum(exponents: range, counts: list[int], l2: float, high: float) -> float:
     top = exponents[-1] if counts else 0
     share = math.fsum(c * math.ldexp(1.0, e - top) for c, e in zip(counts, exponents, strict=True))
     estimate = share * _MIDDLE * min(_power(top), sys.float_info.max / max(share * _MIDDLE, 1.0))
+    if not math.isfinite(l2):
+        return estimate
     least = l2 * (l2 / high) if high else 0.0
     return max(min(estimate, math.sqrt(sum(counts)) * l2), least)
 
