@@ -22,6 +22,8 @@ __all__ = ["export_json"]
 
 #: Version of the document's own keys.
 _SCHEMA = 1
+#: one encoder for all rows: `json.dumps` makes one a call
+_encoded = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def export_json(trace: Trace, out: Path, *, force: bool) -> str:
@@ -41,7 +43,7 @@ def export_json(trace: Trace, out: Path, *, force: bool) -> str:
         file.write(json.dumps(spell_nonfinite(head), allow_nan=False)[:-1] + ', "rows": [')
         for table in trace.tables(names):
             for row in _rows(table):
-                file.write(("\n" if count == 0 else ",\n") + json.dumps(row, allow_nan=False, separators=(",", ":")))
+                file.write(("\n" if count == 0 else ",\n") + _encoded(row))
                 count += 1
         file.write("\n]}\n")
     return f"{count} rows"
