@@ -276,6 +276,46 @@ def init(
 
 
 @app.command()
+def watch(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="trace.parquet.partial of a running replay, or its final name")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="print one frame of what is there, and end")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="seconds between two looks")] = 1.0,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="seconds to wait for a trace that is not there yet")
+    ] = 60.0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show a running replay: curves, the tensors with the least room, alarms. It ends when the run does."""
+    from nanhunt.commands.watch import WatchOptions
+    from nanhunt.commands.watch import watch as run
+
+    run(WatchOptions(trace=trace, once=once, interval=interval, wait=wait, quiet=quiet))
+
+
+@app.command()
+def export(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
+    to: Annotated[str, typer.Option(metavar="KIND", help="tensorboard, csv or json; wandb, mlflow or trackio")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="file or folder [default: beside the trace; a tracker's own place]; - is stdout"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trace where people already look: TensorBoard with histograms, CSV, JSON, an experiment tracker."""
+    from nanhunt.commands.export import export as run
+
+    run(trace, to, out, force=force, quiet=quiet)
+
+
+@app.command()
 def demo(
     fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
     list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,

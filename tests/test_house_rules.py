@@ -38,6 +38,8 @@ FLOOR_OF = {
     "nanhunt.trace": "L1",
     "nanhunt.diagnosis": "L2",
     "nanhunt.report": "L2",
+    "nanhunt.live": "L2",
+    "nanhunt.export": "L2",
     "nanhunt.inspection": "L2",
     "nanhunt.inspection.facts": "L1",
     "nanhunt.inspection.contents": "T1",

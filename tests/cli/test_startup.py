@@ -60,6 +60,8 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
         ["report", str(fault_trace)],
         ["report", str(fault_trace), "-f", "json"],
         ["report", str(fault_trace), "-f", "markdown"],
+        ["watch", str(fault_trace)],
+        ["export", str(fault_trace), "--to", "json", "-o", "-"],
     ]
     found = loaded_after(lines, ["torch"], environment)
     assert found == [[line[0], 0, True, []] for line in lines]
