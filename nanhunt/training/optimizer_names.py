@@ -142,14 +142,19 @@ def _keys(saved: State, model: nn.Module) -> dict[int, str]:
 
 
 def _cut_groups(optimizer: torch.optim.Optimizer, group_of: Mapping[int, int | None], assumptions: list[str]) -> None:
-    """Cut the optimizer's groups so that each holds parameters of one of the checkpoint's groups."""
+    """Cut the optimizer's groups so that each holds parameters of one of the checkpoint's groups.
+
+    The pieces of a group stand in the checkpoint's order, by which a schedule's base rates are told apart, and what the
+    checkpoint does not name behind them.
+    """
     cut: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         parts: dict[int | None, list[Tensor]] = {}
         for parameter in group["params"]:
             parts.setdefault(group_of.get(id(parameter)), []).append(parameter)
         settings = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        cut += [group] if len(parts) < 2 else [{**settings, "params": members} for members in parts.values()]
+        order = sorted(parts, key=lambda index: (index is None, index or 0))
+        cut += [group] if len(parts) < 2 else [{**settings, "params": parts[index]} for index in order]
     if len(cut) != len(optimizer.param_groups):
         optimizer.param_groups[:] = cut
         sizes = [len(group["params"]) for group in cut]
