@@ -13,6 +13,7 @@ __all__ = [
     "FAULT_BINADES",
     "NOTICE_BINADES",
     "SQUARES",
+    "VARIANCES",
     "Change",
     "Facts",
     "Flip",
@@ -33,10 +34,9 @@ __all__ = [
 #: twice as many. `flips` says why.
 FAULT_BINADES, NOTICE_BINADES = (14, 10), (10, 6)
 
-#: Means and sums of squares, by their key in an optimizer's state or a buffer's name: never below zero.
-SQUARES = (
-    "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row", "exp_avg_sq_col", "acc_delta", "running_var",
-)  # fmt: skip
+#: Means and sums of squares, never below zero: by their key in an optimizer's state, and by a buffer's name.
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row", "exp_avg_sq_col", "acc_delta")
+VARIANCES = ("running_var",)
 
 
 class Role(StrEnum):
@@ -128,6 +128,11 @@ class TensorFacts:
     def kind(self) -> str:
         """Its key in the optimizer's state, else the last part of its name."""
         return self.key or self.name.rpartition(".")[2]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it holds means or sums of squares."""
+        return self.key in SQUARES if self.key else self.kind in VARIANCES
 
     @property
     def bad(self) -> int:

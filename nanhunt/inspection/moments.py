@@ -7,7 +7,8 @@ By Cauchy and Schwarz, whatever the gradients were, at any step:
 
 So an element with |m| beyond C (√v + eps) has a v that is not its own: collapsed to zero in a narrow format, reset, or
 another parameter's. eps stands in it because below it v does no harm. Twice C is allowed, for betas that a schedule moves
-(one-cycle: 0.85 to 0.95) and for rounding. Where β1² ≥ β2 there is no such bound, and nothing is said.
+(one-cycle: 0.85 to 0.95) and for rounding. Where β1² ≥ β2 there is no such bound, and nothing is said; nor of optimizers
+that keep other averages under these keys: ADOPT averages g/√v, SOAP keeps v in another basis than m.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ __all__ = ["adam_ceiling", "health_of", "optimizer_facts"]
 #: Settings that are switches of an implementation, and say nothing of the training.
 _DULL = {"params", "foreach", "capturable", "differentiable", "maximize", "param_names", "decoupled_weight_decay"}
 _SLACK = 2.0
+#: What an Adam keeps of a parameter, and settings of groups that average something else than gradients.
+_ADAMS = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"}
+_NO_ADAMS = {"clip_exp", "clip_lambda", "decouple", "precondition_frequency", "initial_accumulator"}
 #: Elements of a piece: two of them in fp32 stay in a cache.
 _CHUNK = 1 << 17
 
@@ -103,8 +107,11 @@ def _healths(
         betas, eps = _plain(group.get("betas")), _plain(group.get("eps"))
         if not isinstance(betas, tuple) or len(betas) != 2 or not isinstance(eps, (int, float)):
             continue
+        if _NO_ADAMS & group.keys():
+            continue
         for param in _params(group):
-            m, v = (entries.get(param, {}).get(key) for key in ("exp_avg", "exp_avg_sq"))
+            entry = entries.get(param, {})
+            m, v = (entry.get(key) if entry.keys() <= _ADAMS else None for key in ("exp_avg", "exp_avg_sq"))
             if isinstance(m, Tensor) and isinstance(v, Tensor) and m.shape == v.shape:
                 yield health_of(names.get(param, f"parameter {param}"), m, v, betas=betas, eps=float(eps))
 

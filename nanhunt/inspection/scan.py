@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.inspection.contents import Held
-from nanhunt.inspection.facts import SQUARES, Flip, Role, Run, TensorFacts
+from nanhunt.inspection.facts import Flip, Role, Run, TensorFacts
 from nanhunt.inspection.flips import flips_of, payload_flips
 from nanhunt.inspection.pages import Pages
 from nanhunt.stats.tensor_stats import TensorStats
@@ -52,7 +52,7 @@ def _with_oddities(
     copy = ""
     flips: tuple[Flip, ...] = ()
     if flat.is_floating_point():
-        flips = flips_of(flat, shape, stats, squares=facts.kind in SQUARES)
+        flips = flips_of(flat, shape, stats, squares=facts.is_square)
         if 0 < stats.numel - stats.finite <= _TOLD:
             flips += payload_flips(flat, shape, _where_bad(flat), stats.amax)
         if facts.role is Role.WEIGHT and pages is not None and flat.element_size() > 1:
@@ -64,7 +64,7 @@ def _with_oddities(
         constant=_constant(flat, stats),
         bad_at=bad_at,
         bad_rows=bad_rows,
-        negative=sum(int((piece < 0).sum()) for _, piece in _pieces(flat)) if facts.kind in SQUARES else 0,
+        negative=sum(int((piece < 0).sum()) for _, piece in _pieces(flat)) if facts.is_square else 0,
         zero_rows=len(zeros),
         zero_rows_at=zeros[:_TOLD],
         runs=runs,

@@ -103,4 +103,5 @@ def _rate(group: dict[str, Any]) -> float | None:
     ordinary = (
         all(isinstance(n, (int, float)) and n >= 0 for n in numbers) and group["eps"] > 0 and max(group["betas"]) < 1
     )
-    return float(group["lr"]) if ordinary else None
+    # torch's capturable Adam divides by the rate: one of 0, and a v of 0, make NaN of a bounded state
+    return float(group["lr"]) if ordinary and not group.get("capturable") else None

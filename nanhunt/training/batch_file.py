@@ -32,6 +32,9 @@ FORMAT = "nanhunt.batches"
 #: Fields inside fields that a batch may have; a deeper name is no batch's.
 DEEPEST = 16
 
+#: Digits that a batch's or a field's number may have.
+_DIGITS = 9
+
 _HOW_TO_WRITE = "nanhunt.training.batch_file.write_batches(path, batches, first_step=N) writes one"
 
 
@@ -53,8 +56,19 @@ class BatchFile:
         for place in range(index, len(self.batches)):
             batch = self.batches[place]
             if self.random_states is not None:
-                restore_saved(dict(self.random_states[place]))
+                _restore(self.random_states[place], f"data: {self.path}: random_states[{place}]")
             yield batch
+
+
+def _restore(state: Mapping[str, Any], what: str) -> None:
+    """Put the generators into a saved state. Raises ConfigError where it is none of theirs."""
+    try:
+        restore_saved(dict(state))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"{what}: cannot be restored: {str(error).strip().splitlines()[0][:200]}",
+            hint="keep RngState.capture().saved() of each batch, or leave random_states out",
+        ) from error
 
 
 def write_batches(
@@ -167,7 +181,7 @@ def _from_safetensors(path: Path) -> BatchFile:
 def _batch_of(name: str, names: set[str], path: Path) -> int:
     """Return the number of the batch that a tensor belongs to."""
     index, *fields = name.split(".")
-    if not index.isascii() or not index.isdecimal() or len(index) > 9 or index != str(int(index)):
+    if not index.isascii() or not index.isdecimal() or len(index) > _DIGITS or index != str(int(index)):
         raise ConfigError(
             f"data: {path}: the tensor {name!r:.60} names no batch",
             hint="tensors are named by batch and field: 0.input_ids, 0.labels, 1.input_ids, …",
@@ -213,7 +227,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if part.isdecimal() and len(part) <= _DIGITS else (-1, part) for part in name.split(".")]
 
 
 def _whole(text: str | None) -> int | str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.inert import printable
+from nanhunt.inert import few
 from nanhunt.training.lightning_layout import is_lightning, lightning_content
 from nanhunt.training.names import clean_name
 from nanhunt.training.optimizer_names import unflattened, with_numbers
@@ -228,7 +228,7 @@ class _Search:
                 near = difflib.get_close_matches(part, list(there), n=1)
                 mend = f"; did you mean {near[0]!r}?" if near else ""
                 raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {_listed(there) or 'nothing'}{mend}",
+                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {few(there, 12) or 'nothing'}{mend}",
                     hint="mend or remove the key under checkpoint: in nanhunt.yaml",
                 )
             value = inside[there[part]]
@@ -349,7 +349,7 @@ def _tensor_elements(value: object) -> int:
 def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
     if not _tensor_elements(content):
         return CheckpointError(
-            f"{path}: holds no tensors; its keys: {_listed(content) or 'none'}",
+            f"{path}: holds no tensors; its keys: {few(content, 12) or 'none'}",
             hint="save the model's state_dict() in it",
         )
     if "param_groups" in content:
@@ -357,7 +357,7 @@ def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
             f"{path}: is an optimizer's state alone", hint="name the checkpoint that holds the model's weights"
         )
     candidates = list(_states_below(content, ""))
-    message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {_listed(content)}"
+    message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {few(content, 12)}"
     if candidates:
         example = f"`checkpoint: {{model: {candidates[0]}}}`"
         return CheckpointError(message, hint=f"name it in nanhunt.yaml, for example {example}")
@@ -371,12 +371,6 @@ def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Ite
             yield f"{above}{key}"
         elif isinstance(value, Mapping) and depth > 1 and "param_groups" not in value:
             yield from _states_below(value, f"{above}{key}.", depth - 1)
-
-
-def _listed(names: Iterable[object], most: int = 12) -> str:
-    every = [printable(str(n))[:200] for n in names]
-    rest = f" … ({len(every) - most} more)" if len(every) > most else ""
-    return ", ".join(every[:most]) + rest
 
 
 def _kind(value: object) -> str:

@@ -14,13 +14,14 @@ it, and to number the parameters as the live optimizer does. One such state may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.inert import few
 from nanhunt.training.names import best_renaming, clean_name
 
 __all__ = ["by_name", "covers", "numbered", "unflattened", "with_numbers", "without"]
@@ -106,8 +107,8 @@ def numbered(saved: State, optimizer: torch.optim.Optimizer, model: nn.Module, a
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not any(id(p) in keys for p in parameters):
         raise CheckpointError(
-            f"optimizer: none of the checkpoint's names ({_listed(_members(saved['param_groups']))}) is one of the "
-            f"model's ({_listed([name for name, _ in model.named_parameters()])})",
+            f"optimizer: none of the checkpoint's names ({few(_members(saved['param_groups']))}) is one of the "
+            f"model's ({few([name for name, _ in model.named_parameters()])})",
             hint="is `optimizer:` given the parameters of the model that `model:` builds?",
         )
     group_of = {name: index for index, group in enumerate(saved["param_groups"]) for name in group["params"]}
@@ -125,7 +126,7 @@ def numbered(saved: State, optimizer: torch.optim.Optimizer, model: nn.Module, a
             number += 1
     unnamed = [name for name, p in model.named_parameters() if id(p) not in keys and p in set(parameters)]
     if unnamed:
-        assumptions.append(f"optimizer: the checkpoint has no state for {_listed(unnamed)}: moments start from zero")
+        assumptions.append(f"optimizer: the checkpoint has no state for {few(unnamed)}: moments start from zero")
     return {**saved, "state": state, "param_groups": groups}
 
 
@@ -142,14 +143,19 @@ def _keys(saved: State, model: nn.Module) -> dict[int, str]:
 
 
 def _cut_groups(optimizer: torch.optim.Optimizer, group_of: Mapping[int, int | None], assumptions: list[str]) -> None:
-    """Cut the optimizer's groups so that each holds parameters of one of the checkpoint's groups."""
+    """Cut the optimizer's groups so that each holds parameters of one of the checkpoint's groups.
+
+    The pieces of a group stand in the checkpoint's order, by which a schedule's base rates are told apart, and what the
+    checkpoint does not name behind them.
+    """
     cut: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         parts: dict[int | None, list[Tensor]] = {}
         for parameter in group["params"]:
             parts.setdefault(group_of.get(id(parameter)), []).append(parameter)
         settings = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        cut += [group] if len(parts) < 2 else [{**settings, "params": members} for members in parts.values()]
+        order = sorted(parts, key=lambda index: (index is None, index or 0))
+        cut += [group] if len(parts) < 2 else [{**settings, "params": parts[index]} for index in order]
     if len(cut) != len(optimizer.param_groups):
         optimizer.param_groups[:] = cut
         sizes = [len(group["params"]) for group in cut]
@@ -180,7 +186,3 @@ def _put(state: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _plain(value: Any) -> str:
     return repr(value.tolist() if isinstance(value, Tensor) else value)
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(map(str, names[:most])) + (f" … ({len(names) - most} more)" if len(names) > most else "")

@@ -121,7 +121,7 @@ def load_optimizer(
     # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
     loadable = copy.copy(saved)
     loadable["param_groups"] = [
-        {**{k: v for k, v in ours.items() if k != "params"}, **theirs}
+        {**{k: v for k, v in ours.items() if k != "params"}, **theirs, **_switched_off(ours)}
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
     loadable["state"] = {
@@ -143,6 +143,12 @@ def load_optimizer(
     }
     for parameter, state in optimizer.state.items():
         optimizer.state[parameter] = _owned(state, mapped)
+
+
+def _switched_off(group: dict[str, Any]) -> dict[str, Any]:
+    """Return what a GPU's run had switched on and a CPU refuses to step with: CUDA graphs need `capturable`."""
+    on_cpu = "capturable" in group and all(p.is_cpu for p in group["params"])
+    return {"capturable": False} if on_cpu else {}
 
 
 def _owned(state: Any, mapped: set[int]) -> Any:

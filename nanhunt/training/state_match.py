@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.inert import printable
+from nanhunt.inert import few
 from nanhunt.training.names import best_renaming, clean_name
 from nanhunt.training.on_demand import outline
 from nanhunt.training.safetensors_file import shard_of
@@ -53,11 +53,11 @@ class Match:
         parts = [f"matched {len(self.matched)} of {self.total} tensors"]
         parts += [text for text in (self.renaming, self.cast) if text]
         if self.missing:
-            parts.append(f"missing, left as built: {_listed(self.missing)}")
+            parts.append(f"missing, left as built: {few(self.missing)}")
         if self.unexpected:
-            parts.append(f"of the checkpoint not used: {_listed(self.unexpected)}")
+            parts.append(f"of the checkpoint not used: {few(self.unexpected)}")
         if self.mismatched:
-            parts.append(f"shape differs: {_listed([_shapes(*m) for m in self.mismatched])}")
+            parts.append(f"shape differs: {few([_shapes(*m) for m in self.mismatched])}")
         return "; ".join(parts)
 
 
@@ -101,7 +101,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     lazy = [name for name, tensor in live.items() if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise CheckpointError(
-            f"{checkpoint.path}: cannot be matched: the model's {_listed(lazy)} have no shape yet (lazy modules)",
+            f"{checkpoint.path}: cannot be matched: the model's {few(lazy)} have no shape yet (lazy modules)",
             hint="run one batch through the model before `model:` returns it",
         )
     match, state = _matched(model, live, checkpoint)
@@ -165,7 +165,7 @@ def _live(model: nn.Module) -> dict[str, Tensor]:
     lost = [name for name, parameter in model.named_parameters() if _memory(parameter) not in reached]
     if lost:
         raise CheckpointError(
-            f"model: its state_dict() does not give its own parameters {_listed(lost)}, so nothing can be loaded into "
+            f"model: its state_dict() does not give its own parameters {few(lost)}, so nothing can be loaded into "
             "them (FSDP with use_orig_params=False?)",
             hint="let `model:` return the model without the wrapper: a replay needs no shards",
         )
@@ -191,11 +191,11 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
 def _does_not_fit(match: Match, checkpoint: Checkpoint) -> CheckpointError:
     parts = [f"matched {len(match.matched)} of {match.total} tensors"]
     if match.missing:
-        parts.append(f"missing: {_listed(match.missing)}")
+        parts.append(f"missing: {few(match.missing)}")
     if match.unexpected:
-        parts.append(f"unexpected: {_listed(match.unexpected)}")
+        parts.append(f"unexpected: {few(match.unexpected)}")
     if match.mismatched:
-        parts.append(f"shape differs: {_listed([_shapes(*m) for m in match.mismatched])}")
+        parts.append(f"shape differs: {few([_shapes(*m) for m in match.mismatched])}")
     near = list(_nearest(match.missing, match.unexpected))
     if near:
         parts.append(f"nearest names: {', '.join(near)}")
@@ -228,8 +228,3 @@ def _shapes(name: str, model: Shape, checkpoint: Shape) -> str:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    rest = f" … ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(printable(name)[:200] for name in names[:most]) + rest

@@ -73,7 +73,7 @@ def inferred_schedule(
 
     The optimizer's present rates are left as they are.
     """
-    total, base = trainer_state.get("max_steps"), _base_rate(saved)
+    total, base = trainer_state.get("max_steps"), _base_rate(saved, len(optimizer.param_groups))
     if not isinstance(total, int) or not 0 < total < 1 << 53 or base is None:
         return None
     rates = [(s.step, s.learning_rate / base) for s in logged_steps(trainer_state) if s.learning_rate is not None]
@@ -115,18 +115,13 @@ def _factor(step: int, *, shape: _Shape, warmup: int, total: int) -> float:
     return shape.factor(step, warmup, total)
 
 
-def _base_rate(saved: Mapping[str, Any]) -> float | None:
-    """Return the base rate of a LambdaLR with one rate for all groups; None of any other scheduler's state."""
-    bases, last = saved.get("base_lrs"), saved.get("_last_lr")
-    if "lr_lambdas" not in saved or not isinstance(saved.get("last_epoch"), int):
+def _base_rate(saved: Mapping[str, Any], groups: int) -> float | None:
+    """Return the base rate of a LambdaLR with one rate for all of so many groups; None of any other scheduler's state."""
+    lists = [saved.get(key) for key in ("base_lrs", "_last_lr", "lr_lambdas")]
+    bases, last, lambdas = (listed if isinstance(listed, list) and len(listed) == groups else [] for listed in lists)
+    if not isinstance(saved.get("last_epoch"), int) or not (bases and last and lambdas):
         return None
-    if (
-        not isinstance(bases, list)
-        or not isinstance(last, list)
-        or len(last) != len(bases)
-        or bases != bases[:1] * len(bases)
-        or not bases
-    ):
+    if bases != bases[:1] * groups or not all(own is None or isinstance(own, dict) for own in lambdas):
         return None
     are_numbers = all(isinstance(rate, float) and math.isfinite(rate) for rate in (*bases, *last))
     return bases[0] if are_numbers and bases[0] > 0 else None

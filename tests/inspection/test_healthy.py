@@ -230,3 +230,63 @@ def test_moments_stay_within_cauchy_and_schwarz_for_any_gradients():
             for g in history:
                 m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
                 assert v == 0 or abs(m) <= adam_ceiling(*betas) * v**0.5 * (1 + 1e-9)
+
+
+def late_discriminator():
+    model, optimizer = trained_gpt()
+    other = nn.Linear(8, 8)
+    return saved(model, optimizer) | {
+        "disc": other.state_dict(),
+        "opt_d": torch.optim.Adam(other.parameters()).state_dict(),
+    }
+
+
+def loss_with_weights_of_its_own():
+    model, head = GPT(), nn.Linear(40, 50, bias=False)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()])
+    train(model, optimizer, 1, poison=lambda _: setattr(head.weight, "grad", torch.randn_like(head.weight)))
+    return saved(model, optimizer) | {"step": 1}
+
+
+def optimizer_that_averages_normed_gradients():
+    content = saved(*trained_gpt())
+    for group in content["optimizer"]["param_groups"]:
+        group["clip_exp"] = 0.333  # ADOPT's
+    for state in content["optimizer"]["state"].values():
+        state["exp_avg"] = torch.randn_like(state["exp_avg"])
+    return content
+
+
+def moments_in_another_basis():
+    content = saved(*trained_gpt())
+    for state in content["optimizer"]["state"].values():
+        state |= {"exp_avg": torch.randn_like(state["exp_avg"]), "Q": [torch.eye(2)]}  # SOAP's
+    return content
+
+
+def weights_named_as_a_sum():
+    torch.manual_seed(0)
+    return {"gate.sum": torch.randn(64, 64), "gate.weight": torch.randn(64, 64)}
+
+
+def biases_by_distance():
+    torch.manual_seed(0)
+    return {"alibi": torch.arange(3000.0)[None] - torch.arange(300.0)[:, None], "weight": torch.randn(64, 64)}
+
+
+@pytest.mark.parametrize(
+    ("make", "noticed"),
+    [
+        (late_discriminator, {"missing-moments"}),
+        (loss_with_weights_of_its_own, {"absent-weights"}),
+        (optimizer_that_averages_normed_gradients, set()),
+        (moments_in_another_basis, set()),
+        (weights_named_as_a_sum, set()),
+        (biases_by_distance, set()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_only_looks_odd_is_no_fault(make, noticed, tmp_path):
+    inspection = inspected(make(), tmp_path)
+    assert inspection.outcome == "healthy"
+    assert {f.kind for f in inspection.findings} == noticed

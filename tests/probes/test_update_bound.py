@@ -181,11 +181,12 @@ def test_a_bad_gradient_is_named_by_its_norm_as_by_a_look(device, value, clip):
         lambda run: setattr(run, "train_step", lambda *_: None),
         lambda run: run.optimizer.param_groups[0].update(eps=0.0),
         lambda run: run.optimizer.param_groups[0].update(lr=torch.tensor(1e-3)),
+        lambda run: run.optimizer.param_groups[0].update(capturable=True),
         lambda run: run.optimizer.register_step_post_hook(lambda *_: None),
         lambda run: setattr(run, "optimizer", torch.optim.SGD(run.model.parameters(), lr=0.1)),
         lambda run: setattr(run, "optimizer", torch.optim.AdamW(run.model.parameters(), amsgrad=True)),
     ],
-    ids=["custom-step", "eps-zero", "rate-tensor", "hook", "sgd", "amsgrad"],
+    ids=["custom-step", "eps-zero", "rate-tensor", "capturable", "hook", "sgd", "amsgrad"],
 )
 def test_an_update_that_is_not_known_has_no_bound(device, change):
     run = run_on(device)

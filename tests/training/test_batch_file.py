@@ -196,3 +196,14 @@ def test_a_batch_that_requires_grad_is_saved_without(tmp_path: Path) -> None:
     write_batches(tmp_path / "b.pt", [torch.ones(2, requires_grad=True)])
     found: Tensor = read_batches(tmp_path / "b.pt").batches[0]
     assert not found.requires_grad
+
+
+def test_a_random_state_that_is_none_is_refused_by_its_place(tmp_path):
+    torch.save({"batches": [torch.ones(1)], "random_states": [{"torch": torch.tensor(3)}]}, tmp_path / "b.pt")
+    with pytest.raises(ConfigError, match=r"random_states\[0\]: cannot be restored"):
+        next(read_batches(tmp_path / "b.pt").starting_at(0))
+
+
+def test_a_field_of_thousands_of_digits_is_a_field(tmp_path):
+    save_file({f"0.{'1' * 5000}": torch.ones(1)}, tmp_path / "b.safetensors")
+    assert len(read_batches(tmp_path / "b.safetensors").batches[0]) == 1

@@ -64,7 +64,7 @@ def test_a_parameter_without_state_keeps_its_settings_and_is_told() -> None:
     model, assumptions = net(), list[str]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.7)
     load_optimizer(optimizer, model, saved("b.weight"), assumptions)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.7, 0.1]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.7]
     assert model["a"].weight not in optimizer.state
     assert torch.equal(optimizer.state[model["b"].weight]["exp_avg"], torch.ones(2, 2))
     assert any("no state for a.weight" in text for text in assumptions)
@@ -91,3 +91,20 @@ def test_names_that_the_model_does_not_have_do_not_stand_in_the_way_of_numbers()
     optimizer = torch.optim.AdamW(model.parameters())
     load_optimizer(optimizer, model, old.state_dict(), [])
     assert optimizer.param_groups[0]["lr"] == 0.3
+
+
+def test_pieces_of_a_cut_group_stand_in_the_checkpoints_order_so_that_its_schedule_keeps_their_rates() -> None:
+    model, rates = net(), {"b": 1e-2, "a": 1e-3}
+    groups = [{"params": list(model[name].named_parameters(prefix=name)), "lr": rate} for name, rate in rates.items()]
+    old = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(old, lambda step: 1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    old.step()
+    optimizer = torch.optim.AdamW(model.parameters())
+    load_optimizer(optimizer, model, old.state_dict(), [])
+    again = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    again.load_state_dict(schedule.state_dict())
+    again.step()
+    names = {id(p): name.partition(".")[0] for name, p in model.named_parameters()}
+    assert {names[id(group["params"][0])]: group["lr"] for group in optimizer.param_groups} == rates

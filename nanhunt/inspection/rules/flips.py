@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nanhunt.inspection.facts import FAULT_BINADES, SQUARES, Facts, Flip, TensorFacts
+from nanhunt.inspection.facts import FAULT_BINADES, Facts, Flip, TensorFacts
 from nanhunt.inspection.finding import Finding, Severity
 
 __all__ = ["examine"]
@@ -35,7 +35,7 @@ def _finding(t: TensorFacts, flip: Flip) -> Finding:
             next="nanhunt inspect CKPT --reference EARLIER_CKPT",
         )
     gap = math.log2(abs(flip.value) / flip.rest)
-    least = FAULT_BINADES[len(t.shape) > 1] * (2 if t.kind in SQUARES else 1)
+    least = FAULT_BINADES[len(t.shape) > 1] * (2 if t.is_square else 1)
     chance = f"10^{flip.log10_chance:.0f}" if flip.log10_chance is not None else "unknown"
     return Finding(
         severity=Severity.FAULT if gap >= least else Severity.NOTICE,

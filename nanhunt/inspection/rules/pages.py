@@ -34,7 +34,9 @@ def examine(facts: Facts) -> Iterator[Finding]:
             yield _torn(t, torn)
         if t.zero_rows and not t.moved_zero_rows and _is_odd(t):
             yield _zero_rows(t)
-    yield from map(_twin, (twin for twin in facts.twins if not _is_table(twin)))
+    widths = {t.name: t.shape[-1] for t in facts.tensors if len(t.shape) > 1}
+    odd = (twin for twin in facts.twins if not _is_table(twin) and not _is_shifted(twin, widths.get(twin.first, 0)))
+    yield from map(_twin, odd)
     yield from _contradicted(facts)
 
 
@@ -100,6 +102,12 @@ def _zero_rows(t: TensorFacts) -> Finding:
 def _is_table(twin: Twin) -> bool:
     """Whether equal rows are how the tensor is made: heads repeated for grouped queries, tokens that began as a mean."""
     return twin.whole_rows and (_named_table(twin.first) or _named_table(twin.second))
+
+
+def _is_shifted(twin: Twin, width: int) -> bool:
+    """Whether a matrix repeats each row one element further on, as biases by distance do (ALiBi)."""
+    distance = twin.at[1] - twin.at[0]
+    return twin.first == twin.second and width > 2 and (distance % (width + 1) == 0 or distance % (width - 1) == 0)
 
 
 def _named_table(name: str) -> bool:

@@ -86,12 +86,20 @@ def _unowned(facts: Facts, optimizer: OptimizerFacts) -> Iterator[Finding]:
         yield _finding(Severity.FAULT, "orphaned-moments", f"{optimizer.orphans} entries of the {optimizer.label}'s state belong to no "
                        "parameter of its groups", value=float(optimizer.orphans), threshold=0.0,
                        fix="the state and the groups come from two runs: save optimizer.state_dict() whole")  # fmt: skip
-    if optimizer.foreign_shapes:
+    has_more = sum(g.parameters for g in optimizer.groups) > len(facts.of_role(Role.WEIGHT))
+    if optimizer.foreign_shapes and has_more:  # a loss with weights of its own, say
+        yield _finding(Severity.NOTICE, "absent-weights", f"the {optimizer.label} trains parameters that the file does not hold",
+                       value=float(len(optimizer.foreign_shapes)), threshold=0.0,
+                       evidence=(", ".join(str(list(s)) for s in optimizer.foreign_shapes[:4]),),
+                       fix="save them as well: a resume draws them anew")  # fmt: skip
+    elif optimizer.foreign_shapes:
         shown = ", ".join(str(list(s)) for s in optimizer.foreign_shapes[:4])
         yield _finding(Severity.FAULT, "foreign-moments", f"{len(optimizer.foreign_shapes)} moments of the {optimizer.label} have a shape "
                        "that no tensor of the model has", value=float(len(optimizer.foreign_shapes)), threshold=0.0,
                        evidence=(shown,), fix="load the optimizer state of the run that this model comes from")  # fmt: skip
     if optimizer.is_adam and not with_state and (facts.step or 0) > 0 and facts.of_role(Role.WEIGHT):
-        yield _finding(Severity.FAULT, "missing-moments", f"the {optimizer.label} has no moments at step {facts.step}: a resume starts "
+        # a discriminator may begin late: where another optimizer has moments, they were not lost in saving
+        others = any(g.with_state for o in facts.optimizers for g in o.groups)
+        yield _finding(Severity.NOTICE if others else Severity.FAULT, "missing-moments", f"the {optimizer.label} has no moments at step {facts.step}: a resume starts "
                        "them from zero", value=0.0, threshold=float(sum(g.parameters for g in optimizer.groups)),
                        fix="save optimizer.state_dict() after a step, from the optimizer that trains")  # fmt: skip
