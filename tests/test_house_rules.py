@@ -76,6 +76,7 @@ FLOOR_OF = {
     "nanhunt.bench": "T2",
     "nanhunt.changes": "T2",
     "nanhunt.counterfactual": "T2",
+    "nanhunt.recorder": "T2",
     "nanhunt.hunt": "T3",
     "nanhunt.demo": "T3",
     "nanhunt.commands": "C",
