@@ -57,12 +57,18 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()  # batches from a GPU were queued only
     snapshot = history.snapshot_for(fault.lead_step)
-    steps, accumulate = _regular(history.since(snapshot.step))
+    every = history.since(snapshot.step)
+    steps, accumulate = _regular(every)
     checkpoint = snapshot.saved(run)
     rates = [past.scalars.lr for past in steps if past.scalars is not None]
     if len(set(rates)) > 1 and len(run.optimizers) == 1:
         checkpoint["scheduler"] = {"position": 0}
     remarks = recipe.remarks(accumulate)
+    if len(steps) < len(every):
+        at = steps[-1].step
+        remarks.append(
+            f"steps behind {at} are left out: step {at} has not {accumulate} batches, as those before it had"
+        )
     config = recipe.config(run, steps=len(steps), accumulate=accumulate, rates=rates)
     contents = _Contents(
         fault=fault, checkpoint=checkpoint, steps=steps, accumulate=accumulate, config=config, remarks=remarks
@@ -99,7 +105,8 @@ def _write(folder: Path, contents: _Contents, history: History, recipe: Recipe, 
     )
     known = [past.scalars for past in contents.steps if past.scalars is not None and past.scalars.losses]
     if "losses" in contents.config:
-        rows = [f"{scalars.step},{scalars.loss!r}" for scalars in known]
+        # every digit written out, or a short one would be taken for a rounded one
+        rows = [f"{scalars.step},{scalars.loss:.16e}" for scalars in known]
         (folder / LOSSES).write_text("\n".join(["step,loss", *rows]) + "\n")
     recipe.write_model(folder)
     (folder / CONFIG).write_text(_commented(contents))

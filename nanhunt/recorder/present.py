@@ -57,7 +57,7 @@ class PresentStep:
             self._host = row
             return
         self._host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True).copy_(row, non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
     def has_arrived(self) -> bool:

@@ -88,7 +88,9 @@ class Recipe:
             if code is not None and self._refs[key] is None:
                 found.append(f"{key}: {_named(code)} has no import string: give the recorder a function of a module")
         if self.world_size > 1:
-            found.append(f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here")
+            found.append(
+                f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here"
+            )
         if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
             found.append(f"the loop was taken to divide each loss by its {accumulate} micro-batches, as most do")
         return found

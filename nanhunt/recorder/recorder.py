@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, ParamSpec, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +56,19 @@ LATE = 2
 _P = ParamSpec("_P")
 
 
-def _guarded(method: Callable[Concatenate[Recorder, _P], None]) -> Callable[Concatenate[Recorder, _P], None]:
+def _guarded(method: Callable[_P, None]) -> Callable[_P, None]:
     """Run a method while the recorder is on; what it raises ends the recording, and goes no further."""
 
     @functools.wraps(method)
-    def guarded(self: Recorder, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        if not self._on:
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        recorder = args[0]
+        assert isinstance(recorder, Recorder)
+        if not recorder._on:
             return
         try:
-            method(self, *args, **kwargs)
+            method(*args, **kwargs)
         except Exception as error:
-            self._give_up(error)
+            recorder._give_up(error)
 
     return guarded
 

@@ -84,8 +84,10 @@ def bundle_at(path: Path) -> Bundle | None:
     body = read_json(path / RUN)
     if body.get("format") != FORMAT:
         return None
-    paths, sources, remarks = body.get("paths"), body.get("sources"), body.get("remarks")
-    if not _texts(paths) or not isinstance(sources, dict) or not _texts([*sources.values()]) or not _texts(remarks):
+    paths: Any = body.get("paths")
+    remarks: Any = body.get("remarks")
+    sources: Any = body.get("sources")
+    if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks))
 

@@ -37,7 +37,7 @@ def build_model(width: int = 16) -> Net:
 
 def compute_loss(model: nn.Module, batch: Any) -> Tensor:
     jitter = 1.0 + 0.01 * (random.random() + float(np.random.rand()))
-    return F.cross_entropy(model(batch["x"]) * jitter, batch["y"])
+    return F.cross_entropy(model(batch["x"]) * jitter, batch["y"]) * batch["weight"]
 
 
 def train_step(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -56,7 +56,7 @@ def batches(count: int, spoil: Callable[[int, dict[str, Tensor]], None] | None =
     generator = torch.Generator().manual_seed(5)
     for number in range(count):
         x, y = torch.randn(SAMPLES, WIDTH, generator=generator), torch.randint(CLASSES, (SAMPLES,), generator=generator)
-        batch = {"x": x, "y": y}
+        batch = {"x": x, "y": y, "weight": torch.ones(())}
         if spoil is not None:
             spoil(number, batch)
         yield batch
@@ -94,16 +94,25 @@ class Loop:
         scaler = torch.amp.GradScaler("cpu", enabled=self.fp16, init_scale=1024.0, growth_interval=7)
         losses, grads = [], []
         made = (
-            Recorder(model, optimizer, scaler=scaler, scheduler=scheduler, build=build_model, loss=compute_loss, **self.recorder)
+            Recorder(
+                model,
+                optimizer,
+                scaler=scaler,
+                scheduler=scheduler,
+                build=build_model,
+                loss=compute_loss,
+                **self.recorder,
+            )
             if self.recorder is not None
             else contextlib.nullcontext()
         )
         with made as recorder:
             for number, batch in enumerate(batches(self.steps * self.accumulate, self.spoil)):
+                batch["x"] = batch["x"].to(self.dtype)
                 if recorder is not None:
                     recorder.step(batch)
                 with torch.autocast("cpu", torch.float16, enabled=self.fp16):
-                    loss = compute_loss(model, {**batch, "x": batch["x"].to(self.dtype)})
+                    loss = compute_loss(model, batch)
                 losses.append(loss.detach().clone())
                 scaler.scale(loss / self.accumulate).backward()
                 if (number + 1) % self.accumulate:

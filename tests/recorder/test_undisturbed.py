@@ -68,11 +68,9 @@ def test_a_recorder_that_fails_says_so_once_and_lets_the_training_go_on(
 def test_a_batch_that_no_file_can_hold_ends_the_recording_alone(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
-    with (
-        pytest.warns(RuntimeWarning, match="a object cannot be kept; turn the batch into a dict of tensors"),
-        Recorder(model, optimizer, out=tmp_path) as recorder,
-    ):
-        recorder.step({"x": torch.ones(2), "meta": object()})
+    with Recorder(model, optimizer, out=tmp_path) as recorder:
+        with pytest.warns(RuntimeWarning, match="a object cannot be kept; turn the batch into a dict of tensors"):
+            recorder.step({"x": torch.ones(2), "meta": object()})
         model(torch.ones(2)).sum().backward()
         optimizer.step()
     assert not recorder.bundles
