@@ -79,6 +79,7 @@ FLOOR_OF = {
     "nanhunt.recorder": "T2",
     "nanhunt.hunt": "T3",
     "nanhunt.demo": "T3",
+    "nanhunt.integrations": "T3",
     "nanhunt.commands": "C",
     "nanhunt.cli": "C",
     "nanhunt.__main__": "C",

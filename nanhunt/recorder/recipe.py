@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,15 +122,13 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the optimizer's class and its plain defaults; the checkpoint's groups are put over them."""
     kind = type(optimizer)
     plain = {k: _plain(v) for k, v in optimizer.defaults.items()}
-    wanted = code_parameters(kind)
+    wanted = _parameters_of(kind)
     kwargs = {k: v for k, v in plain.items() if k in wanted and v is not None}
     return {"call": f"{kind.__module__}:{kind.__qualname__}", "kwargs": kwargs}
 
 
-def code_parameters(kind: type) -> set[str]:
-    """Return the names of a class's own arguments; () where they cannot be told."""
-    import inspect
-
+def _parameters_of(kind: type) -> set[str]:
+    """Return the names of a class's own arguments; none where they cannot be told."""
     try:
         return set(inspect.signature(kind).parameters)
     except (TypeError, ValueError):
@@ -150,6 +149,6 @@ def _config_of(model: nn.Module) -> dict[str, Any] | None:
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if not callable(to_dict) or not type(model).__module__.startswith("transformers."):
         return None
-    content = json.loads(model.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
+    content = json.loads(model.config.to_json_string())  # type: ignore[union-attr, operator]
     content["architectures"] = [type(model).__name__]
     return dict(content)

@@ -81,7 +81,8 @@ class Recorder(Ear):
     a bundle replays as it is. A loop that the built-in step does not express (two optimizers) names its `train_step`.
 
     `every` is the number of steps between two snapshots, each of which is also looked at closely; `keep`, at least 2, is
-    how many of them are kept. A snapshot is a copy of model and optimizer on the host.
+    how many of them are kept. A snapshot is a copy of model and optimizer on the host. `autocast`, "fp16" or "bf16", is
+    for a loop that enters it inside of the model; where it is entered around the model it is heard.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Recorder(Ear):
         every: int = 100,
         keep: int = 2,
         start_step: int = 0,
+        autocast: str | None = None,
     ) -> None:
         #: bundles that were written
         self.bundles: list[Path] = []
@@ -110,6 +112,7 @@ class Recorder(Ear):
         }  # fmt: skip
         self._out = Path(out).absolute()
         self._next = start_step
+        self._autocast = autocast
         self._present: PresentStep | None = None
         self._pending: deque[PresentStep] = deque()
         self._look: CloseLook | None = None
@@ -253,7 +256,7 @@ class Recorder(Ear):
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if ranks else 0
         world = torch.distributed.get_world_size() if ranks else 1
-        self._recipe = Recipe(code=self._code, model=inner, world_size=world)
+        self._recipe = Recipe(code=self._code, model=inner, world_size=world, autocast=self._autocast)
         self._history = History(self._run, every, keep)
         self._hooks.enter_context(listening(self, optimizers))
         self._hear_autocast(device)
