@@ -35,14 +35,12 @@ from torch import Tensor, nn
 from nanhunt.recorder.alarm import Alarm, Fault
 from nanhunt.recorder.bundle import write_bundle
 from nanhunt.recorder.closely import CloseLook
-from nanhunt.recorder.hearing import Ear, listening, unwrapped
+from nanhunt.recorder.hearing import Ear, listening
 from nanhunt.recorder.history import History
+from nanhunt.recorder.live import live_run, on_first_forward, parameters_of, rank_and_world
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
-from nanhunt.training.batches import BatchSource
 from nanhunt.training.clip import gradient_norm
-from nanhunt.training.loss import default_loss
-from nanhunt.training.run import TrainingRun, optimizers_in
 
 __all__ = ["Recorder"]
 
@@ -197,7 +195,7 @@ class Recorder(Ear):
         if optimizer is self._run.optimizer:
             self._present.lr = tuple(float(group["lr"]) for group in optimizer.param_groups)
         if self._look is not None:
-            self._look.update_begins(_parameters(optimizer))
+            self._look.update_begins(parameters_of(optimizer))
 
     @_guarded
     def update_done(self, optimizer: torch.optim.Optimizer) -> None:
@@ -206,7 +204,7 @@ class Recorder(Ear):
             return
         self._present.updates += 1
         if self._look is not None:
-            self._look.update_done(_parameters(optimizer))
+            self._look.update_done(parameters_of(optimizer))
             if len(self._run.optimizers) == 1:
                 self._look.end()  # before the loop drops its gradients
                 self._look = None
@@ -226,7 +224,7 @@ class Recorder(Ear):
         if self._present is None or id(optimizer) in self._present.ready:
             return
         self._present.ready.add(id(optimizer))
-        parameters = [p for p in _parameters(optimizer) if p.grad is not None]
+        parameters = [p for p in parameters_of(optimizer) if p.grad is not None]
         with torch.no_grad():
             norm = gradient_norm([p.grad for p in parameters if p.grad is not None], self._run.device)
         self._present.norms.append(norm)
@@ -238,41 +236,16 @@ class Recorder(Ear):
     @_guarded
     def _begin(self) -> None:
         optimizer, scaler, scheduler, loss, every, keep = self._arguments
-        optimizers = [unwrapped(o) for o in optimizers_in(optimizer)]
-        if not optimizers:
-            raise TypeError(f"expected an optimizer or several, got {type(optimizer).__name__}")
-        inner = _bare(self._model)
-        device = next((p.device for p in inner.parameters()), torch.device("cpu"))
-        self._run = TrainingRun(
-            model=inner,
-            optimizer=optimizers[0],
-            handed=optimizers,
-            loss=loss if callable(loss) else default_loss,
-            batches=BatchSource([], first_step=0, accumulate=1, device=device),
-            device=device,
-            scaler=scaler,
-            scheduler=scheduler,
-        )
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = torch.distributed.get_rank() if ranks else 0
-        world = torch.distributed.get_world_size() if ranks else 1
-        self._recipe = Recipe(code=self._code, model=inner, world_size=world, autocast=self._autocast)
+        self._run = live_run(self._model, optimizer, scaler=scaler, scheduler=scheduler, loss=loss)
+        self._rank, world = rank_and_world()
+        self._recipe = Recipe(code=self._code, model=self._run.model, world_size=world, autocast=self._autocast)
         self._history = History(self._run, every, keep)
-        self._hooks.enter_context(listening(self, optimizers))
-        self._hear_autocast(device)
+        self._hooks.enter_context(listening(self, self._run.optimizers))
+        self._hooks.callback(on_first_forward(self._model, self._run.device, self._hear_autocast).remove)
 
-    def _hear_autocast(self, device: torch.device) -> None:
-        """Ask for the autocast of the first forward pass."""
-
-        def hook(module: nn.Module, args: Any) -> None:
-            kind = device.type
-            if torch.is_autocast_enabled(kind):
-                dtype = torch.get_autocast_dtype(kind)
-                self._recipe.autocast = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
-            handle.remove()
-
-        handle = self._model.register_forward_pre_hook(hook)
-        self._hooks.callback(handle.remove)
+    @_guarded
+    def _hear_autocast(self, autocast: str | None) -> None:
+        self._recipe.autocast = autocast
 
     def _begin_step(self) -> None:
         step = self._next
@@ -345,13 +318,3 @@ class Recorder(Ear):
         self._present, self._look = None, None
         self._pending.clear()
         self._closely.clear()
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP or DataParallel."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return _bare(model.module) if isinstance(model, wrappers) else model
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
