@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +26,14 @@ class CloseLook:
     Statistics stay on the device until `take`. A compiled model keeps its graph: its modules are not looked at.
     """
 
-    def __init__(self, run: TrainingRun, step: int) -> None:
+    def __init__(self, run: TrainingRun, step: int, failed: Callable[[Exception], None]) -> None:
+        """Put hooks on the modules; one that fails tells `failed`, and raises nothing."""
         self._rows = RowBuffer()
         self._rows.step = step
         self._probe = OptimizerProbe(run, self._rows)
         self._hooks = contextlib.ExitStack()
         if not is_compiled(run):
-            self._hooks.enter_context(watch_modules(run.roots(), self._rows))
+            self._hooks.enter_context(watch_modules(run.roots(), self._rows, _guard(failed)))
 
     def micro(self, number: int) -> None:
         """Say which micro-step runs."""
@@ -66,3 +69,17 @@ class CloseLook:
     def take(self) -> StepRows:
         """Return the rows; waits for the device."""
         return self._rows.take()
+
+
+def _guard(failed: Callable[[Exception], None]) -> Callable[[Any], Any]:
+    def guard(hook: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(hook)
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                failed(error)
+
+        return guarded
+
+    return guard

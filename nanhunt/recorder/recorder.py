@@ -255,7 +255,7 @@ class Recorder(Ear):
         rates = tuple(float(group["lr"]) for group in self._run.optimizer.param_groups)
         self._present = PresentStep(past=past, lr=rates)
         if closely:
-            self._look = self._closely[step] = CloseLook(self._run, step)
+            self._look = self._closely[step] = CloseLook(self._run, step, self._give_up)
 
     def _end_step(self) -> None:
         if self._present is None:
@@ -305,16 +305,29 @@ class Recorder(Ear):
 
     def _give_up(self, error: Exception) -> None:
         """Stop for good, and say so once."""
-        self._stop()
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(f"nanhunt's recorder has stopped, the training goes on: {text}", RuntimeWarning, stacklevel=4)
+        if not self._on:
+            return
+        self._on = False  # the hooks stay until the end: one that runs must not be taken off
+        self._forget()
+        text = f"nanhunt's recorder has stopped, the training goes on: {type(error).__name__}: {error}".splitlines()[0]
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        except RuntimeWarning:  # where warnings are errors
+            print(text, file=sys.stderr)
 
     def _stop(self) -> None:
         self._on = False
         with contextlib.suppress(Exception):
+            self._hooks.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go what is held, and the hooks of a close look."""
+        with contextlib.suppress(Exception):
             if self._look is not None:
                 self._look.drop()
-            self._hooks.close()
+            self._history.snapshots.clear()
+            self._history.steps.clear()
         self._present, self._look = None, None
         self._pending.clear()
         self._closely.clear()

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.recorder.closely import CloseLook
 from nanhunt.recorder.history import History
+from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recorder import Recorder
 from tests.recorder.loop import Loop, nan_at
 
@@ -63,6 +66,32 @@ def test_a_recorder_that_fails_says_so_once_and_lets_the_training_go_on(
         recorded = Loop(steps=12, recorder={"out": tmp_path}).run()
     assert recorded == plain
     assert len(calls) == len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (RowBuffer, "tensor"),
+        (CloseLook, "gradients_ready"),
+        (CloseLook, "update_begins"),
+        (CloseLook, "update_done"),
+        (PresentStep, "add_root"),
+        (PresentStep, "send"),
+    ],
+)
+def test_what_fails_inside_of_a_hook_raises_nothing(
+    owner: type, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Loop(steps=6).run()
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(owner, method, fails)
+    with pytest.warns(RuntimeWarning, match="RuntimeError: planted") as told:
+        recorded = Loop(steps=6, recorder={"out": tmp_path}).run()
+    assert recorded == plain
+    assert len(told) == 1
 
 
 def test_a_batch_that_no_file_can_hold_ends_the_recording_alone(tmp_path: Path) -> None:
