@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import platform
 import signal
@@ -19,15 +20,19 @@ import torch
 import nanhunt
 from nanhunt.commands.plan import Plan, show_plan
 from nanhunt.commands.progress import Bar, counting
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.original import original_run
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
 from nanhunt.inert import printable
 from nanhunt.library import library
+from nanhunt.report.original import told
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
+from nanhunt.training.bundle import bundle_at
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
 from nanhunt.training.loss_log import original_losses
@@ -76,6 +81,12 @@ def replay(options: ReplayOptions) -> Onset | None:
     """
     _check(options)
     out = options.out.absolute()  # the user's code may change the directory
+    bundle = bundle_at(options.checkpoint)
+    if bundle is not None:
+        options = dataclasses.replace(
+            options, checkpoint=bundle.checkpoint, config=bundle.config if options.config is None else options.config
+        )
+        bundle.enter()
     config_path = find_config(options.config, options.checkpoint)
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
@@ -94,6 +105,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         # a dry run skips no batch: that may take hours
         track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
     )
+    run.assumptions += bundle.assumptions() if bundle is not None else ()
     steps = options.steps or config.train.steps
     settings = HuntSettings(
         steps=steps,
@@ -269,8 +281,11 @@ def _device_name(device: torch.device) -> str:
 def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
-        told = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(printable(told), file=sys.stderr)
+        said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
+        print(printable(said), file=sys.stderr)
+        followed = told(original_run(Evidence(Trace.open(options.out))))
+        if followed:
+            print(f"the replay {followed}", file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

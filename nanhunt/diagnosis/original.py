@@ -61,6 +61,8 @@ class OriginalRun:
     #: last step that follows, and whether all up to it do to the digits logged
     through: int | None = None
     exact: bool = False
+    #: whether no bit differs up to there, of a log that gives every bit
+    bitwise: bool = False
     #: largest difference up to there
     difference: float = 0.0
     #: the first step that does not follow, and the first of the steps whose mean was logged there
@@ -113,7 +115,15 @@ def original_run(evidence: Evidence) -> OriginalRun | None:
     pairs = list(_pairs(body, losses, micros, offset, mean=mean))
     if not pairs:
         return unknown
-    return replace(_held(pairs, unknown, rounding), offset=offset, mean=any(p.since != p.step for p in pairs))
+    held = _held(pairs, unknown, rounding)
+    bitwise = held.exact and held.difference == 0.0 and _gives_every_bit(body)
+    return replace(held, bitwise=bitwise, offset=offset, mean=any(p.since != p.step for p in pairs))
+
+
+def _gives_every_bit(body: dict[str, Any]) -> bool:
+    """Whether the log's digits tell two neighbouring numbers of fp32 apart."""
+    kept = zip(body["losses"], body["resolution"], strict=True)
+    return all(resolution <= 2.0**-26 * abs(loss) for loss, resolution in kept if math.isfinite(loss) and loss)
 
 
 def _format(precision: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.original import OriginalRun
 from nanhunt.report.words import listed, number, printable
 
-__all__ = ["follows", "warning"]
+__all__ = ["follows", "told", "warning"]
 
 
 def follows(diagnosis: Diagnosis) -> str:
@@ -16,25 +16,28 @@ def follows(diagnosis: Diagnosis) -> str:
 
     '' where no losses were logged.
     """
-    original = diagnosis.original
+    return told(diagnosis.original)
+
+
+def told(original: OriginalRun | None) -> str:
+    """Return the same of the comparison itself."""
     if original is None:
         return ""
     source = printable(original.source)
     if original.verdict == "unknown":
         first, last = original.log_steps or (0, 0)
         return f"cannot be compared: {source} logs steps {first} to {last}, and no loss of the steps that were replayed"
-    told = f" ({original.compared} loss{'' if original.compared == 1 else 'es'} of {source}{_counting(original)})"
+    counted = f" ({original.compared} loss{'' if original.compared == 1 else 'es'} of {source}{_counting(original)})"
     if original.verdict == "apart":
-        return f"does not follow the original run from step {original.leaves_since} on: {_losses(original)}{told}"
-    how = "to the digits logged" if original.exact else f"within rounding, by {number(original.difference)} at most,"
-    said = f"follows the original run {how} through step {original.through}"
+        return f"does not follow the original run from step {original.leaves_since} on: {_losses(original)}{counted}"
+    said = f"follows the original run {_how(original)} through step {original.through}"
     if original.both_nonfinite is not None:
         said += f", with a loss that is not finite from step {original.both_nonfinite} on"
     if original.alone:
         said += f", step {listed(original.alone, limit=4)} apart"
     if original.verdict == "leaves":
         said += f", leaves it at {_steps(original)}: {_losses(original)}"
-    return said + told
+    return said + counted
 
 
 def warning(diagnosis: Diagnosis) -> str:
@@ -57,6 +60,12 @@ _CHECK = (
     "What may differ: the order of the data (start_step, skip), the random state, the precision, train.accumulate, the "
     "learning rate"
 )
+
+
+def _how(original: OriginalRun) -> str:
+    if original.bitwise:
+        return "bit for bit"
+    return "to the digits logged" if original.exact else f"within rounding, by {number(original.difference)} at most,"
 
 
 def _losses(original: OriginalRun) -> str:

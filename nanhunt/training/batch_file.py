@@ -10,6 +10,7 @@ mapped, so a file larger than memory costs one batch at a time, and neither can 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.rng import restore_saved
 from nanhunt.training.torch_file import read_torch_file
 
-__all__ = ["FORMAT", "BatchFile", "read_batches", "write_batches"]
+__all__ = ["FORMAT", "BatchFile", "plain_batch", "read_batches", "write_batches"]
 
 #: What a dict says that was written here; a dict of the user's own need not.
 FORMAT = "nanhunt.batches"
@@ -89,7 +90,7 @@ def write_batches(
     path = Path(path)
     if random_states is not None and len(random_states) != len(batches):
         raise ValueError(f"{len(random_states)} random states for {len(batches)} batches")
-    plain = [_plain(batch, f"batches[{index}]") for index, batch in enumerate(batches)]
+    plain = [plain_batch(batch, f"batches[{index}]") for index, batch in enumerate(batches)]
     if path.suffix == ".safetensors" and random_states is not None:
         raise ValueError(f"{path}: a .safetensors keeps no random states; write a .pt")
     unfinished = path.with_name(f"{path.name}.tmp")
@@ -259,14 +260,21 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def _plain(value: Any, place: str) -> Any:
-    """Return a copy of a batch as what a file can hold; raises ValueError naming the first value that it cannot."""
+def _on_the_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def plain_batch(value: Any, place: str, keep: Callable[[Tensor], Tensor] = _on_the_cpu) -> Any:
+    """Return a copy of a batch as what a file can hold; raises ValueError naming the first value that it cannot.
+
+    `keep` copies a tensor.
+    """
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
+        return keep(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+        return {key: plain_batch(item, f"{place}[{key!r}]", keep) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_plain(item, f"{place}[{index}]") for index, item in enumerate(value))
+        return type(value)(plain_batch(item, f"{place}[{index}]", keep) for index, item in enumerate(value))
     if value is None or isinstance(value, (bool, int, float, str, bytes, np.ndarray, np.generic)):
-        return value
+        return copy.deepcopy(value)
     raise ValueError(f"{place}: a {type(value).__name__} cannot be kept; turn the batch into a dict of tensors")
