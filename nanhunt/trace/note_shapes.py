@@ -57,7 +57,7 @@ class _Original(TypedDict, total=False):
     """What the original run logged of the steps that are replayed."""
 
     source: Required[str]
-    mean: Required[bool]
+    mean: Required[bool | None]
     steps: Required[list[int]]
     losses: Required[list[float]]
     resolution: Required[list[float]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 from nanhunt.training.rng import RngState
 from nanhunt.training.slots import Place, Slot, padded
 from nanhunt.training.tree import tensors_of
