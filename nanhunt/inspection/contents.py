@@ -134,12 +134,19 @@ def _left_over(content: Any, contents: Contents) -> list[Held]:
     """Return the tensors of a file that no known part has: they share no memory with one."""
     known = {place(held.tensor) for held in contents.tensors}
     known |= {place(t) for state in contents.optimizers.values() for _, t in tensors_of(state)}
+    found = [
+        (path, tensor)
+        for path, tensor in tensors_of(content)
+        if tensor.numel() and place(tensor) not in known and not _is_random(path, tensor)
+    ]
+    # one element below the key of larger tensors is a parameter (a temperature, a gate); alone it is a loss or a setting
+    states = {path.partition(".")[0] for path, tensor in found if tensor.numel() > 1 and "." in path}
     return [
         Held(
             name=path or "tensor", tensor=tensor.detach(), role=Role.OTHER if contents.tensors else _role(path, tensor)
         )
-        for path, tensor in tensors_of(content)
-        if tensor.numel() > 1 and place(tensor) not in known and not _is_random(path, tensor)
+        for path, tensor in found
+        if tensor.numel() > 1 or path.partition(".")[0] in states
     ]
 
 

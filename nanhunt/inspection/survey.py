@@ -76,6 +76,12 @@ def _names(contents: Contents) -> _Named:
     return {label: optimizer_facts(label, state, candidates) for label, state in contents.optimizers.items()}
 
 
+#: what is a parameter's own state, and of no dimension where the parameter has none: a CLIP's logit_scale
+_OF_A_SCALAR = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum",
+}  # fmt: skip
+
+
 def _moments(contents: Contents, names: _Named) -> list[tuple[Held, str, str]]:
     """Return the tensors of the optimizers' states; counters of one element are told with their groups."""
     found = []
@@ -83,7 +89,7 @@ def _moments(contents: Contents, names: _Named) -> list[tuple[Held, str, str]]:
         _, named = names[label]
         for number, entry in (state.get("state") or {}).items():
             for key, tensor in entry.items() if isinstance(entry, Mapping) else ():
-                if isinstance(tensor, Tensor) and tensor.dim():
+                if isinstance(tensor, Tensor) and (tensor.dim() or key in _OF_A_SCALAR):
                     parameter = named.get(number, "")
                     told = f"{key} of {parameter or f'parameter {number}'}"
                     told = told if label == "optimizer" else f"{label}: {told}"

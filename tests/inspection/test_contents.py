@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 
 import pytest
@@ -113,3 +114,29 @@ def test_foreign_and_broken_files_are_refused_as_by_a_replay(tmp_path):
     for name in ("cut.pt", "plain.pt", "text.pt", "missing.pt"):
         with pytest.raises(CheckpointError):
             read_contents(tmp_path / name, trust_pickle=False)
+
+
+class Dual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(8, 8)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+
+def nested(model, optimizer):
+    net = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = {"net": net, "opt": optimizer.state_dict()}
+    return {"state": state, "meta": {"global_step": 3, "best_loss": torch.tensor(math.inf)}}
+
+
+@pytest.mark.parametrize("part", ["weight", "exp_avg"])
+def test_a_parameter_of_one_number_is_read_in_a_layout_that_nobody_knows(part, tmp_path):
+    model = Dual()
+    optimizer = torch.optim.AdamW(model.parameters())
+    (model.encoder(torch.randn(4, 8)).square().mean() * model.logit_scale.exp()).backward()
+    optimizer.step()
+    assert not inspected(nested(model, optimizer), tmp_path).faults
+    held = model.logit_scale if part == "weight" else optimizer.state[model.logit_scale]["exp_avg"]
+    held.data.fill_(math.nan)
+    (finding, *_) = inspected(nested(model, optimizer), tmp_path).faults
+    assert "logit_scale" in finding.tensor or part in finding.tensor
