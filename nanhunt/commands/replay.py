@@ -129,7 +129,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         if original is not None:
             writer.note(NoteKind.ORIGINAL, original.note(run.start_step, run.start_step + steps - 1))
         onset = hunt(run, writer, settings, bar)
-    _say(options, run, onset, bar)
+    _say(options, out, run, onset, bar)
     return onset
 
 
@@ -278,12 +278,12 @@ def _device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
+def _say(options: ReplayOptions, out: Path, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
         said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
         print(printable(said), file=sys.stderr)
-        followed = told(original_run(Evidence(Trace.open(options.out))))
+        followed = told(original_run(Evidence(Trace.open(out))))
         if followed:
             print(f"the replay {followed}", file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)

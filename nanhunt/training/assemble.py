@@ -75,7 +75,7 @@ def assemble(
         handed=handed,
         scheduler=scheduler,
         scaler=_built_scaler(choice, checkpoint, device, assumptions),
-        loss=_loss_function(config, root),
+        loss=_loss_function(config, root, assumptions),
         train_step=custom,
         batches=_batches(config, checkpoint, root, step, device, choice, assumptions, track),
         device=device,
@@ -222,8 +222,12 @@ def _wants_cuda_lists(
     return from_cuda
 
 
-def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], Tensor]:
+def _loss_function(config: RunConfig, root: Path, assumptions: list[str]) -> Callable[[nn.Module, Any], Tensor]:
     if config.loss is None:
+        if config.train_step is None:
+            assumptions.append(
+                "loss: not in the config; the model's own is taken: .loss, or the one scalar that it returns"
+            )
         return default_loss
     function = resolve_callable(config.loss.call, key="loss", root=root)
     kwargs = config.loss.kwargs

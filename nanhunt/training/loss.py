@@ -32,7 +32,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         loss = output.get("loss")
     if loss is None and isinstance(output, Tensor) and output.dim() == 0:
         loss = output
-    if loss is None and isinstance(output, tuple):
+    if loss is None and isinstance(output, tuple) and len(output) <= 2:  # of more, a scalar may be a temperature
         scalars = [item for item in output if isinstance(item, Tensor) and item.dim() == 0]
         loss = scalars[0] if len(scalars) == 1 else None
     if loss is None:

@@ -73,7 +73,7 @@ def test_a_replay_from_a_file_of_batches_is_the_run_itself(project, nanhunt, nam
     assert done.code == 0, done.err
     original = report(nanhunt)["original_run"]
     assert (original["verdict"], original["through"], original["compared"]) == ("digits", 17, 8)
-    assert "follows the original run to the digits logged through step 17" in nanhunt("report", "trace.parquet").out
+    assert "follows the original run bit for bit through step 17" in nanhunt("report", "trace.parquet").out
 
 
 def test_a_fault_in_a_file_of_batches_is_found_by_its_sample(project, nanhunt):

@@ -68,7 +68,7 @@ def test_csv_has_the_traces_columns_rows_and_values(trace, fault_trace, nanhunt)
         done = nanhunt("export", path, "--to", "csv")
         assert (done.code, done.out) == (0, "")
         assert done.err.startswith(f"wrote {out}: ")
-        got = pd.read_csv(out, keep_default_na=False, na_values=[""])
+        got = pd.read_csv(out, keep_default_na=False, na_values=[""], float_precision="round_trip")
         want = pd.read_parquet(path)
         assert list(got.columns) == ArrowSchema.names
         assert len(got) == len(want)
