@@ -40,9 +40,9 @@ def test_both_kernels_of_a_cpu_count_the_same(
     )
     wide = tensor.double()[tensor.isfinite()]
     squares = float(wide.square().sum())
-    assert found.sum_of_squares == pytest.approx(squares, rel=2.0**-20)
+    assert found.sum_of_squares == pytest.approx(squares, rel=2.0**-16)
     assert plain.sum_of_squares == pytest.approx(squares, rel=2.0**-16)
-    assert found.sum == pytest.approx(float(wide.sum()), abs=2.0**-20 * float(wide.abs().sum()))
+    assert found.sum == pytest.approx(float(wide.sum()), abs=2.0**-16 * float(wide.abs().sum()))
 
 
 def test_a_cpu_without_numba_measures(monkeypatch: pytest.MonkeyPatch) -> None:
