@@ -23,6 +23,7 @@ import torch
 from benchmarks.gpt import Size, build
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.replay import replay_step
 from nanhunt.trace.schema import Manifest
 from nanhunt.trace.writer import TraceWriter
@@ -65,10 +66,18 @@ class Replay:
         self.rows = RowBuffer()
         self.writer = TraceWriter(folder / "trace.parquet", Manifest())
         self.count = 0
+        self.bound, self.bound_step = UpdateBound(), -1
+
+    def detection_by_reading(self, run: TrainingRun, step: int) -> None:
+        """Train as `nanhunt replay` does where nothing is known of weights and moments: they are read."""
+        replay_step(run, step, self.rows, recorded=False)
+        self._write()
 
     def detection(self, run: TrainingRun, step: int) -> None:
         """Train as `nanhunt replay` does on a step that it does not record."""
-        replay_step(run, step, self.rows, recorded=False)
+        other = step != self.bound_step + 1  # another variant has trained since: begin as a replay begins
+        replay_step(run, step, self.rows, recorded=other, bound=self.bound)
+        self.bound_step = step
         self._write()
 
     def recorded(self, run: TrainingRun, step: int) -> None:
@@ -99,7 +108,12 @@ def variants_of(replay: Replay) -> list[Variant]:
     """Return the ways to run a step, the plain one first."""
     return [
         Variant("plain step", "nothing", plain),
-        Variant("nanhunt, detection", "loss, gradients, weights, buffers, moments", replay.detection),
+        Variant(
+            "nanhunt, detection", "loss, gradients' norms, buffers; weights and moments by a bound", replay.detection
+        ),
+        Variant(
+            "nanhunt, detection by reading", "loss, gradients, weights, buffers, moments", replay.detection_by_reading
+        ),
         Variant(
             "nanhunt, recording", "statistics and histograms of outputs, their gradients and the same", replay.recorded
         ),

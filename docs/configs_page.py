@@ -12,7 +12,7 @@ from pathlib import Path
 
 from figures import table
 
-__all__ = ["Recipe", "configs_page", "recipes"]
+__all__ = ["CONFIGS", "Recipe", "anchor", "configs_page", "links_in", "read", "recipes", "section"]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -53,11 +53,11 @@ def recipes() -> list[Recipe]:
     """Return every recipe, in the page's order. Raises ValueError for one whose head lacks a part."""
     files = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
     names = [name for name in ORDER if name in files]
-    return [read(files[name]) for name in [*names, *(name for name in files if name not in names)]]
+    return [read(files[name], files[name].name) for name in [*names, *(name for name in files if name not in names)]]
 
 
-def read(path: Path) -> Recipe:
-    """Return a file's recipe."""
+def read(path: Path, name: str) -> Recipe:
+    """Return a file's recipe under a name."""
     lines = path.read_text().splitlines()
     end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     head = [line.removeprefix("#").removeprefix(" ") for line in lines[:end]]
@@ -71,7 +71,7 @@ def read(path: Path) -> Recipe:
         )
     prose = tuple(p for p in paragraphs[1:] if not p.startswith("Source: "))
     body = "\n".join(lines[end:]).strip()
-    return Recipe(name=path.name, title=paragraphs[0], commands=commands, prose=prose, source=sources[0], body=body)
+    return Recipe(name=name, title=paragraphs[0], commands=commands, prose=prose, source=sources[0], body=body)
 
 
 def section(recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from configs_page import configs_page
 from formats_page import formats_page
 from precision_page import precision_page
+from projects_page import projects_page
 
 from nanhunt.commands.explain import cause_page
 from nanhunt.diagnosis.causes import CAUSES
@@ -20,7 +21,7 @@ from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, NoteKind
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- made by docs/generate.py: change the code, not this page -->\n\n"
-COMMANDS = ("replay", "report", "formats", "explain", "trials", "demo")
+COMMANDS = ("init", "replay", "report", "formats", "explain", "trials", "inspect", "watch", "export", "demo")
 
 
 def main() -> int:
@@ -29,6 +30,7 @@ def main() -> int:
     pages |= {"causes/README.md": NOTE + causes_page(), "trace-schema.md": NOTE + schema_page()}
     pages |= {"commands.md": NOTE + commands_page(), "formats.md": NOTE + formats_page()}
     pages |= {"configs.md": NOTE + configs_page(), "precision.md": NOTE + precision_page()}
+    pages |= {"projects.md": NOTE + projects_page()}
     stale = [n for n, text in pages.items() if not (DOCS / n).exists() or (DOCS / n).read_text() != text]
     if "--check" in sys.argv[1:]:
         print("".join(f"stale: docs/{name} (make docs)\n" for name in stale), end="")

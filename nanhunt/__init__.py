@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanhunt.diagnosis.cause import Diagnosis as Diagnosis
     from nanhunt.formats.number_format import NumberFormat as NumberFormat
+    from nanhunt.recorder.recorder import Recorder as Recorder
     from nanhunt.trace.reader import Trace as Trace
 
 __version__ = "0.1.0"
 
-__all__ = ["Diagnosis", "NumberFormat", "Trace", "__version__"]
+__all__ = ["Diagnosis", "NumberFormat", "Recorder", "Trace", "__version__"]
 
 _HOMES = {
     "Diagnosis": "nanhunt.diagnosis.cause",
     "NumberFormat": "nanhunt.formats.number_format",
+    "Recorder": "nanhunt.recorder.recorder",
     "Trace": "nanhunt.trace.reader",
 }
 

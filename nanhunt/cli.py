@@ -47,11 +47,19 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="nanhunt.yaml [default: ./nanhunt.yaml, then beside CKPT]")
+    Path | None, typer.Option("--config", "-c", help="the config", show_default="./nanhunt.yaml, then beside CKPT")
 ]
-Format = Annotated[str | None, typer.Option("--format", "-f", help="terminal, json or markdown")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", "-f", help="terminal, json or markdown", show_default="the suffix of --out, else terminal"
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="more detail; tracebacks of bad input")]
 ExitCode = Annotated[bool, typer.Option("--exit-code", help="exit with 1 where a fault was found")]
 
@@ -71,28 +79,48 @@ def replay(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="checkpoint from before the fault")],
     config: Config = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the trace to write")] = Path("trace.parquet"),
-    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps [default: train.steps]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="optimizer steps", show_default="train.steps")] = None,
     every: Annotated[int, typer.Option(min=1, help="record every K-th step; detection runs on each")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … [default: cuda where there is one]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 …", show_default="cuda where there is one, else cpu")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="a precision recipe in place of the config's: fp32, bf16, fp8-hybrid … (an unknown name lists them)"
+            help="a precision recipe in place of the config's: fp32, bf16, fp8-hybrid … (an unknown name lists them)",
+            show_default="precision: in the config",
         ),
     ] = None,
-    start_step: Annotated[int | None, typer.Option(min=0, help="number of the first step")] = None,
+    start_step: Annotated[
+        int | None, typer.Option(min=0, help="number of the first step", show_default="the checkpoint's own, else 0")
+    ] = None,
     no_zoom: Annotated[bool, typer.Option("--no-zoom", help="do not run the bad step again op by op")] = False,
     trials: Annotated[bool, typer.Option("--trials/--no-trials", help="try causes by intervention")] = True,
-    trial: Annotated[list[str] | None, typer.Option(help="also run this trial (see `nanhunt trials`)")] = None,
-    trials_budget: Annotated[float | None, typer.Option(min=0, help="seconds for trials")] = None,
-    reference: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="another checkpoint of the run, to restore weights from")
+    trial: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="also run this trial (see `nanhunt trials`); repeatable", show_default="those that suspects ask for"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done")] = False,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+    trials_budget: Annotated[
+        float | None, typer.Option(min=0, help="seconds for trials", show_default="4 times the replay's, at least 20")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CKPT", help="another checkpoint of the run, to restore weights from", show_default="none"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="print what would be done, run one step to tell how long it takes, write nothing"
+        ),
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="seed in place of train.seed")] = None,
+    trust_pickle: TrustPickle = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="seed where the checkpoint has no random state", show_default="train.seed")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite a trace")] = False,
     exit_code: ExitCode = False,
     quiet: Quiet = False,
@@ -191,6 +219,100 @@ def trials(
     from nanhunt.commands.trials import trials as run
 
     print(run(trace), end="")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="checkpoint file or folder, whole or a part")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="an earlier checkpoint of the run: what changed since")
+    ] = None,
+    format: Format = None,
+    out: Out = None,
+    top: Annotated[int, typer.Option(min=1, help="findings and tensors shown")] = 10,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="load a checkpoint that needs pickle: it can run any code")
+    ] = False,
+    exit_code: ExitCode = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Scan a checkpoint for poison, flipped bits, torn writes and sick optimizer state: no code, no model."""
+    from nanhunt.commands.inspect import InspectOptions
+    from nanhunt.commands.inspect import inspect as run
+
+    options = InspectOptions(
+        checkpoint=checkpoint,
+        reference=reference,
+        format=format,
+        out=out,
+        top=top,
+        trust_pickle=trust_pickle,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    inspection = run(options)
+    if exit_code and inspection.outcome == "fault":
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CKPT]", help="the checkpoint to fit the config to; without it a general one"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the config to write")] = Path("nanhunt.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="overwrite a config")] = False,
+    trust_pickle: TrustPickle = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no questions; print the next command alone")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a nanhunt.yaml that fits CKPT, and say what it could not know; at a terminal, ask for it."""
+    from nanhunt.commands.init import InitOptions
+    from nanhunt.commands.init import init as run
+
+    run(InitOptions(checkpoint=checkpoint, out=out, force=force, trust_pickle=trust_pickle, quiet=quiet))
+
+
+@app.command()
+def watch(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="trace.parquet.partial of a running replay, or its final name")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="print one frame of what is there, and end")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="seconds between two looks")] = 1.0,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="seconds to wait for a trace that is not there yet")
+    ] = 60.0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show a running replay: curves, the tensors with the least room, alarms. It ends when the run does."""
+    from nanhunt.commands.watch import WatchOptions
+    from nanhunt.commands.watch import watch as run
+
+    run(WatchOptions(trace=trace, once=once, interval=interval, wait=wait, quiet=quiet))
+
+
+@app.command()
+def export(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
+    to: Annotated[str, typer.Option(metavar="KIND", help="tensorboard, csv or json; wandb, mlflow or trackio")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="file or folder [default: beside the trace; a tracker's own place]; - is stdout"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trace where people already look: TensorBoard with histograms, CSV, JSON, an experiment tracker."""
+    from nanhunt.commands.export import export as run
+
+    run(trace, to, out, force=force, quiet=quiet)
 
 
 @app.command()

@@ -7,7 +7,9 @@ right-to-left override would turn a file name around.
 
 from __future__ import annotations
 
-__all__ = ["printable", "printable_lines", "prose"]
+from collections.abc import Iterable
+
+__all__ = ["few", "printable", "printable_lines", "prose"]
 
 
 def printable(text: str) -> str:
@@ -15,6 +17,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def few(names: Iterable[object], most: int = 3) -> str:
+    """Return the first names, each printable and cut, and how many more there are: 'a, b … (5 more)'."""
+    every = list(names)
+    rest = f" … ({len(every) - most} more)" if len(every) > most else ""
+    return ", ".join(printable(str(name))[:200] for name in every[:most]) + rest
 
 
 def printable_lines(text: str) -> str:

@@ -1,48 +1,40 @@
-"""Run one step of the user's training under probes, and say whether what must be finite is."""
+"""Run one step of the user's training under probes."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from nanhunt.errors import NanhuntError
+from nanhunt.finiteness import Finiteness
 from nanhunt.probes.elements import Layout, layout_of
 from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer, split_name
 from nanhunt.probes.softmax import CALLS_THROUGH, watch_softmax
+from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.recipes.scaling import LOSSES
-from nanhunt.stats.flags import FlagQueue
 from nanhunt.trace.schema import Phase, Role
-from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.batches import DataEndedError
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult, StepWatch, train_step
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["Finiteness", "Replayed", "WatchList", "device_is_lost", "nonfinite_names", "replay_step"]
+__all__ = ["Replayed", "WatchList", "device_is_lost", "replay_step"]
 
 
 #: Folders whose code runs inside a step without being the user's.
 _PROBES = (Path(__file__).parent / "probes", Path(__file__).parent / "stats")
-
-
-#: What a terminal's kind is called in `Finiteness`; of a loss its value is asked for.
-_LISTS = {"gradient": "grads", "weight": "weights", "buffer": "buffers", "state": "state"}
 
 
 class WatchList(StepWatch):
@@ -74,6 +66,10 @@ class WatchList(StepWatch):
         """Pass on."""
         self._tell("gradients_ready", parameters)
 
+    def norms_taken(self, parameters: Sequence[Tensor], norms: Sequence[Tensor]) -> None:
+        """Pass on."""
+        self._tell("norms_taken", parameters, norms)
+
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Pass on."""
         self._tell("clipped", parameters)
@@ -89,132 +85,6 @@ class WatchList(StepWatch):
     def updated(self) -> None:
         """Pass on."""
         self._tell("updated")
-
-
-class Finiteness(StepWatch):
-    """Detection: the names of what is non-finite in a step, found on every step whether it is recorded or not.
-
-    Flags stay on the device until `resolve`, after the step: nothing waits for it inside.
-    """
-
-    def __init__(self, run: TrainingRun, zoom: OpProbe | None = None, rows: RowBuffer | None = None) -> None:
-        self._run = run
-        #: of a recorded step; what is measured for them is not looked at a second time
-        self._rows = rows
-        #: it looks at the same tensors, and knows most of them from the ops that made them
-        self._zoom = zoom
-        self._losses: list[Tensor] = []
-        self._queue = FlagQueue()
-        #: (kind, name, ticket, whether -inf is allowed) of every look
-        self._looks: list[tuple[str, str, int, bool]] = []
-        self.losses: list[float] = []
-        #: a loss in half precision repeats itself by its few digits
-        self.loss_is_half = False
-        #: of a recorded step, whose forward put out a NaN or +inf, in the order in which they ended
-        self.modules: list[str] = []
-        self.grads: list[str] = []
-        self.weights: list[str] = []
-        self.buffers: list[str] = []
-        self.state: list[str] = []
-
-    def loss_made(self, micro: int, loss: Tensor) -> None:
-        """Keep the micro-step's loss."""
-        self.loss_is_half |= loss.dtype in (torch.float16, torch.bfloat16)
-        self._losses.append(loss.detach().reshape(()).double())
-
-    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
-        """Look at every gradient, unscaled and not yet clipped."""
-        if self._zoom is not None or self._rows is not None:
-            return
-        self._look("grads", self._run.gradients(parameters, self._named))
-
-    def updated(self) -> None:
-        """Look at weights, buffers and optimizer state."""
-        run = self._run
-        if self._zoom is not None:
-            return
-        if self._rows is not None:
-            self._look("state", run.state_tensors(self._named, without=_MOMENTS))
-            return
-        state = run.state_tensors(self._named)
-        self._look("weights", self._named)
-        self._look("buffers", run.buffers(), masks=True)
-        self._look("state", state)
-
-    @cached_property
-    def _named(self) -> dict[str, Tensor]:
-        """The parameters by name, as they are when they are asked for first: to walk the modules takes a millisecond."""
-        return self._run.parameters()
-
-    def resolve(self) -> Finiteness:
-        """Bring what was seen to the host, and return self."""
-        if self._losses:
-            self.losses = [float(x) for x in torch.stack(self._losses).tolist()]
-        if self._rows is not None:
-            for kind, name in nonfinite_rows(self._rows.peek()):
-                self._found(kind, name)
-            for role, kind, masks in _LEFT_OUT:
-                self._look(kind, {name: t for r, name, t in self._rows.left_out if r is role}, masks=masks)
-        flags = self._queue.fetch()
-        for kind, name, ticket, masks in self._looks:
-            found = flags[ticket]
-            if found.nan or found.posinf or (found.neginf and not masks):
-                self._found(kind, name)
-        self._looks.clear()
-        for terminal in self._zoom.terminals if self._zoom is not None else ():
-            self._found(_LISTS.get(terminal.kind), terminal.name)
-        return self
-
-    def _found(self, kind: str | None, name: str) -> None:
-        if kind is not None and name not in (names := getattr(self, kind)):
-            names.append(name)
-
-    def _look(self, kind: str, tensors: dict[str, Tensor], *, masks: bool = False) -> None:
-        """Look at tensors; with `masks`, -inf alone is allowed: a buffer may be a mask that its first forward builds."""
-        tickets = self._queue.look_at_all([tensor.detach() for tensor in tensors.values()], signed=masks)
-        self._looks += [(kind, name, ticket, masks) for name, ticket in zip(tensors, tickets, strict=True)]
-
-    @property
-    def bad_micro(self) -> int | None:
-        """The first micro-step with a non-finite loss, None where all are finite."""
-        return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
-
-
-#: What is recorded of an optimizer's state.
-_MOMENTS = (Role.EXP_AVG.value, Role.EXP_AVG_SQ.value)
-#: Of what is recorded: role, phase, the list of `Finiteness`, whether -inf alone is a mask's.
-_RECORDED = (
-    (Role.OUTPUT, Phase.FORWARD, "modules", True),
-    (Role.GRAD, Phase.UNSCALE, "grads", False),
-    (Role.WEIGHT, Phase.UPDATE, "weights", False),
-    (Role.BUFFER, Phase.UPDATE, "buffers", True),
-    (Role.EXP_AVG, Phase.UPDATE, "state", False),
-    (Role.EXP_AVG_SQ, Phase.UPDATE, "state", False),
-)
-_LEFT_OUT = tuple((role, kind, masks) for role, _, kind, masks in _RECORDED if role is not Role.OUTPUT)
-
-
-def nonfinite_rows(rows: StepRows) -> Iterator[tuple[str, str]]:
-    """Yield what a recorded step's rows show to be non-finite: the list of `Finiteness`, and the name."""
-    if not len(rows.stats) or not (rows.stats.nan + rows.stats.posinf + rows.stats.neginf).any():
-        return
-    for role, phase, kind, masks in _RECORDED:
-        sites, stats = rows.of_role(role)
-        bad = stats.nan + stats.posinf + (0 if masks else stats.neginf)
-        for index in np.flatnonzero(bad).tolist():
-            site = sites[index]
-            if site.phase != phase:
-                continue
-            name = f"{site.module}.{site.name}".strip(".") if role is not Role.OUTPUT else site.module
-            yield kind, f"{name}.{role}" if kind == "state" else name
-
-
-def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold a non-finite element; one wait for the device."""
-    queue = FlagQueue()
-    tickets = queue.look_at_all([tensor.detach() for tensor in tensors.values()])
-    flags = queue.fetch()
-    return [name for name, ticket in zip(tensors, tickets, strict=True) if flags[ticket].bad]
 
 
 class _Narrator(StepWatch):
@@ -259,14 +129,17 @@ def replay_step(
     recorded: bool,
     zoom: OpProbe | None = None,
     also: Sequence[StepWatch] = (),
+    bound: UpdateBound | None = None,
 ) -> Replayed:
     """Run `step` and put its observations into `rows`; with `zoom`, every op is looked at as well.
+
+    `bound` goes from step to step of one replay, and spares the look at weights and moments where it proves them finite.
 
     On a step that is neither recorded nor zoomed no hook stands on a module: a compiled graph is then the user's own,
     unbroken. An exception of the user's code inside the step is caught and returned. Scalars are recorded on every step.
     """
     rows.step, rows.micro, rows.recording = step, 0, recorded
-    finite = Finiteness(run, zoom, rows if recorded and zoom is None else None)
+    finite = Finiteness(run, zoom, rows if recorded and zoom is None else None, bound)
     narrator = _Narrator(run, rows)
     watches: list[StepWatch] = [narrator, *([zoom] if zoom else []), finite, OptimizerProbe(run, rows), *also]
     replayed = Replayed(step=step, result=None, finite=finite)

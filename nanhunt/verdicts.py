@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanhunt.replay import Finiteness, Replayed, nonfinite_names
+from nanhunt.finiteness import Finiteness, nonfinite_names
+from nanhunt.replay import Replayed
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 

@@ -24,6 +24,7 @@ def test_every_variant_is_timed_and_printed(
     names = (
         "plain step",
         "nanhunt, detection",
+        "nanhunt, detection by reading",
         "nanhunt, recording",
         "nanhunt, op level",
         "set_detect_anomaly",

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from nanhunt.finiteness import Finiteness
 from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe, record_state
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.softmax import watch_softmax
-from nanhunt.replay import Finiteness
 from nanhunt.trace.schema import Phase
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.run import TrainingRun

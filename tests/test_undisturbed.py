@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanhunt.finiteness import Finiteness
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.probes.module import watch_modules
 from nanhunt.probes.op import OpProbe
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.replay import Finiteness, replay_step
+from nanhunt.replay import replay_step
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind
 from nanhunt.trace.writer import TraceWriter

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nanhunt.bench import Bench, Made, NotApplicableError
 from nanhunt.changes.moments import forget_state
 from nanhunt.interventions import Redrawn
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 from nanhunt.training.rng import RngState, seed_everything
 
 __all__ = ["redrawn_layers"]

@@ -8,7 +8,7 @@ all are replaced, and the question is whether the other checkpoint's weights hol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from nanhunt.bench import Bench, Made, NotApplicableError
 from nanhunt.changes.moments import forget_state
+from nanhunt.finiteness import nonfinite_names
+from nanhunt.inert import few
 from nanhunt.interventions import RestoredWeights
-from nanhunt.replay import nonfinite_names
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 from nanhunt.training.run import TrainingRun
 
 __all__ = ["restored_weights"]
@@ -34,7 +35,7 @@ def restored_weights(bench: Bench, change: RestoredWeights) -> Iterator[Made]:
     live = bad if bad or ill else _saved(run)
     lost = [n for n, t in live.items() if n not in reference or reference[n].shape != t.shape]
     if lost:
-        raise NotApplicableError(f"{change.checkpoint} has no tensor of this name and shape: {_listed(lost)}")
+        raise NotApplicableError(f"{change.checkpoint} has no tensor of this name and shape: {few(lost)}")
     changed = [n for n, t in live.items() if not torch.equal(t.detach(), reference[n].to(t))]
     if not changed and not ill:
         raise NotApplicableError(f"{change.checkpoint} has the very weights that the run has before the step")
@@ -42,17 +43,17 @@ def restored_weights(bench: Bench, change: RestoredWeights) -> Iterator[Made]:
         for name, tensor in live.items():
             tensor.copy_(reference[name])
     said = (
-        [f"{len(changed)} tensor{'s'[: len(changed) > 1]} replaced by those of {change.checkpoint}: {_listed(changed)}"]
+        [f"{len(changed)} tensor{'s'[: len(changed) > 1]} replaced by those of {change.checkpoint}: {few(changed)}"]
         if changed
         else []
     )
     if ill:
         said.append(
-            f"what the optimizer keeps of {forget_state(run, ill.values())} parameters made anew: {_listed([*ill])}"
+            f"what the optimizer keeps of {forget_state(run, ill.values())} parameters made anew: {few([*ill])}"
         )
     still = [n for n, t in live.items() if n in bad and _is_bad(t)]
     if still:
-        raise NotApplicableError(f"{change.checkpoint} has values that are not finite too: {_listed(still)}")
+        raise NotApplicableError(f"{change.checkpoint} has values that are not finite too: {few(still)}")
     yield Made(readback=said)
 
 
@@ -83,7 +84,3 @@ def _saved(run: TrainingRun) -> dict[str, Tensor]:
         for name, tensor in module.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" … ({len(names) - most} more)" if len(names) > most else "")

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from nanhunt.bench import Bench, Made, NotApplicableError
+from nanhunt.finiteness import Finiteness
 from nanhunt.interventions import FreshScaler, HalvedScale, LossScale, ZeroedGradients
-from nanhunt.replay import Finiteness
 from nanhunt.rewind import rewind
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import train_step

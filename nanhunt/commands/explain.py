@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import textwrap
 
 from nanhunt.commands.terminal import color_wanted, terminal_width
@@ -32,8 +33,17 @@ def find_cause(slug: str) -> Cause:
         if cause.slug == slug.lower().replace("_", "-"):
             return cause
     near = difflib.get_close_matches(slug.lower(), [c.slug for c in CAUSES], n=3, cutoff=0.5)
+    told = _that_tell_of(slug)
     hint = f"did you mean {' or '.join(near)}?" if near else "`nanhunt explain` lists them all"
+    if told and not near:
+        hint = f"it is spoken of in {', '.join(told)}"
     raise UsageError(f"explain {slug}: there is no such cause", hint=hint)
+
+
+def _that_tell_of(word: str, most: int = 4) -> list[str]:
+    """Return the causes whose pages use a word (`sqrt`, `clip`), those that use it most first."""
+    counts = {c.slug: len(re.findall(rf"\b{re.escape(word.lower())}", c.doc.lower())) for c in CAUSES}
+    return [slug for slug in sorted(counts, key=lambda s: -counts[s]) if counts[slug]][:most]
 
 
 def cause_page(cause: Cause) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import platform
 import signal
@@ -10,25 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 import nanhunt
-from nanhunt.commands.progress import Bar
+from nanhunt.commands.plan import Plan, show_plan
+from nanhunt.commands.progress import Bar, counting
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.original import original_run
 from nanhunt.errors import NanhuntError, UsageError
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
 from nanhunt.inert import printable
 from nanhunt.library import library
+from nanhunt.report.original import told
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
+from nanhunt.training.bundle import bundle_at
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
+from nanhunt.training.loss_log import original_losses
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -74,10 +81,17 @@ def replay(options: ReplayOptions) -> Onset | None:
     """
     _check(options)
     out = options.out.absolute()  # the user's code may change the directory
+    bundle = bundle_at(options.checkpoint)
+    if bundle is not None:
+        options = dataclasses.replace(
+            options, checkpoint=bundle.checkpoint, config=bundle.config if options.config is None else options.config
+        )
+        bundle.enter()
     config_path = find_config(options.config, options.checkpoint)
     config = load_config(config_path)
     checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
     other = _other_checkpoint(options, config)
+    original = original_losses(config.losses, config_path.resolve().parent, checkpoint.path, checkpoint.step)
     _refuse_to_overwrite(options)
     device = _device(options.device)
     run = assemble(
@@ -88,7 +102,10 @@ def replay(options: ReplayOptions) -> Onset | None:
         precision=options.precision,
         start_step=options.start_step,
         seed=options.seed,
+        # a dry run skips no batch: that may take hours
+        track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
     )
+    run.assumptions += bundle.assumptions() if bundle is not None else ()
     steps = options.steps or config.train.steps
     settings = HuntSettings(
         steps=steps,
@@ -101,13 +118,16 @@ def replay(options: ReplayOptions) -> Onset | None:
         reference_tensors=reference_tensors(run, other) if other is not None else {},
     )
     if options.dry_run:
-        print("\n".join(map(printable, _plan(run, config_path, steps, options))))
+        plan = Plan(run=run, checkpoint=checkpoint, settings=settings, config_path=config_path, out=options.out)
+        show_plan(plan, lambda text: None if options.quiet else print(text, file=sys.stderr))
         return None
     if _adds(options):
         return _add_trials(options, config, run, checkpoint, settings)
     manifest = _manifest(options, config, config_path, checkpoint, run, settings)
     writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
+        if original is not None:
+            writer.note(NoteKind.ORIGINAL, original.note(run.start_step, run.start_step + steps - 1))
         onset = hunt(run, writer, settings, bar)
     _say(options, run, onset, bar)
     return onset
@@ -249,7 +269,7 @@ def _manifest(
             "zoom": settings.zoom,
             "trials": settings.trials,
         },
-        match=run.match,
+        match=run.matched.sentence if run.matched is not None else "",
         parameters=sum(p.numel() for p in run.model.parameters()),
     )
 
@@ -258,29 +278,14 @@ def _device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def _plan(run: TrainingRun, config_path: Path, steps: int, options: ReplayOptions) -> list[str]:
-    """Describe what would be done, for `--dry-run`."""
-    facts: dict[str, Any] = {
-        "config": config_path,
-        "checkpoint": f"{options.checkpoint} ({run.match})",
-        **({"reference": options.reference} if options.reference is not None else {}),
-        "model": f"{type(run.model).__name__}, {sum(p.numel() for p in run.model.parameters()):,} parameters",
-        "optimizer": ", ".join(type(o).__name__ for o in run.optimizers),
-        **({"recipe": run.recipe} if run.recipe else {}),
-        "precision": f"autocast {run.autocast or 'off'}, gradient scaler {'on' if run.scaler else 'off'}",
-        "device": run.device,
-        "steps": f"{run.start_step} to {run.start_step + steps - 1}, recorded every {options.every}",
-        "trace": options.out,
-    }
-    width = max(map(len, facts))
-    return [*(f"{k:<{width}}  {v}" for k, v in facts.items()), *(f"assumed: {a}" for a in run.assumptions)]
-
-
 def _say(options: ReplayOptions, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
-        told = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(printable(told), file=sys.stderr)
+        said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
+        print(printable(said), file=sys.stderr)
+        followed = told(original_run(Evidence(Trace.open(options.out))))
+        if followed:
+            print(f"the replay {followed}", file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.certificate import Certificate
     from nanhunt.diagnosis.evidence import Evidence
     from nanhunt.diagnosis.format_verdict import FormatVerdict
+    from nanhunt.diagnosis.original import OriginalRun
     from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
@@ -170,3 +171,5 @@ class Diagnosis:
     #: whether the run fits each format; and what precision it needs, None where the trace holds no tensor
     verdicts: tuple[FormatVerdict, ...] = ()
     advice: Advice | None = None
+    #: whether the replay follows the losses that the original run logged; None where the trace holds none
+    original: OriginalRun | None = None

@@ -23,6 +23,7 @@ from nanhunt.diagnosis.damage import damage
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.format_verdict import format_verdicts
 from nanhunt.diagnosis.headroom import headroom_rows
+from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
 from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.interventions import Prediction, Trial
@@ -65,6 +66,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         lineage=tuple((h.op, h.module, h.source or "", h.does) for h in evidence.lineage),
         **_code(evidence),
         precision=precision_facts(evidence),
+        original=original_run(evidence),
     )
 
 

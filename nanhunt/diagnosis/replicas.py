@@ -58,19 +58,24 @@ def _moments(evidence: Evidence, role: str, *, loaded: bool = False) -> dict[tup
 
 
 def _pairs(first: _Moment) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (prefix, other prefix, names below both) of parts most of whose weights begin equal."""
+    """Yield (prefix, other prefix, names below both) of parts most of whose elements begin equal.
+
+    Biases that are added to each other get the same gradient, and are equal for ever where both began at zero: the two
+    norms at the end of a ResNet's block have one each, beside weights that differ. So half of the elements is too few.
+    """
     alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
     for name, values in first.items():
         if values[_AMAX] != values[_AMIN]:
             alike[values].append(name)
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for names in alike.values():
+    for values, names in alike.items():
         for other in names[1:]:
-            counts[_prefixes(names[0], other)] += 1
+            counts[_prefixes(names[0], other)] += int(values[_NUMEL] or 0)
     for (one, other), equal in counts.items():
         below = sorted(n.removeprefix(one) for n in first if n.startswith(one))
         telling = [n for n in below if first[one + n][_AMAX] != first[one + n][_AMIN]]
-        if all(other + n in first for n in below) and 2 * equal >= len(telling):
+        size = sum(int(first[one + n][_NUMEL] or 0) for n in telling)
+        if all(other + n in first for n in below) and 2 * equal > size:
             yield one, other, below
 
 

@@ -33,6 +33,7 @@ from nanhunt.hunt.what_if import note_recipe
 from nanhunt.probes.blocks import is_looked_at
 from nanhunt.probes.optimizer import record_state
 from nanhunt.probes.probe import split_name
+from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.onset import BASELINE, StepScalars
@@ -56,8 +57,7 @@ def hunt(
     Returns the onset, None where the run stayed healthy. The writer is left open, for the caller to close.
     """
     state = HuntState(run, writer, settings, progress or Silent(), Known.of(run))
-    for text in run.assumptions:
-        state.assume(text)
+    state.tell_assumptions()
     writer.note(NoteKind.OPTIMIZER, optimizer_facts(run))
     for body in poison_facts(run):
         writer.note(NoteKind.POISON, body)
@@ -178,12 +178,13 @@ def _habit(state: HuntState, at: int) -> list[int]:
 
 def _replay(state: HuntState) -> Onset | None:
     run, settings = state.run, state.settings
+    bound = UpdateBound() if settings.every > 1 else None
     for step in range(state.next_step, run.start_step + settings.steps):
         state.ring.offer(run, step)
         before, rest = divmod(step - run.start_step, settings.every)
         state.rows.blocks.on = is_looked_at(before)
         try:
-            seen = replay_step(run, step, state.rows, recorded=rest == 0)
+            seen = replay_step(run, step, state.rows, recorded=rest == 0, bound=bound)
         except DataEndedError:
             if step == run.start_step:
                 raise ConfigError(
@@ -195,6 +196,7 @@ def _replay(state: HuntState) -> Onset | None:
         finally:
             state.rows.blocks.on = False
         rows = state.write()
+        state.tell_assumptions()
         if step == run.start_step:
             for text in state.ring.told(run):
                 state.assume(text)

@@ -134,6 +134,8 @@ class HuntState:
     #: scalars of each step so far
     results: dict[int, StepResult] = field(default_factory=dict)
     lost_device: bool = False
+    #: of the run's assumptions, how many are written
+    assumed: int = 0
 
     def __post_init__(self) -> None:
         self.run.slots.folders.insert(0, self.writer.path.absolute().parent)
@@ -167,6 +169,13 @@ class HuntState:
             self.writer.note(NoteKind.BLOCKS, blocks)
         self.writer.flush()
         return rows
+
+    def tell_assumptions(self) -> None:
+        """Note what the run took for granted since it was last asked: an epoch may end in any step."""
+        news = self.run.assumptions[self.assumed :]
+        self.assumed += len(news)
+        for text in news:
+            self.assume(text)
 
     def assume(self, text: str) -> None:
         """Note something that was taken for granted."""

@@ -12,14 +12,14 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.hunt.choice import next_trial
 from nanhunt.hunt.given import given_of
-from nanhunt.hunt.state import HuntState
+from nanhunt.hunt.state import HuntSettings, HuntState
 from nanhunt.hunt.window import window_of
 from nanhunt.interventions import Intervention, Outcome, Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, OnsetKind
 
-__all__ = ["run_trials", "try_causes"]
+__all__ = ["run_trials", "seconds_for_trials", "try_causes"]
 
 #: Faults that one step cannot show: nothing that a trial could be judged by.
 _UNTRIED = ("flat", "scaled-clip", "lost-update")
@@ -54,8 +54,7 @@ def run_trials(state: HuntState, window: Window, diagnosis: Diagnosis, only: Seq
     )  # fmt: skip
     rest = list(library(given_of(state, window, diagnosis)))
     usual = _usual(onset.kind, has_reference=bool(settings.reference))
-    budget = settings.trials_budget
-    budget = max(_SECONDS, _TIMES * state.seconds) if budget is None else budget
+    budget = seconds_for_trials(settings, state.seconds)
     began = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
     asked = frozenset(settings.trial_names)
@@ -70,6 +69,11 @@ def run_trials(state: HuntState, window: Window, diagnosis: Diagnosis, only: Seq
         outcomes[trial.name] = _recorded(state, replace(run_trial(bench, trial), asked=trial.name in asked))
         if trial.name == "exact" and outcomes["exact"] == "cured":
             rest = _of_a_fault_that_is_gone(state, rest, asked)
+
+
+def seconds_for_trials(settings: HuntSettings, replay: float) -> float:
+    """Return how long trials may take of a replay that took so many seconds."""
+    return max(_SECONDS, _TIMES * replay) if settings.trials_budget is None else settings.trials_budget
 
 
 def _usual(kind: OnsetKind, *, has_reference: bool) -> frozenset[str]:

@@ -12,7 +12,7 @@ and recomputed forwards under activation checkpointing, which would be seen twic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,17 @@ __all__ = ["watch_modules"]
 
 
 @contextmanager
-def watch_modules(roots: Mapping[str, nn.Module], rows: RowBuffer) -> Iterator[None]:
-    """Record outputs and their gradients of every module below `roots` into `rows` inside the body."""
+def watch_modules(
+    roots: Mapping[str, nn.Module], rows: RowBuffer, guard: Callable[[Any], Any] = lambda hook: hook
+) -> Iterator[None]:
+    """Record outputs and their gradients of every module below `roots` into `rows` inside the body.
+
+    Each hook is passed through `guard` first.
+    """
     # an output may outlive the step: a module that returns its own parameter would keep the hook
     on_tensors: list[RemovableHandle] = []
     on_modules = [
-        module.register_forward_hook(_forward_hook(name, rows, on_tensors))
+        module.register_forward_hook(guard(_forward_hook(name, rows, on_tensors, guard)))
         for name, module in modules_below(roots)
         if is_hookable(module)
     ]
@@ -44,7 +49,9 @@ def watch_modules(roots: Mapping[str, nn.Module], rows: RowBuffer) -> Iterator[N
             handle.remove()
 
 
-def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableHandle]) -> Any:
+def _forward_hook(
+    module_name: str, rows: RowBuffer, on_tensors: list[RemovableHandle], guard: Callable[[Any], Any]
+) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not rows.recording or in_backward():
             return
@@ -52,7 +59,7 @@ def _forward_hook(module_name: str, rows: RowBuffer, on_tensors: list[RemovableH
             for path, tensor in [("", output)] if isinstance(output, Tensor) else tensors_of(output):
                 rows.tensor(tensor, phase=Phase.FORWARD, role=Role.OUTPUT, module=module_name, name=path)
                 if tensor.requires_grad:
-                    handle = tensor.register_hook(_gradient_hook(module_name, path, rows))  # type: ignore[no-untyped-call]
+                    handle = tensor.register_hook(guard(_gradient_hook(module_name, path, rows)))  # type: ignore[no-untyped-call]
                     on_tensors.append(handle)
 
     return hook

@@ -18,7 +18,7 @@ from nanhunt.stats.summarize import StatsQueue
 from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.trace.step_rows import Layout, Site, StepRows
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.training.names import clean_name
 
 __all__ = ["ModuleStack", "RowBuffer", "dtype_name", "in_backward", "is_hookable", "modules_below", "split_name"]
 

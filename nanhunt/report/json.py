@@ -15,6 +15,7 @@ from nanhunt.interventions import Prediction, Trial
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import said
 from nanhunt.report.options import Options
+from nanhunt.report.original import follows, warning
 from nanhunt.trace.schema import Onset
 
 __all__ = ["REPORT_SCHEMA", "JsonRenderer", "document", "headroom_entry", "plain", "verdict_entry"]
@@ -56,6 +57,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
             "precision": None if diagnosis.precision is None else asdict(diagnosis.precision),
             "assumptions": diagnosis.assumptions,
             "run": dict.fromkeys(_RUN_KEYS) | diagnosis.run,
+            "original_run": _original(diagnosis),
             "trials": [trial.to_json() for trial in diagnosis.trials],
             "lineage": [
                 {"op": op, "module": module, "source": source, "does": does}
@@ -73,6 +75,13 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
         }
     )
     return body
+
+
+def _original(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return how the replay and the logged losses agree, and the sentences of it; null where none were logged."""
+    if diagnosis.original is None:
+        return None
+    return asdict(diagnosis.original) | {"said": follows(diagnosis), "warning": warning(diagnosis) or None}
 
 
 def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
-from nanhunt.report import precision, reading, words
+from nanhunt.report import original, precision, reading, words
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import format_lines
 from nanhunt.report.options import Options
@@ -60,6 +60,9 @@ def _verdict(diagnosis: Diagnosis) -> Iterable[str]:
     lines += [f"**Fix:** {escape(suspect.fixes[0])}"] if suspect and suspect.fixes else []
     if lines:
         yield bullets(lines)
+    beware = original.warning(diagnosis)
+    if beware:
+        yield f"The replay {escape(original.follows(diagnosis))}. **Check:** {escape(beware)}"
 
 
 def _where(diagnosis: Diagnosis) -> Iterable[str]:
@@ -204,6 +207,9 @@ def _run(diagnosis: Diagnosis) -> Iterable[str]:
     said = reading.replayed(diagnosis)
     if said:
         yield f"Replayed: {escape(said)}"
+    follows = original.follows(diagnosis)
+    if follows and not original.warning(diagnosis):
+        yield f"The replay {escape(follows)}."
 
 
 def _folded(title: str, blocks: list[str]) -> Iterable[str]:

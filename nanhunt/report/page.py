@@ -47,6 +47,11 @@ class Page:
         whole.truncate(self.width, overflow="ellipsis")
         self._lines.append(whole)
 
+    @property
+    def lines(self) -> tuple[Text, ...]:
+        """The lines, for a live view that draws them again and again."""
+        return tuple(self._lines)
+
     def text(self, *, color: bool) -> str:
         """Return the page; without colour there is no escape sequence in it and no space at a line's end."""
         console = _console(self.width, color=color)

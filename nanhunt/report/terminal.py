@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
-from nanhunt.report import precision, reading, words
+from nanhunt.report import original, precision, reading, words
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import format_lines
 from nanhunt.report.headroom_page import put_formats
@@ -69,6 +69,18 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     said = reading.replayed(diagnosis)
     if said:
         _field(page, "run", said, style="dim")
+    _original(page, diagnosis)
+    if options.verbose and diagnosis.run.get("match"):
+        _field(page, "loaded", str(diagnosis.run["match"]), style="dim")
+
+
+def _original(page: Page, diagnosis: Diagnosis) -> None:
+    """Print whether the replay is the run that failed, and what follows where it is not."""
+    said, beware = original.follows(diagnosis), original.warning(diagnosis)
+    if said:
+        _field(page, "replay", said, style="yellow" if beware else "dim")
+    if beware:
+        _field(page, "check", beware, style="yellow")
 
 
 def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from nanhunt.inert import printable, prose
 
-__all__ = ["binades", "counted", "listed", "number", "percent", "place", "printable", "prose", "scale"]
+__all__ = [
+    "binades", "counted", "duration", "listed", "number", "percent", "place", "printable", "prose", "scale", "size",
+]  # fmt: skip
 
 
 def number(value: float | None) -> str:
@@ -52,6 +54,25 @@ def scale(factor: float | None) -> str:
     if factor < 1 and (1 / factor).is_integer():
         return f"×1/{number(1 / factor)}"
     return f"×{number(factor)}"
+
+
+def size(count: float) -> str:
+    """Return bytes with three digits, or two: '98.9 kB', '3.3 MB'; units are powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time with two digits: '12 ms', '0.43 s', '12 s', '3 min', '2 h 05 min'."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def counted(count: int, noun: str) -> str:

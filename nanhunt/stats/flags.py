@@ -59,6 +59,8 @@ class FlagQueue:
 
     def __init__(self) -> None:
         self._flags = [FINITE, FINITE]
+        #: the largest magnitude by ticket, NaN where it is not known
+        self._amax = [math.nan, math.nan]
         #: (ticket, lowest, highest); the highest alone is a largest magnitude
         self._asked: list[tuple[int, Tensor | None, Tensor]] = []
         #: the first of some tickets, and the bits of their largest magnitudes
@@ -122,14 +124,21 @@ class FlagQueue:
         self._asked.clear()
         for group in groups.values():
             for (ticket, is_high, _), value in zip(group, torch.stack([t for _, _, t in group]).tolist(), strict=True):
+                self._amax[ticket] = max(abs(value), self._amax[ticket])  # of a NaN there, max keeps the first
                 if not math.isfinite(value):
                     self._flags[ticket] = self._flags[ticket].and_of(value, is_high=is_high)
         for first, peaks in self._peaks:
             bits = peaks.cpu().numpy()
+            self._amax[first : first + len(bits)] = bits.view(np.float32).tolist()
             for index in np.flatnonzero(bits >= _INFINITY).tolist():
                 self._flags[first + index] = Flags(nan=bits[index] > _INFINITY, posinf=bits[index] == _INFINITY)
         self._peaks.clear()
         return self._flags
+
+    def amax(self, tickets: Sequence[int]) -> float:
+        """Return the largest magnitude of what `fetch` has brought; NaN where a look told none, 0 of no tickets."""
+        known = [self._amax[ticket] for ticket in tickets]
+        return math.nan if any(map(math.isnan, known)) else max(known, default=0.0)
 
     def _ask_kernel(self, tensors: Sequence[Tensor]) -> list[int]:
         """Look at CUDA tensors by one launch; return their tickets."""
@@ -138,11 +147,13 @@ class FlagQueue:
         first = len(self._flags)
         self._peaks.append((first, launch_peaks([in_memory(tensor) for tensor in tensors])))
         self._flags += [FINITE] * len(tensors)
+        self._amax += [math.nan] * len(tensors)
         return list(range(first, len(self._flags)))
 
     def _ask(self, low: Tensor | None, high: Tensor) -> int:
         self._asked.append((len(self._flags), low, high))
         self._flags.append(FINITE)
+        self._amax.append(math.nan)
         return len(self._flags) - 1
 
 

@@ -52,14 +52,19 @@ def _chunks(column: Any) -> list[Any]:
 
 def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
     """Return the numbers of a column; what stands in the place of a null is anything."""
-    parts = [
-        np.frombuffer(chunk.buffers()[1], _DTYPES[chunk.type])[chunk.offset : chunk.offset + len(chunk)]
-        for chunk in _chunks(column)
-        if len(chunk)
-    ]
+    parts = [_numbers_of(chunk) for chunk in _chunks(column) if len(chunk)]
     if len(parts) == 1:
         return parts[0].astype(dtype, copy=False)
     return np.concatenate(parts, dtype=dtype) if parts else np.zeros(0, dtype)
+
+
+def _numbers_of(chunk: Any) -> npt.NDArray[Any]:
+    """Return the numbers of an array; a damaged stream may announce more of them than its buffer holds."""
+    dtype, end = np.dtype(_DTYPES[chunk.type]), chunk.offset + len(chunk)
+    data = chunk.buffers()[1]
+    if data.size < end * dtype.itemsize:
+        raise pa.ArrowInvalid(f"a column of {end} numbers has a buffer of {data.size} bytes")
+    return np.frombuffer(data, dtype, count=end)[chunk.offset :]
 
 
 def _is_null(column: Any) -> npt.NDArray[np.bool_]:

@@ -53,6 +53,18 @@ class _Batch(TypedDict):
     micros: list[_Micro]
 
 
+class _Original(TypedDict, total=False):
+    """What the original run logged of the steps that are replayed."""
+
+    source: Required[str]
+    mean: Required[bool | None]
+    steps: Required[list[int]]
+    losses: Required[list[float]]
+    resolution: Required[list[float]]
+    hides: list[int]
+    logged: list[int]
+
+
 #: "class" is no name that a class body could hold
 _Optimizer = TypedDict(
     "_Optimizer",
@@ -491,13 +503,18 @@ _SHAPES: dict[str, Any] = {
     NoteKind.REPRO: _Repro,
     NoteKind.BLOCKS: _Blocks,
     NoteKind.SOURCE: _Source,
+    NoteKind.ORIGINAL: _Original,
     NoteKind.COMPLETE: dict[str, Any],
 }
 
 
 def note_misfit(kind: str, body: dict[str, Any]) -> str:
     """Return what is wrong with a note's body, `hops[3].op is not a text`; '' where the diagnosis may rely on it."""
-    wrong = misfit(body, _SHAPES.get(kind, Any))
+    if kind not in _SHAPES:
+        return ""  # a later version's: nobody here reads it
+    wrong = misfit(body, _SHAPES[kind])
+    if not wrong and kind == NoteKind.ORIGINAL and len({len(body[k]) for k in ("steps", "losses", "resolution")}) > 1:
+        return "steps, losses and resolution are not of one length"
     if not wrong and kind == NoteKind.BLOCKS:
         count = 7 + 3 * len(body["looks"])
         wrong = next(

@@ -197,6 +197,16 @@ class SpikeWatch:
             early=True,
         )
 
+    def forget(self, before: int) -> None:
+        """Forget the values of the steps before one, for a run without an end; the baselines stay as they are.
+
+        A loss as high as one that is forgotten then counts as never seen.
+        """
+        series = (self.loss.scores, self.grad_norm.scores, self.update_norm.scores)
+        for values in (self.losses, self._updates, *series):
+            for step in [step for step in values if step < before]:
+                del values[step]
+
     def finish(self) -> Event | None:
         """Decide a pending event when no more steps come: a fault where the loss was still away from its baseline."""
         event = self.event

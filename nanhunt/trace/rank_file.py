@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from nanhunt import jsonsafe
 from nanhunt.errors import TraceError
 from nanhunt.trace.bounds import is_compressed, oversize, unsound
 from nanhunt.trace.columns import codes, integers
 from nanhunt.trace.columns import mask as as_mask
-from nanhunt.trace.fits import misfit
-from nanhunt.trace.note_shapes import note_misfit
-from nanhunt.trace.schema import (
-    COLUMNS,
-    ENDED_KEY,
-    METADATA_KEY,
-    NOTES_KEY,
-    SCHEMA_VERSION,
-    ArrowSchema,
-    Manifest,
-    Note,
+from nanhunt.trace.metadata import (
+    check_columns,
+    check_version,
+    damaged,
+    manifest_of,
+    metadata_text,
+    notes_of,
+    parsed,
+    parsed_object,
 )
+from nanhunt.trace.schema import COLUMNS, ENDED_KEY, NOTES_KEY, ArrowSchema, Manifest, Note
 
 __all__ = ["MAKE_ONE", "Condition", "NoStepError", "RankFile", "read_rank_file"]
 
@@ -90,13 +88,13 @@ class RankFile:
                     table = self._sound(read(columns))
                     yield _encoded(table if met is None or met.all() else table.filter(as_mask(met)))
         except _ARROW_ERRORS as error:
-            raise _damaged(self.path, str(error)) from error
+            raise damaged(self.path, str(error)) from error
 
     def _sound(self, table: Any) -> Any:
         """Return the table. Raises TraceError where a column of it holds what no replay observes."""
         wrong = unsound(table)
         if wrong:
-            raise _damaged(self.path, wrong)
+            raise damaged(self.path, wrong)
         return table
 
     def _groups(self) -> Iterator[Callable[[list[str]], Any]]:
@@ -175,7 +173,7 @@ def read_rank_file(path: Path) -> RankFile:
         raise TraceError(f"{path} is empty", hint=MAKE_ONE)
     if head.startswith(b"PAR1"):
         if tail != b"PAR1" or size < 12:
-            raise _damaged(path, "its end is missing, as of a copy that was cut short")
+            raise damaged(path, "its end is missing, as of a copy that was cut short")
         return _read_parquet(path)
     if head.startswith(b"\xff\xff\xff\xff") or (is_partial and b"\xff\xff\xff\xff".startswith(head[:4])):
         return _read_stream(path)
@@ -193,12 +191,6 @@ def _not_a_trace(path: Path, head: bytes) -> TraceError:
     return TraceError(f"{path} is not a trace: neither Parquet nor an Arrow stream", hint=MAKE_ONE)
 
 
-def _damaged(path: Path, detail: str) -> TraceError:
-    """Return the error for a trace of which parts cannot be read."""
-    detail = " ".join(detail.split())[:200]
-    return TraceError(f"{path} is damaged: {detail}", hint="copy it again from where it was written, or replay again")
-
-
 def _read_parquet(path: Path) -> RankFile:
     """Read a finished trace's metadata."""
     import pyarrow.parquet as pq
@@ -207,19 +199,19 @@ def _read_parquet(path: Path) -> RankFile:
         with pq.ParquetFile(pa.OSFile(str(path))) as file:
             metadata, schema = file.metadata.metadata or {}, file.schema_arrow
     except _ARROW_ERRORS as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     wrong = oversize(path)
     if wrong:
-        raise _damaged(path, wrong)
-    body = _json_object(path, _metadata_text(path, metadata))
-    _check_version(path, body)
-    manifest = _manifest(path, body.get("manifest"))
-    _check_columns(path, schema)
+        raise damaged(path, wrong)
+    body = parsed_object(path, metadata_text(path, metadata))
+    check_version(path, body)
+    manifest = manifest_of(path, body.get("manifest"))
+    check_columns(path, schema)
     complete, reason = body.get("complete"), body.get("reason")
     if not isinstance(complete, bool) or not isinstance(reason, str):
-        raise _damaged(path, "its metadata does not say whether it is complete")
+        raise damaged(path, "its metadata does not say whether it is complete")
     ended = "end" if complete else reason or None
-    return RankFile(path=path, manifest=manifest, notes=_notes(path, body.get("notes")), ended=ended)
+    return RankFile(path=path, manifest=manifest, notes=notes_of(path, body.get("notes")), ended=ended)
 
 
 def _read_stream(path: Path) -> RankFile:
@@ -227,24 +219,24 @@ def _read_stream(path: Path) -> RankFile:
     try:
         source = pa.memory_map(str(path))
         if any(map(is_compressed, _messages(source))):
-            raise _damaged(path, "its rows are compressed, which those of an unfinished trace never are")
+            raise damaged(path, "its rows are compressed, which those of an unfinished trace never are")
         source.seek(0)
         stream = pa.ipc.open_stream(source)
     except _ARROW_ERRORS as error:
         raise _no_step(path) from error
-    body = _json_object(path, _metadata_text(path, stream.schema.metadata or {}))
-    _check_version(path, body)
-    manifest = _manifest(path, body)
-    _check_columns(path, stream.schema)
+    body = parsed_object(path, metadata_text(path, stream.schema.metadata or {}))
+    check_version(path, body)
+    manifest = manifest_of(path, body)
+    check_columns(path, stream.schema)
     batches: list[Any] = []
     notes: list[Note] = []
     ended: str | None = None
     for batch, metadata in _whole_batches(stream):
         batches.append(batch.replace_schema_metadata(None).select(ArrowSchema.names))
         if NOTES_KEY in metadata:
-            notes += _notes(path, _json(path, metadata[NOTES_KEY]))
+            notes += notes_of(path, parsed(path, metadata[NOTES_KEY]))
         if ENDED_KEY in metadata:
-            ended = str(_json(path, metadata[ENDED_KEY]))
+            ended = str(parsed(path, metadata[ENDED_KEY]))
     if not batches:
         raise _no_step(path)
     return RankFile(path=path, manifest=manifest, notes=tuple(notes), ended=ended, batches=tuple(batches))
@@ -272,80 +264,3 @@ def _whole_batches(stream: Any) -> Iterator[tuple[Any, dict[bytes, bytes]]]:
 def _no_step(path: Path) -> NoStepError:
     """Return the error for a run that was killed before it recorded anything."""
     return NoStepError(f"{path} holds no finished step", hint="the run was killed in its first step, or has just begun")
-
-
-def _metadata_text(path: Path, metadata: dict[bytes, bytes]) -> bytes:
-    """Return nanhunt's own entry."""
-    if METADATA_KEY not in metadata:
-        raise TraceError(
-            f"{path} is not a trace: its metadata has no entry of nanhunt",
-            hint="a trace that another program wrote anew has lost it; take the original",
-        )
-    return metadata[METADATA_KEY]
-
-
-def _json(path: Path, text: bytes) -> Any:
-    """Return the parsed metadata."""
-    try:
-        return jsonsafe.loads(text)
-    except ValueError as error:
-        raise _damaged(path, f"its metadata is not readable ({error})") from error
-
-
-def _json_object(path: Path, text: bytes) -> dict[str, Any]:
-    """Return metadata that is one JSON object."""
-    body = _json(path, text)
-    if not isinstance(body, dict):
-        raise _damaged(path, "its metadata is not a JSON object")
-    return body
-
-
-def _check_version(path: Path, body: dict[str, Any]) -> None:
-    """Raise TraceError for a trace that a later version wrote; checked before anything else is looked at."""
-    version = body.get("schema_version")
-    if type(version) is not int or version < 1:
-        raise _damaged(path, f"its metadata names no schema version ({version!r})")
-    if version > SCHEMA_VERSION:
-        raise TraceError(
-            f"{path} was written by a later nanhunt (schema {version}, this one reads up to {SCHEMA_VERSION})",
-            hint="upgrade: pip install --upgrade nanhunt",
-        )
-
-
-def _manifest(path: Path, body: Any) -> Manifest:
-    """Return the manifest, each field of its own type."""
-    if not isinstance(body, dict):
-        raise _damaged(path, "its metadata has no manifest")
-    plain = Manifest()
-    for field in fields(Manifest):
-        kind = type(getattr(plain, field.name))
-        if field.name in body and type(body[field.name]) is not kind:
-            raise _damaged(path, f"manifest.{field.name} is not of type {kind.__name__}")
-    wrong = misfit(body, dict[str, Any])
-    if wrong:
-        raise _damaged(path, f"manifest.{wrong}")
-    return Manifest.from_json(body)
-
-
-def _notes(path: Path, body: Any) -> tuple[Note, ...]:
-    """Return the notes of a file or a batch."""
-    if not isinstance(body, list) or not all(_is_note(note) for note in body):
-        raise _damaged(path, "its notes are not readable")
-    for note in body:
-        wrong = note_misfit(note["kind"], note["body"])
-        if wrong:
-            raise _damaged(path, f"a note of the kind {note['kind']!r} is not what it should be: {wrong}")
-    return tuple(Note(kind=note["kind"], body=note["body"]) for note in body)
-
-
-def _is_note(note: Any) -> bool:
-    """Tell whether a JSON value has a note's shape."""
-    return isinstance(note, dict) and isinstance(note.get("kind"), str) and isinstance(note.get("body"), dict)
-
-
-def _check_columns(path: Path, schema: pa.Schema) -> None:
-    """Raise TraceError unless every column is there with its type."""
-    for column in COLUMNS:
-        at = schema.get_all_field_indices(column.name)
-        if len(at) != 1 or schema.field(at[0]).type != column.type:
-            raise _damaged(path, f"column {column.name} of type {column.type} is missing")

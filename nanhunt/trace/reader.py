@@ -120,12 +120,19 @@ class Trace:
         conditions = _conditions(roles, passes, phases, modules, dtypes, steps)
         return pa.concat_tables([file.read(list(columns), conditions) for file in self._files])
 
-    def tables(self, columns: Sequence[str], *, roles: Sequence[str], passes: Sequence[str]) -> Iterator[Any]:
+    def tables(
+        self,
+        columns: Sequence[str],
+        *,
+        roles: Sequence[str] | None = None,
+        passes: Sequence[str] | None = None,
+        ranks: int | None = None,
+    ) -> Iterator[Any]:
         """Yield rows as Arrow tables, some ten thousand at a time, so that a trace larger than memory can be read.
 
-        Text comes as dictionaries.
+        Text comes as dictionaries. `ranks` is how many ranks are read, None for all.
         """
-        for file in self._files:
+        for file in self._files[:ranks]:
             yield from file.parts(list(columns), _conditions(roles, passes))
 
     def scalars(self, name: str) -> dict[int, float]:

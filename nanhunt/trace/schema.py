@@ -155,6 +155,9 @@ class NoteKind(StrEnum):
     BLOCKS = "blocks"
     #: `{"file", "line", "text": […]}`: source around the onset's line
     SOURCE = "source"
+    #: losses that the original run logged: `{"source", "mean", "steps", "losses", "resolution", "hides", "logged"}`, see
+    #: `training.loss_log`; `diagnosis.original` holds the replay's against them
+    ORIGINAL = "original"
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 

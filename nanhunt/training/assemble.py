@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.batches import BatchSource
-from nanhunt.training.checkpoint import Checkpoint, load_into
-from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.built_model import built_model
+from nanhunt.training.checkpoint import Checkpoint, Match, load_into
+from nanhunt.training.config import RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
+from nanhunt.training.data_source import batch_source
+from nanhunt.training.epochs import Track, untracked
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
@@ -22,13 +25,15 @@ from nanhunt.training.owned_state import load_owned
 from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
-from nanhunt.training.user_code import call_user, fill_parameters, resolve
+from nanhunt.training.scheduler import built_scheduler
+from nanhunt.training.user_code import call_user, resolve, resolve_callable
 
 __all__ = ["assemble"]
 
 
 #: keys of `train:` that are the run's own fields
-_LOOP = {"accumulate", "clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
+_CLIPS = {"clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
+_LOOP = {"accumulate", *_CLIPS}
 
 
 def assemble(
@@ -40,26 +45,29 @@ def assemble(
     precision: str | None = None,
     start_step: int | None = None,
     seed: int | None = None,
+    track: Track | None = untracked,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
-    stands in `assumptions`.
+    stands in `assumptions`. `track` shows how far the skipping of batches is;
+    None skips none, for a look at what would be done.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
     if seed is not None:
         seed_everything(seed)
     choice = chosen_precision(config.precision, precision)
-    model = _built_model(config, root, device, choice)
+    model = built_model(config, root, device, choice, checkpoint, assumptions)
     match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
-    custom = _callable(config.train_step, "train_step", root) if config.train_step else None
+    _compare_clips(config, checkpoint, assumptions)
+    custom = resolve_callable(config.train_step.call, key="train_step", root=root) if config.train_step else None
     handed = _built_optimizer(config, root, model, checkpoint, assumptions, custom)
     optimizers = optimizers_in(handed)
     unused = load_optimizers(optimizers, model, checkpoint, assumptions)
     # a scheduler of one optimizer; a loop with several makes its own
-    scheduler = _built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
+    scheduler = built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
     emulator = built_emulator(choice, model, device, custom is not None, assumptions)
     run = TrainingRun(
         model=model,
@@ -69,7 +77,7 @@ def assemble(
         scaler=_built_scaler(choice, checkpoint, device, assumptions),
         loss=_loss_function(config, root),
         train_step=custom,
-        batches=_batch_source(config, root, step, device, choice, assumptions),
+        batches=_batches(config, checkpoint, root, step, device, choice, assumptions, track),
         device=device,
         autocast=choice.autocast,
         cuda_lists=_wants_cuda_lists(choice.autocast, device, checkpoint, assumptions),
@@ -79,7 +87,7 @@ def assemble(
         start_step=step,
         root=root,
         assumptions=assumptions,
-        match=match,
+        matched=match,
     )
     run.look_around()
     load_owned(run, checkpoint, unused)
@@ -90,33 +98,23 @@ def assemble(
     return run
 
 
-def _built_model(config: RunConfig, root: Path, device: torch.device, choice: PrecisionChoice) -> nn.Module:
-    build = _callable(config.model, "model", root)
-    if isinstance(build, nn.Module):
-        model: Any = build
-    else:
-        with call_user("model"):
-            model = build(**config.model.kwargs)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: {config.model.call} returned {type(model).__name__}, not an nn.Module")
-    # with an update in fp32, weights are cast behind the moments: loading would cast those as well
-    late = choice.recipe is not None and choice.recipe.wide_update
-    params = None if late else choice.recipe_params or choice.params
-    if params is not None:
-        model = model.to(DTYPES[params])
-    placed: nn.Module = model.to(device)
-    if not placed.training:
-        placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
-    return placed
+def _compare_clips(config: RunConfig, checkpoint: Checkpoint, assumptions: list[str]) -> None:
+    """Tell of a Trainer's clip where the config has none."""
+    is_trainers = checkpoint.container == "hf-trainer" and config.train_step is None
+    if is_trainers and not any(config.train.model_dump(include=_CLIPS).values()):
+        assumptions.append(
+            "train: the config does not clip; a Trainer does, at max_grad_norm 1.0, unless its training_args.bin, which "
+            "is pickle and not read, says otherwise"
+        )
 
 
-def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> str:
-    """Load the weights, and return how they matched as a sentence."""
+def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> Match:
+    """Load the weights, and return how they matched."""
     match = load_into(model, checkpoint)
     if match.unexpected or match.missing or match.renaming or match.cast:
         assumptions.append(f"checkpoint: {match.sentence}")
     assumptions += [f"checkpoint: {note}" for note in checkpoint.notes]
-    return match.sentence
+    return match
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
@@ -182,31 +180,6 @@ def _inferred_optimizer(model: nn.Module, checkpoint: Checkpoint, assumptions: l
     return optimizer
 
 
-def _built_scheduler(
-    config: RunConfig, root: Path, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, assumptions: list[str]
-) -> Any:
-    if config.scheduler is None:
-        if checkpoint.scheduler is not None:
-            assumptions.append("the checkpoint holds a scheduler, the config names none: the learning rate stays fixed")
-        return None
-    build = _callable(config.scheduler, "scheduler", root)
-    # a scheduler's constructor sets initial_lr and the first rate; the checkpoint's rates are put back after it
-    rates = [group["lr"] for group in optimizer.param_groups]
-    with call_user("scheduler"):
-        scheduler = build(optimizer, **config.scheduler.kwargs)
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        assumptions.append("scheduler: ReduceLROnPlateau steps on a metric outside of the replay: the rate stays fixed")
-        return None
-    if checkpoint.scheduler is None:
-        assumptions.append("the checkpoint holds no scheduler state: the schedule starts anew")
-        return scheduler
-    with call_user("scheduler"):
-        scheduler.load_state_dict(checkpoint.scheduler)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    return scheduler
-
-
 def _built_scaler(
     choice: PrecisionChoice, checkpoint: Checkpoint, device: torch.device, assumptions: list[str]
 ) -> torch.amp.GradScaler | None:
@@ -252,38 +225,25 @@ def _wants_cuda_lists(
 def _loss_function(config: RunConfig, root: Path) -> Callable[[nn.Module, Any], Tensor]:
     if config.loss is None:
         return default_loss
-    function = _callable(config.loss, "loss", root)
+    function = resolve_callable(config.loss.call, key="loss", root=root)
     kwargs = config.loss.kwargs
     return lambda model, batch: function(model, batch, **kwargs)
 
 
-def _batch_source(
-    config: RunConfig, root: Path, step: int, device: torch.device, choice: PrecisionChoice, assumptions: list[str]
+def _batches(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    root: Path,
+    step: int,
+    device: torch.device,
+    choice: PrecisionChoice,
+    assumptions: list[str],
+    track: Track | None,
 ) -> BatchSource:
-    target = resolve(config.data.call, key="data", root=root)
-    available: dict[str, object] = {"start_step": step, "rank": 0, "world_size": 1}
-    filled: dict[str, object] = {}
-    data: object = target
-    if callable(target) and not _is_loader(target):
-        filled = fill_parameters(target, available)
-        with call_user("data"):
-            data = target(**{**filled, **config.data.kwargs})
-    if step and "start_step" not in filled and "start_step" not in config.data.kwargs:
-        assumptions.append(f"data: {config.data.call} takes no start_step: its first batch is taken for step {step}")
     floats = DTYPES[choice.recipe_params] if choice.recipe_params else None
-    return BatchSource(data, first_step=step, accumulate=config.train.accumulate, device=device, floats=floats)
-
-
-def _is_loader(target: object) -> bool:
-    """Whether the object yields batches itself rather than being a function that makes them."""
-    return hasattr(target, "__iter__") and not inspect.isclass(target)
-
-
-def _callable(spec: ImportSpec, key: str, root: Path) -> Any:
-    target = resolve(spec.call, key=key, root=root)
-    if not callable(target):
-        raise ConfigError(f"{key}: {spec.call} is a {type(target).__name__}, not a callable")
-    return target
+    return batch_source(
+        config, checkpoint, root=root, step=step, device=device, floats=floats, assumptions=assumptions, track=track
+    )
 
 
 def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:

@@ -13,7 +13,7 @@ from nanhunt.training.rng import RngState
 from nanhunt.training.tree import map_tensors, tensors_of
 from nanhunt.training.user_code import call_user
 
-__all__ = ["BatchSource", "DataEndedError"]
+__all__ = ["BatchSource", "DataEndedError", "batches_in"]
 
 
 class DataEndedError(Exception):
@@ -37,12 +37,7 @@ class BatchSource:
         device: torch.device,
         floats: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(data, Iterable):
-            raise ConfigError(
-                f"data: expected an iterable of batches, got {type(data).__name__}",
-                hint="return a DataLoader, a list or a generator from the callable that data: names",
-            )
-        self._iterator: Iterator[Any] = iter(data)
+        self._iterator: Iterator[Any] = iter(batches_in(data))
         self._next = first_step * accumulate
         self._accumulate = accumulate
         self._device = device
@@ -100,6 +95,16 @@ class BatchSource:
                 raise DataEndedError from None
         kept = map_tensors(lambda t: t.detach().clone(), batch)
         return kept, RngState.capture()
+
+
+def batches_in(data: object) -> Iterable[Any]:
+    """Return the data; raises ConfigError where it cannot be iterated."""
+    if not isinstance(data, Iterable):
+        raise ConfigError(
+            f"data: expected an iterable of batches, got {type(data).__name__}",
+            hint="return a DataLoader, a list or a generator from the callable that data: names",
+        )
+    return data
 
 
 def _bytes_of(batch: Any) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training import checkpoint_folders as folders
+from nanhunt.training import hugging_face
+from nanhunt.training import sharded_folders as sharded
 from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.dcp_folder import is_dcp, is_dcp_shard, load_dcp, refuse_dcp_shard
+from nanhunt.training.safetensors_file import is_safetensors, load_safetensors
 from nanhunt.training.state_match import Match, load_into, match_state
 from nanhunt.training.torch_file import read_torch_file
 
@@ -31,11 +37,11 @@ class Checkpoint:
     """A saved state, its tensors on the CPU. A part that was not saved is None, never {}."""
 
     path: Path
-    #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model" or "dcp"
+    #: "torch", "state-dict", "lightning", "safetensors", "hf-trainer", "hf-model", "accelerate" or "dcp"
     container: str
     step: int | None
-    #: the model's state dict, without the names of wrappers
-    model: dict[str, Tensor]
+    #: the model's state dict, without the names of wrappers; of a DCP folder each look at a tensor reads it
+    model: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None = None
     #: the states of further optimizers, in the checkpoint's order
     more_optimizers: tuple[dict[str, Any], ...] = ()
@@ -43,8 +49,10 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     #: random states by generator: "torch", "cuda", "numpy", "python"
     rng: dict[str, Any] | None = None
+    #: where the data loader stood, as its `state_dict` told
+    loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
-    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    more_models: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     #: what else was saved and is small: config, model_args, best_val_loss …
     extra: dict[str, Any] = field(default_factory=dict)
     #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
@@ -88,6 +96,7 @@ def load_checkpoint(path: Path, *, keys: CheckpointKeys | None, trust_pickle: bo
                 scheduler=parts.scheduler,
                 scaler=parts.scaler,
                 rng=parts.rng,
+                loader=parts.loader,
                 extra=parts.extra,
                 locations=locations,
                 digest=_digest(path),
@@ -102,7 +111,7 @@ def _load_torch(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> 
 
 
 def _load_safetensors(path: Path, keys: CheckpointKeys | None, trust_pickle: bool) -> tuple[Parts, frozenset[str]]:
-    return folders.read_safetensors(path), frozenset()
+    return load_safetensors(path), frozenset()
 
 
 def _is_torch(path: Path) -> bool:
@@ -110,18 +119,17 @@ def _is_torch(path: Path) -> bool:
     return path.is_file() and _head(path).startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _is_safetensors(path: Path) -> bool:
-    """By its header, which is JSON after eight bytes of length; by its name where it is cut short."""
-    return path.is_file() and _head(path) != b"" and (path.suffix == ".safetensors" or _head(path)[8:10] == b'{"')
-
-
 LOADERS: tuple[Loader, ...] = (
     # a Trainer folder that DeepSpeed wrote has no weights of its own and falls through to the next
-    Loader(name="hf-trainer", recognises=folders.is_hf, load=folders.load_hf),
-    Loader(name="deepspeed", recognises=folders.is_deepspeed, load=folders.refuse_deepspeed),
-    Loader(name="megatron", recognises=folders.is_megatron, load=folders.refuse_megatron),
-    Loader(name="dcp", recognises=folders.is_dcp, load=folders.load_dcp),
-    Loader(name="safetensors", recognises=_is_safetensors, load=_load_safetensors),
+    Loader(name="accelerate", recognises=hugging_face.is_accelerate, load=hugging_face.load_accelerate),
+    Loader(name="hf-trainer", recognises=hugging_face.has_weights, load=hugging_face.load_hugging_face),
+    Loader(name="hf-adapter", recognises=hugging_face.is_adapter, load=hugging_face.refuse_adapter),
+    Loader(name="deepspeed", recognises=sharded.is_deepspeed, load=sharded.refuse_deepspeed),
+    Loader(name="nemo", recognises=sharded.is_nemo, load=sharded.refuse_nemo),
+    Loader(name="megatron", recognises=sharded.is_megatron, load=sharded.refuse_megatron),
+    Loader(name="dcp", recognises=is_dcp, load=load_dcp),
+    Loader(name="dcp-shard", recognises=is_dcp_shard, load=refuse_dcp_shard),
+    Loader(name="safetensors", recognises=is_safetensors, load=_load_safetensors),
     Loader(name="torch", recognises=_is_torch, load=_load_torch),
 )
 
@@ -155,6 +163,8 @@ def _missing(path: Path) -> CheckpointError:
 
 def _unknown_file(path: Path) -> CheckpointError:
     head = _head(path)
+    if path.name.endswith(".index.json"):
+        return CheckpointError(f"{path}: is an index of shards", hint=f"name its folder: {path.parent}")
     if not head:
         return CheckpointError(f"{path}: is empty (0 bytes)", hint="the run was probably killed while it saved")
     for magic, what, mend in _FOREIGN:
@@ -165,18 +175,45 @@ def _unknown_file(path: Path) -> CheckpointError:
 
 
 def _unknown_folder(path: Path) -> CheckpointError:
-    inside = [p for p in path.iterdir() if p.is_dir() and any(loader.recognises(p) for loader in LOADERS)]
-    files = [p for p in path.iterdir() if p.is_file() and any(loader.recognises(p) for loader in LOADERS)]
-    newest = max([*inside, *files], key=lambda p: p.stat().st_mtime, default=None)
-    hint = f"did you mean {newest}?" if newest else "name the checkpoint file, or a folder that holds one"
     if any(p.suffix in (".parquet", ".partial") for p in path.iterdir()):
         return CheckpointError(f"{path}: is a trace, not a checkpoint", hint=f"did you mean `nanhunt report {path}`?")
+    sharded = next(path.glob("pytorch_model_fsdp_0"), None)
+    if sharded is not None:
+        return CheckpointError(
+            f"{path}: holds an FSDP model in shards, as accelerate writes it",
+            hint=f"`accelerate merge-weights {sharded} {path}` puts its weights together, not its optimizer",
+        )
     if (path / "trainer_state.json").is_file():
         return CheckpointError(
             f"{path}: is a Trainer folder without weights",
             hint="it lacks model.safetensors and pytorch_model.bin; use another checkpoint of the run",
         )
-    return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+    # torchtitan's steps, and Lightning's files, may lie one folder further down
+    inside = _known_in(path) or [p for folder in path.iterdir() if folder.is_dir() for p in _known_in(folder)]
+    inside.sort(key=_age)
+    if not inside:
+        hint = "name the checkpoint file, or a folder that holds one"
+        return CheckpointError(f"{path}: is a folder of no kind that nanhunt knows", hint=hint)
+    names = inside[0].name if len(inside) == 1 else f"{len(inside)}, {inside[0].name} to {inside[-1].name}"
+    healthy = hugging_face.newest_before_hidden_nan(inside[-1])
+    mend = f"the newest from before the loss became NaN is {healthy}" if healthy else f"did you mean {inside[-1]}?"
+    return CheckpointError(f"{path}: is no checkpoint, but holds checkpoints ({names})", hint=mend)
+
+
+def _known_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, of its first thousand entries; what may not be read is none."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in itertools.islice(folder.iterdir(), 1000):
+            with contextlib.suppress(OSError, CheckpointError):
+                found += [path] if any(loader.recognises(path) for loader in LOADERS) else []
+    return found
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Sort by the last number of the name, `step-100` behind `step-90`, then by time: a copy has none of its own."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else -1, path.stat().st_mtime
 
 
 def _head(path: Path) -> bytes:

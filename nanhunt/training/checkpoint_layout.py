@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.inert import printable
+from nanhunt.inert import few
+from nanhunt.training.lightning_layout import is_lightning, lightning_content
+from nanhunt.training.names import clean_name
+from nanhunt.training.optimizer_names import unflattened, with_numbers
 
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["Parts", "clean_name", "find_parts", "rng_states"]
+__all__ = ["Parts", "find_parts", "rng_states"]
 
 # in the order in which they are tried; an EMA is not what was trained, so its keys are not among them
 MODEL_KEYS = ("model", "model_state_dict", "state_dict", "model_state", "module", "net", "weights", "params")
@@ -30,6 +32,10 @@ SCALER_KEYS = ("scaler", "grad_scaler", "scaler_state_dict", "grad_scaler_state_
 STEP_KEYS = ("step", "iter_num", "global_step", "iteration", "it", "steps")
 #: dicts that hold the step one level down (torchtitan, Megatron Bridge)
 PROGRESS_KEYS = ("train_state", "trainer_state", "progress")
+LOADER_KEYS = (
+    *("dataloader", "train_dataloader", "loader", "train_loader", "data_loader"),
+    *("dataloader_state_dict", "train_dataloader_state_dict", "loader_state_dict", "dl_state_dict", "dataloader_state"),
+)
 RNG_KEYS = ("rng", "rng_state", "rng_states", "random_states")
 
 #: one generator's state under the names that loops give it
@@ -40,9 +46,6 @@ RNG_NAMES = {
     "python": ("python", "random", "python_rng_state", "random_rng_state", "py_rng_state", "random_state"),
 }
 
-#: path segments that wrappers put into names: torch.compile, activation checkpointing, FSDP 1
-WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-
 #: tensor elements up to which a leftover value is kept: counters and configs, not a second set of weights
 SMALL = 4096
 
@@ -52,7 +55,7 @@ class Parts:
     """What a checkpoint's dict holds, each part None where it is not there."""
 
     container: str
-    model: dict[str, Tensor]
+    model: Mapping[str, Tensor]
     optimizer: dict[str, Any] | None = None
     #: the states of further optimizers, in the checkpoint's order
     more_optimizers: tuple[dict[str, Any], ...] = ()
@@ -60,8 +63,10 @@ class Parts:
     scaler: dict[str, Any] | None = None
     step: int | None = None
     rng: dict[str, Any] | None = None
+    #: where the data loader stood, as its `state_dict` told
+    loader: Any = None
     #: further modules' states by their key: a discriminator, a target network, an average
-    more_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    more_models: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     #: what was taken for granted
     notes: tuple[str, ...] = ()
@@ -81,7 +86,10 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         )
     if _is_state_dict(content) and not (keys and any(dict(keys).values())):
         return Parts(container="state-dict", model=_cleaned(_tensors(content)))
-    search = _Search(content=content, path=path, keys=keys)
+    lightning, notes = is_lightning(content), list[str]()
+    if lightning:
+        content, notes = lightning_content(content, keys)
+    search = _Search(content=content, path=path, keys=keys, notes=notes)
     optimizer = search.part("optimizer", OPTIMIZER_KEYS, _optimizer_state)
     more_optimizers = search.more_optimizers()
     if optimizer is None and more_optimizers:
@@ -90,9 +98,10 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
     scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), _plain_state)
     step = search.part("step", STEP_KEYS, as_step)
     rng = search.rng()
+    loader = search.part("loader", LOADER_KEYS, _loader_state) or _lightning_loader(content)
     model = search.model()
     return Parts(
-        container="lightning" if "pytorch-lightning_version" in content else "torch",
+        container="lightning" if lightning else "torch",
         model=_cleaned(model),
         optimizer=optimizer,
         more_optimizers=tuple(more_optimizers),
@@ -101,15 +110,10 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         scaler=scaler,
         step=step if step is not None else _nested_step(content),
         rng=rng,
+        loader=loader,
         extra={k: v for k, v in content.items() if k not in search.used and _tensor_elements(v) <= SMALL},
         notes=tuple(search.notes),
     )
-
-
-@functools.cache
-def clean_name(name: str) -> str:
-    """Return a parameter's name without the segments that wrappers put into it."""
-    return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS)
 
 
 def rng_states(content: object) -> dict[str, Any] | None:
@@ -188,16 +192,16 @@ class _Search:
         found = []
         for key, value in self.content.items():
             inside = value if isinstance(value, (list, tuple)) else [value]
-            if isinstance(value, Mapping) and "param_groups" not in value:
+            if isinstance(value, Mapping) and _optimizer_state(value) is None:
                 inside = list(value.values())
             states = [(item, _optimizer_state(item)) for item in inside if id(item) not in self.taken]
             found += [state for _, state in states if state is not None]
             self.used.update([key] if any(state is not None for _, state in states) else [])
         return found
 
-    def more_models(self) -> dict[str, dict[str, Tensor]]:
+    def more_models(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the states of modules that are not the model's, by their key at the top."""
-        found = {}
+        found: dict[str, Mapping[str, Tensor]] = {}
         for key, value in self.content.items():
             state = _model_state(value) if key not in self.used and isinstance(key, str) else None
             if state and id(value) not in self.taken:
@@ -224,7 +228,7 @@ class _Search:
                 near = difflib.get_close_matches(part, list(there), n=1)
                 mend = f"; did you mean {near[0]!r}?" if near else ""
                 raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {_listed(there) or 'nothing'}{mend}",
+                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {few(there, 12) or 'nothing'}{mend}",
                     hint="mend or remove the key under checkpoint: in nanhunt.yaml",
                 )
             value = inside[there[part]]
@@ -266,21 +270,29 @@ def _model_state(value: object) -> dict[str, Tensor] | None:
 def _optimizer_state(value: object) -> dict[str, Any] | None:
     if isinstance(value, torch.optim.Optimizer):
         value = value.state_dict()
-    if not isinstance(value, Mapping) or "param_groups" not in value:
+    if not isinstance(value, Mapping):
         return None
-    return {**value, "state": _with_numbers(value.get("state", {}))}
-
-
-def _with_numbers(state: Any) -> Any:
-    """Turn '0' back into 0: torch.distributed.checkpoint makes texts of the parameters' numbers."""
-    if isinstance(state, Mapping) and state and all(isinstance(k, str) and k.isdecimal() for k in state):
-        return {int(key): value for key, value in state.items()}
-    return state
+    if "param_groups" not in value:
+        return unflattened(value)
+    return {**value, "state": with_numbers(value.get("state", {}), value["param_groups"])}
 
 
 def _plain_state(value: object) -> dict[str, Any] | None:
     """Accept the state of a scheduler or scaler; {} is what a disabled scaler saves."""
     return dict(value) if isinstance(value, Mapping) and value else None
+
+
+def _loader_state(value: object) -> dict[str, Any] | None:
+    """Accept a loader's position; its settings, which some files keep under the same key, have a batch size."""
+    return dict(value) if isinstance(value, Mapping) and value and "batch_size" not in value else None
+
+
+def _lightning_loader(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state of the first loader that Lightning's fit loop read, where it was one that has a state."""
+    inside: Any = content
+    for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
+        inside = inside.get(key) if isinstance(inside, Mapping) else None
+    return _loader_state(_first_of(inside))
 
 
 def _scaler_like(content: Mapping[str, Any]) -> list[str]:
@@ -308,7 +320,12 @@ def _is_state_dict(content: Mapping[Any, Any]) -> bool:
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    # a tensor that asks for no gradient stays the very object, by which a reader of shards knows it again
+    return {
+        k: v.detach() if v.requires_grad else v
+        for k, v in content.items()
+        if isinstance(k, str) and isinstance(v, Tensor)
+    }
 
 
 def _cleaned(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,7 +349,7 @@ def _tensor_elements(value: object) -> int:
 def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
     if not _tensor_elements(content):
         return CheckpointError(
-            f"{path}: holds no tensors; its keys: {_listed(content) or 'none'}",
+            f"{path}: holds no tensors; its keys: {few(content, 12) or 'none'}",
             hint="save the model's state_dict() in it",
         )
     if "param_groups" in content:
@@ -340,7 +357,7 @@ def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
             f"{path}: is an optimizer's state alone", hint="name the checkpoint that holds the model's weights"
         )
     candidates = list(_states_below(content, ""))
-    message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {_listed(content)}"
+    message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {few(content, 12)}"
     if candidates:
         example = f"`checkpoint: {{model: {candidates[0]}}}`"
         return CheckpointError(message, hint=f"name it in nanhunt.yaml, for example {example}")
@@ -354,12 +371,6 @@ def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Ite
             yield f"{above}{key}"
         elif isinstance(value, Mapping) and depth > 1 and "param_groups" not in value:
             yield from _states_below(value, f"{above}{key}.", depth - 1)
-
-
-def _listed(names: Iterable[object], most: int = 12) -> str:
-    every = [printable(str(n))[:200] for n in names]
-    rest = f" … ({len(every) - most} more)" if len(every) > most else ""
-    return ", ".join(every[:most]) + rest
 
 
 def _kind(value: object) -> str:

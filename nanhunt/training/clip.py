@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,26 @@ from nanhunt.training.run import TrainingRun
 
 __all__ = ["clip_gradients", "gradient_norm"]
 
+#: gets parameters, and the norm of each one's gradient
+Told = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 
-def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
+
+def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, Tensor | None]:
     """Clip as the run is configured; return the gradients' norm before it, and the factor of a clip by global norm.
 
     The clip is torch's own, with torch's own dtype and its default of going on when the norm is not finite: an inf
     norm makes the factor 0 and the inf elements NaN, a NaN norm makes everything NaN. The norm that is returned is
-    taken in fp32, where an fp16 norm would overflow by itself.
+    taken in fp32, where an fp16 norm would overflow by itself; `told` gets what it is made of.
     """
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = gradient_norm([p.grad for p in parameters if p.grad is not None], run.device)
+    if len(run.optimizer.param_groups) > 1:
+        # in the model's order, as loops clip model.parameters(): a norm of norms in another order ends in another bit
+        place = {id(p): number for number, p in enumerate(run.model.parameters())}
+        parameters.sort(key=lambda p: place.get(id(p), len(place)))
+    norms = _norms([p.grad for p in parameters if p.grad is not None])
+    norm = _total(norms, run.device)
+    if told is not None:
+        told(parameters, norms)
     if run.clip_grad_norm is not None and parameters:
         seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)
         return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
@@ -34,12 +46,20 @@ def clip_gradients(run: TrainingRun) -> tuple[Tensor, Tensor | None]:
 
 def gradient_norm(grads: list[Tensor], device: torch.device) -> Tensor:
     """Return the Euclidean norm of all gradients in fp32 (fp64 where any is fp64), on the device."""
+    return _total(_norms(grads), device)
+
+
+def _norms(grads: list[Tensor]) -> list[Tensor]:
+    """Return the norm of each."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
     dense = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in dense]
     wide = torch.float64 if any(g.dtype == torch.float64 for g in dense) else torch.float32
-    if not dense:
+    return [torch.linalg.vector_norm(g, dtype=wide) for g in dense]
+
+
+def _total(norms: list[Tensor], device: torch.device) -> Tensor:
+    if not norms:
         return torch.zeros((), device=device)
-    norms = [torch.linalg.vector_norm(g, dtype=wide) for g in dense]
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
     return total
 

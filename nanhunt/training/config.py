@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema
 
 from nanhunt.errors import ConfigError, UsageError
 from nanhunt.recipes.catalogue import lookup as lookup_recipe
+from nanhunt.training.config_data import DataSpec, LossesSpec, check_import_string
 from nanhunt.training.config_errors import described, shown
 from nanhunt.training.yaml_file import read_yaml
 
@@ -94,7 +95,7 @@ class ImportSpec(_Section):
             value = {"call": value}
         call = value.get("call") if isinstance(value, dict) else None
         if isinstance(call, str):
-            _check_import_string(call)
+            check_import_string(call)
         return value
 
     @classmethod
@@ -216,6 +217,7 @@ class CheckpointKeys(_Section):
     scheduler: _Text | None = None
     scaler: _Text | None = None
     step: _Text | None = None
+    loader: _Text | None = Field(default=None, description="state of the data loader")
 
 
 class RunConfig(_Section):
@@ -223,8 +225,11 @@ class RunConfig(_Section):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="nanhunt.yaml")
 
-    model: ImportSpec = Field(description="callable that returns the nn.Module")
-    data: ImportSpec = Field(description="callable that returns the batches, or an iterable of them")
+    model: ImportSpec | None = Field(
+        default=None,
+        description="callable that returns the nn.Module; may be left out where the checkpoint's folder has a config.json",
+    )
+    data: DataSpec = Field(description="callable that returns the batches, an iterable of them, or a file of batches")
     loss: ImportSpec | None = Field(default=None, description="callable (model, batch) -> scalar loss")
     optimizer: ImportSpec | None = Field(
         default=None, description="Optimizer class, or a callable that takes the model and returns the Optimizer"
@@ -236,6 +241,9 @@ class RunConfig(_Section):
     precision: PrecisionConfig = PrecisionConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointKeys | None = None
+    losses: LossesSpec | None = Field(
+        default=None, description="what the original run logged of its losses, to hold the replay's against"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -269,10 +277,15 @@ def find_config(explicit: Path | None, checkpoint: Path | None) -> Path:
         if place.is_file():
             return place
     looked_at = " and for ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    raise ConfigError(f"no nanhunt.yaml found; looked for {looked_at}", hint=_HOW_TO_START)
+    command = f"nanhunt init {checkpoint}" if checkpoint is not None else "nanhunt init"
+    raise ConfigError(
+        f"no nanhunt.yaml found; looked for {looked_at}",
+        hint=f"`{command}` writes one that fits the checkpoint; {_ENOUGH}",
+    )
 
 
-_HOW_TO_START = "write one; `model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
+_ENOUGH = "`model: train:build_model`, `data: train:batches` and `loss: train:compute_loss` are enough"
+_HOW_TO_START = f"`nanhunt init CKPT` writes one that fits a checkpoint; {_ENOUGH}"
 
 
 def load_config(path: Path) -> RunConfig:
@@ -298,13 +311,3 @@ def load_config(path: Path) -> RunConfig:
             "\n".join(f"{path}:{p.line}:{p.column}: {'.'.join(key)}: {text}" for p, key, text in problems)
         )
     return config
-
-
-def _check_import_string(call: str) -> None:
-    """Refuse what cannot be an import string; whether it resolves is known only when it is imported."""
-    module, colon, attribute = call.rpartition(":")
-    if colon and module and attribute:
-        return
-    where, dot, name = call.strip(":").rpartition(".")
-    mend = f"; did you mean '{where}:{name}'?" if dot and where and name != "py" else ""
-    raise ValueError(f"expected 'package.module:attribute' or 'path/to/file.py:attribute', got {call!r}{mend}")

@@ -41,7 +41,7 @@ _ELSEWHERE = {
 }
 
 #: a line that would mend a missing key
-_EXAMPLES = {"model": "model: train:build_model", "data": "data: train:batches", "call": "call: train:build_model"}
+_EXAMPLES = {"data": "data: train:batches", "call": "call: train:build_model"}
 
 #: what a type error expected, by pydantic's name of the error
 _EXPECTED = {

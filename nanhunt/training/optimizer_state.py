@@ -2,18 +2,26 @@
 
 torch keys optimizer state by a parameter's index in group order. The same model trained with one group, or with decayed
 and undecayed weights in two, gives two different orders, and mapping one into the other by index gives every tensor a
-stranger's moments. Shapes tell the orders apart.
+stranger's moments. Where the checkpoint tells names, those decide (`optimizer_names.py`); else shapes tell the orders
+apart.
+
+The state becomes the optimizer's own: a copy of what is mapped from a file, for a run that still trains may write that
+file anew, and a mapping whose file is cut short ends the process.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.on_demand import OnDemand, outline
+from nanhunt.training.optimizer_names import by_name, covers, numbered, without
+from nanhunt.training.parameter_orders import usual_orders
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
@@ -42,11 +50,13 @@ def load_optimizers(
         assumptions.append("the checkpoint holds no optimizer state: moments start from zero")
         return []
     if len(optimizers) == 1:
-        fitting = take_fitting(optimizers[0], states) if len(states) > 1 else None
-        load_optimizer(optimizers[0], model, states.pop(0) if fitting is None else fitting, assumptions)
+        fitting = take_fitting(optimizers[0], states, model) if len(states) > 1 else None
+        saved = states.pop(0) if fitting is None else fitting
+        by_trainer = checkpoint.container == "hf-trainer"
+        load_optimizer(optimizers[0], model, saved, assumptions, by_trainer=by_trainer)
         return states
     for index, optimizer in enumerate(optimizers):
-        fitting = take_fitting(optimizer, states)
+        fitting = take_fitting(optimizer, states, model)
         if fitting is None:
             name = f"optimizer {index} ({type(optimizer).__name__})"
             assumptions.append(f"the checkpoint holds no state that fits {name}: its moments start from zero")
@@ -55,12 +65,25 @@ def load_optimizers(
     return states
 
 
-def take_fitting(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Remove and return the first state with this optimizer's groups, shapes and hyper-parameters; None without one."""
+def take_fitting(
+    optimizer: torch.optim.Optimizer, states: list[dict[str, Any]], model: nn.Module
+) -> dict[str, Any] | None:
+    """Remove and return the first state that fits this optimizer; None without one.
+
+    One by name fits where it names all parameters, and what it holds of others stays; one by number where it has the
+    optimizer's groups, shapes and hyper-parameters.
+    """
     ours = _parameters(optimizer)
     telling = set(optimizer.param_groups[0]) & _TELLING
     for index, saved in enumerate(states):
         groups = saved["param_groups"]
+        names = by_name(saved)
+        if names is not None and covers(names, optimizer, model):
+            rest = without(names, optimizer, model)
+            states[index : index + 1] = [rest] if rest is not None else []
+            return names
+        if names is saved:
+            continue
         sizes = [len(group["params"]) for group in groups]
         if sizes != [len(group["params"]) for group in optimizer.param_groups] or not _fits(ours, saved):
             continue
@@ -70,17 +93,26 @@ def take_fitting(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]])
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], assumptions: list[str]
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    saved: dict[str, Any],
+    assumptions: list[str],
+    *,
+    by_trainer: bool = False,
 ) -> None:
-    """Load `saved` into `optimizer`, regrouping it where only another order of the same parameters fits.
+    """Load `saved` into `optimizer`, by name where it tells names, else in the order of parameters that fits.
 
-    Raises CheckpointError where no order fits the moments' shapes.
+    `by_trainer`: whether a Hugging Face Trainer saved it, whose groups are known. Regroups the optimizer as the
+    checkpoint's was, which is told. Raises CheckpointError where no order fits the moments' shapes.
     """
     _refuse_malformed(saved)
+    names = by_name(saved)
+    if names is not None and (names is saved or covers(names, optimizer, model)):
+        saved = numbered(names, optimizer, model, assumptions)
     _refuse_another_optimizer(optimizer, saved)
     sizes = [len(group["params"]) for group in saved["param_groups"]]
     if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        _regroup(optimizer, model, saved, sizes, assumptions)
+        _regroup(optimizer, model, saved, sizes, assumptions, by_trainer)
     elif not _fits(_parameters(optimizer), saved):
         raise CheckpointError(
             "optimizer: the checkpoint's moments do not have the shapes of its parameters",
@@ -89,9 +121,12 @@ def load_optimizer(
     # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
     loadable = copy.copy(saved)
     loadable["param_groups"] = [
-        {**{k: v for k, v in ours.items() if k != "params"}, **theirs}
+        {**{k: v for k, v in ours.items() if k != "params"}, **theirs, **_switched_off(ours)}
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
+    loadable["state"] = {
+        key: dict(state) if isinstance(state, Mapping) else state for key, state in saved["state"].items()
+    }
     try:
         optimizer.load_state_dict(loadable)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -100,6 +135,39 @@ def load_optimizer(
             f"optimizer: the checkpoint's state cannot be loaded: {type(error).__name__}: {told}",
             hint="it is damaged, or of another kind of optimizer",
         ) from error
+    mapped = {
+        t.untyped_storage().data_ptr()
+        for state in saved["state"].values()
+        if not isinstance(state, OnDemand)
+        for t in _tensors(state)
+    }
+    for parameter, state in optimizer.state.items():
+        optimizer.state[parameter] = _owned(state, mapped)
+
+
+def _switched_off(group: dict[str, Any]) -> dict[str, Any]:
+    """Return what a GPU's run had switched on and a CPU refuses to step with: CUDA graphs need `capturable`."""
+    on_cpu = "capturable" in group and all(p.is_cpu for p in group["params"])
+    return {"capturable": False} if on_cpu else {}
+
+
+def _owned(state: Any, mapped: set[int]) -> Any:
+    """Copy the tensors of a state that lie in the checkpoint's memory: torch keeps what it need not cast or move."""
+    if isinstance(state, Tensor):
+        return state.clone() if state.untyped_storage().data_ptr() in mapped else state
+    if isinstance(state, dict):
+        return {key: _owned(value, mapped) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_owned(value, mapped) for value in state]
+    return state
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (Mapping, list, tuple)):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(value)
 
 
 def _refuse_malformed(saved: Any) -> None:
@@ -121,7 +189,7 @@ def _refuse_malformed(saved: Any) -> None:
     groups, states = saved["param_groups"], saved["state"].values()
     listed = all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
     plain = listed and all(isinstance(p, (int, str)) for group in groups for p in group["params"])
-    if not plain or not all(isinstance(state, dict) for state in states):
+    if not plain or not all(isinstance(state, Mapping) for state in states):
         raise CheckpointError(
             "optimizer: the checkpoint's groups or moments are not what torch saves",
             hint="the file is damaged: use another copy, or an earlier checkpoint",
@@ -146,18 +214,12 @@ def _regroup(
     saved: dict[str, Any],
     sizes: list[int],
     assumptions: list[str],
+    by_trainer: bool,
 ) -> None:
-    """Give the optimizer the checkpoint's groups: matrices first and vectors last, or the model's own order."""
-    ours = _parameters(optimizer)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    orders = {
-        "the model's order": trainable,
-        "weights of two or more dimensions first, the rest after": (
-            [p for p in trainable if p.dim() >= 2] + [p for p in trainable if p.dim() < 2]
-        ),
-    }
-    for name, order in orders.items():
-        if len(order) == sum(sizes) == len(ours) and _fits(order, saved):
+    """Give the optimizer the checkpoint's groups, in the first usual order whose shapes are those of its moments."""
+    ours = set(map(id, _parameters(optimizer)))
+    for name, order in usual_orders(model, saved["param_groups"], by_trainer=by_trainer):
+        if len(order) == sum(sizes) and ours == set(map(id, order)) and _fits(order, saved):
             template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
             optimizer.param_groups.clear()
             for size in sizes:
@@ -180,7 +242,7 @@ def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
     """Whether each saved moment has the shape of the parameter that its index names in this order."""
     indices = [i for group in saved["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, order, strict=True):
-        state = saved["state"].get(index) or {}
+        state = outline(saved["state"].get(index) or {})
         for value in (state.get(key) for key in _SHAPED):
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                 return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from nanhunt.training.checkpoint import Checkpoint, load_into
+from nanhunt.training.on_demand import outline
 from nanhunt.training.optimizer_state import load_optimizer, take_fitting
 from nanhunt.training.run import TrainingRun, optimizers_in
 from nanhunt.training.state_match import tensors_for
@@ -30,7 +32,7 @@ def load_owned(run: TrainingRun, checkpoint: Checkpoint, unused: list[dict[str, 
     for optimizer in run.owned.optimizers:
         if id(optimizer) in handed:
             continue
-        state = take_fitting(optimizer, unused)
+        state = take_fitting(optimizer, unused, run.model)
         if state is not None:
             load_optimizer(optimizer, run.model, state, run.assumptions)
         loaded = "its state loaded from the checkpoint" if state is not None else "as your code made it"
@@ -56,10 +58,14 @@ def reference_tensors(run: TrainingRun, checkpoint: Checkpoint) -> dict[str, Ten
     return found
 
 
-def _key_of(name: str, module: nn.Module, models: dict[str, dict[str, Tensor]]) -> str | None:
+def _key_of(name: str, module: nn.Module, models: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     """Return the key of the state with this module's very names and shapes: the one of its name, else the only one."""
     own = {k: tuple(v.shape) for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-    fitting = [key for key, state in models.items() if {k: tuple(v.shape) for k, v in state.items()} == own]
+    fitting = [key for key, state in models.items() if _shapes(state) == own]
     last = name.rpartition(".")[2].lower()
     named = [key for key in fitting if last and (last in key.lower() or key.lower() in last)]
     return named[0] if named else (fitting[0] if len(fitting) == 1 else None)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in outline(state).items()}

@@ -34,6 +34,12 @@ class RngState:
             cuda=tuple(torch.cuda.get_rng_state_all()) if used else (),
         )
 
+    def saved(self) -> dict[str, Any]:
+        """Return the states as `restore_saved` takes them: tensors and plain data, which need no pickle to be loaded."""
+        kind, keys, *rest = self.numpy
+        states: dict[str, Any] = {"torch": self.torch_cpu, "python": self.python, "numpy": (kind, keys.tolist(), *rest)}
+        return states | ({"cuda": list(self.cuda)} if self.cuda else {})
+
     def restore(self) -> None:
         """Put all generators back."""
         random.setstate(self.python)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from nanhunt.recipes.emulator import Emulator
 from nanhunt.training.batches import BatchSource
-from nanhunt.training.checkpoint_layout import clean_name
 from nanhunt.training.cuda_autocast import CudaAutocastLists
+from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
 from nanhunt.training.slots import SlotPool
+from nanhunt.training.state_match import Match
 
 __all__ = ["DTYPES", "TrainingRun", "optimizers_in"]
 
@@ -57,7 +58,8 @@ class TrainingRun:
     assumptions: list[str] = field(default_factory=list)
     #: ids of the parameters that a custom loop's last step has updated
     stepped: frozenset[int] = frozenset()
-    match: str = ""
+    #: how the checkpoint's tensors matched the model's
+    matched: Match | None = None
     #: where its snapshots are kept
     slots: SlotPool = field(default_factory=SlotPool, repr=False)
 

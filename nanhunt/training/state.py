@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.training.names import clean_name
 from nanhunt.training.rng import RngState
 from nanhunt.training.slots import Place, Slot, padded
 from nanhunt.training.tree import tensors_of
@@ -85,6 +86,25 @@ class Snapshot:
         """Wait until the host may read the tensors."""
         if self.slot is not None:
             self.slot.wait()
+
+    def saved(self, run: TrainingRun) -> dict[str, Any]:
+        """Return the state as a checkpoint that `weights_only` loads, under the keys that `find_parts` knows.
+
+        Its tensors are the snapshot's own: save them before it is released. Buffers that no `state_dict` holds, and
+        modules besides the model, are left out.
+        """
+        self.wait()
+        names = {clean_name(name) for name in run.model.state_dict()}
+        optimizers = [optimizer.saved() for optimizer in self.optimizers]
+        content: dict[str, Any] = {
+            "model": {name: tensor for name, tensor in self.tensors.items() if name in names},
+            "optimizer": optimizers[0],
+            "step": self.step,
+            "rng": self.rng.saved(),
+        }
+        content |= {f"optimizer_{number}": state for number, state in enumerate(optimizers) if number}
+        scaler = next((state for other, state in self.others if other is run.scaler), None)
+        return content | ({"scaler": scaler} if scaler else {})
 
     def release(self, run: TrainingRun) -> None:
         """Give the memory to the next snapshot: nothing of this one may be read any more."""
@@ -169,6 +189,18 @@ class _OptimizerCopy:
             state=[(key, _copied(state, keep)) for key, state in optimizer.state.items()],
         )
 
+    def saved(self) -> dict[str, Any]:
+        """Return it as `Optimizer.state_dict` gives it: parameters by their number in the order of the groups."""
+        number = {id(p): i for i, p in enumerate(p for group in self.members for p in group)}
+        groups = [
+            {**copy.deepcopy(group), "params": [number[id(p)] for p in members]}
+            for group, members in zip(self.groups, self.members, strict=True)
+        ]
+        return {
+            "state": {number[id(key)]: _unplaced(state) for key, state in self.state if id(key) in number},
+            "param_groups": groups,
+        }
+
     def restore(self) -> None:
         live = self.optimizer.param_groups
         live[:] = [*live[: len(self.groups)], *({} for _ in self.groups[len(live) :])]
@@ -235,6 +267,16 @@ def _placed(state: Any) -> Any:
         return {k: _placed(v) for k, v in state.items()}
     if isinstance(state, list):
         return [_placed(v) for v in state]
+    return copy.deepcopy(state)
+
+
+def _unplaced(state: Any) -> Any:
+    if isinstance(state, _Placed):
+        return state.tensor
+    if isinstance(state, dict):
+        return {k: _unplaced(v) for k, v in state.items()}
+    if isinstance(state, list):
+        return [_unplaced(v) for v in state]
     return copy.deepcopy(state)
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.inert import printable
-from nanhunt.training.checkpoint_layout import clean_name
+from nanhunt.inert import few
+from nanhunt.training.names import best_renaming, clean_name
+from nanhunt.training.on_demand import outline
+from nanhunt.training.safetensors_file import shard_of
+from nanhunt.training.transformers_names import converted_state
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
 
 __all__ = ["Match", "load_into", "match_state", "tensors_for"]
-
-#: first segments that wrappers add: DataParallel and DDP; a LightningModule's attribute; DeepSpeed's forward module
-PREFIXES = ("module.", "model.", "net.", "_forward_module.")
 
 Shape = tuple[int, ...]
 
@@ -53,11 +53,11 @@ class Match:
         parts = [f"matched {len(self.matched)} of {self.total} tensors"]
         parts += [text for text in (self.renaming, self.cast) if text]
         if self.missing:
-            parts.append(f"missing, left as built: {_listed(self.missing)}")
+            parts.append(f"missing, left as built: {few(self.missing)}")
         if self.unexpected:
-            parts.append(f"of the checkpoint not used: {_listed(self.unexpected)}")
+            parts.append(f"of the checkpoint not used: {few(self.unexpected)}")
         if self.mismatched:
-            parts.append(f"shape differs: {_listed([_shapes(*m) for m in self.mismatched])}")
+            parts.append(f"shape differs: {few([_shapes(*m) for m in self.mismatched])}")
         return "; ".join(parts)
 
 
@@ -68,7 +68,8 @@ def match_state(model_keys: Mapping[str, Shape], state: Mapping[str, Tensor]) ->
     added where that makes more names match, and only there.
     """
     ours = {clean_name(name): name for name in model_keys}
-    theirs, renaming = _best_renaming(ours, {clean_name(name): name for name in state})
+    state = outline(state)
+    theirs, renaming = best_renaming(ours, {clean_name(name): name for name in state})
     matched: dict[str, str] = {}
     mismatched: list[tuple[str, Shape, Shape]] = []
     for clean, name in ours.items():
@@ -100,11 +101,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     lazy = [name for name, tensor in live.items() if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise CheckpointError(
-            f"{checkpoint.path}: cannot be matched: the model's {_listed(lazy)} have no shape yet (lazy modules)",
+            f"{checkpoint.path}: cannot be matched: the model's {few(lazy)} have no shape yet (lazy modules)",
             hint="run one batch through the model before `model:` returns it",
         )
-    match = match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model)
-    match = _with_ties(match, live)
+    match, state = _matched(model, live, checkpoint)
     buffers = {name for name, tensor in live.items() if not isinstance(tensor, nn.Parameter)}
     unmet = [name for name in match.missing if name not in buffers]
     renamed = unmet and match.unexpected  # what is missing may be there under another name
@@ -113,7 +113,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     casts: Counter[str] = Counter()
     with torch.no_grad():
         for name, key in match.matched.items():
-            saved = checkpoint.model[key]
+            saved = state[key]
             if saved.dtype != live[name].dtype:
                 casts[f"{_dtype(saved)} to {_dtype(live[name])}"] += 1
             live[name].copy_(saved)
@@ -127,14 +127,49 @@ def tensors_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises CheckpointError where no weight of the model is among them.
     """
     live = _live(model)
-    match = _with_ties(match_state({name: tuple(t.shape) for name, t in live.items()}, checkpoint.model), live)
+    match, state = _matched(model, live, checkpoint)
     if not any(isinstance(live[name], nn.Parameter) for name in match.matched):
         raise _does_not_fit(match, checkpoint)
-    return {clean_name(name): checkpoint.model[key] for name, key in match.matched.items()}
+    return {clean_name(name): state[key] for name, key in match.matched.items()}
+
+
+def _matched(
+    model: nn.Module, live: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> tuple[Match, Mapping[str, Tensor]]:
+    """Return the match, and the tensors that it is about: the checkpoint's, converted where transformers must do so."""
+    shapes = {name: tuple(t.shape) for name, t in live.items()}
+    match = _with_ties(match_state(shapes, checkpoint.model), live)
+    converted = converted_state(model, checkpoint.model) if match.missing and match.unexpected else None
+    if converted is None:
+        return match, checkpoint.model
+    told = "the file's names were converted by transformers"
+    return replace(_with_ties(match_state(shapes, converted), live), renaming=told), converted
 
 
 def _live(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    """Return the tensors of the model's state by name: its own memory, into which a checkpoint can be copied.
+
+    FSDP 1 gives copies in its state_dict, and what is copied into those is lost: the parameters of the same names stand
+    for them. What stands for nothing is left out. Raises CheckpointError where a parameter is not reached that way.
+    """
+    own: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    memory = {_memory(tensor) for tensor in own.values()}
+    by_name = {clean_name(name): tensor for name, tensor in own.items()}
+    live: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and _memory(tensor) not in memory:
+            tensor = by_name.get(clean_name(name))
+        if isinstance(tensor, Tensor):
+            live[name] = tensor
+    reached = {_memory(tensor) for tensor in live.values()}
+    lost = [name for name, parameter in model.named_parameters() if _memory(parameter) not in reached]
+    if lost:
+        raise CheckpointError(
+            f"model: its state_dict() does not give its own parameters {few(lost)}, so nothing can be loaded into "
+            "them (FSDP with use_orig_params=False?)",
+            hint="let `model:` return the model without the wrapper: a replay needs no shards",
+        )
+    return live
 
 
 def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
@@ -146,60 +181,27 @@ def _with_ties(match: Match, live: Mapping[str, Tensor]) -> Match:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Return what two tensors share when they are one; by object where there is no memory (meta, empty)."""
+    """Return what two tensors share when they are one; by object where there is no memory (meta, empty, lazy)."""
+    if nn.parameter.is_lazy(tensor):
+        return (id(tensor),)
     address = tensor.data_ptr() if tensor.numel() and tensor.device.type != "meta" else 0
     return (address, tuple(tensor.shape), tensor.stride(), tensor.dtype) if address else (id(tensor),)
-
-
-def _best_renaming(ours: Mapping[str, str], theirs: dict[str, str]) -> tuple[dict[str, str], str]:
-    """Return the checkpoint's names after the renaming that matches most of ours, and its description."""
-    best, told, most = theirs, "", sum(name in ours for name in theirs)
-    for description, renamed in _renamings(ours, theirs):
-        count = sum(name in ours for name in renamed)
-        if count > most:
-            best, told, most = renamed, description, count
-    return best, told
-
-
-def _renamings(ours: Mapping[str, str], theirs: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for dropped, names in [("", theirs), *_droppings(theirs, "", depth=3)]:
-        told = f"the leading {dropped!r} was dropped" if dropped else ""
-        if dropped:
-            yield told, names
-        for prefix in PREFIXES:
-            added = {_with_prefix(prefix, name, ours): key for name, key in names.items()}
-            if len(added) == len(names):
-                yield (f"{told} and " if told else "the leading ") + f"{prefix!r} was added", added
-
-
-def _with_prefix(prefix: str, name: str, ours: Mapping[str, str]) -> str:
-    return prefix + name if name not in ours and prefix + name in ours else name
-
-
-def _droppings(theirs: dict[str, str], dropped: str, depth: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield what was dropped and the names without it: one prefix, then a second one from the result: `module.model.` is common."""
-    for prefix in PREFIXES:
-        if depth and any(name.startswith(prefix) for name in theirs):
-            renamed = {name.removeprefix(prefix): key for name, key in theirs.items()}
-            if len(renamed) == len(theirs):
-                yield dropped + prefix, renamed
-                yield from _droppings(renamed, dropped + prefix, depth - 1)
 
 
 def _does_not_fit(match: Match, checkpoint: Checkpoint) -> CheckpointError:
     parts = [f"matched {len(match.matched)} of {match.total} tensors"]
     if match.missing:
-        parts.append(f"missing: {_listed(match.missing)}")
+        parts.append(f"missing: {few(match.missing)}")
     if match.unexpected:
-        parts.append(f"unexpected: {_listed(match.unexpected)}")
+        parts.append(f"unexpected: {few(match.unexpected)}")
     if match.mismatched:
-        parts.append(f"shape differs: {_listed([_shapes(*m) for m in match.mismatched])}")
+        parts.append(f"shape differs: {few([_shapes(*m) for m in match.mismatched])}")
     near = list(_nearest(match.missing, match.unexpected))
     if near:
         parts.append(f"nearest names: {', '.join(near)}")
-    return CheckpointError(
-        f"{checkpoint.path}: the checkpoint does not fit the model: {'; '.join(parts)}", hint=_mend(match)
-    )
+    shard = shard_of(checkpoint.path)
+    mend = f"it is shard {shard[0]} of {shard[1]}: name the folder {checkpoint.path.parent}" if shard else _mend(match)
+    return CheckpointError(f"{checkpoint.path}: the checkpoint does not fit the model: {'; '.join(parts)}", hint=mend)
 
 
 def _mend(match: Match) -> str:
@@ -226,8 +228,3 @@ def _shapes(name: str, model: Shape, checkpoint: Shape) -> str:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    rest = f" … ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(printable(name)[:200] for name in names[:most]) + rest

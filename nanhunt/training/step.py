@@ -47,7 +47,7 @@ def _built_in_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
     if scaler:
         scaler.unscale_(optimizer)  # before the clip: a threshold on scaled gradients is off by the loss scale
     watch.gradients_ready()
-    norm, coefficient = clip_gradients(run)
+    norm, coefficient = clip_gradients(run, watch.norms_taken)
     watch.clipped()
     if scaler:
         scaler.step(optimizer)

@@ -29,6 +29,12 @@ class StepWatch:
         A loop with several optimizers calls it for the parameters of each.
         """
 
+    def norms_taken(self, parameters: Sequence[Tensor], norms: Sequence[Tensor]) -> None:
+        """Call with the Euclidean norm of each of these parameters' gradients, on its device, before clipping.
+
+        A custom loop does not call it.
+        """
+
     def clipped(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Call after clipping, before the optimizer."""
 

@@ -6,14 +6,13 @@ logs, so a run whose every loss is NaN reads 0.0, step after step. The gradient 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanhunt.errors import CheckpointError
+from nanhunt.training.json_file import read_json
 
 __all__ = ["LoggedStep", "hidden_nans", "logged_steps", "read_trainer_state"]
 
@@ -32,13 +31,7 @@ class LoggedStep:
 
 def read_trainer_state(path: Path) -> dict[str, Any]:
     """Return the content of a `trainer_state.json`; {} where there is none. Raises CheckpointError where it is no JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}", hint="use an earlier checkpoint") from error
-    return content if isinstance(content, dict) else {}
+    return read_json(path)
 
 
 def logged_steps(state: Mapping[str, Any]) -> tuple[LoggedStep, ...]:
@@ -68,4 +61,9 @@ def _number(value: object) -> float | None:
     """Return a JSON number; the Trainer writes NaN as itself, other writers as a text."""
     if isinstance(value, str) and value.lower().strip("+-") in ("nan", "inf", "infinity"):
         return float(value)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return None

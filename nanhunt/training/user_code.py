@@ -17,12 +17,15 @@ from typing import Any
 
 from nanhunt.errors import ConfigError, UserCodeError
 
-__all__ = ["call_user", "fill_parameters", "is_installed_module", "resolve", "user_traceback"]
+__all__ = ["call_user", "fill_parameters", "is_installed_module", "resolve", "resolve_callable", "user_traceback"]
 
 _PACKAGE = Path(__file__).parents[1]
 
 #: folders below a project that hold no modules of the user's
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist"}
+
+#: folders that installers fill, wherever they lie
+_SITES = {"site-packages", "dist-packages"}
 
 #: packages whose frames say nothing about the user's fault
 _HIDDEN_PACKAGES = ("torch", "typer", "click", "contextlib.py", "importlib", "runpy.py")
@@ -72,6 +75,14 @@ def resolve(spec: str, *, key: str, root: Path) -> Any:
         except _NoAttributeError:
             raise _attribute_missing(found, name, spec=spec, key=key, module=module) from None
     return found
+
+
+def resolve_callable(spec: str, *, key: str, root: Path) -> Any:
+    """Return what an import string names, as `resolve` does. Raises ConfigError where it cannot be called."""
+    target = resolve(spec, key=key, root=root)
+    if not callable(target):
+        raise ConfigError(f"{key}: {spec} is a {type(target).__name__}, not a callable")
+    return target
 
 
 def fill_parameters(fn: Callable[..., Any], available: dict[str, object]) -> dict[str, object]:
@@ -158,6 +169,9 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _is_installed(path: Path) -> bool:
+    # the interpreter's own folders, and those that it was led to: a user's site, a system's beneath an environment
+    if not _SITES.isdisjoint(path.parts):
+        return True
     paths = sysconfig.get_paths()
     return any(_is_below(path, Path(paths[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -188,7 +202,7 @@ def _module_by_name(name: str, key: str, root: Path) -> ModuleType:
         if isinstance(cause, ModuleNotFoundError) and _is_or_holds(cause.name, name):
             message = f"{key}: no module {cause.name!r} in {root.resolve()} or among the installed packages"
             near = _did_you_mean(name, list(_modules_below(root.resolve())))
-            raise ConfigError(f"{message}{near}", hint=_module_hint(name, root)) from cause
+            raise ConfigError(f"{message}{near}", hint=_module_hint(name, root, key)) from cause
         raise
 
 
@@ -197,12 +211,12 @@ def _is_or_holds(missing: str | None, name: str) -> bool:
     return missing is not None and (name == missing or name.startswith(f"{missing}."))
 
 
-def _module_hint(name: str, root: Path) -> str | None:
+def _module_hint(name: str, root: Path, key: str) -> str:
     if "/" in name or "\\" in name:
         return f"a path ends in .py: '{name}.py:attribute'"
     if not list(_modules_in(root.resolve())):
         return "import strings are looked up from the folder of the config, where there is no Python file"
-    return None
+    return f"write it, or name under {key}: in the config what your own code calls it"
 
 
 def _module_of_file(target: str, key: str, root: Path) -> ModuleType:

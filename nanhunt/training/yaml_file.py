@@ -19,7 +19,7 @@ import yaml.constructor
 
 from nanhunt.errors import ConfigError
 
-__all__ = ["KeyPath", "Place", "YamlFile", "read_yaml"]
+__all__ = ["SCALARS", "KeyPath", "Place", "YamlFile", "read_yaml"]
 
 #: keys and, inside lists, indices, all as text
 KeyPath = tuple[str, ...]
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
 
 
 #: tag, pattern, first characters; the first pattern that fits decides
-_SCALARS: tuple[tuple[str, str, str], ...] = (
+_PATTERNS: tuple[tuple[str, str, str], ...] = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
@@ -85,8 +85,10 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("merge", r"<<", "<"),
 )
-for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+#: how plain scalars are read: tag, pattern, first characters
+SCALARS = tuple((f"tag:yaml.org,2002:{t}", re.compile(rf"^(?:{p})$"), tuple(first)) for t, p, first in _PATTERNS)
+for _tag, _pattern, _first in SCALARS:
+    _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
 # the empty scalar has no first character; PyYAML files it under ''
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 

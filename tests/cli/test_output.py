@@ -125,12 +125,11 @@ def test_quiet_leaves_stderr_empty(project, nanhunt):
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(project, nanhunt):
-    project.plant(log=str(project.root / "began.log"))
     (project.root / "trace.parquet").write_bytes(b"older")
     before = sorted(project.root.iterdir())
     planned = nanhunt("replay", "ckpt.pt", "--dry-run", "--steps", "7", "--force")
     assert planned.code == 0
-    for text in ("nanhunt.yaml", "matched 5 of 5", "Net, 236 parameters", "AdamW", "10 to 16", "trace.parquet"):
+    for text in ("nanhunt.yaml", "5 of 5 tensors", "Net, 236 parameters", "AdamW", "10 to 16", "trace.parquet"):
         assert text in planned.out
     assert sorted(project.root.iterdir()) == before
     assert (project.root / "trace.parquet").read_bytes() == b"older"
@@ -227,6 +226,12 @@ def test_a_typo_of_a_cause_names_the_nearest(nanhunt):
     outcome = nanhunt("explain", slug[:3] + slug[4:])
     assert outcome.is_clean_refusal
     assert slug in outcome.err
+
+
+def test_a_word_that_is_no_cause_is_answered_with_the_causes_whose_pages_use_it(nanhunt):
+    outcome = nanhunt("explain", "sqrt")
+    assert outcome.code == 2
+    assert "singular-gradient" in outcome.err
 
 
 def test_trials_lists_what_there_is_and_what_was_done(fault_trace, healthy_trace, nanhunt):

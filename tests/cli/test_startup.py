@@ -38,7 +38,10 @@ def loaded_after(lines: list[list[str]], modules: list[str], environment: dict[s
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("options", [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--help"], ["--version"], ["replay", "--help"], ["report", "--help"], ["inspect", "--help"], ["init", "--help"]],
+)
 def test_help_needs_neither_torch_nor_tables(options, environment):
     modules = ["torch", "pandas", "pyarrow", "numpy"]
     assert loaded_after([options], modules, environment) == [[options[0], 0, True, []]]
@@ -57,6 +60,8 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
         ["report", str(fault_trace)],
         ["report", str(fault_trace), "-f", "json"],
         ["report", str(fault_trace), "-f", "markdown"],
+        ["watch", str(fault_trace)],
+        ["export", str(fault_trace), "--to", "json", "-o", "-"],
     ]
     found = loaded_after(lines, ["torch"], environment)
     assert found == [[line[0], 0, True, []] for line in lines]

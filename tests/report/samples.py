@@ -8,6 +8,7 @@ from nanhunt.diagnosis.advice import Advice, GradientLoss, Kept, KeptTensor
 from nanhunt.diagnosis.cause import Diagnosis, Exhibit, Grade, HeadroomRow, Location, Suspect
 from nanhunt.diagnosis.format_verdict import format_verdicts
 from nanhunt.diagnosis.loss_scale import LossScales, ScaleEnd
+from nanhunt.diagnosis.original import OriginalRun
 from nanhunt.formats.headroom import Headroom
 from nanhunt.formats.shared_scale import Lost
 from nanhunt.interventions import Prediction, Trial
@@ -409,6 +410,9 @@ HOSTILE_STRINGS = diagnosis(
     lineage=tuple((HOSTILE, HOSTILE, HOSTILE, HOSTILE) for _ in range(9)),
     code=((7, f"\tx = {HOSTILE}", True), (8, "```" + "y" * 300, False)),
     code_file=HOSTILE,
+    original=OriginalRun(
+        source=HOSTILE, verdict="apart", compared=3, leaves=5, leaves_since=5, replayed=math.nan, logged=2.5
+    ),
 )
 
 NO_SUSPECTS = diagnosis(

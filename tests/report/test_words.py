@@ -91,3 +91,35 @@ def test_the_middle_goes_and_the_width_is_exact(text: str, width: int) -> None:
     assert cell_len(cut) == width
     if cell_len(text) > width:
         assert "…" in cut
+
+
+@pytest.mark.parametrize(
+    ("count", "spelt"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (98_944, "98.9 kB"),
+        (3_314_176, "3.3 MB"),
+        (16.1e9, "16.1 GB"),
+        (2e12, "2.0 TB"),
+    ],
+)
+def test_sizes_have_two_or_three_digits(count: float, spelt: str) -> None:
+    assert words.size(count) == spelt
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spelt"),
+    [
+        (0.012, "12 ms"),
+        (0.43, "0.43 s"),
+        (4.9, "4.9 s"),
+        (12.3, "12 s"),
+        (89.9, "90 s"),
+        (180, "3 min"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_durations_have_two_digits(seconds: float, spelt: str) -> None:
+    assert words.duration(seconds) == spelt

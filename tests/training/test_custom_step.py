@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanhunt.replay import Finiteness
+from nanhunt.finiteness import Finiteness
 from nanhunt.trace.schema import CLIP_OF_NOTHING
 from nanhunt.training.custom_step import needs_closure
 from nanhunt.training.run import TrainingRun

@@ -105,3 +105,16 @@ def test_a_state_without_moments_yet_loads() -> None:
     model = Net()
     load_optimizer(one_group(model), model, one_group(Net()).state_dict(), [])
     assert not one_group(model).state
+
+
+def test_what_only_a_gpu_can_step_with_is_switched_off_on_a_cpu() -> None:
+    _, old = trained(one_group)
+    saved = old.state_dict()
+    saved["param_groups"][0]["capturable"] = True
+    model = Net()
+    optimizer = one_group(model)
+    load_optimizer(optimizer, model, saved, [])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}

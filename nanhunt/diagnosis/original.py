@@ -1,0 +1,241 @@
+"""Whether the replay follows the run that it replays: its losses against those that the run logged.
+
+How two losses are compared
+---------------------------
+A log has rounded its losses: within half of its last digit they are the same, *to the digits logged*. Beyond that a
+difference may be rounding's, for other kernels add in another order: at first no more than `ROUNDING` of the loss, by
+the format that the step computes in; and since a difference feeds on itself, a step may differ by `GROWTH` times what the
+steps before it did, up to `APART` of the loss. What differs by more has left the run, if at least half of the losses
+from there on do; a step that differs alone is a slip of the log.
+
+What a log counts
+-----------------
+Loops number a step before or after they count it up, and log the loss of a step or the mean since the last entry. Where
+the writer is not known, the losses decide: another count than the plain one is taken where so many first losses fit it
+that chance would make less than one such fit in a hundred.
+
+A NaN in both is agreement. A Trainer leaves losses that are not finite out of its mean: where nothing says that a mean
+hides none, a replayed NaN is not held against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from nanhunt.trace.schema import NoteKind
+
+if TYPE_CHECKING:
+    from nanhunt.diagnosis.evidence import Evidence
+
+__all__ = ["OriginalRun", "original_run"]
+
+#: Relative difference of two first losses that kernels may make, by the format of the step: some units of rounding,
+#: averaged by the loss; fp32 counts TF32's 10 bits, which a GPU may have used.
+ROUNDING = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 4e-3}
+#: How much a difference may grow from a logged step to the next.
+GROWTH = 4.0
+#: Relative difference that no rounding explains: losses of neighbouring batches differ by as much.
+APART = 0.01
+#: A count that fits by chance less often than this is the log's.
+CHANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginalRun:
+    """The replay's losses beside the logged ones. Steps are the replay's.
+
+    `verdict` is "digits" (the same to the digits logged), "rounding", "leaves" (follows first, then not), "apart" (not
+    from the first one on) or "unknown" (no loss of these steps is logged).
+    """
+
+    source: str
+    verdict: str
+    compared: int = 0
+    #: first and last of the steps that could be compared
+    first_step: int | None = None
+    last_step: int | None = None
+    #: last step that follows, and whether all up to it do to the digits logged
+    through: int | None = None
+    exact: bool = False
+    #: whether no bit differs up to there, of a log that gives every bit
+    bitwise: bool = False
+    #: largest difference up to there
+    difference: float = 0.0
+    #: the first step that does not follow, and the first of the steps whose mean was logged there
+    leaves: int | None = None
+    leaves_since: int | None = None
+    replayed: float | None = None
+    logged: float | None = None
+    #: the log's number of a step less the replay's
+    offset: int = 0
+    #: whether losses are means over several steps, those since the entry before
+    mean: bool = False
+    #: the first step up to `through` where neither is finite
+    both_nonfinite: int | None = None
+    #: steps that differ alone
+    alone: tuple[int, ...] = ()
+    #: first and last step of the log
+    log_steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A logged loss and the replay's of the same steps."""
+
+    since: int
+    step: int
+    logged: float
+    replayed: float
+    #: what the log's rounding explains
+    digits: float
+
+    @property
+    def difference(self) -> float:
+        """0 where both are not finite; infinite where one of them is."""
+        if math.isfinite(self.logged) and math.isfinite(self.replayed):
+            return abs(self.logged - self.replayed)
+        return 0.0 if math.isfinite(self.logged) == math.isfinite(self.replayed) else math.inf
+
+
+def original_run(evidence: Evidence) -> OriginalRun | None:
+    """Return how the replay and the logged losses agree; None where the trace holds none."""
+    body = evidence.note(NoteKind.ORIGINAL)
+    if body is None:
+        return None
+    losses = evidence.scalars("loss")
+    micros = int(evidence.manifest.config.get("train", {}).get("accumulate") or 1)
+    rounding = ROUNDING[_format(evidence.manifest.config.get("precision") or {}, evidence.manifest.settings)]
+    first, last = body["logged"]
+    unknown = OriginalRun(source=str(body["source"]), verdict="unknown", log_steps=(int(first), int(last)))
+    offset, mean = _count(body, losses, micros, rounding)
+    pairs = list(_pairs(body, losses, micros, offset, mean=mean))
+    if not pairs:
+        return unknown
+    held = _held(pairs, unknown, rounding)
+    bitwise = held.exact and held.difference == 0.0 and _gives_every_bit(body)
+    return replace(held, bitwise=bitwise, offset=offset, mean=any(p.since != p.step for p in pairs))
+
+
+def _gives_every_bit(body: dict[str, Any]) -> bool:
+    """Whether the log's digits tell two neighbouring numbers of fp32 apart."""
+    kept = zip(body["losses"], body["resolution"], strict=True)
+    return all(resolution <= 2.0**-26 * abs(loss) for loss, resolution in kept if math.isfinite(loss) and loss)
+
+
+def _format(precision: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return the coarsest format that the step computes in; a recipe is narrower than all of them."""
+    if precision.get("recipe") or settings.get("precision"):
+        return "bf16"
+    return next((f for f in ("bf16", "fp16") if f in (precision.get("autocast"), precision.get("params"))), "fp32")
+
+
+# --- what the log counts ---------------------------------------------------------------------------------------------
+
+
+def _count(body: dict[str, Any], losses: dict[int, float], micros: int, rounding: float) -> tuple[int, bool]:
+    """Return the log's number of a step less the replay's, and whether its losses are means."""
+    if body.get("mean"):
+        return 1, True  # a Trainer's: it logs when the step is counted
+    plain = (0, False)
+    fits = {
+        c: _fit(body, losses, micros, rounding, *c) for c in ((0, False), (1, False), (-1, False), (1, True), (0, True))
+    }
+    best = max(fits, key=lambda count: fits[count])
+    spread = _spread(body["losses"])
+    scale = max((abs(v) for v in body["losses"] if math.isfinite(v)), default=0.0)
+    chance = min(1.0, (2 * rounding * scale + max(body["resolution"], default=0.0)) / spread) if spread else 1.0
+    return best if fits[best] > fits[plain] and chance ** fits[best] < CHANCE else plain
+
+
+def _fit(body: dict[str, Any], losses: dict[int, float], micros: int, rounding: float, offset: int, mean: bool) -> int:
+    """Return how many losses agree before the first that does not; two that are not finite tell nothing."""
+    count = 0
+    for pair in _pairs(body, losses, micros, offset, mean=mean):
+        if pair.difference > pair.digits + rounding * abs(pair.logged):
+            break
+        count += math.isfinite(pair.logged)
+    return count
+
+
+def _spread(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return max(finite) - min(finite) if finite else 0.0
+
+
+def _pairs(body: dict[str, Any], losses: dict[int, float], micros: int, offset: int, *, mean: bool) -> Iterator[_Pair]:
+    """Yield the logged losses all of whose steps were replayed and recorded."""
+    hides = set(body["hides"])
+    before: int | None = None
+    for at, logged, resolution in zip(body["steps"], body["losses"], body["resolution"], strict=True):
+        since = at if not mean else None if before is None else before + 1
+        before = at
+        if since is None:
+            continue
+        steps = range(since - offset, at - offset + 1)
+        found = [losses[s] for s in steps if s in losses]
+        if len(found) < len(steps):
+            continue
+        replayed = math.fsum(found) / len(found) if all(map(math.isfinite, found)) else math.nan
+        if at in hides and math.isfinite(logged) and not math.isfinite(replayed):
+            continue
+        # a loop adds up its losses in fp32, one rounding for each
+        sums = (len(found) * micros - 1) * 2.0**-23 + 2.0**-50
+        digits = 0.501 * resolution + sums * abs(logged) if math.isfinite(logged) else 0.0
+        yield _Pair(since=steps[0], step=steps[-1], logged=logged, replayed=replayed, digits=digits)
+
+
+# --- whether it follows ----------------------------------------------------------------------------------------------
+
+
+def _held(pairs: Sequence[_Pair], empty: OriginalRun, rounding: float) -> OriginalRun:
+    beyond = _beyond(pairs, rounding)
+    left = next((i for i in range(len(pairs)) if beyond[i] and _stays(pairs[i:], beyond[i:])), None)
+    kept = [p for p, is_beyond in zip(pairs[:left], beyond, strict=False) if not is_beyond]
+    alone = tuple(p.step for p, is_beyond in zip(pairs[:left], beyond, strict=False) if is_beyond)
+    exact = all(p.difference <= p.digits for p in kept)
+    found = replace(
+        empty,
+        verdict="digits" if exact else "rounding",
+        compared=len(pairs),
+        first_step=pairs[0].since,
+        last_step=pairs[-1].step,
+        through=kept[-1].step if kept else None,
+        exact=exact and bool(kept),
+        difference=max((p.difference for p in kept), default=0.0),
+        both_nonfinite=next((p.step for p in kept if not math.isfinite(p.logged)), None),
+        alone=alone,
+    )
+    if left is None:
+        return found
+    at = pairs[left]
+    return replace(
+        found,
+        verdict="leaves" if kept else "apart",
+        leaves=at.step,
+        leaves_since=at.since,
+        replayed=at.replayed,
+        logged=at.logged,
+    )
+
+
+def _stays(pairs: Sequence[_Pair], beyond: Sequence[bool]) -> bool:
+    """Whether a difference is more than a slip of the log: half of what comes differs, or one of the two is not finite."""
+    return 2 * sum(beyond) >= len(beyond) or math.isinf(pairs[0].difference)
+
+
+def _beyond(pairs: Sequence[_Pair], rounding: float) -> list[bool]:
+    """Return of each pair whether it differs by more than the log's digits, rounding and its growth explain."""
+    # a loss near zero is rounded by the size of what it is a difference of
+    typical = median([abs(p.logged) for p in pairs if math.isfinite(p.logged)] or [0.0])
+    earlier, found = 0.0, []
+    for pair in pairs:
+        scale = max(abs(pair.logged), typical) if math.isfinite(pair.logged) else 0.0
+        allowed = pair.digits + min(max(rounding * scale, GROWTH * earlier), APART * scale)
+        found.append(pair.difference > allowed)
+        if not found[-1]:
+            earlier = max(earlier, pair.difference - pair.digits)
+    return found

@@ -1,0 +1,54 @@
+"""Flipped bits: an element that stands alone, and is ordinary with one bit of its exponent put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from nanhunt.inspection.facts import FAULT_BINADES, Facts, Flip, TensorFacts
+from nanhunt.inspection.finding import Finding, Severity
+
+__all__ = ["examine"]
+
+
+def examine(facts: Facts) -> Iterator[Finding]:
+    """Yield a finding for each suspicious element; a wide gap is a fault, a narrower one a notice."""
+    for t in facts.tensors:
+        for flip in t.flips:
+            yield _finding(t, flip)
+
+
+def _finding(t: TensorFacts, flip: Flip) -> Finding:
+    mend = f"restore it from an earlier checkpoint or a replica; with the bit put back it is {flip.restored:.6g}"
+    place = f"{t.name}{list(flip.index)}"
+    if flip.payload:
+        return Finding(
+            severity=Severity.FAULT,
+            kind="flipped-bit",
+            cause="poisoned-state",
+            tensor=t.name,
+            claim=f"{place} is a NaN that no arithmetic makes: with bit {flip.bit} put back it is {flip.restored:.6g}",
+            value=flip.value,
+            threshold=flip.rest,
+            evidence=(f"its payload is {flip.payload}; arithmetic leaves the fraction's highest bit and no other",),
+            fix=mend,
+            next="nanhunt inspect CKPT --reference EARLIER_CKPT",
+        )
+    gap = math.log2(abs(flip.value) / flip.rest)
+    least = FAULT_BINADES[len(t.shape) > 1] * (2 if t.is_square else 1)
+    chance = f"10^{flip.log10_chance:.0f}" if flip.log10_chance is not None else "unknown"
+    return Finding(
+        severity=Severity.FAULT if gap >= least else Severity.NOTICE,
+        kind="flipped-bit",
+        cause="poisoned-state",
+        tensor=t.name,
+        claim=f"{place} is {flip.value:.4g}, a flip of bit {flip.bit} away from {flip.restored:.4g}",
+        value=abs(flip.value),
+        threshold=flip.rest,
+        evidence=(
+            f"every other of its {t.numel} elements is at most {flip.rest:.4g}: {gap:.1f} empty binades between",
+            f"a tail as heavy as this tensor's leaves such a gap with a chance of {chance}",
+        ),
+        fix=mend,
+        next="nanhunt inspect CKPT --reference EARLIER_CKPT",
+    )

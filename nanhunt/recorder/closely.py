@@ -1,0 +1,85 @@
+"""A close look at one step of a recorded run: the rows that a replay records, from the probes that a replay uses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanhunt.compiled import is_compiled
+from nanhunt.probes.module import watch_modules
+from nanhunt.probes.optimizer import OptimizerProbe
+from nanhunt.probes.probe import RowBuffer
+from nanhunt.trace.step_rows import StepRows
+from nanhunt.training.run import TrainingRun
+
+__all__ = ["CloseLook"]
+
+
+class CloseLook:
+    """Module outputs, gradients before the clip, weights, moments and updates of the step that is running.
+
+    Statistics stay on the device until `take`. A compiled model keeps its graph: its modules are not looked at.
+    """
+
+    def __init__(self, run: TrainingRun, step: int, failed: Callable[[Exception], None]) -> None:
+        """Put hooks on the modules; one that fails tells `failed`, and raises nothing."""
+        self._rows = RowBuffer()
+        self._rows.step = step
+        self._probe = OptimizerProbe(run, self._rows)
+        self._hooks = contextlib.ExitStack()
+        if not is_compiled(run):
+            self._hooks.enter_context(watch_modules(run.roots(), self._rows, _guard(failed)))
+
+    def micro(self, number: int) -> None:
+        """Say which micro-step runs."""
+        self._rows.micro = number
+
+    def gradients_ready(self, parameters: Sequence[Tensor]) -> None:
+        """Look at gradients as they are: unscaled and not yet clipped."""
+        with self._rows.aside(), torch.no_grad():
+            self._probe.gradients_ready(parameters)
+
+    def update_begins(self, parameters: Sequence[Tensor]) -> None:
+        """Keep what the update starts from."""
+        with self._rows.aside(), torch.no_grad():
+            self._probe.clipped(parameters)
+
+    def update_done(self, parameters: Sequence[Tensor]) -> None:
+        """Keep what the update left."""
+        with self._rows.aside(), torch.no_grad():
+            self._probe.update_made(parameters)
+
+    def end(self) -> None:
+        """Look at weights and moments, and take the hooks off."""
+        try:
+            with self._rows.aside(), torch.no_grad():
+                self._probe.updated()
+        finally:
+            self._hooks.close()
+
+    def drop(self) -> None:
+        """Take the hooks off."""
+        self._hooks.close()
+
+    def take(self) -> StepRows:
+        """Return the rows; waits for the device."""
+        return self._rows.take()
+
+
+def _guard(failed: Callable[[Exception], None]) -> Callable[[Any], Any]:
+    def guard(hook: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(hook)
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                failed(error)
+
+        return guarded
+
+    return guard

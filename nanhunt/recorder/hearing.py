@@ -1,0 +1,120 @@
+"""What a loop of the user's does, heard from the outside: backward, unscaling, clip, update.
+
+How it works. Each optimizer calls its own hooks around an update. What has no hook (backward, a scaler's `unscale_` and
+`step`, the clip by a norm) is heard by wrapping torch's function for as long as the recorder is on. A wrapper tells the
+ear, calls through once with the arguments that it was given, and returns what came: nothing that the loop computes
+changes, and what it raises is the loop's own. An ear must not raise.
+
+Not covered: a clip that is written by hand, and an update that no `torch.optim.Optimizer` makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Ear", "listening", "unwrapped"]
+
+
+class Ear:
+    """What is told. Every method here does nothing: override those you need."""
+
+    def backward_begins(self, roots: Any) -> None:
+        """Call with what an outermost backward pass starts from."""
+
+    def backward_done(self) -> None:
+        """Call after an outermost backward pass."""
+
+    def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call after a gradient scaler has divided this optimizer's gradients by its scale."""
+
+    def clip_begins(self, max_norm: float) -> None:
+        """Call before gradients are clipped by a norm."""
+
+    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call before an optimizer's update."""
+
+    def update_done(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call after an optimizer's update."""
+
+    def scaler_stepped(self) -> None:
+        """Call after a gradient scaler's `step`, whether it updated or skipped."""
+
+
+@contextlib.contextmanager
+def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Tell the ear what happens inside the body."""
+    scaler, clips = torch.amp.GradScaler, torch.nn.utils.clip_grad
+    depth = 0  # reentrant checkpointing calls backward inside of backward
+
+    def begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            ear.backward_begins(args[0] if args else kwargs.get("tensors"))
+
+    def done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            ear.backward_done()
+
+    def unscaled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ear.unscaled(unwrapped(args[1] if len(args) > 1 else kwargs["optimizer"]))
+
+    def clips_begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ear.clip_begins(args[1] if len(args) > 1 else kwargs["max_norm"])
+
+    with contextlib.ExitStack() as stack:
+        for optimizer in optimizers:
+            before = optimizer.register_step_pre_hook(lambda own, args, kwargs: ear.update_begins(own))
+            after = optimizer.register_step_post_hook(lambda own, args, kwargs: ear.update_done(own))
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        stack.enter_context(_wrapped(torch.autograd, "backward", begins, done))
+        stack.enter_context(_wrapped(scaler, "unscale_", None, unscaled))
+        stack.enter_context(_wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
+        stack.enter_context(_wrapped(clips, "_clip_grads_with_norm_", clips_begin, None))
+        yield
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer inside a wrapper such as accelerate's, whose own hooks never run."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer else optimizer
+
+
+_Told = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+@contextlib.contextmanager
+def _wrapped(owner: Any, name: str, before: _Told | None, after: _Told | None) -> Iterator[None]:
+    """Put a wrapper in a function's place; what another has put over it in the meantime is left there."""
+    original = getattr(owner, name)
+    is_on = True
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if before is not None and is_on:
+            before(args, kwargs)
+        try:
+            result = original(*args, **kwargs)
+        except BaseException:
+            if before is not None and after is not None and is_on:
+                after(args, kwargs)  # what was begun has ended
+            raise
+        if after is not None and is_on:
+            after(args, kwargs)
+        return result
+
+    setattr(owner, name, wrapper)
+    try:
+        yield
+    finally:
+        is_on = False
+        if getattr(owner, name) is wrapper:
+            setattr(owner, name, original)

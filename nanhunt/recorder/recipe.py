@@ -1,0 +1,154 @@
+"""The nanhunt.yaml that repeats a recorded loop: the user's code by its import strings, the rest as it was heard."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
+from nanhunt.training.bundle import BATCHES, LOSSES
+from nanhunt.training.run import DTYPES, TrainingRun
+
+__all__ = ["Code", "Recipe"]
+
+Code = Callable[..., Any] | str | None
+
+_HALVES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Recipe:
+    """How the loop is built and goes. What is heard is filled in as it is heard."""
+
+    #: the user's code by its key in nanhunt.yaml: model, loss, optimizer, train_step
+    code: dict[str, Code]
+    model: nn.Module
+    world_size: int = 1
+    #: "fp16", "bf16" or None, in the first forward pass
+    autocast: str | None = None
+    #: of the clip by a global norm that was heard
+    max_norm: float | None = None
+    #: whether the loop told its losses itself
+    told: bool = False
+    _refs: dict[str, CodeRef | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the import strings while the modules are as they were imported."""
+        self._refs = {key: code_ref(code) for key, code in self.code.items()}
+
+    def config(
+        self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
+    ) -> dict[str, Any]:
+        """Return nanhunt.yaml's content; `described` stands for a model that lies as config.json beside it."""
+        found: dict[str, Any] = {key: ref.spec for key in ("model", "loss") if (ref := self._refs.get(key)) is not None}
+        if "model" not in found and _config_of(self.model) is not None:
+            found["described"] = True
+        found["data"] = BATCHES
+        ref = self._refs.get("optimizer")
+        found["optimizer"] = ref.spec if ref is not None else _optimizer(run.optimizer)
+        if len(set(rates)) > 1 and len(run.optimizers) == 1:
+            rows = [list(row) for row in rates]
+            found["scheduler"] = {"call": "nanhunt.training.recorded_rates:RecordedRates", "kwargs": {"rates": rows}}
+        step = self._refs.get("train_step")
+        if step is not None:
+            found["train_step"] = step.spec
+        precision = self._precision(run)
+        found |= {"precision": precision} if precision else {}
+        found["train"] = {"steps": steps, "accumulate": accumulate}
+        if self.max_norm is not None and step is None:
+            found["train"]["clip_grad_norm"] = self.max_norm
+        if step is None or self.told:
+            found["losses"] = LOSSES
+        return found
+
+    def _precision(self, run: TrainingRun) -> dict[str, Any]:
+        found: dict[str, Any] = {"autocast": self.autocast} if self.autocast else {}
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        if len(kinds) == 1 and (kind := next(iter(kinds))) in _HALVES:
+            found["params"] = next(name for name, dtype in DTYPES.items() if dtype is kind)
+        scaler = run.scaler
+        if scaler is not None and scaler.is_enabled() and self._refs.get("train_step") is None:
+            found["grad_scaler"] = {
+                "growth_factor": scaler.get_growth_factor(),
+                "backoff_factor": scaler.get_backoff_factor(),
+                "growth_interval": scaler.get_growth_interval(),
+            }
+        return found
+
+    def remarks(self, accumulate: int) -> list[str]:
+        """Return what a replay of the bundle cannot repeat, or takes for granted, in sentences."""
+        found = []
+        for key, code in self.code.items():
+            if code is not None and self._refs[key] is None:
+                found.append(f"{key}: {_named(code)} has no import string: give the recorder a function of a module")
+        if self.world_size > 1:
+            found.append(
+                f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here"
+            )
+        if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
+            found.append(f"the loop was taken to divide each loss by its {accumulate} micro-batches, as most do")
+        return found
+
+    def write_model(self, folder: Path) -> None:
+        """Write a transformers model's own config.json, which rebuilds it."""
+        described = _config_of(self.model)
+        if described is not None and self._refs.get("model") is None:
+            (folder / "config.json").write_text(json.dumps(described, indent=1))
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Return import strings, folders of import and digests, for run.json."""
+        refs = {key: ref for key, ref in self._refs.items() if ref is not None}
+        kind = type(self.model)
+        return {
+            "code": {key: ref.call for key, ref in refs.items()},
+            "model_class": f"{kind.__module__}:{kind.__qualname__}",
+            "paths": list(dict.fromkeys(ref.folder for ref in refs.values() if ref.folder)),
+            "sources": digests(sources_of([c for c in self.code.values() if callable(c)], self.model)),
+        }
+
+
+def _named(code: Code) -> str:
+    return str(getattr(code, "__qualname__", code))
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimizer's class and its plain defaults; the checkpoint's groups are put over them."""
+    kind = type(optimizer)
+    plain = {k: _plain(v) for k, v in optimizer.defaults.items()}
+    wanted = _parameters_of(kind)
+    kwargs = {k: v for k, v in plain.items() if k in wanted and v is not None}
+    return {"call": f"{kind.__module__}:{kind.__qualname__}", "kwargs": kwargs}
+
+
+def _parameters_of(kind: type) -> set[str]:
+    """Return the names of a class's own arguments; none where they cannot be told."""
+    try:
+        return set(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _plain(value: Any) -> Any:
+    """Return a hyper-parameter as YAML holds it; None of what it does not."""
+    if isinstance(value, Tensor):
+        return float(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    """Return the config of a transformers model; None of any other."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if not callable(to_dict) or not type(model).__module__.startswith("transformers."):
+        return None
+    content = json.loads(model.config.to_json_string())  # type: ignore[union-attr, operator]
+    content["architectures"] = [type(model).__name__]
+    return dict(content)

@@ -1,0 +1,91 @@
+"""How a report says whether the replay follows the run that it replays."""
+
+from __future__ import annotations
+
+import math
+
+from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.diagnosis.original import OriginalRun
+from nanhunt.report.words import listed, number, printable
+
+__all__ = ["follows", "told", "warning"]
+
+
+def follows(diagnosis: Diagnosis) -> str:
+    """Return whether the replay follows the logged losses and where it leaves them, to be read after "the replay".
+
+    '' where no losses were logged.
+    """
+    return told(diagnosis.original)
+
+
+def told(original: OriginalRun | None) -> str:
+    """Return the same of the comparison itself."""
+    if original is None:
+        return ""
+    source = printable(original.source)
+    if original.verdict == "unknown":
+        first, last = original.log_steps or (0, 0)
+        return f"cannot be compared: {source} logs steps {first} to {last}, and no loss of the steps that were replayed"
+    counted = f" ({original.compared} loss{'' if original.compared == 1 else 'es'} of {source}{_counting(original)})"
+    if original.verdict == "apart":
+        return f"does not follow the original run from step {original.leaves_since} on: {_losses(original)}{counted}"
+    said = f"follows the original run {_how(original)} through step {original.through}"
+    if original.both_nonfinite is not None:
+        said += f", with a loss that is not finite from step {original.both_nonfinite} on"
+    if original.alone:
+        said += f", step {listed(original.alone, limit=4)} apart"
+    if original.verdict == "leaves":
+        said += f", leaves it at {_steps(original)}: {_losses(original)}"
+    return said + counted
+
+
+def warning(diagnosis: Diagnosis) -> str:
+    """Return what follows for the diagnosis from a replay that is not the original run; '' where it is."""
+    original, onset = diagnosis.original, diagnosis.onset
+    if original is None or original.replayed is None or original.logged is None:
+        return ""
+    if math.isfinite(original.logged) and not math.isfinite(original.replayed):
+        return f"the original run's loss was finite in {_steps(original)}: this fault may be the replay's own. {_CHECK}"
+    if math.isfinite(original.replayed) and not math.isfinite(original.logged):
+        return f"the original run's loss was not finite in {_steps(original)}, which the replay does not show. {_CHECK}"
+    if original.verdict == "apart":
+        return f"what this replay shows may be of another run. {_CHECK}"
+    if onset is not None and original.leaves is not None and original.leaves < onset.step:
+        return f"the fault of step {onset.step} lies behind that: it may be of another run. {_CHECK}"
+    return ""
+
+
+_CHECK = (
+    "What may differ: the order of the data (start_step, skip), the random state, the precision, train.accumulate, the "
+    "learning rate"
+)
+
+
+def _how(original: OriginalRun) -> str:
+    if original.bitwise:
+        return "bit for bit"
+    return "to the digits logged" if original.exact else f"within rounding, by {number(original.difference)} at most,"
+
+
+def _losses(original: OriginalRun) -> str:
+    return f"{_loss(original.replayed)} here, {_loss(original.logged)} logged"
+
+
+def _steps(original: OriginalRun) -> str:
+    if original.leaves_since in (None, original.leaves):
+        return f"step {original.leaves}"
+    return f"steps {original.leaves_since} to {original.leaves}"
+
+
+def _counting(original: OriginalRun) -> str:
+    """Return how the log counts, where that is not as the replay does."""
+    last = original.last_step
+    told = f"whose step {last + original.offset} is step {last} here" if original.offset and last is not None else ""
+    means = "means over steps" if original.mean else ""
+    return "".join(f", {part}" for part in (means, told) if part)
+
+
+def _loss(value: float | None) -> str:
+    """Return six significant digits: two losses that differ must not read as one."""
+    return f"{value:.6g}" if value is not None and math.isfinite(value) else number(value)

@@ -1,0 +1,66 @@
+"""Build the model: by the config's callable, or from the config.json that lies with the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanhunt.errors import ConfigError
+from nanhunt.training.checkpoint import Checkpoint
+from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.model_from_config import build_from_config, config_beside
+from nanhunt.training.recipe_choice import PrecisionChoice
+from nanhunt.training.run import DTYPES
+from nanhunt.training.user_code import call_user, resolve_callable
+
+__all__ = ["built_model"]
+
+
+def built_model(
+    config: RunConfig,
+    root: Path,
+    device: torch.device,
+    choice: PrecisionChoice,
+    checkpoint: Checkpoint,
+    assumptions: list[str],
+) -> nn.Module:
+    """Return the model on its device, in the run's dtype and in training mode, its weights as they were initialised.
+
+    Raises ConfigError where there is nothing to build it from, UserCodeError where the user's callable raises.
+    """
+    model = _described_model(checkpoint, assumptions) if config.model is None else _users_model(config.model, root)
+    # with an update in fp32, weights are cast behind the moments: loading would cast those as well
+    late = choice.recipe is not None and choice.recipe.wide_update
+    params = None if late else choice.recipe_params or choice.params
+    if params is not None:
+        model = model.to(DTYPES[params])
+    placed: nn.Module = model.to(device)
+    if not placed.training:
+        placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
+    return placed
+
+
+def _users_model(spec: ImportSpec, root: Path) -> nn.Module:
+    build = resolve_callable(spec.call, key="model", root=root)
+    if isinstance(build, nn.Module):
+        model: Any = build
+    else:
+        with call_user("model"):
+            model = build(**spec.kwargs)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {spec.call} returned {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _described_model(checkpoint: Checkpoint, assumptions: list[str]) -> nn.Module:
+    """Build the model from the config.json that lies with the checkpoint."""
+    described = config_beside(checkpoint.path)
+    if described is None:
+        raise ConfigError(
+            f"model: is missing, and {checkpoint.path} has no config.json to build it from",
+            hint="add for example `model: train:build_model`, a callable that returns the nn.Module",
+        )
+    return build_from_config(described, checkpoint.model, assumptions)

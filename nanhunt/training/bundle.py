@@ -1,0 +1,96 @@
+"""A recorder's bundle: a folder that holds all of a replay but the code, and says where that is.
+
+    run.json         versions, the fault, the folders that the code is imported from, digests of its files
+    nanhunt.yaml     the config that replays it
+    checkpoint.pt    the state before the first of its steps
+    batches.pt       the batches of its steps, with the random state behind each
+    losses.csv       the losses that the run had in them
+    trace.parquet    what was recorded of the steps before
+
+A recorder's own folder holds bundles, `step-1237` each; it stands for the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanhunt.errors import CheckpointError
+from nanhunt.training.json_file import read_json
+
+__all__ = ["BATCHES", "CHECKPOINT", "CONFIG", "FORMAT", "LOSSES", "RUN", "TRACE", "Bundle", "bundle_at"]
+
+FORMAT = "nanhunt.bundle"
+RUN, CONFIG, CHECKPOINT, BATCHES, LOSSES, TRACE = (
+    "run.json", "nanhunt.yaml", "checkpoint.pt", "batches.pt", "losses.csv", "trace.parquet",
+)  # fmt: skip
+_NAME = re.compile(r"step-(\d+)(-rank\d+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A complete bundle."""
+
+    folder: Path
+    #: folders that its code is imported from
+    paths: tuple[str, ...] = ()
+    #: digests of the sources, by file
+    sources: dict[str, str] = field(default_factory=dict)
+    #: what a replay cannot repeat, in sentences
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state before the first step."""
+        return self.folder / CHECKPOINT
+
+    @property
+    def config(self) -> Path:
+        """The config that replays it."""
+        return self.folder / CONFIG
+
+    def enter(self) -> None:
+        """Let its code be imported: from where the run found it, behind the config's own folder."""
+        for path in self.paths:
+            if Path(path).is_dir() and path not in sys.path:
+                sys.path.insert(0, path)
+
+    def assumptions(self) -> Iterator[str]:
+        """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
+        yield from (f"bundle: {remark}" for remark in self.remarks)
+        for name, digest in self.sources.items():
+            path = Path(name)
+            if not path.is_file():
+                yield f"bundle: {name} of the recorded run is not there any more"
+            elif f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" != digest:
+                yield f"bundle: {name} has changed since the run was recorded"
+
+
+def bundle_at(path: Path) -> Bundle | None:
+    """Return the bundle that a folder is, or the newest that it holds; None where it is none.
+
+    Raises CheckpointError where its run.json is damaged.
+    """
+    if not path.is_dir():
+        return None
+    if not (path / RUN).is_file():
+        inside = [p for p in path.iterdir() if _NAME.fullmatch(p.name) and (p / RUN).is_file()]
+        return bundle_at(max(inside, key=lambda p: ((p / RUN).stat().st_mtime, p.name))) if inside else None
+    body = read_json(path / RUN)
+    if body.get("format") != FORMAT:
+        return None
+    paths: Any = body.get("paths")
+    remarks: Any = body.get("remarks")
+    sources: Any = body.get("sources")
+    if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
+        raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
+    return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -1,0 +1,232 @@
+"""What a bundle holds, and that its replay is the recorded run, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanhunt.commands.replay import ReplayOptions, replay
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.original import OriginalRun, original_run
+from nanhunt.errors import CheckpointError, ConfigError
+from nanhunt.recorder.recorder import Recorder
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import Onset
+from nanhunt.training.bundle import bundle_at
+from tests.recorder.loop import Loop, batches, build_model, compute_loss, nan_at, train_step
+
+ROOT = Path(__file__).parents[2]
+
+
+def replayed(bundle: Path, out: Path, **options: Any) -> tuple[Onset | None, OriginalRun]:
+    """Replay a bundle without trials; return the onset, and how its losses agree with the recorded ones."""
+    onset = replay(ReplayOptions(checkpoint=bundle, out=out, trials=False, quiet=True, announce=False, **options))
+    original = original_run(Evidence(Trace.open(out)))
+    assert original is not None
+    return onset, original
+
+
+def spike(number: int, batch: dict[str, Tensor]) -> None:
+    if number >= 24:
+        batch["weight"].fill_(30.0)
+
+
+LOOPS = {
+    "a NaN in fp32, the rate scheduled": (Loop(spoil=nan_at(17)), 17, "nan"),
+    "batches accumulated": (Loop(accumulate=4, spoil=nan_at(17, 4)), 17, "nan"),
+    "fp16 with a scaler": (Loop(fp16=True, accumulate=2, spoil=nan_at(21, 2)), 21, "nan"),
+    "weights in bf16": (Loop(dtype=torch.bfloat16, spoil=nan_at(9)), 9, "nan"),
+    "in the first step": (Loop(spoil=nan_at(0)), 0, "nan"),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_replayed_bundle_is_the_recorded_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    loop, step, kind = LOOPS[name]
+    loop.recorder = {"out": tmp_path / "bundles", "every": 6}
+    loop.run()
+    assert [path.name for path in loop.bundles] == [f"step-{step}"]
+    onset, original = replayed(tmp_path / "bundles", tmp_path / "trace.parquet")
+    assert onset is not None
+    assert (onset.step, onset.kind) == (step, kind)
+    assert (original.bitwise, original.last_step, original.alone) == (True, step, ())
+    assert original.verdict == "digits"
+
+
+def test_a_spike_leaves_the_steps_that_lead_to_it(tmp_path: Path) -> None:
+    loop = Loop(steps=45, spoil=spike, recorder={"out": tmp_path / "bundles", "every": 20}, clip=False)
+    loop.run()
+    run = json.loads((loop.bundles[0] / "run.json").read_text())
+    assert run["fault"]["kind"] in ("loss-spike", "divergence")
+    assert run["steps"][0] <= 24 - 8
+    _, original = replayed(loop.bundles[0], tmp_path / "trace.parquet")
+    assert original.bitwise
+
+
+def test_a_bundle_holds_the_state_before_the_step_and_no_pickle(tmp_path: Path) -> None:
+    loop = Loop(spoil=nan_at(17), recorder={"out": tmp_path, "every": 6})
+    loop.run()
+    content = torch.load(loop.bundles[0] / "checkpoint.pt", weights_only=True)
+    assert content["step"] == 6  # 12 leaves fewer than eight steps before the fault
+    assert all(t.isfinite().all() for t in content["model"].values())
+    stored = torch.load(loop.bundles[0] / "batches.pt", weights_only=True)
+    assert (stored["first_step"], len(stored["batches"])) == (6, 12)
+    assert stored["batches"][-1]["x"].isnan().any()
+
+
+def test_the_trace_of_a_bundle_holds_what_was_seen_before(tmp_path: Path) -> None:
+    loop = Loop(spoil=nan_at(17), recorder={"out": tmp_path, "every": 6})
+    loop.run()
+    frame = pd.read_parquet(loop.bundles[0] / "trace.parquet")
+    scalars = frame[frame.role == "scalar"]
+    assert list(scalars[scalars.name == "loss"].step) == list(range(18))
+    assert sorted(frame[frame.role == "grad"].step.unique()) == [6, 12]
+    assert {"output", "weight", "update", "exp_avg"} <= set(frame.role)
+
+
+def test_gradient_norms_are_those_before_the_clip(tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    norms = []
+    with Recorder(model, optimizer, out=tmp_path) as recorder:
+        for batch in batches(4, nan_at(3)):
+            recorder.step(batch)
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+            optimizer.step()
+            optimizer.zero_grad()
+    frame = pd.read_parquet(recorder.bundles[0] / "trace.parquet")
+    seen = frame[frame.name == "grad_norm"].value.tolist()
+    assert seen[:3] == pytest.approx(norms[:3], rel=1e-6)
+
+
+def test_a_loop_of_its_own_replays_through_its_train_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(width=12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    code = {"build": functools.partial(build_model, width=12), "train_step": train_step}
+    with Recorder(model, optimizer, out=tmp_path / "bundles", **code) as recorder:  # type: ignore[arg-type]
+        for batch in batches(8, nan_at(6)):
+            recorder.step(batch)
+            recorder.loss(train_step(model, batch, optimizer))
+    onset, original = replayed(recorder.bundles[0], tmp_path / "trace.parquet")
+    assert onset is not None
+    assert onset.step == 6
+    assert (original.bitwise, original.compared) == (True, 7)
+
+
+def test_an_exception_of_the_loop_is_a_fault_that_replays(tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def out_of_range(number: int, batch: dict[str, Tensor]) -> None:
+        if number == 5:
+            batch["y"][1] = 99
+
+    with (
+        pytest.raises(IndexError),
+        Recorder(model, optimizer, build=build_model, loss=compute_loss, out=tmp_path / "bundles") as recorder,
+    ):
+        for batch in batches(9, out_of_range):
+            recorder.step(batch)
+            optimizer.zero_grad()
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    onset, original = replayed(recorder.bundles[0], tmp_path / "trace.parquet")
+    assert onset is not None
+    assert (onset.step, onset.kind) == (5, "exception")
+    assert (original.bitwise, original.compared) == (True, 5)
+
+
+def test_without_a_builder_the_bundle_says_what_to_complete(tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with Recorder(model, optimizer, loss=lambda m, b: compute_loss(m, b), out=tmp_path) as recorder:
+        for batch in batches(3, nan_at(2)):
+            recorder.step(batch)
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    text = (recorder.bundles[0] / "nanhunt.yaml").read_text()
+    assert "# model: train:build_model   # complete this" in text
+    assert "<lambda> has no import string" in text
+    with pytest.raises(ConfigError, match="model: is missing"):
+        replayed(recorder.bundles[0], tmp_path / "trace.parquet")
+
+
+def test_code_that_has_changed_since_is_told(tmp_path: Path) -> None:
+    loop = Loop(spoil=nan_at(2), recorder={"out": tmp_path})
+    loop.run()
+    path = loop.bundles[0] / "run.json"
+    body = json.loads(path.read_text())
+    body["sources"] = dict.fromkeys(body["sources"], "sha256:0")
+    path.write_text(json.dumps(body))
+    bundle = bundle_at(tmp_path)
+    assert bundle is not None
+    assert any("loop.py has changed since the run was recorded" in text for text in bundle.assumptions())
+
+
+def test_a_fault_that_goes_on_leaves_one_bundle(tmp_path: Path) -> None:
+    loop = Loop(steps=60, spoil=nan_at(5), recorder={"out": tmp_path})
+    loop.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+
+
+@pytest.mark.parametrize("body", ["{", '{"format": "nanhunt.bundle", "paths": 3}', '{"format": "nanhunt.bundle"}'])
+def test_a_damaged_run_json_is_bad_input(body: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(body)
+    with pytest.raises(CheckpointError):
+        bundle_at(tmp_path)
+
+
+WRITES_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from nanhunt.recorder import bundle
+from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.recorder import Recorder
+from tests.recorder.loop import batches, build_model, compute_loss
+
+model = build_model(20000)
+optimizer = torch.optim.AdamW(model.parameters())
+with Recorder(model, optimizer, build=build_model, loss=compute_loss, out=sys.argv[1]) as recorder:
+    for batch in batches(4):
+        recorder.step(batch)
+        compute_loss(model, batch).backward()
+        optimizer.step()
+    for number in range(10_000):
+        fault = Fault(kind="nan", step=3 + number % 2, lead_step=3, detail="planted")
+        bundle.write_bundle(Path(sys.argv[1]), fault, recorder._history, recorder._run, recorder._recipe, 0)
+        print(number, flush=True)
+"""
+
+
+def test_a_run_that_is_killed_while_it_writes_leaves_whole_bundles(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRITES_FOR_EVER, str(tmp_path / "bundles")]
+    for wait in (0.0, 0.013, 0.041):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if int(line) >= 2:
+                    break
+            time.sleep(wait)
+            child.send_signal(signal.SIGKILL)
+        bundle = bundle_at(tmp_path / "bundles")
+        assert bundle is not None
+        for folder in (tmp_path / "bundles").glob("step-*"):
+            assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 0
+            assert len(torch.load(folder / "batches.pt", weights_only=True)["batches"]) == 4
+            assert json.loads((folder / "run.json").read_text())["fault"]["detail"] == "planted"
+            assert len(pd.read_parquet(folder / "trace.parquet"))
