@@ -39,7 +39,8 @@ def compared(contents: Contents, earlier: Contents, *, on_read: Callable[[str, i
             on_read(name, held.tensor.numel() * held.tensor.element_size())
         if held.tensor.dtype != old.tensor.dtype or held.tensor.shape != old.tensor.shape:
             retyped.append((name, _kind(old.tensor), _kind(held.tensor)))
-        if held.tensor.shape == old.tensor.shape and held.tensor.is_floating_point():
+        is_plain = held.tensor.layout is old.tensor.layout is torch.strided and held.tensor.is_floating_point()
+        if is_plain and held.tensor.shape == old.tensor.shape:
             changes.append(_change(held, old.tensor))
     return Reference(
         path=str(earlier.path),

@@ -18,7 +18,7 @@ from torch import Tensor
 from nanhunt.errors import CheckpointError
 from nanhunt.inspection.facts import Role
 from nanhunt.training.checkpoint import LOADERS, Checkpoint, load_checkpoint
-from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.checkpoint_layout import Parts, find_parts, is_optimizer_state
 from nanhunt.training.torch_file import read_torch_file
 from nanhunt.training.tree import tensors_of
 
@@ -91,7 +91,7 @@ def read_contents(path: Path, *, trust_pickle: bool) -> Contents:
 
 def _of_parts(path: Path, parts: Parts | Checkpoint) -> Contents:
     """Take what was found, in a dict or by a loader: both name their parts alike."""
-    states = [*([parts.optimizer] if parts.optimizer else []), *parts.more_optimizers]
+    states = [s for s in (parts.optimizer, *parts.more_optimizers) if s is not None and is_optimizer_state(s)]
     labels = ["optimizer", *(f"optimizer {i}" for i in range(1, len(states)))]
     models = {"": parts.model, **parts.more_models}
     trainer = parts.extra.get("trainer_state")
@@ -122,7 +122,7 @@ def _optimizers_in(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any
     """Yield every optimizer's state in nested dicts and lists, with its path."""
     if not isinstance(content, (Mapping, list, tuple)):
         return
-    if isinstance(content, Mapping) and "param_groups" in content and isinstance(content.get("state"), Mapping):
+    if is_optimizer_state(content):
         yield path or "optimizer", dict(content)
         return
     items = content.items() if isinstance(content, Mapping) else enumerate(content)

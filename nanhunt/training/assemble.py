@@ -25,6 +25,7 @@ from nanhunt.training.owned_state import load_owned
 from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
+from nanhunt.training.scaler_state import load_scaler
 from nanhunt.training.scheduler import built_scheduler
 from nanhunt.training.user_code import call_user, resolve, resolve_callable
 
@@ -190,13 +191,7 @@ def _built_scaler(
         return None
     scaler = torch.amp.GradScaler(device.type, **arguments)
     if checkpoint.scaler:
-        try:
-            scaler.load_state_dict(checkpoint.scaler)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(
-                f"{checkpoint.path}: its gradient scaler state cannot be loaded: {error}",
-                hint="name the right entry under checkpoint.scaler in nanhunt.yaml",
-            ) from error
+        load_scaler(scaler, checkpoint)
     else:
         assumptions.append(f"the checkpoint holds no scaler state: the loss scale starts at {scaler.get_scale():g}")
     return scaler

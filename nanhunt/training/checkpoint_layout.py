@@ -21,7 +21,7 @@ from nanhunt.training.optimizer_names import unflattened, with_numbers
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["Parts", "find_parts", "rng_states"]
+__all__ = ["Parts", "find_parts", "rng_states", "is_optimizer_state"]
 
 # in the order in which they are tried; an EMA is not what was trained, so its keys are not among them
 MODEL_KEYS = ("model", "model_state_dict", "state_dict", "model_state", "module", "net", "weights", "params")
@@ -274,7 +274,24 @@ def _optimizer_state(value: object) -> dict[str, Any] | None:
         return None
     if "param_groups" not in value:
         return unflattened(value)
+    if not is_optimizer_state(value):
+        return None
     return {**value, "state": with_numbers(value.get("state", {}), value["param_groups"])}
+
+
+def is_optimizer_state(value: object) -> bool:
+    """Whether a value has the structure that every optimizer of torch saves: a state, and groups of parameters."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("state", {}), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, (list, tuple)) and all(map(_is_group, groups))
+
+
+def _is_group(group: object) -> bool:
+    if not isinstance(group, Mapping) or not isinstance(group.get("param_names"), (list, tuple, type(None))):
+        return False
+    params = group.get("params")
+    return isinstance(params, (list, tuple)) and all(isinstance(p, (int, str)) for p in params)
 
 
 def _plain_state(value: object) -> dict[str, Any] | None:

@@ -50,6 +50,10 @@ class _Array(np.ndarray[Any, Any]):
             raise ValueError(f"a NumPy array of shape {shape!s:.80} with {len(data)} bytes")
         super().__setstate__((1, shape, dtype.value, bool(is_fortran), data))  # type: ignore[arg-type]
 
+    def __reduce__(self) -> Any:
+        """Pickle, and copy, as the array that it is."""
+        return self.view(np.ndarray).__reduce__()
+
 
 def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     """Return the empty array that pickle fills next."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.checkpoint_layout import is_optimizer_state
 from nanhunt.training.on_demand import OnDemand, outline
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
 from nanhunt.training.parameter_orders import usual_orders
@@ -186,12 +187,9 @@ def _refuse_malformed(saved: Any) -> None:
             f"optimizer: the checkpoint's state has {keys}, not torch's 'state' and 'param_groups'",
             hint="name the right entry under checkpoint.optimizer in nanhunt.yaml",
         )
-    groups, states = saved["param_groups"], saved["state"].values()
-    listed = all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
-    plain = listed and all(isinstance(p, (int, str)) for group in groups for p in group["params"])
-    if not plain or not all(isinstance(state, Mapping) for state in states):
+    if not is_optimizer_state(saved):
         raise CheckpointError(
-            "optimizer: the checkpoint's groups or moments are not what torch saves",
+            "optimizer: the checkpoint's groups of parameters are not what torch saves",
             hint="the file is damaged: use another copy, or an earlier checkpoint",
         )
 
@@ -242,8 +240,8 @@ def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
     """Whether each saved moment has the shape of the parameter that its index names in this order."""
     indices = [i for group in saved["param_groups"] for i in group["params"]]
     for index, parameter in zip(indices, order, strict=True):
-        state = outline(saved["state"].get(index) or {})
-        for value in (state.get(key) for key in _SHAPED):
+        state: Any = outline(saved["state"].get(index) or {})
+        for value in (state.get(key) for key in _SHAPED) if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                 return False
     return True

@@ -12,6 +12,7 @@ from nanhunt.training.checkpoint import Checkpoint, load_into
 from nanhunt.training.on_demand import outline
 from nanhunt.training.optimizer_state import load_optimizer, take_fitting
 from nanhunt.training.run import TrainingRun, optimizers_in
+from nanhunt.training.scaler_state import load_scaler
 from nanhunt.training.state_match import tensors_for
 
 __all__ = ["load_owned", "reference_tensors"]
@@ -40,7 +41,7 @@ def load_owned(run: TrainingRun, checkpoint: Checkpoint, unused: list[dict[str, 
     if unused:
         run.assumptions.append(f"the checkpoint holds {len(unused)} more optimizer states, which nothing here takes")
     if run.scaler is None and checkpoint.scaler and run.owned.scalers:
-        run.owned.scalers[0].load_state_dict(checkpoint.scaler)
+        load_scaler(run.owned.scalers[0], checkpoint)
         run.assumptions.append("your code keeps a gradient scaler of its own: its state loaded from the checkpoint")
 
 

@@ -21,6 +21,7 @@ import torch
 from nanhunt.errors import CheckpointError
 from nanhunt.inert import printable
 from nanhunt.training.numpy_pickle import NUMPY_GLOBALS
+from nanhunt.training.torch_bounds import check_members, check_opcodes, check_structure
 
 __all__ = ["read_torch_file"]
 
@@ -39,12 +40,14 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> tuple[Any, frozenset[s
     """
     zipped = _starts_with(path, b"PK\x03\x04", within=4)
     if zipped:
-        _check_zip(path)
+        _check_zip(path, trust_pickle=trust_pickle)
     elif not _starts_with(path, _LEGACY_MAGIC, within=32):
         raise CheckpointError(
             f"{path}: is not a file of torch.save (a plain pickle, or damaged at its start)",
             hint="write it with torch.save, not with pickle.dump",
         )
+    elif not trust_pickle:
+        check_opcodes(path, None)
     _warn_of_old_torch(torch.__version__)
     tags: set[str] = set()
 
@@ -59,6 +62,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> tuple[Any, frozenset[s
     except Exception as error:
         # with --trust-pickle the file runs code of its own, which may raise anything
         raise _refusal(path, error, trust_pickle=trust_pickle) from error
+    check_structure(path, content)
     return content, frozenset(tags)
 
 
@@ -88,11 +92,14 @@ def _ends_with(path: Path, mark: bytes, *, within: int) -> bool:
         return mark in file.read()
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(path: Path, *, trust_pickle: bool) -> None:
     """Tell a file that is cut short, and a zip of another kind, from what torch.save writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            check_members(path, archive)
+            if not trust_pickle:
+                check_opcodes(path, archive)
     except _ZIP_ERRORS as error:
         if _ends_with(path, b"PK\x05\x06", within=1 << 16):
             raise CheckpointError(

@@ -82,7 +82,7 @@ def make_pickle(folder: Path, rng: random.Random) -> Path:
             content = source.read(name)
             if name == hit:
                 content = mutated(content, [source.read(n) for n in names], rng)
-            target.writestr(name, content, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+            target.writestr(name, content, rng.choice((*[zipfile.ZIP_STORED] * 50, zipfile.ZIP_DEFLATED)))
         if rng.random() < 0.1:
             target.writestr(
                 rng.choice(("../../escape", "archive/../../data.pkl", "/etc/passwd", "data.pkl")), b"\x80\x02}."

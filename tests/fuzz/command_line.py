@@ -13,11 +13,12 @@ from nanhunt.cli import main
 from nanhunt.errors import UsageError
 from tests.fuzz import checkpoints, configs, traces
 
-__all__ = ["make_for_replay", "make_for_report", "replay", "report"]
+__all__ = ["init", "inspect", "look_on", "make_for_replay", "make_for_report", "replay", "report"]
 
 _CONFIG = """\
 model: tests.fuzz.odd:well_formed_model
 data: tests.fuzz.odd:batches
+loss: tests.fuzz.odd:loss
 optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3}}
 precision: {autocast: bf16, grad_scaler: true}
 """
@@ -59,6 +60,25 @@ def report(path: Path) -> None:
 def replay(path: Path) -> None:
     """Run `nanhunt replay --dry-run`: model, optimizer, scaler and random states are loaded, no step is taken."""
     _run("replay", str(path), "-c", str(path.parent / "nanhunt.yaml"), "--dry-run", "--device", "cpu")
+
+
+def inspect(path: Path) -> None:
+    """Run `nanhunt inspect` in one of its formats; every third time against the same checkpoint as its reference."""
+    size = path.stat().st_size
+    reference = ("--reference", str(path)) if size % 3 == 0 else ()
+    _run("inspect", str(path), *reference, "--format", ("terminal", "json", "markdown")[size % 3], "--verbose")
+
+
+def init(path: Path) -> None:
+    """Run `nanhunt init`."""
+    _run("init", str(path), "--out", str(path.parent / "made.yaml"))
+
+
+def look_on(path: Path) -> None:
+    """Run `nanhunt watch` once and `nanhunt export`, where the path is a trace's."""
+    with contextlib.suppress(UsageError):
+        _run("watch", str(path), "--once", "--wait", "0")
+    _run("export", str(path), "--to", ("csv", "json")[path.stat().st_size % 2], "--out", str(path.parent / "exported"))
 
 
 def _run(*arguments: str) -> None:

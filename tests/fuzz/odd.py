@@ -94,6 +94,11 @@ def batches() -> list[dict[str, torch.Tensor]]:
     return [{"x": torch.tensor([1, 2])}]
 
 
+def loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a loss of the model."""
+    return model(batch["x"]).sum()
+
+
 def well_formed_checkpoint() -> dict[str, Any]:
     """Return what a training loop saves: model, AdamW, schedule, scaler, step, random states."""
     return _shallow(_whole())
@@ -125,6 +130,23 @@ def _whole() -> dict[str, Any]:
     }  # fmt: skip
 
 
+class _Bytes:
+    """What is pickled as a call that makes a gigabyte."""
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return bytearray, (1 << 30,)
+
+
+def _without_end(rng: random.Random) -> Any:
+    """Return lists that hold themselves, or come to a billion entries without taking the room."""
+    inner: Any = [0]
+    if rng.random() < 0.3:
+        inner.append(inner)
+    for _ in range(rng.choice((3, 40, 100))):
+        inner = [inner, inner]
+    return inner
+
+
 def odd_checkpoint(rng: random.Random) -> Any:
     """Return a checkpoint in which some places hold what no loop saves there; all of it loads with `weights_only`."""
     content: Any = well_formed_checkpoint()
@@ -138,9 +160,11 @@ def odd_checkpoint(rng: random.Random) -> Any:
         key = rng.choice([*holder, *_KEYS]) if rng.random() < 0.8 else _odd_key(rng)
         if rng.random() < 0.15:
             holder.pop(key, None)
+        elif rng.random() < 0.05:
+            holder[key] = _Bytes() if rng.random() < 0.3 else _without_end(rng)
         else:
-            holder[key] = _odd_object(rng)
-    return content if rng.random() < 0.95 else _odd_object(rng)
+            holder[key] = odd_object(rng)
+    return content if rng.random() < 0.95 else odd_object(rng)
 
 
 _KEYS = (
@@ -154,23 +178,24 @@ def _odd_key(rng: random.Random) -> Any:
     return rng.choice((odd_text(rng), 0, -1, 2**70, 1.5, float("nan"), True, None, (), ("a", 1), b"bytes"))
 
 
-def _odd_object(rng: random.Random, depth: int = 3) -> Any:
+def odd_object(rng: random.Random, depth: int = 3) -> Any:
+    """Return any value that torch.save writes of tensors and plain data."""
     kind = rng.randrange(10)
     if kind < 3 or depth == 0:
         return _odd_tensor(rng)
     if kind < 5:
         return rng.choice((*NUMBERS, *TEXTS, b"", b"\0" * 9, (), [], {}, 3 + 4j))
     if kind == 5:
-        return [_odd_object(rng, depth - 1) for _ in range(rng.randrange(4))]
+        return [odd_object(rng, depth - 1) for _ in range(rng.randrange(4))]
     if kind == 6:
-        return tuple(_odd_object(rng, depth - 1) for _ in range(rng.randrange(4)))
+        return tuple(odd_object(rng, depth - 1) for _ in range(rng.randrange(4)))
     if kind == 7:
         group = {"params": rng.choice(([0, 1], [], ["a"], None, [0] * 500)), "lr": rng.choice(NUMBERS)}
         return {
-            "state": _odd_object(rng, depth - 1),
+            "state": odd_object(rng, depth - 1),
             "param_groups": rng.choice(([group], [], None, [group, group], {"a": group}, [1])),
         }
-    return {_odd_key(rng): _odd_object(rng, depth - 1) for _ in range(rng.randrange(4))}
+    return {_odd_key(rng): odd_object(rng, depth - 1) for _ in range(rng.randrange(4))}
 
 
 _DTYPES = (

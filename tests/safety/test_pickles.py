@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import subprocess
@@ -198,6 +199,8 @@ def test_plain_arrays_and_scalars_of_numpy_come_back_as_they_were(code, order, t
     found = opened(tmp_path / "sound.pt").extra
     assert found["a"].dtype == pickle.loads(pickle.dumps(array)).dtype
     np.testing.assert_array_equal(found["a"], array)
+    assert type(pickle.loads(pickle.dumps(found["a"]))) is np.ndarray
+    np.testing.assert_array_equal(copy.deepcopy(found["a"]), array)
     assert found["s"] == array[1, 2]
     assert type(found["s"]) is type(array[1, 2])
     assert found["empty"].shape == (0, 4)
