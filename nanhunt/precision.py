@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +20,23 @@ __all__ = ["in_precision"]
 _NARROW = (torch.float16, torch.bfloat16)
 
 
-@contextlib.contextmanager
-def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
-    """Run the body with the whole step in `precision` ("fp64", "fp32", "bf16", "fp16").
+def in_precision(run: TrainingRun, precision: str) -> AbstractContextManager[None]:
+    """Return a context with the whole step in `precision` ("fp64", "fp32", "bf16", "fp16").
 
     fp32 and fp64 turn autocast off and widen weights, buffers and moments; bf16 and fp16 use autocast over the weights
     as they are, and recast weights that are narrow themselves. A recipe's products are left in that precision, and in fp32
     and fp64 nothing of a recipe is left. Batches follow the weights. The caller restores the
     values from a snapshot afterwards; autocast, the batches and the tensors' own memory are put back here.
+
+    It stands on all ranks. There it raises ValueError where weights would be cast: what reduces or shards their gradients
+    has been built for their own dtype.
     """
+    body = _in_precision(run, precision)
+    return body if run.together is None else run.together.standing("precision", (precision,), body)
+
+
+@contextlib.contextmanager
+def _in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
     autocast, transform = run.autocast, run.batches.transform
     target = DTYPES[precision]
     moved: dict[torch.dtype, torch.dtype] = {}
@@ -38,6 +47,8 @@ def in_precision(run: TrainingRun, precision: str) -> Iterator[None]:
         narrow_weights = any(p.dtype in _NARROW for p in run.model.parameters())
         moved = dict.fromkeys(_NARROW, target) if narrow_weights else {}
         run.autocast = run.autocast if narrow_weights and run.autocast is None else precision
+    if run.together is not None and any(p.dtype in moved for p in run.parameters().values()):
+        raise ValueError("the weights of several ranks cannot be cast: their reduction is built for their own dtype")
     own = [(t, t.data) for t in (*run.parameters().values(), *run.buffers().values()) if t.dtype in moved]
     _cast_state(run, moved)
     run.batches.transform = _casting(moved, transform)

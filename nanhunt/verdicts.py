@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -146,9 +146,14 @@ class _Both(StepWatch):
         self._amax.gradients_ready(parameters)
 
 
+def scale_held_at(run: TrainingRun, scale: float) -> AbstractContextManager[None]:
+    """Return a context with gradient scalers whose scale is fixed, on all ranks; the run's own, and the loop's, come back after it."""
+    body = _scale_held_at(run, scale)
+    return body if run.together is None else run.together.standing("scale", (scale,), body)
+
+
 @contextmanager
-def scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
-    """Run the body with gradient scalers whose scale is fixed; the run's own, and the loop's, come back after it."""
+def _scale_held_at(run: TrainingRun, scale: float) -> Iterator[None]:
     own, theirs = run.scaler, [s for s in run.owned.scalers if s.is_enabled()]  # one that is off has no scale at all
     states = [copy.copy(vars(scaler)) for scaler in theirs]
     # growth that never comes and a backoff of 1 - 2^-10 per skip: as good as fixed for one step

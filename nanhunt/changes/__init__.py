@@ -65,9 +65,17 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
 )
 
 
+#: What is changed on the leading rank alone: its own samples, and an op of its own.
+_OF_ONE_RANK = (what.WithoutSamples, what.OtherBatch, what.SafeArgument)
+
+
 def change_made(bench: Bench, change: what.Change | None) -> AbstractContextManager[Made]:
-    """Return the context inside of which a change stands; None changes nothing."""
+    """Return the context inside of which a change stands, on all ranks where there are several; None changes nothing."""
     if change is None:
         return nullcontext(Made(readback=["nothing was changed"]))
     make = next(function for kind, function in CHANGES if isinstance(change, kind))
-    return make(bench, change)
+    body, together = make(bench, change), bench.run.together
+    if together is None or isinstance(change, _OF_ONE_RANK):
+        return body
+    details = (change, bench.onset, bench.window, bench.seen, bench.update_norms)
+    return together.standing("change", details, body)

@@ -27,15 +27,19 @@ from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.hunt.again import try_again
 from nanhunt.inert import printable
 from nanhunt.library import library
+from nanhunt.ranks.folder import await_others, own_file
+from nanhunt.ranks.lookout import Lookout
+from nanhunt.ranks.team import Team
+from nanhunt.ranks.world import World, entered, own_device
 from nanhunt.report.original import told
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Manifest, NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
-from nanhunt.training.bundle import bundle_at
+from nanhunt.training.bundle import Bundle, bundle_at
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import RunConfig, find_config, load_config
-from nanhunt.training.loss_log import original_losses
+from nanhunt.training.loss_log import LossLog, original_losses
 from nanhunt.training.owned_state import reference_tensors
 from nanhunt.training.run import TrainingRun
 
@@ -80,24 +84,96 @@ def replay(options: ReplayOptions) -> Onset | None:
     a note of where it lies.
     """
     _check(options)
-    out = options.out.absolute()  # the user's code may change the directory
-    bundle = bundle_at(options.checkpoint)
-    if bundle is not None:
-        options = dataclasses.replace(
-            options, checkpoint=bundle.checkpoint, config=bundle.config if options.config is None else options.config
-        )
-        bundle.enter()
-    config_path = find_config(options.config, options.checkpoint)
-    config = load_config(config_path)
-    checkpoint = load_checkpoint(options.checkpoint, keys=config.checkpoint, trust_pickle=options.trust_pickle)
-    other = _other_checkpoint(options, config)
-    original = original_losses(config.losses, config_path.resolve().parent, checkpoint.path, checkpoint.step)
+    given = _given(options)
     _refuse_to_overwrite(options)
-    device = _device(options.device)
+    device = _device(own_device(options.device))
+    with entered(device) as world:
+        return _replayed(options, given, device, world)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What the command line names, as it was read."""
+
+    config_path: Path
+    config: RunConfig
+    checkpoint: Checkpoint
+    other: Checkpoint | None
+    original: LossLog | None
+    bundle: Bundle | None
+
+
+def _given(options: ReplayOptions) -> _Given:
+    bundle = bundle_at(options.checkpoint)
+    config_path, path = options.config, options.checkpoint
+    if bundle is not None:
+        config_path, path = config_path or bundle.config, bundle.checkpoint
+        bundle.enter()
+    config_path = find_config(config_path, path)
+    config = load_config(config_path)
+    checkpoint = load_checkpoint(path, keys=config.checkpoint, trust_pickle=options.trust_pickle)
+    return _Given(
+        config_path=config_path,
+        config=config,
+        checkpoint=checkpoint,
+        other=_other_checkpoint(options, config),
+        original=original_losses(config.losses, config_path.resolve().parent, checkpoint.path, checkpoint.step),
+        bundle=bundle,
+    )
+
+
+def _replayed(options: ReplayOptions, given: _Given, device: torch.device, world: World | None) -> Onset | None:
+    """Replay, as one process or as one of several."""
+    if world is not None:
+        options = _of_a_rank(options, world)
+    out = options.out.absolute()  # the user's code may change the directory
+    run = _assembled(options, given, device)
+    settings = _settings(options, given, run)
+    if options.dry_run:
+        plan = Plan(
+            run=run, checkpoint=given.checkpoint, settings=settings, config_path=given.config_path, out=options.out
+        )
+        show_plan(plan, lambda text: None if options.quiet else print(text, file=sys.stderr))
+        return None
+    if _adds(options):
+        return _add_trials(options, given.config, run, given.checkpoint, settings)
+    manifest = _manifest(options, given, run, settings, world)
+    path = out if world is None else own_file(out, world, force=options.force)
+    writer, bar = TraceWriter(path, manifest, force=options.force), Bar(settings.steps, quiet=options.quiet)
+    with _terminable(), _accounted(options.out, writer, bar), writer, bar:
+        if given.original is not None:
+            first = run.start_step
+            writer.note(NoteKind.ORIGINAL, given.original.note(first, first + settings.steps - 1))
+        onset = _hunted(run, writer, settings, bar, world)
+    if world is not None:
+        await_others(world)
+    _say(options, out, run, onset, bar)
+    return onset
+
+
+def _of_a_rank(options: ReplayOptions, world: World) -> ReplayOptions:
+    """Return the options of one process of several: rank 0 alone says how far they are."""
+    if options.dry_run or options.trial_names:
+        name = "--dry-run" if options.dry_run else "--trial"
+        raise UsageError(f"{name}: not with {world.size} ranks", hint="run it in one process, without torchrun")
+    is_first = world.rank == 0
+    return dataclasses.replace(options, quiet=options.quiet or not is_first, announce=options.announce and is_first)
+
+
+def _hunted(
+    run: TrainingRun, writer: TraceWriter, settings: HuntSettings, bar: Bar, world: World | None
+) -> Onset | None:
+    if world is None:
+        return hunt(run, writer, settings, bar)
+    with Lookout(world, lambda reason: writer.close(reason=reason)) as lookout:
+        return hunt(run, writer, settings, bar, Team(world=world, lookout=lookout))
+
+
+def _assembled(options: ReplayOptions, given: _Given, device: torch.device) -> TrainingRun:
     run = assemble(
-        config,
-        checkpoint,
-        root=config_path.resolve().parent,
+        given.config,
+        given.checkpoint,
+        root=given.config_path.resolve().parent,
         device=device,
         precision=options.precision,
         start_step=options.start_step,
@@ -105,32 +181,21 @@ def replay(options: ReplayOptions) -> Onset | None:
         # a dry run skips no batch: that may take hours
         track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
     )
-    run.assumptions += bundle.assumptions() if bundle is not None else ()
-    steps = options.steps or config.train.steps
-    settings = HuntSettings(
-        steps=steps,
+    run.assumptions += given.bundle.assumptions() if given.bundle is not None else ()
+    return run
+
+
+def _settings(options: ReplayOptions, given: _Given, run: TrainingRun) -> HuntSettings:
+    return HuntSettings(
+        steps=options.steps or given.config.train.steps,
         every=options.every,
         zoom=options.zoom,
         trials=options.trials,
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
         reference=str(options.reference or ""),
-        reference_tensors=reference_tensors(run, other) if other is not None else {},
+        reference_tensors=reference_tensors(run, given.other) if given.other is not None else {},
     )
-    if options.dry_run:
-        plan = Plan(run=run, checkpoint=checkpoint, settings=settings, config_path=config_path, out=options.out)
-        show_plan(plan, lambda text: None if options.quiet else print(text, file=sys.stderr))
-        return None
-    if _adds(options):
-        return _add_trials(options, config, run, checkpoint, settings)
-    manifest = _manifest(options, config, config_path, checkpoint, run, settings)
-    writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
-    with _terminable(), _accounted(options.out, writer, bar), writer, bar:
-        if original is not None:
-            writer.note(NoteKind.ORIGINAL, original.note(run.start_step, run.start_step + steps - 1))
-        onset = hunt(run, writer, settings, bar)
-    _say(options, out, run, onset, bar)
-    return onset
 
 
 def _other_checkpoint(options: ReplayOptions, config: RunConfig) -> Checkpoint | None:
@@ -242,12 +307,7 @@ def _accounted(out: Path, writer: TraceWriter, bar: Bar) -> Iterator[None]:
 
 
 def _manifest(
-    options: ReplayOptions,
-    config: RunConfig,
-    config_path: Path,
-    checkpoint: Checkpoint,
-    run: TrainingRun,
-    settings: HuntSettings,
+    options: ReplayOptions, given: _Given, run: TrainingRun, settings: HuntSettings, world: World | None
 ) -> Manifest:
     return Manifest(
         nanhunt_version=nanhunt.__version__,
@@ -256,11 +316,13 @@ def _manifest(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=sys.argv,
         device=_device_name(run.device),
+        rank=world.rank if world is not None else 0,
+        world_size=world.size if world is not None else 1,
         checkpoint=str(options.checkpoint),
-        checkpoint_digest=checkpoint.digest,
+        checkpoint_digest=given.checkpoint.digest,
         checkpoint_step=run.start_step,
-        config_path=str(config_path),
-        config=config.document(),
+        config_path=str(given.config_path),
+        config=given.config.document(),
         settings={
             "steps": settings.steps,
             "every": settings.every,

@@ -59,7 +59,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         trials=tuple(evidence.trials.values()),
         assumptions=tuple(_assumptions(evidence)),
         run=_run_facts(trace),
-        series={name: _series(trace, name) for name in _SERIES if trace.scalars(name)},
+        series={name: _series(evidence.trace, name) for name in _SERIES if evidence.trace.scalars(name)},
         damage=damage(evidence),
         certificate=certificate(evidence),
         **_samples(evidence),
@@ -197,7 +197,7 @@ def _told_onset(onset: Onset | None, suspects: list[Suspect]) -> Onset | None:
 
 
 def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
-    trace, onset = evidence.trace, evidence.onset
+    trace, onset = evidence.ranks, evidence.onset
     if onset is None:
         steps = len(trace.steps)
         if not trace.complete:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from nanhunt.culprit import Culprit
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.ranks.team import Sign, Team
 from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
@@ -24,6 +26,9 @@ from nanhunt.training.step import StepResult
 from nanhunt.verdicts import Known
 
 __all__ = ["HuntSettings", "HuntState", "Progress", "Sink"]
+
+
+_T = TypeVar("_T")
 
 
 class Progress(Protocol):
@@ -89,7 +94,9 @@ class HuntState:
     settings: HuntSettings
     progress: Progress
     known: Known
-    rows: RowBuffer = field(default_factory=RowBuffer)
+    #: the ranks of a replay by several processes
+    team: Team | None = None
+    rows: RowBuffer = field(init=False)
     ring: SnapshotRing = field(init=False)
     watch: SpikeWatch = field(default_factory=SpikeWatch)
     lost: UpdateLoss = field(default_factory=UpdateLoss)
@@ -134,12 +141,41 @@ class HuntState:
     #: scalars of each step so far
     results: dict[int, StepResult] = field(default_factory=dict)
     lost_device: bool = False
+    #: the other ranks are in a step that this one has left
+    is_alone: bool = False
     #: of the run's assumptions, how many are written
     assumed: int = 0
 
     def __post_init__(self) -> None:
         self.run.slots.folders.insert(0, self.writer.path.absolute().parent)
-        self.ring = SnapshotRing(self.run)
+        self.rows = RowBuffer(rank=self.rank)
+        self.ring = SnapshotRing(self.run, least=self.team.least if self.team is not None else None)
+
+    # --- the other ranks -----------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those of the replay."""
+        return 0 if self.team is None else self.team.world.rank
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process looks into the fault."""
+        return self.team is None or self.is_alone or self.team.leader == self.rank
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Return a context around a step, whose collectives may wait for a rank that has left it."""
+        return nullcontext() if self.team is None else self.team.lookout.step()
+
+    def judged(self, sign: Sign | None, judge: Callable[[], _T | None]) -> _T | None:
+        """Return what `judge` makes of a step: here, or on the first rank that has something to look into."""
+        return judge() if self.team is None else self.team.judged(self, sign, judge)
+
+    def led(self, body: Callable[[], _T]) -> _T:
+        """Run the body where the fault is looked into, and return what it returned."""
+        return body() if self.team is None or self.is_alone else self.team.led(self, body)
+
+    # --- what was seen -------------------------------------------------------------------------------------------
 
     @property
     def losses(self) -> dict[int, float]:

@@ -65,6 +65,22 @@ class _Original(TypedDict, total=False):
     logged: list[int]
 
 
+class _Parted(TypedDict):
+    """Ranks that hold different values."""
+
+    step: int
+    tensor: str
+    count: int
+    of: int
+    world_size: int
+    ranks: list[int]
+    gradients: int | None
+    gradient: str
+    gradient_ranks: list[int]
+    skipped: list[int]
+    lr: list[float | None]
+
+
 #: "class" is no name that a class body could hold
 _Optimizer = TypedDict(
     "_Optimizer",
@@ -504,6 +520,7 @@ _SHAPES: dict[str, Any] = {
     NoteKind.BLOCKS: _Blocks,
     NoteKind.SOURCE: _Source,
     NoteKind.ORIGINAL: _Original,
+    NoteKind.PARTED: _Parted,
     NoteKind.COMPLETE: dict[str, Any],
 }
 

@@ -67,6 +67,11 @@ class Trace:
         _refuse_mixed_runs(path, files)
         return cls(path, files)
 
+    def of_rank(self, rank: int) -> Trace:
+        """Return the part of one rank, the first one's where that rank is missing."""
+        file = next((f for f in self._files if f.manifest.rank == rank), self._files[0])
+        return Trace(file.path, [file])
+
     def notes_of(self, kind: NoteKind | str) -> list[dict[str, Any]]:
         """Return the bodies of all notes of a kind, in the order in which they were written."""
         return [note.body for note in self.notes if note.kind == str(kind)]

@@ -158,6 +158,8 @@ class NoteKind(StrEnum):
     #: losses that the original run logged: `{"source", "mean", "steps", "losses", "resolution", "hides", "logged"}`, see
     #: `training.loss_log`; `diagnosis.original` holds the replay's against them
     ORIGINAL = "original"
+    #: ranks that hold different values where they must agree: `{"step", "tensor", "ranks", "gradients", …}`, see `ranks.parted`
+    PARTED = "parted"
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 

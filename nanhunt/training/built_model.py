@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import nn
 from nanhunt.errors import ConfigError
 from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.launch import rank_and_size
 from nanhunt.training.model_from_config import build_from_config, config_beside
 from nanhunt.training.recipe_choice import PrecisionChoice
 from nanhunt.training.run import DTYPES
-from nanhunt.training.user_code import call_user, resolve_callable
+from nanhunt.training.user_code import call_user, fill_parameters, resolve_callable
 
 __all__ = ["built_model"]
 
@@ -49,10 +51,25 @@ def _users_model(spec: ImportSpec, root: Path) -> nn.Module:
         model: Any = build
     else:
         with call_user("model"):
-            model = build(**spec.kwargs)
+            model = build(**_of_this_rank(build, spec), **spec.kwargs)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: {spec.call} returned {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _of_this_rank(build: Callable[..., Any], spec: ImportSpec) -> dict[str, object]:
+    """Return what the callable asks for of `mesh` (all ranks in a row), `rank` and `world_size`; the config's own go before."""
+    rank, size = rank_and_size()
+    asked = fill_parameters(build, {"mesh": None, "rank": rank, "world_size": size})
+    filled = {name: value for name, value in asked.items() if name not in spec.kwargs}
+    if size == 1:  # as a run in one process has always been built
+        return {}
+    if "mesh" in filled:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        kind = "cuda" if torch.cuda.is_available() and torch.distributed.get_backend() != "gloo" else "cpu"
+        filled["mesh"] = init_device_mesh(kind, (size,))
+    return filled
 
 
 def _described_model(checkpoint: Checkpoint, assumptions: list[str]) -> nn.Module:

@@ -22,6 +22,7 @@ from nanhunt.training.config import RunConfig
 from nanhunt.training.config_data import DataSpec
 from nanhunt.training.data_order import holds_order, order_told
 from nanhunt.training.epochs import Epochs, Track, is_endless, length_of, set_epoch, untracked
+from nanhunt.training.launch import rank_and_size
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["batch_source"]
@@ -113,7 +114,8 @@ def _built(spec: DataSpec, root: Path, step: int) -> tuple[object, dict[str, obj
     target = resolve(spec.call, key="data", root=root)
     if not callable(target) or _is_loader(target):
         return target, {}
-    asked = fill_parameters(target, {"start_step": step, "rank": 0, "world_size": 1})
+    rank = rank_and_size()
+    asked = fill_parameters(target, {"start_step": step, "rank": rank[0], "world_size": rank[1]})
     filled = {name: value for name, value in asked.items() if name not in spec.kwargs}
     with call_user("data"):
         data = target(**filled, **spec.kwargs)
@@ -126,7 +128,13 @@ def _is_loader(target: object) -> bool:
 
 
 def _say_which_rank(spec: DataSpec, filled: dict[str, object], assumptions: list[str]) -> None:
-    if "rank" in filled or "world_size" in filled:
+    size = rank_and_size()[1]
+    if size > 1:
+        if "rank" not in filled and spec.kwargs.keys().isdisjoint(("rank", "world_size")):
+            assumptions.append(
+                f"data: {spec.name} takes no rank: unless it asks torch for it, all {size} ranks read the same batches"
+            )
+    elif "rank" in filled or "world_size" in filled:
         assumptions.append(
             f"data: {spec.name} was called with rank 0 of 1: in a run of several ranks each read other batches"
         )

@@ -45,13 +45,27 @@ BATCH_BUDGET = 1 << 30
 class SnapshotRing:
     """The last snapshots; the nearest one before a step is where a rewind starts."""
 
-    def __init__(self, run: TrainingRun, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        least: Callable[[int], int] | None = None,
+    ) -> None:
+        """Find out how many snapshots there is room for.
+
+        On several ranks `least` returns the least of their numbers: they take the same snapshots, before the same steps,
+        whatever room and time each of them has.
+        """
         self.bytes = max(1, state_bytes(run))
         self.place = run.slots.place_for(self.bytes, 2)
         if self.place is None and run.slots.place_for(self.bytes) is None:
             run.slots.lend(self.bytes)  # raises, with what there is
         budget = min(RING_BUDGET, int(MEMORY_SHARE * available_memory())) if self.place == "memory" else 0
         self.capacity = 1 if self.place is None else min(FAR, max(2, budget // self.bytes))
+        self._is_agreed = least is not None
+        if least is not None:
+            self.capacity = least(self.capacity)
         #: steps between two snapshots, at least
         self.spacing = 1 if self.capacity in (1, *range(REACH, FAR + 1)) else -(-REACH // (self.capacity - 1))
         #: steps that a rewind can reach back
@@ -66,7 +80,7 @@ class SnapshotRing:
     def offer(self, run: TrainingRun, step: int) -> None:
         """Take a snapshot before `step` where one is due, and let go what no rewind needs any more."""
         self._now = step
-        self._let_go_of_held(run)
+        self.let_go_of_held(run)
         if self._is_due(step):
             if len(self._kept) == self.capacity:
                 self._kept.popleft().release(run)
@@ -75,7 +89,7 @@ class SnapshotRing:
             self._taken = self._clock()
             self._cost = self._taken - began
         self._drop(run)
-        while self.reach > REACH and run.batches.kept_bytes > BATCH_BUDGET:
+        while not self._is_agreed and self.reach > REACH and run.batches.kept_bytes > BATCH_BUDGET:
             self.reach -= 1
             self._drop(run)
 
@@ -87,7 +101,7 @@ class SnapshotRing:
         """
         if self.nearest(step).step == step:
             return
-        self._let_go_of_held(run)
+        self.let_go_of_held(run)
         if run.slots.has_room(self.bytes):
             self._held = self._take(run, step)
 
@@ -95,6 +109,13 @@ class SnapshotRing:
         """Return the latest snapshot at or before `step`, the oldest where the ring has moved past it."""
         earlier = [s for s in (*self._kept, *([self._held] if self._held else [])) if s.step <= step]
         return max(earlier, key=lambda s: s.step, default=self._kept[0])
+
+    def numbered(self, number: int) -> Snapshot:
+        """Return the snapshot of that number. Raises LookupError."""
+        found = next((s for s in self._kept if s.number == number), None)
+        if found is None:
+            raise LookupError(f"snapshot {number} is not kept any more")
+        return found
 
     def reaches(self, step: int) -> bool:
         """Whether a rewind can stand before `step`."""
@@ -111,7 +132,7 @@ class SnapshotRing:
         apart = step - self._kept[-1].step
         if self.capacity == 1 or apart < self.spacing:
             return False
-        if self.bytes <= SMALL or apart >= MOST:
+        if self.bytes <= SMALL or apart >= MOST or self._is_agreed:
             return True
         slot = self._kept[-1].slot
         cost = max(self._cost, slot.device_seconds() if slot is not None else 0.0)
@@ -127,7 +148,8 @@ class SnapshotRing:
             self._kept.popleft().release(run)
         run.batches.forget_before(self.nearest(self.oldest_step).step)
 
-    def _let_go_of_held(self, run: TrainingRun) -> None:
+    def let_go_of_held(self, run: TrainingRun) -> None:
+        """Let go the moment that `hold` kept."""
         if self._held is not None:
             self._held.release(run)
         self._held = None

@@ -18,6 +18,7 @@ from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
 from nanhunt.training.slots import SlotPool
 from nanhunt.training.state_match import Match
+from nanhunt.training.together import Together
 
 __all__ = ["DTYPES", "TrainingRun", "optimizers_in"]
 
@@ -60,8 +61,11 @@ class TrainingRun:
     stepped: frozenset[int] = frozenset()
     #: how the checkpoint's tensors matched the model's
     matched: Match | None = None
-    #: where its snapshots are kept
+    #: where its snapshots are kept, and how many were taken so far
     slots: SlotPool = field(default_factory=SlotPool, repr=False)
+    taken: int = 0
+    #: the other ranks, where this one leads them
+    together: Together | None = field(default=None, repr=False)
 
     @contextlib.contextmanager
     def autocasting(self) -> Iterator[None]:

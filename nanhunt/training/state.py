@@ -52,6 +52,8 @@ class Snapshot:
 
     #: what holds its tensors; None where each has memory of its own
     slot: Slot | None = field(default=None, repr=False)
+    #: how many the run had taken with it
+    number: int = 0
 
     @classmethod
     def take(
@@ -61,6 +63,9 @@ class Snapshot:
 
         A slot for it is found at `place`, or where there is room, of `at_least` so many bytes. Raises RoomError.
         """
+        if run.together is not None:
+            run.together.tell("take", run.taken + 1, step, grads)
+        run.taken += 1
         run.look_around()
         held = run.gradients() if grads else _read_gradients(run)
         slot = _slot_for(run, held, place, at_least)
@@ -77,6 +82,7 @@ class Snapshot:
             rng=RngState.capture(),
             emulator=run.emulator.state() if run.emulator is not None else {},
             slot=slot,
+            number=run.taken,
         )
         if slot is not None:
             slot.end(_gpus(run))
@@ -108,11 +114,15 @@ class Snapshot:
 
     def release(self, run: TrainingRun) -> None:
         """Give the memory to the next snapshot: nothing of this one may be read any more."""
+        if run.together is not None:
+            run.together.tell("release", self.number)
         if self.slot is not None:
             run.slots.take_back(self.slot)
 
     def restore(self, run: TrainingRun) -> None:
         """Put the run back to the moment of `take`, bit for bit."""
+        if run.together is not None:
+            run.together.tell("restore", self.number)
         self.wait()
         _restore_tensors(self, run)
         for optimizer in self.optimizers:

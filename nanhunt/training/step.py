@@ -7,6 +7,8 @@ Nothing here measures. A `StepWatch` is told what has just happened; it looks, a
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from nanhunt.training.clip import clip_gradients
@@ -24,7 +26,8 @@ def train_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
     Raises whatever the user's code raises. The host waits for the device at the end only, except where the gradient
     scaler itself does (`scaler.step` reads found_inf).
     """
-    with run.emulating():
+    others = nullcontext() if run.together is None else run.together.step(step)
+    with others, run.emulating():
         return _built_in_step(run, step, watch) if run.train_step is None else custom_step(run, step, watch)
 
 

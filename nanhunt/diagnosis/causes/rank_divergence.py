@@ -38,9 +38,13 @@ WeatherGenerator PR#2718 (a skip that rank 0 decides); BLOOM-176B chronicles; De
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.replicas import Parted, parted_replicas
+from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
@@ -48,11 +52,13 @@ _FIXES = (
     "decide skips on all ranks together: all-reduce the finiteness flag first",
     "broadcast weights and buffers from one rank after loading, and compare hashes every N steps",
 )
+#: Ranks that are named.
+_SHOWN = 4
 _NUMBERS = ("numel", "nan", "posinf", "neginf", "zero", "amax", "amin", "l2")
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
-    """Look for a weight that is equal in all ranks at first and differs later."""
+    """Look for a tensor that is equal in all ranks at first and differs later."""
     if evidence.onset is None:
         return None
     inside = parted_replicas(evidence)
@@ -60,8 +66,11 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return _inside(evidence, inside)
     if evidence.manifest.world_size < 2:
         return NotApplicable(reason="one process: there are no ranks to compare")
-    if evidence.trace.rank_count < 2:
+    if evidence.ranks.rank_count < 2:
         return NotApplicable(reason=f"the trace holds one rank of {evidence.manifest.world_size}")
+    seen = evidence.ranks.note_of(NoteKind.PARTED)
+    if seen is not None:
+        return _seen(seen)
     parted = _parted(evidence)
     if parted is None:
         return None
@@ -78,6 +87,58 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         fixes=_FIXES,
         depth=1,
     )  # fmt: skip
+
+
+def _seen(body: dict[str, Any]) -> Suspect:
+    """What the ranks showed each other after the step that parted them: the reason, where the step shows one."""
+    step, tensor, world = int(body["step"]), str(body["tensor"]), int(body["world_size"])
+    why, fixes = _why(body)
+    exhibits = [
+        Exhibit(claim=f"of {body['of']} tensors equal on all ranks before step {step}, those that differ after it", value=float(body["count"]), threshold=0.0),
+    ]  # fmt: skip
+    if body["gradients"] is not None:
+        exhibits.append(
+            Exhibit(claim="gradients that differ between the ranks in that step", value=float(body["gradients"]))
+        )
+    return Suspect(
+        cause="rank-divergence",
+        grade=Grade.PROVED,
+        summary=f"{tensor} is not the same on all {world} ranks after step {step}: {why}",
+        location=Location(step=step, phase="update", module=tensor.rpartition(".")[0], parameter=tensor),
+        exhibits=tuple(exhibits),
+        fixes=fixes,
+        depth=1,
+    )  # fmt: skip
+
+
+def _why(body: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return what parted them, and its mend, by what was still equal: the gradient, the update, the rate."""
+    world, skipped, apart = int(body["world_size"]), body["skipped"], _ranks(body["ranks"])
+    if body["gradients"]:
+        who = _ranks(body["gradient_ranks"])
+        said = f"the gradient of {body['gradient']} differs already, by {who}: it was not reduced over all ranks"
+        return said, (
+            "run every backward pass that an update follows through the wrapper that reduces, and not under no_sync()",
+            "where you reduce by hand, reduce every gradient, and on every rank also where a loss was left out",
+        )
+    if skipped and len(skipped) < world:
+        said = f"{_ranks(skipped)} made no update, the others did"
+        return said, ("decide skips on all ranks together: all-reduce the finiteness flag first", _FIXES[1])
+    if body["lr"]:
+        rates = ", ".join("none" if rate is None else f"{rate:g}" for rate in body["lr"][:_SHOWN])
+        return f"the ranks' learning rates differ ({rates})", ("step the scheduler on every rank alike", _FIXES[1])
+    if body["gradients"] == 0:
+        return f"gradients are equal, and the update of {apart} is another", (
+            "give every rank the same optimizer settings and state, and draw what an update draws from one seed", _FIXES[1],
+        )  # fmt: skip
+    return f"{apart} differs", _FIXES
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, `ranks 1, 2 and 4 more`."""
+    shown = ", ".join(map(str, ranks[:_SHOWN]))
+    more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}{more}"
 
 
 def _inside(evidence: Evidence, parted: Parted) -> Suspect:
@@ -102,7 +163,8 @@ def _inside(evidence: Evidence, parted: Parted) -> Suspect:
 
 def _parted(evidence: Evidence) -> tuple[int, str, str, int] | None:
     """Return the first step after which ranks differ in what they agreed on, a weight, and how many of them."""
-    frame = evidence.frame("weight", ["step", "phase", "rank", "module", "name", *_NUMBERS])
+    columns = ["step", "phase", "rank", "module", "name", *_NUMBERS]
+    frame = evidence.ranks.frame(columns, roles=["weight"], passes=["replay"])
     frame = frame.assign(order=frame["step"] * 2 + (frame["phase"] != "load"))
     numbers = frame.groupby(["order", "module", "name"])[list(_NUMBERS)].nunique(dropna=False)
     differs = (numbers > 1).any(axis=1)

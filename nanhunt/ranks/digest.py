@@ -1,0 +1,91 @@
+"""Whether what all ranks must agree on is the same on all of them, to the bit.
+
+How it works. The bits of a tensor, as whole numbers, are added up on its device: one read of it, eight bytes to the host.
+A sum sees any change of one element, and not two that cancel or an exchange of places; it is taken anew in each recorded
+step. The sums of all tensors are hashed to one number below 2^20, which goes into the step's exchange: ranks agree where
+the sum of squares says that all numbers are equal. Only where they do not are names exchanged.
+
+What is compared: weights, and the tensors that optimizers keep of them. A shard of a DTensor is its rank's own. Statistics
+of batch norms are each rank's own too, whether they are broadcast or not. What differs when the replay begins is a shard
+that the model cuts by hand, and is left out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nanhunt.training.run import TrainingRun
+from nanhunt.training.step import StepWatch
+
+__all__ = ["LARGEST", "GradientDigest", "differing", "digests_of", "is_replicated", "state_digests", "whole"]
+
+#: `whole` is below this: squares of it are exact in fp64, added up over 8192 ranks.
+LARGEST = 1 << 20
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def state_digests(run: TrainingRun) -> dict[str, int]:
+    """Return a digest of each replicated weight and optimizer tensor, by name (waits for the device)."""
+    named = run.parameters()
+    return digests_of(named | run.state_tensors(named))
+
+
+def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return a digest of each replicated tensor, by name (waits for the device once)."""
+    with torch.no_grad():
+        sums = {name: _bits(t.detach()) for name, t in tensors.items() if is_replicated(t)}
+        if not sums:
+            return {}
+        by_device: dict[torch.device, list[str]] = {}
+        for name, total in sums.items():
+            by_device.setdefault(total.device, []).append(name)
+        found: dict[str, int] = {}
+        for names in by_device.values():
+            found |= dict(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
+    return {name: found[name] for name in sums}
+
+
+def is_replicated(tensor: Tensor) -> bool:
+    """Whether every rank is to hold the same of it."""
+    if tensor.layout is not torch.strided:
+        return False
+    placements = getattr(tensor, "placements", None)
+    return placements is None or all(placement.is_replicate() for placement in placements)
+
+
+def whole(digests: Mapping[str, int], names: Iterable[str]) -> int:
+    """Return one number below LARGEST for the digests of some names."""
+    text = ",".join(f"{name}:{digests[name]}" for name in names if name in digests)
+    return zlib.crc32(text.encode()) % LARGEST
+
+
+def differing(by_rank: Sequence[Mapping[str, int]]) -> list[str]:
+    """Return the names whose digests are not the same on all ranks, in the first rank's order."""
+    return [name for name in by_rank[0] if len({digests.get(name) for digests in by_rank}) > 1]
+
+
+class GradientDigest(StepWatch):
+    """Digests of a step's gradients, reduced and not yet clipped."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self.digests: dict[str, int] = {}
+
+    def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
+        """Take them."""
+        self.digests |= digests_of(self._run.gradients(parameters))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor's bits as whole numbers, int64."""
+    to_local = getattr(tensor, "to_local", None)
+    held = (tensor if to_local is None else to_local()).contiguous()
+    if held.is_complex():
+        held = torch.view_as_real(held.resolve_conj()).contiguous()
+    if held.dtype == torch.bool:
+        return held.sum(dtype=torch.int64)
+    return held.view(_INTEGERS[held.element_size()]).sum(dtype=torch.int64)

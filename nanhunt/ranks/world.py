@@ -1,0 +1,125 @@
+"""World: the processes that torchrun started, and the few words that they exchange beside the training.
+
+How it works. The user's own collectives run in torch's default group. What nanhunt says goes through a second group, on
+the host (gloo), so that neither can be taken for the other. A word that does not come within `PATIENCE` ends the replay:
+no rank waits for ever. What must reach a rank that waits inside of a collective of the user's goes by torch's key-value
+store, which another thread can read (`lookout`).
+
+The processes are of one job and trust each other as torch's own object collectives do, which pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.training.launch import is_launched, local_rank, rank_and_size
+
+__all__ = ["PATIENCE", "RankLostError", "World", "entered", "is_of_a_lost_rank", "own_device"]
+
+#: Seconds that a rank waits for the others.
+PATIENCE = 600.0
+
+#: What gloo says of a peer that is not there any more.
+_GONE = (
+    "Connection closed",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Read error",
+    "Timed out waiting",
+)
+
+_T = TypeVar("_T")
+
+
+class RankLostError(NanhuntError):
+    """Another rank has gone, or does not answer."""
+
+
+def is_of_a_lost_rank(error: BaseException) -> bool:
+    """Whether an exception is what torch raises where a peer of a collective has gone, or does not come."""
+    text = str(error)
+    is_of_gloo = "/gloo/" in text and any(sign in text for sign in _GONE)
+    return is_of_gloo or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """One process among all; `size` is at least 2."""
+
+    rank: int
+    size: int
+    #: the host's own group
+    group: Any
+    store: Any
+
+    def summed(self, values: Sequence[float], *, patience: float = PATIENCE) -> list[float]:
+        """Return the sums over all ranks: the one exchange of a healthy step. Raises RankLostError."""
+        table = torch.tensor(values, dtype=torch.float64)
+        with _answered():
+            work = dist.all_reduce(table, group=self.group, async_op=True)
+            assert work is not None
+            work.wait(timedelta(seconds=patience))
+        found: list[float] = table.tolist()
+        return found
+
+    def gathered(self, value: _T) -> list[_T]:
+        """Return every rank's value, by rank. Raises RankLostError."""
+        values: list[Any] = [None] * self.size
+        with _answered():
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def told(self, value: _T | None, *, by: int) -> _T:
+        """Return the value that rank `by` gives. Raises RankLostError."""
+        held: list[Any] = [value]
+        with _answered():
+            dist.broadcast_object_list(held, src=by, group=self.group, device=torch.device("cpu"))
+        found: _T = held[0]
+        return found
+
+
+def own_device(name: str | None) -> str | None:
+    """Return the device of this rank on its host: with `cuda`, or without a name where there are GPUs, the one of its number."""
+    if name not in (None, "cuda") or not torch.cuda.is_available():
+        return name
+    return f"cuda:{local_rank()}"
+
+
+@contextlib.contextmanager
+def entered(device: torch.device) -> Iterator[World | None]:
+    """Join the other processes for the body; None where this one is alone. Raises UsageError where they do not come."""
+    if not is_launched():
+        yield None
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+        # one that gloo alone serves, whatever the default group is made of
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE))
+    except (RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0][:200]
+        raise UsageError(f"the {rank_and_size()[1]} ranks do not find each other: {said}") from error
+    store = dist.distributed_c10d._get_default_store()
+    yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, store=dist.PrefixStore("nanhunt", store))
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """Turn what torch raises of a peer that has gone into RankLostError."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise RankLostError(f"another rank has gone, or does not answer: {said}") from error
