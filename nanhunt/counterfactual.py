@@ -161,7 +161,7 @@ def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[Step
         rows.take()
         replayed.append(seen)
         if window.motion:
-            seen.moved = any(not torch.equal(t, before[n]) for n, t in run.parameters().items())
+            seen.moved = any(not torch.equal(t, before[n]) for n, t in run.weights().items())
         if measured:
             bench.update_norms.setdefault(intervention.name, {})[step] = _distance(run, before)
         if probe is not None and window.silent is not None:
@@ -175,12 +175,12 @@ def _run_window(bench: Bench, intervention: Intervention, watches: Sequence[Step
 
 def _distance(run: TrainingRun, before: dict[str, Tensor]) -> float:
     """Return the Euclidean norm of what all weights moved by."""
-    parts = [float((p.detach().double() - before[n].double()).norm()) for n, p in run.parameters().items()]
+    parts = [float((w.double() - before[n].double()).norm()) for n, w in run.weights().items()]
     return math.hypot(*parts)
 
 
 def _weights(run: TrainingRun) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in run.parameters().items()}
+    return {name: weight.clone() for name, weight in run.weights().items()}
 
 
 class _ZeroShare(StepWatch):

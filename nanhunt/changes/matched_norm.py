@@ -52,7 +52,7 @@ class _Match(StepWatch):
     def batch_read(self, micro: int, batch: Any) -> None:
         if micro == 0:
             self._step += 1
-            self._before = {n: p.detach().clone() for n, p in self._run.parameters().items()}
+            self._before = {n: w.clone() for n, w in self._run.weights().items()}
 
     def updated(self) -> None:
         moved = self._moved()
@@ -68,7 +68,7 @@ class _Match(StepWatch):
 
     def _moved(self) -> dict[str, Tensor]:
         """Return what each weight moved by, in fp64: an update is a small difference of large numbers."""
-        named = {n: p.detach() for n, p in self._run.parameters().items() if n in self._before}
+        named = {n: w for n, w in self._run.weights().items() if n in self._before}
         return {
             n: p.to(_wide(p)) - self._before[n].to(_wide(p))
             for n, p in named.items()

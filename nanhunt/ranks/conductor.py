@@ -50,8 +50,12 @@ class Conductor:
             yield
             return
         self.tell("step", step)
-        with self._lookout.step():
-            yield
+        try:
+            with self._lookout.step():
+                yield
+        except Exception as error:  # alone, perhaps: then the others wait in this step for what does not come
+            self._lookout.leave(f"step {step} raised {type(error).__name__} on the leading rank")
+            raise
 
     @contextlib.contextmanager
     def standing(self, what: str, details: tuple[Any, ...], body: AbstractContextManager[_T]) -> Iterator[_T]:

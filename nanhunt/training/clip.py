@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import is_spread, own_part, total_norm
 
 __all__ = ["clip_gradients", "gradient_norm"]
 
@@ -27,12 +28,14 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
         # in the model's order, as loops clip model.parameters(): a norm of norms in another order ends in another bit
         place = {id(p): number for number, p in enumerate(run.model.parameters())}
         parameters.sort(key=lambda p: place.get(id(p), len(place)))
-    norms = _norms([p.grad for p in parameters if p.grad is not None])
-    norm = _total(norms, run.device)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norms = _norms(grads)
+    norm = total_norm(list(zip(grads, norms, strict=True)), run.device)
     if told is not None:
         told(parameters, norms)
     if run.clip_grad_norm is not None and parameters:
         seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)
+        seen = seen.full_tensor() if is_spread(seen) else seen  # type: ignore[attr-defined]
         return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
     if run.clip_param_norm is not None:
         for parameter in parameters:
@@ -46,22 +49,16 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
 
 def gradient_norm(grads: list[Tensor], device: torch.device) -> Tensor:
     """Return the Euclidean norm of all gradients in fp32 (fp64 where any is fp64), on the device."""
-    return _total(_norms(grads), device)
+    return total_norm(list(zip(grads, _norms(grads), strict=True)), device)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
-    """Return the norm of each."""
+    """Return the norm of each, of one that is spread over ranks the norm of this rank's part."""
+    grads = [own_part(g) for g in grads]
     dense = [g.coalesce().values() if g.is_sparse else g for g in grads]
     dense = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in dense]
     wide = torch.float64 if any(g.dtype == torch.float64 for g in dense) else torch.float32
     return [torch.linalg.vector_norm(g, dtype=wide) for g in dense]
-
-
-def _total(norms: list[Tensor], device: torch.device) -> Tensor:
-    if not norms:
-        return torch.zeros((), device=device)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
-    return total
 
 
 def _clip_adaptively(parameters: list[Tensor], factor: float, floor: float = 1e-3) -> None:

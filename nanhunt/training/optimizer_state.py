@@ -23,6 +23,7 @@ from nanhunt.training.checkpoint_layout import is_optimizer_state
 from nanhunt.training.on_demand import OnDemand, outline
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
 from nanhunt.training.parameter_orders import usual_orders
+from nanhunt.training.shards import Spread, is_spread, own_part, sharded_like
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
@@ -125,8 +126,11 @@ def load_optimizer(
         {**{k: v for k, v in ours.items() if k != "params"}, **theirs, **_switched_off(ours)}
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
+    owners = {index: p for g, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+              for index, p in zip(g["params"], ours["params"], strict=True)}  # fmt: skip
     loadable["state"] = {
-        key: dict(state) if isinstance(state, Mapping) else state for key, state in saved["state"].items()
+        key: _own_moments(state, owners.get(key)) if isinstance(state, Mapping) else state
+        for key, state in saved["state"].items()
     }
     try:
         optimizer.load_state_dict(loadable)
@@ -146,6 +150,21 @@ def load_optimizer(
         optimizer.state[parameter] = _owned(state, mapped)
 
 
+def _own_moments(state: Mapping[str, Any], parameter: Tensor | None) -> dict[str, Any]:
+    """Return a parameter's state; of one that is spread over ranks this rank's part of what has its shape."""
+    spread = Spread.of(parameter) if parameter is not None else None
+    if parameter is None or spread is None:
+        return dict(state)
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or is_spread(value):
+            return value
+        part = sharded_like(value, parameter)
+        return spread.joined(part.to(own_part(parameter).device, copy=True))
+
+    return {key: own(value) for key, value in state.items()}
+
+
 def _switched_off(group: dict[str, Any]) -> dict[str, Any]:
     """Return what a GPU's run had switched on and a CPU refuses to step with: CUDA graphs need `capturable`."""
     on_cpu = "capturable" in group and all(p.is_cpu for p in group["params"])
@@ -155,7 +174,7 @@ def _switched_off(group: dict[str, Any]) -> dict[str, Any]:
 def _owned(state: Any, mapped: set[int]) -> Any:
     """Copy the tensors of a state that lie in the checkpoint's memory: torch keeps what it need not cast or move."""
     if isinstance(state, Tensor):
-        return state.clone() if state.untyped_storage().data_ptr() in mapped else state
+        return state.clone() if not is_spread(state) and state.untyped_storage().data_ptr() in mapped else state
     if isinstance(state, dict):
         return {key: _owned(value, mapped) for key, value in state.items()}
     if isinstance(state, list):

@@ -16,6 +16,7 @@ from nanhunt.training.batches import BatchSource
 from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
+from nanhunt.training.shards import own_part
 from nanhunt.training.slots import SlotPool
 from nanhunt.training.state_match import Match
 from nanhunt.training.together import Together
@@ -137,10 +138,14 @@ class TrainingRun:
                 found.setdefault(id(p), []).append(_below(root, clean_name(name)))
         return {first: rest for first, *rest in found.values() if rest}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the memory of every parameter by name; of one that is spread over ranks the part that this one holds."""
+        return {name: own_part(parameter.detach()) for name, parameter in self.parameters().items()}
+
     def buffers(self) -> dict[str, Tensor]:
         """Return every buffer by name."""
         return {
-            _below(root, clean_name(name)): b
+            _below(root, clean_name(name)): own_part(b)
             for root, module in self.roots().items()
             for name, b in module.named_buffers()
         }
@@ -154,11 +159,13 @@ class TrainingRun:
     ) -> dict[str, Tensor]:
         """Return the gradients that are there, by their parameter's name; of these parameters only, where some are given.
 
+        Of what is spread over ranks it is the part that this one holds, here as in `buffers` and `state_tensors`.
+
         `named` is what `parameters()` returned before, for who asks often.
         """
         wanted = None if parameters is None else set(map(id, parameters))
         return {
-            name: p.grad
+            name: own_part(p.grad)
             for name, p in (self.parameters() if named is None else named).items()
             if p.grad is not None and (wanted is None or id(p) in wanted)
         }
@@ -187,7 +194,7 @@ class TrainingRun:
         for name, state in zip(parameters, self.states_of(parameters.values()), strict=True):
             for key, value in state.items():
                 if key != "step" and key not in without and isinstance(value, Tensor) and value.is_floating_point():
-                    found[f"{name}.{key}"] = value
+                    found[f"{name}.{key}"] = own_part(value)
         return found
 
 

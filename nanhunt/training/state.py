@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nanhunt.training.names import clean_name
 from nanhunt.training.rng import RngState
+from nanhunt.training.shards import Spread, own_part, own_parts
 from nanhunt.training.slots import Place, Slot, padded
 from nanhunt.training.tree import tensors_of
 
@@ -73,7 +74,7 @@ class Snapshot:
         snapshot = cls(
             step=step,
             tensors={name: keep(t) for name, t in _live_tensors(run).items()},
-            grads={name: keep(grad) for name, grad in held.items()},
+            grads={name: keep(own_part(grad)) for name, grad in held.items()},
             training={name: module.training for name, module in _modules(run).items()},
             trained=frozenset(name for name, p in run.parameters().items() if p.requires_grad),
             optimizers=[_OptimizerCopy.of(optimizer, keep) for optimizer in run.optimizers],
@@ -149,7 +150,7 @@ def state_bytes(run: TrainingRun) -> int:
 
 def _slot_for(run: TrainingRun, grads: dict[str, Tensor], place: Place | None, at_least: int) -> Slot | None:
     """Return a slot with room for all that is to be copied; None of a small run on the CPU, which needs none."""
-    tensors = [*_live_tensors(run).values(), *grads.values(), *_state_tensors(run)]
+    tensors = [*_live_tensors(run).values(), *map(own_part, grads.values()), *_state_tensors(run)]
     # a tensor, its two moments and its step each begin at a multiple of so many bytes
     at_least += 4 * padded(1) * len(_live_tensors(run)) if at_least else 0
     size = max(at_least, sum(padded(t.numel() * t.element_size()) for t in tensors))
@@ -167,12 +168,12 @@ def _read_gradients(run: TrainingRun) -> dict[str, Tensor]:
     drops = run.train_step is None and type(run.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
     if not drops or "zero_grad" in vars(run.optimizer):
         return gradients
-    dropped = {id(p.grad) for group in run.optimizer.param_groups for p in group["params"]}
+    dropped = {id(own_part(p.grad)) for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None}
     return {name: grad for name, grad in gradients.items() if id(grad) not in dropped}
 
 
 def _state_tensors(run: TrainingRun) -> Iterator[Tensor]:
-    return (t for optimizer in run.optimizers for s in optimizer.state.values() for _, t in tensors_of(s))
+    return (own_part(t) for optimizer in run.optimizers for s in optimizer.state.values() for _, t in tensors_of(s))
 
 
 def _gpus(run: TrainingRun) -> list[torch.device]:
@@ -223,7 +224,7 @@ class _OptimizerCopy:
 
 def _live_tensors(run: TrainingRun) -> dict[str, Tensor]:
     """Return parameters and all buffers by name, the non-persistent ones too; tied ones once."""
-    return {**run.parameters(), **run.buffers()}
+    return own_parts({**run.parameters(), **run.buffers()})
 
 
 def _modules(run: TrainingRun) -> dict[str, nn.Module]:
@@ -243,7 +244,7 @@ def _restore_tensors(snapshot: Snapshot, run: TrainingRun) -> None:
                 live.data = saved.to(live.device, copy=True)
         for name, parameter in run.parameters().items():
             grad = snapshot.grads.get(name)
-            parameter.grad = None if grad is None else grad.to(parameter.device, non_blocking=True, copy=True)
+            parameter.grad = None if grad is None else _placed(_Placed(grad, own_part(parameter).device, Spread.of(parameter)))
             if parameter.is_leaf and parameter.requires_grad != (name in snapshot.trained):
                 parameter.requires_grad_(name in snapshot.trained)
     for name, training in snapshot.training.items():
@@ -262,7 +263,8 @@ def _to_host(tensor: Tensor) -> Tensor:
 def _copied(state: Any, keep: Callable[[Tensor], Tensor]) -> Any:
     """Copy an optimizer's state of one parameter; tensors keep their device in `_Placed` form."""
     if isinstance(state, Tensor):
-        return _Placed(tensor=keep(state), device=state.device)
+        part = own_part(state)
+        return _Placed(tensor=keep(part), device=part.device, spread=Spread.of(state))
     if isinstance(state, dict):
         return {k: _copied(v, keep) for k, v in state.items()}
     if isinstance(state, list):
@@ -272,7 +274,8 @@ def _copied(state: Any, keep: Callable[[Tensor], Tensor]) -> Any:
 
 def _placed(state: Any) -> Any:
     if isinstance(state, _Placed):
-        return state.tensor.to(state.device, non_blocking=True, copy=True)
+        part = state.tensor.to(state.device, non_blocking=True, copy=True)
+        return part if state.spread is None else state.spread.joined(part)
     if isinstance(state, dict):
         return {k: _placed(v) for k, v in state.items()}
     if isinstance(state, list):
@@ -296,3 +299,4 @@ class _Placed:
 
     tensor: Tensor
     device: torch.device
+    spread: Spread | None = None

@@ -20,6 +20,7 @@ from nanhunt.training.transformers_names import converted_state
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
+from nanhunt.training.shards import own_part, sharded_like
 
 __all__ = ["Match", "load_into", "match_state", "tensors_for"]
 
@@ -116,7 +117,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
             saved = state[key]
             if saved.dtype != live[name].dtype:
                 casts[f"{_dtype(saved)} to {_dtype(live[name])}"] += 1
-            live[name].copy_(saved)
+            own_part(live[name]).copy_(sharded_like(saved, live[name]))
     told = ", ".join(f"{number} from {change}" for change, number in casts.items())
     return replace(match, cast=f"cast: {told}" if told else "")
 
