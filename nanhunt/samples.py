@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -24,7 +25,7 @@ from nanhunt.training.batch_layout import batch_size, replace_samples, take_samp
 from nanhunt.training.clip import gradient_norm
 from nanhunt.training.run import TrainingRun
 
-__all__ = ["Cutter", "add_up", "attribute_samples", "loss_outliers", "sample_losses", "sample_norms"]
+__all__ = ["Cutter", "add_up", "attribute_samples", "cut_to", "loss_outliers", "sample_losses", "sample_norms"]
 
 #: Runs of the step that a search may take.
 _BUDGET = 40
@@ -90,6 +91,23 @@ class Cutter:
     def only(self, samples: Sequence[int]) -> Transform:
         """Return what makes the batch one with these samples alone."""
         return self.without([i for i in range(self.size) if i not in samples])
+
+
+def cut_to(run: TrainingRun, cutter: Cutter, samples: Sequence[int]) -> AbstractContextManager[None]:
+    """Return a context in which the batch has these samples alone; on all ranks, where they read the same one."""
+    body = _transformed(run, cutter.only(samples))
+    if run.together is None or not run.shares_batches:
+        return body
+    return run.together.standing("samples", (cutter.step, cutter.micro, cutter.by, list(samples)), body)
+
+
+@contextmanager
+def _transformed(run: TrainingRun, transform: Transform) -> Iterator[None]:
+    run.batches.transform = transform
+    try:
+        yield
+    finally:
+        run.batches.transform = None
 
 
 def attribute_samples(size: int, candidates: list[int], faulty: Callable[[list[int]], bool | None]) -> dict[str, Any]:

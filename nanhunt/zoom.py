@@ -21,7 +21,7 @@ from nanhunt.raised import complaint, located, raising_module, user_line
 from nanhunt.repeat import repeat_step
 from nanhunt.replay import Replayed, replay_step
 from nanhunt.rewind import kept, rewind
-from nanhunt.samples import Cutter, attribute_samples
+from nanhunt.samples import Cutter, attribute_samples, cut_to
 from nanhunt.trace.schema import Birth, NoteKind, Onset, Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batch_layout import why_no_samples
@@ -111,12 +111,10 @@ class _Zoom:
     def is_faulty(self, samples: list[int], cutter: Cutter, quiet: RowBuffer) -> bool | None:
         """Run the step with some of its samples only; None where it cannot run so."""
         rewind(self.run, self.ring, self.step)
-        self.run.batches.transform = cutter.only(samples)
         try:
-            with self._unscaled():
+            with cut_to(self.run, cutter, samples), self._unscaled():
                 replayed = replay_step(self.run, self.step, quiet, recorded=False)
         finally:
-            self.run.batches.transform = None
             quiet.take()
         if self.fault.kind == "exception":
             return replayed.error is not None and type(replayed.error).__name__ == self.fault.name

@@ -65,8 +65,9 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
 )
 
 
-#: What is changed on the leading rank alone: its own samples, and an op of its own.
-_OF_ONE_RANK = (what.WithoutSamples, what.OtherBatch, what.SafeArgument)
+#: What is changed on the leading rank alone: its own samples, unless all ranks read them, and an op of its own.
+_OF_BATCHES = (what.WithoutSamples, what.OtherBatch)
+_OF_ONE_RANK = (*_OF_BATCHES, what.SafeArgument)
 
 
 def change_made(bench: Bench, change: what.Change | None) -> AbstractContextManager[Made]:
@@ -75,7 +76,8 @@ def change_made(bench: Bench, change: what.Change | None) -> AbstractContextMana
         return nullcontext(Made(readback=["nothing was changed"]))
     make = next(function for kind, function in CHANGES if isinstance(change, kind))
     body, together = make(bench, change), bench.run.together
-    if together is None or isinstance(change, _OF_ONE_RANK):
+    own = isinstance(change, _OF_ONE_RANK) and not (bench.run.shares_batches and isinstance(change, _OF_BATCHES))
+    if together is None or own:
         return body
     details = (change, bench.onset, bench.window, bench.seen, bench.update_norms)
     return together.standing("change", details, body)

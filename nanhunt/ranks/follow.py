@@ -12,6 +12,7 @@ from nanhunt.changes import change_made
 from nanhunt.precision import in_precision
 from nanhunt.ranks.lookout import Lookout
 from nanhunt.ranks.world import World
+from nanhunt.samples import Cutter, cut_to
 from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.verdicts import scale_held_at
@@ -104,9 +105,17 @@ def _changed(
     return change_made(bench, change)
 
 
+def _cut(state: HuntState, step: int, micro: int, by: str, samples: list[int]) -> AbstractContextManager[Any]:
+    cutter = Cutter.of(state.run, step, micro)
+    if cutter is None:
+        return contextlib.nullcontext()
+    return cut_to(state.run, cutter if cutter.by == by else cutter.by_removal(), samples)
+
+
 #: What stands until "leave", by its word.
 _CONTEXTS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
     "change": _changed,
+    "samples": _cut,
     "scale": lambda state, scale: scale_held_at(state.run, scale),
     "precision": lambda state, precision: in_precision(state.run, precision),
 }

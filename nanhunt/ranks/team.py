@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nanhunt.probes.probe import split_name
 from nanhunt.ranks.conductor import Conductor
-from nanhunt.ranks.digest import differing, state_digests, whole
+from nanhunt.ranks.digest import differing, digests_of, state_digests, whole
 from nanhunt.ranks.follow import follow
 from nanhunt.ranks.lookout import GRACE, Lookout
 from nanhunt.ranks.parted import Held, parted_body
 from nanhunt.ranks.world import PATIENCE, RankLostError, World
 from nanhunt.trace.schema import NoteKind, Onset, Phase
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.tree import tensors_of
 
 if TYPE_CHECKING:
     from nanhunt.hunt.state import HuntState
@@ -166,6 +167,8 @@ class Team:
         """Let the ranks that have a sign look into it, one after another, until one finds a fault; else rank 0."""
         signs = [s for s in self.world.gathered(sign) if s is not None] if told.signs else []
         order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
+        if order:
+            state.run.shares_batches = self._share_batches(state)
         for leader in order:
             self.leader = leader
             result = self.led(state, judge)
@@ -194,6 +197,12 @@ class Team:
             detail=said,
             rank=body["ranks"][0],
         )
+
+    def _share_batches(self, state: HuntState) -> bool:
+        """Whether all ranks read the same batch in this step."""
+        batch = state.run.batches.peek(state.rows.step, 0)
+        every = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
+        return bool(every[0]) and not differing(every)
 
     def _own(self, judge: Callable[[], Onset | None]) -> Onset | None:
         """Judge, and put this rank's number to what was found."""

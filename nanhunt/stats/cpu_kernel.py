@@ -49,7 +49,9 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
     dtype that the numbers were stored in.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()  # numpy's view would end what FSDP does with a weight's storage: it resizes it to nothing
+        values = (
+            values.clone()
+        )  # numpy's view would end what FSDP does with a weight's storage: it resizes it to nothing
     code = _code() if type(values) is Tensor else None  # numpy takes no subclass
     if code is not None:
         return torch.from_numpy(_by_compiled(code, values, tiny, histogram=histogram, exact=exact))

@@ -67,6 +67,8 @@ class TrainingRun:
     taken: int = 0
     #: the other ranks, where this one leads them
     together: Together | None = field(default=None, repr=False)
+    #: whether they read the same batches, as ranks that share one model do (tensor parallelism)
+    shares_batches: bool = False
 
     @contextlib.contextmanager
     def autocasting(self) -> Iterator[None]:

@@ -168,7 +168,9 @@ def _read_gradients(run: TrainingRun) -> dict[str, Tensor]:
     drops = run.train_step is None and type(run.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
     if not drops or "zero_grad" in vars(run.optimizer):
         return gradients
-    dropped = {id(own_part(p.grad)) for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None}
+    dropped = {
+        id(own_part(p.grad)) for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None
+    }
     return {name: grad for name, grad in gradients.items() if id(grad) not in dropped}
 
 
@@ -244,7 +246,9 @@ def _restore_tensors(snapshot: Snapshot, run: TrainingRun) -> None:
                 live.data = saved.to(live.device, copy=True)
         for name, parameter in run.parameters().items():
             grad = snapshot.grads.get(name)
-            parameter.grad = None if grad is None else _placed(_Placed(grad, own_part(parameter).device, Spread.of(parameter)))
+            parameter.grad = (
+                None if grad is None else _placed(_Placed(grad, own_part(parameter).device, Spread.of(parameter)))
+            )
             if parameter.is_leaf and parameter.requires_grad != (name in snapshot.trained):
                 parameter.requires_grad_(name in snapshot.trained)
     for name, training in snapshot.training.items():
