@@ -66,20 +66,14 @@ class Ancestor:
         return cls(**known)
 
 
-def _seeing_rank(trace: Trace) -> int:
-    """Return the rank that the onset is of; the trace's first where there is none."""
-    body = trace.note_of(NoteKind.ONSET) or {}
-    return int(body.get("rank") or 0)
-
-
 class Evidence:
     """What a trace says, by question. Every view is computed once, on first use; none changes the trace."""
 
     def __init__(self, trace: Trace) -> None:
         #: of all ranks
         self.ranks = trace
-        #: of the rank that saw the fault, or the first one
-        self.trace = trace if trace.rank_count == 1 else trace.of_rank(_seeing_rank(trace))
+        #: of the rank that looked into the fault, or the first one
+        self.trace = trace if trace.rank_count == 1 else trace.of_rank_with(NoteKind.ONSET)
         self.manifest = self.trace.manifest
 
     # --- the fault ---------------------------------------------------------------------------------------------------

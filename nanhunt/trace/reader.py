@@ -67,9 +67,9 @@ class Trace:
         _refuse_mixed_runs(path, files)
         return cls(path, files)
 
-    def of_rank(self, rank: int) -> Trace:
-        """Return the part of one rank, the first one's where that rank is missing."""
-        file = next((f for f in self._files if f.manifest.rank == rank), self._files[0])
+    def of_rank_with(self, kind: NoteKind) -> Trace:
+        """Return the part of the first rank that has a note of this kind; of the first rank where none has."""
+        file = next((f for f in self._files if any(n.kind == kind for n in f.notes)), self._files[0])
         return Trace(file.path, [file])
 
     def notes_of(self, kind: NoteKind | str) -> list[dict[str, Any]]:
