@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from nanhunt.training.checkpoint import LOADERS
-from nanhunt.training.checkpoint_layout import STEP_KEYS, as_step
+from nanhunt.training.checkpoint_layout import STEP_KEYS
 from nanhunt.training.config import CheckpointKeys
+from nanhunt.training.saved_value import as_step
 from nanhunt.training.torch_file import read_torch_file
 
 __all__ = ["found_keys"]

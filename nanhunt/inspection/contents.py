@@ -18,7 +18,8 @@ from torch import Tensor
 from nanhunt.errors import CheckpointError
 from nanhunt.inspection.facts import Role
 from nanhunt.training.checkpoint import LOADERS, Checkpoint, load_checkpoint
-from nanhunt.training.checkpoint_layout import Parts, find_parts, is_optimizer_state
+from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.saved_value import is_optimizer_state
 from nanhunt.training.torch_file import read_torch_file
 from nanhunt.training.tree import tensors_of
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training.checkpoint_layout import is_optimizer_state
 from nanhunt.training.on_demand import OnDemand, outline
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
 from nanhunt.training.parameter_orders import usual_orders
+from nanhunt.training.saved_value import is_optimizer_state
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
