@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
 from nanhunt.inert import few
-from nanhunt.training.lightning_layout import is_lightning, lightning_content
+from nanhunt.training.dotted_places import STEP_KEYS, count_below, paths, places
+from nanhunt.training.lightning_layout import is_lightning, lightning_content, lightning_loader
 from nanhunt.training.names import clean_name
 from nanhunt.training.saved_rng import RNG_KEYS, RNG_NAMES, rng_states
 from nanhunt.training.saved_value import (
@@ -24,6 +25,7 @@ from nanhunt.training.saved_value import (
     optimizer_state,
     plain_state,
     tensors_in,
+    whole_state,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ MODEL_KEYS = ("model", "model_state_dict", "state_dict", "model_state", "module"
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optim", "opt", "optimizer_state", "optimizer_states")
 SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict", "lr_schedulers")
 SCALER_KEYS = ("scaler", "grad_scaler", "scaler_state_dict", "grad_scaler_state_dict")
-# an epoch is no step
-STEP_KEYS = ("step", "iter_num", "global_step", "iteration", "it", "steps")
-#: dicts that hold the step one level down (torchtitan, Megatron Bridge)
-PROGRESS_KEYS = ("train_state", "trainer_state", "progress")
+#: dicts that hold the step further down: torchtitan's, Megatron Bridge's, and what loops call them
+PROGRESS_KEYS = (
+    *("train_state", "trainer_state", "progress", "meta", "metadata", "info", "state", "status", "training_state"),
+    *("run_state", "loop", "trainer", "training", "run"),
+)
 LOADER_KEYS = (
     *("dataloader", "train_dataloader", "loader", "train_loader", "data_loader"),
     *("dataloader_state_dict", "train_dataloader_state_dict", "loader_state_dict", "dl_state_dict", "dataloader_state"),
@@ -96,7 +99,7 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
     scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), plain_state)
     step = search.part("step", STEP_KEYS, as_step)
     rng = search.rng()
-    loader = search.part("loader", LOADER_KEYS, loader_state) or _lightning_loader(content)
+    loader = search.part("loader", LOADER_KEYS, loader_state) or loader_state(_first_of(lightning_loader(content)))
     model = search.model()
     return Parts(
         container="lightning" if lightning else "torch",
@@ -106,10 +109,10 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         more_models=search.more_models(),
         scheduler=scheduler,
         scaler=scaler,
-        step=step if step is not None else _nested_step(content),
+        step=search.nested_step() if step is None else step,
         rng=rng,
         loader=loader,
-        extra={k: v for k, v in content.items() if k not in search.used and elements_of(v) <= SMALL},
+        extra=search.left_over(),
         notes=tuple(search.notes),
     )
 
@@ -176,23 +179,50 @@ class _Search:
 
     def configured(self, name: str, dotted: str) -> Any:
         """Return the value at a dotted path; raises CheckpointError naming the keys where it leaves the dict."""
-        self.used.add(dotted.split(".")[0])
-        if dotted in self.content:
+        if dotted in self.content or "." not in dotted:
             self.used.add(dotted)
+        if dotted in self.content:
             return self.content[dotted]
         value: Any = self.content
+        above = ""
         for part in dotted.split("."):
             inside = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
             there = {str(k): k for k in inside} if isinstance(inside, Mapping) else {}
             if part not in there:
-                near = difflib.get_close_matches(part, list(there), n=1)
-                mend = f"; did you mean {near[0]!r}?" if near else ""
-                raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {few(there, 12) or 'nothing'}{mend}",
-                    hint="mend or remove the key under checkpoint: in nanhunt.yaml",
-                )
-            value = inside[there[part]]
+                raise self._absent(name, dotted, above, list(there))
+            value, above = inside[there[part]], f"{above}{part}."
         return value
+
+    def _absent(self, name: str, dotted: str, above: str, there: list[str]) -> CheckpointError:
+        """Return the error of a path that leaves the dict; what it proposes is a whole path, as the config takes it."""
+        every = list(paths(self.content))
+        below = [path for path in every if path.endswith(f".{dotted}")]
+        near = below or difflib.get_close_matches(dotted, every, n=1)
+        mend = f"; did you mean {near[0]!r}?" if near else ""
+        where = f"under {above.rstrip('.')!r} there" if above else "there"
+        return CheckpointError(
+            f"{self.path}: checkpoint.{name}: no key {dotted!r}; {where}: {few(there, 12) or 'nothing'}{mend}",
+            hint="mend or remove the key under checkpoint: in nanhunt.yaml",
+        )
+
+    def nested_step(self) -> int | None:
+        """Return the step that a dict of the run's progress holds."""
+        found = count_below(self.content, STEP_KEYS, within=PROGRESS_KEYS)
+        return found[1] if found is not None else None
+
+    def left_over(self) -> dict[str, Any]:
+        """Return what else is there and small: of a dict that a part was taken out of, the rest."""
+        rest = {k: self._without_parts(v) for k, v in self.content.items() if k not in self.used}
+        return {k: v for k, v in rest.items() if elements_of(v) <= SMALL}
+
+    def _without_parts(self, value: Any) -> Any:
+        if type(value) is not dict or id(value) in self.taken:
+            return value
+        return {
+            k: self._without_parts(v)
+            for k, v in value.items()
+            if not (isinstance(v, (Mapping, list)) and id(v) in self.taken)
+        }
 
     def rng(self) -> dict[str, Any] | None:
         """Return random states from a dict of them, or from keys at the top."""
@@ -209,7 +239,7 @@ class _Search:
 
     def model(self) -> dict[str, Tensor]:
         """Return the model's state: configured, under a known key, or the tensors at the top."""
-        state: dict[str, Tensor] | None = self.part("model", MODEL_KEYS, model_state)
+        state: dict[str, Tensor] | None = self.part("model", MODEL_KEYS, whole_state)
         if state:
             return state
         state = {k: v for k, v in tensors_in(self.content).items() if k not in self.used and k not in STEP_KEYS}
@@ -219,14 +249,6 @@ class _Search:
         raise _no_model(self.content, self.path)
 
 
-def _lightning_loader(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the state of the first loader that Lightning's fit loop read, where it was one that has a state."""
-    inside: Any = content
-    for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
-        inside = inside.get(key) if isinstance(inside, Mapping) else None
-    return loader_state(_first_of(inside))
-
-
 def _scaler_like(content: Mapping[str, Any]) -> list[str]:
     """Return the keys whose value looks like a GradScaler's state; Lightning files it under its plugin's name."""
     return [k for k, v in content.items() if isinstance(v, Mapping) and "_growth_tracker" in v]
@@ -234,15 +256,6 @@ def _scaler_like(content: Mapping[str, Any]) -> list[str]:
 
 def _first_of(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and value else value
-
-
-def _nested_step(content: Mapping[str, Any]) -> int | None:
-    for holder in PROGRESS_KEYS:
-        inner = content.get(holder)
-        if isinstance(inner, Mapping):
-            steps = (as_step(inner[key]) for key in STEP_KEYS if key in inner)
-            return next((s for s in steps if s is not None), None)
-    return None
 
 
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:
@@ -267,18 +280,9 @@ def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path}: is an optimizer's state alone", hint="name the checkpoint that holds the model's weights"
         )
-    candidates = list(_states_below(content, ""))
+    candidates = [path for path, value in places(content) if whole_state(value)]
     message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {few(content, 12)}"
     if candidates:
         example = f"`checkpoint: {{model: {candidates[0]}}}`"
         return CheckpointError(message, hint=f"name it in nanhunt.yaml, for example {example}")
     return CheckpointError(message, hint="save the model's state_dict() under 'model'")
-
-
-def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Iterator[str]:
-    """Yield the dotted paths of dicts that could be a model's state."""
-    for key, value in content.items():
-        if model_state(value):
-            yield f"{above}{key}"
-        elif isinstance(value, Mapping) and depth > 1 and "param_groups" not in value:
-            yield from _states_below(value, f"{above}{key}.", depth - 1)

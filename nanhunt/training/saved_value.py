@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanhunt.training.averages import is_average
 from nanhunt.training.optimizer_names import unflattened, with_numbers
 
 __all__ = [
     "as_step", "elements_of", "is_optimizer_state", "kind_of", "loader_state", "model_state", "optimizer_state", "plain_state",
-    "tensors_in",
+    "tensors_in", "whole_state",
 ]  # fmt: skip
 
 
@@ -33,6 +34,20 @@ def model_state(value: object) -> dict[str, Tensor] | None:
     if not isinstance(value, Mapping) or "param_groups" in value:
         return None
     return tensors_in(value) or None
+
+
+def whole_state(value: object) -> dict[str, Tensor] | None:
+    """Return the named tensors of a state, or of a module's parts that were saved one by one: `image.fc.weight`.
+
+    Of parts there are two at least; an average of the weights is none, nor is an optimizer's state.
+    """
+    own = model_state(value)
+    if not isinstance(value, Mapping) or "param_groups" in value:
+        return own
+    states = {k: model_state(v) for k, v in value.items() if isinstance(k, str) and not is_average(k)}
+    joined = {f"{key}.{name}": t for key, state in states.items() for name, t in (state or {}).items()}
+    parts = sum(1 for state in states.values() if state) + bool(own)
+    return {**(own or {}), **joined} if parts > 1 and joined else own
 
 
 def optimizer_state(value: object) -> dict[str, Any] | None:
