@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanhunt.inspection.facts import GroupFacts, MomentHealth, OptimizerFacts
 from nanhunt.inspection.naming import foreign_shapes, names_of
+from nanhunt.inspection.state_facts import GroupFacts, MomentHealth, OptimizerFacts
 from nanhunt.stats.torch_kernel import is_measurable
 
 __all__ = ["adam_ceiling", "health_of", "optimizer_facts"]
