@@ -50,8 +50,9 @@ class _Drafter:
 
     def guessed(self, key: str, *more: str) -> Entry | None:
         """Return the guess for a key, with further notes; None where there is none."""
-        guess = self.guesses.of.get(key)
-        notes = (_WHAT[key], f"A guess: {guess.reason}." if guess is not None else "", *more)
+        guess, others = self.guesses.of.get(key), self.guesses.others.get(key, ())
+        told = f"Others that may be it: {', '.join(others)}." if others else ""
+        notes = (_WHAT[key], f"A guess: {guess.reason}." if guess is not None else "", told, *more)
         return None if guess is None else Entry(key=key, value=guess.value, notes=notes)
 
     def known(self, key: str, value: Any, *more: str) -> Entry:
@@ -116,7 +117,9 @@ def _loss(drafter: _Drafter) -> Made:
     entry = drafter.guessed("loss")
     if entry is not None:
         return Made(entry=entry)
-    said = "loss: no function (model, batch) found; the model itself is asked for its loss"
+    near = drafter.guesses.near.get("loss")
+    came = f"; {near}" if near is not None else ""
+    said = f"loss: no function (model, batch) found{came}; without one the model itself is asked for its loss"
     return Made(entry=drafter.open("loss", active=False), unknown="" if _is_described(drafter.shown) else said)
 
 

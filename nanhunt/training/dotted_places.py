@@ -8,16 +8,27 @@ from typing import Any
 
 from nanhunt.training.saved_value import as_step, is_optimizer_state, model_state
 
-__all__ = ["EPOCH_KEYS", "SETTINGS_KEYS", "STEP_KEYS", "count_below", "is_scaler", "is_scheduler", "paths", "places"]
+__all__ = [
+    "EPOCH_KEYS",
+    "MODEL_ARGUMENT_KEYS",
+    "SETTINGS_KEYS",
+    "STEP_KEYS",
+    "count_below",
+    "is_scaler",
+    "is_scheduler",
+    "paths",
+    "places",
+]
 
 # an epoch is no step
 STEP_KEYS = ("step", "iter_num", "global_step", "iteration", "it", "steps")
 EPOCH_KEYS = ("epoch", "current_epoch", "epoch_num", "epochs")
-#: Dicts of settings, in which `steps` and `epochs` are how many were wanted.
+#: What is kept beside the state of a run, by the name that loops give it: arguments of the model, and settings, in which
+#: `steps` and `epochs` are how many were wanted.
+MODEL_ARGUMENT_KEYS = ("model_args", "model_kwargs", "model_config", "net_args")
 SETTINGS_KEYS = (
-    *("config", "hyper_parameters", "hparams", "args", "cfg", "opt", "train_config", "training_args", "settings"),
-    *("model_args", "model_kwargs", "model_config", "net_args"),
-)
+    "config", "hyper_parameters", "hparams", "args", "cfg", "opt", "train_config", "training_args", "settings",
+)  # fmt: skip
 #: Levels that are looked through, and dicts of one: a file can nest as it likes.
 _DEPTH, _MOST = 4, 5000
 
@@ -58,7 +69,11 @@ def count_below(
         (f"{path}.{key}", count)
         for path, value in places(content)
         if within is None or path.partition(".")[0] in within
-        if not (set(path.split(".")) & set(SETTINGS_KEYS) or is_optimizer_state(value) or is_scheduler(value))
+        if not (
+            set(path.split(".")) & {*SETTINGS_KEYS, *MODEL_ARGUMENT_KEYS}
+            or is_optimizer_state(value)
+            or is_scheduler(value)
+        )
         for key in keys
         if (count := as_step(value.get(key))) is not None
     ]
