@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from nanhunt.inspection.contents import Held
+from nanhunt.inspection.contents import Held, place
 from nanhunt.inspection.differences import flat_index, sums
 from nanhunt.inspection.facts import Average, Flip, Role
 from nanhunt.training.averages import averages_among
@@ -33,8 +33,10 @@ def average_facts(tensors: Sequence[Held], flips: Mapping[str, Sequence[Flip]]) 
     """Yield each average of the weights: a state, or a list, of its own. What a bit flipped in says nothing of it."""
     by_name = {h.name: h.tensor for h in tensors}
     states: dict[str, list[Held]] = {}
+    seen: set[tuple[object, ...]] = set()  # a tied tensor has two names
     for held in tensors:
-        if held.role is Role.AVERAGE:
+        if held.role is Role.AVERAGE and place(held.tensor) not in seen:
+            seen.add(place(held.tensor))
             states.setdefault(_key(held), []).append(held)
     for key, members in states.items():
         yield _facts(key, [(h, by_name[h.average_of], (*flips.get(h.name, ()), *flips.get(h.average_of, ()))) for h in members])  # fmt: skip
