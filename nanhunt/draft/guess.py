@@ -104,7 +104,7 @@ def guesses_of(definitions: Sequence[Definition], shown: Shown, losses: Sequence
     others: dict[str, tuple[str, ...]] = {}
     found: dict[str, Guess] = {}
     near: dict[str, str] = {}
-    modules = _module_classes(definitions)
+    modules = [m for m in _module_classes(definitions) if kinds.get(m.spec) != "criterion"]
     for key, wanted in _WANTED.items():
         candidates = list(_candidates(key, wanted, definitions, modules, shown))
         if key == "loss":

@@ -3,8 +3,8 @@
 What counts. A call of a loss of torch (`F.cross_entropy`, `nn.MSELoss()(…)`, a name that holds such a module), `.loss` of what
 a model returns, arithmetic on these, and, less surely, a mean or a sum that is returned. A function that returns one is of
 one of two kinds. One that calls its first parameter is a function (model, batch), as nanhunt wants it; one that does not is
-a criterion, a function of what the model returned. A class whose forward returns a loss is a criterion, or a model that is
-asked for its loss. What a loop computes and calls backward on is told with its line.
+a criterion, a function of what the model returned. A class whose forward returns a loss is a model that is asked for its
+loss, or a criterion where it has no layers that it calls. What a loop computes and calls backward on is told with its line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SCALAR = frozenset({"mean", "sum"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPlace:
-    """A function (`step`, `criterion`), a class (`forward`) or a line of a loop (`loop`) that computes a loss."""
+    """A function (`step`, `criterion`), a class (`forward`, `criterion`) or a line of a loop (`loop`) that computes a loss."""
 
     kind: Literal["step", "criterion", "forward", "loop"]
     file: Path
@@ -69,8 +69,11 @@ def _of_definitions(tree: ast.Module, modules: set[str], file: Path, target: str
             yield LossPlace(kind=kind, file=file, line=node.lineno, spec=f"{target}:{node.name}")
         if isinstance(node, ast.ClassDef):
             forward = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "forward"), None)
-            if forward is not None and _returns_loss(forward, modules, surely=not _MODULES.fullmatch(node.name)):
-                yield LossPlace(kind="forward", file=file, line=node.lineno, spec=f"{target}:{node.name}")
+            is_loss = _MODULES.fullmatch(node.name) is not None
+            if forward is not None and _returns_loss(forward, modules, surely=not is_loss):
+                is_model = not is_loss and _calls_own(forward, modules)
+                yield LossPlace(kind="forward" if is_model else "criterion", file=file, line=node.lineno,
+                                spec=f"{target}:{node.name}")  # fmt: skip
 
 
 def _loss_modules(tree: ast.Module) -> set[str]:
@@ -153,6 +156,13 @@ def _calls_first(function: ast.FunctionDef) -> bool:
         if isinstance(root, ast.Name) and root.id == first.arg and (root is call.func or first.arg in _MODELS):
             return True
     return False
+
+
+def _calls_own(forward: ast.FunctionDef, modules: set[str]) -> bool:
+    """Whether a forward calls an attribute of its module that is no loss."""
+    calls = (n.func for n in ast.walk(forward) if isinstance(n, ast.Call))
+    own = (f.attr for f in calls if isinstance(f, ast.Attribute) and _name(f.value) == "self")
+    return any(name not in modules for name in own)
 
 
 def _line_of_loop(scope: ast.AST, modules: set[str]) -> int | None:

@@ -212,8 +212,8 @@ class Reference:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no tensor that both have held NaN or Inf before."""
-        return not any(c.spoiled_before for c in self.changes)
+        """Whether no weight that both have held NaN or Inf before."""
+        return not any(c.spoiled_before for c in self.changes if c.role is Role.WEIGHT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,8 +237,8 @@ def _changed(c: Change) -> Text:
     told += [f"bit {flip.bit} flipped at {list(flip.index)}" for flip in c.flips]
     line = Text(f"  {', '.join(told)}", "red") if told else Text()
     if c.relative > 0.0:
-        line.append(f"  {moved(c.relative)}", "cyan")
-        line.append(f"  {c.outlying:+.1f} σ from its like" if c.like else "", "dim")
+        line.append(f"  {moved(c.relative):>18}", "cyan")
+        line.append(f"  {c.outlying:+.1f} σ from its like" if c.like and not told else "", "dim")
     return line
 
 

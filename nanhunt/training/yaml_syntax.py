@@ -16,6 +16,13 @@ from nanhunt.errors import ConfigError
 
 __all__ = ["syntax_error"]
 
+#: What PyYAML says, what it means, the mend.
+_IN_WORDS = (
+    ("could not determine a constructor", "a tag (!…) that a config has no use for", "write plain values"),
+    ("found another document", "a second document begins here", "keep one, without the line of dashes"),
+    ("unhashable key", "a key that is a list or a mapping", "a key is a plain text"),
+    ("found '<stream end>'", "the file ends where a value or a bracket is wanted", "write it, or take the key out"),
+)
 #: Signs that no plain text may begin with.
 _SIGNS = "@`%&*!|>"
 
@@ -45,9 +52,9 @@ def _slip(error: yaml.MarkedYAMLError, lines: list[str], line: int, column: int)
     problem = error.problem or "not valid YAML"
     if "\\t" in problem or "'\t'" in problem:
         return _Slip(line=line, column=column, problem="a tab where YAML wants spaces", hint="indent with spaces")
-    if "could not determine a constructor" in problem:
-        told = "a tag (!…) that a config has no use for"
-        return _Slip(line=line, column=column, problem=told, hint="write plain values")
+    for jargon, told, hint in _IN_WORDS:
+        if jargon in problem:
+            return _Slip(line=line, column=column, problem=told, hint=hint)
     opened = error.context_mark
     if opened is not None and "flow" in (error.context or "") and problem.startswith("expected ','"):
         sign = "{" if "mapping" in (error.context or "") else "["

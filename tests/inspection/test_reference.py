@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_one_flipped_bit_is_one_fault_and_no_absurd_change(pair, tmp_path):
     assert found.relative == pytest.approx(before.relative, rel=1e-2)
     page = InspectionTerminal(width=80, color=False, top=10, verbose=False).render(inspection)
     assert "bit 30 flipped at [5, 7]" in page
-    assert max(len(word) for word in page.split()) < 50
+    assert not re.search(r"\d{12}", page)
 
 
 def test_a_bit_that_alone_differs_is_told_so(pair, tmp_path):
@@ -160,10 +161,10 @@ def test_elements_that_became_nan_are_told_first(pair, tmp_path):
 
     inspection = changed(pair, tmp_path, spoil)
     assert {c.name: c.spoiled for c in inspection.facts.reference.changes}["h.0.fc.weight"] == 64
-    page = InspectionTerminal(width=100, color=False, top=10, verbose=False).render(inspection)
-    told = page[page.index("\nsince") :]
-    assert "old.pt, step 12, 6 steps before" in " ".join(told.split())
-    assert "64 of 16384 elements became NaN or Inf" in told.splitlines()[3]
+    page = InspectionTerminal(width=200, color=False, top=10, verbose=False).render(inspection)
+    told = page[page.index("\nsince") :].splitlines()
+    assert told[1].endswith("old.pt, step 12, 6 steps before")
+    assert "64 of 16384 elements became NaN or Inf" in told[3]
 
 
 @pytest.mark.parametrize(("relative", "told"), [(0.0345, "3.5 % of its norm"), (1.97, "197 % of its norm"),
