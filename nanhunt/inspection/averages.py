@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from nanhunt.inspection.contents import Held, place
 from nanhunt.inspection.differences import flat_index, sums
 from nanhunt.inspection.facts import Average, Flip, Role
+from nanhunt.stats.torch_kernel import is_measurable
 from nanhunt.training.averages import averages_among
 
 __all__ = ["average_facts", "marked"]
@@ -21,7 +23,8 @@ def marked(tensors: Sequence[Held], *, trained: int) -> list[Held]:
 
     `trained` is how many parameters the optimizers have: where that is all there are, none is an average.
     """
-    candidates = [h for h in tensors if h.role in (Role.WEIGHT, Role.OTHER)]
+    kept = (h for h in tensors if h.role in (Role.WEIGHT, Role.OTHER) and is_measurable(h.tensor))
+    candidates = [h for h in kept if h.tensor.layout is torch.strided and h.tensor.is_floating_point()]
     if trained >= len(candidates):
         return list(tensors)
     shapes = {h.name: tuple(h.tensor.shape) for h in candidates}

@@ -103,9 +103,12 @@ def _change(held: Held, old: Tensor, known: Sequence[Flip]) -> Change:
     rms = total.size / math.sqrt(max(a.numel(), 1))
     flips = _flips(a, b, tuple(new.shape), rms) if total.difference > 0.0 else ()
     seen = {flip.index for flip in flips}
-    flips += tuple(replace(f, restored=_at(b, f.index, new.shape)) for f in known if f.index not in seen)
-    if flips:
-        total = sums(a, b, [flat_index(flip.index, new.shape) for flip in flips])
+    before = [replace(f, restored=_at(b, f.index, new.shape)) for f in known if f.index not in seen]
+    left_out = [flat_index(flip.index, new.shape) for flip in (*flips, *before)]
+    if left_out:
+        total = sums(a, b, left_out)
+    # a bit that had flipped before did not flip since
+    flips += tuple(f for f in before if f.restored != f.value and not math.isnan(f.restored))
     difference, size = total.difference, total.size
     return Change(
         name=held.name,

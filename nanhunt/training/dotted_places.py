@@ -34,7 +34,7 @@ _DEPTH, _MOST = 4, 5000
 
 
 def places(content: Mapping[Any, Any], above: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield each dict below the top with its dotted path; what is in states of models and optimizers is left alone."""
+    """Yield each dict below the top with its dotted path; what is in states of optimizers is left alone."""
     count = 0
     for key, value in content.items():
         if not isinstance(value, Mapping) or not isinstance(key, str) or not key or "." in key or not key.isprintable():
@@ -43,7 +43,7 @@ def places(content: Mapping[Any, Any], above: str = "", depth: int = _DEPTH) -> 
         if count > _MOST:
             return
         yield f"{above}{key}", value
-        if depth > 1 and not is_optimizer_state(value) and model_state(value) is None:
+        if depth > 1 and not is_optimizer_state(value):
             yield from places(value, f"{above}{key}.", depth - 1)
 
 
@@ -63,21 +63,25 @@ def count_below(
 ) -> tuple[str, int] | None:
     """Return the dotted path and value of the first count under one of the keys, the shallowest first; None without one.
 
-    `within` are the dicts at the top that may hold it, any without them; a schedule's and settings' own counts are none.
+    `within` are the dicts at the top that may hold it, any without them. The counts of a schedule, of settings, of a loader
+    and of the best so far are none.
     """
     found = [
         (f"{path}.{key}", count)
         for path, value in places(content)
         if within is None or path.partition(".")[0] in within
-        if not (
-            set(path.split(".")) & {*SETTINGS_KEYS, *MODEL_ARGUMENT_KEYS}
-            or is_optimizer_state(value)
-            or is_scheduler(value)
-        )
+        if not (_counts_else(path) or is_optimizer_state(value) or is_scheduler(value))
         for key in keys
         if (count := as_step(value.get(key))) is not None
     ]
     return min(found, key=lambda pair: pair[0].count("."), default=None)
+
+
+def _counts_else(path: str) -> bool:
+    """Whether a dict is one whose counts are plans, or places in something else than the run."""
+    keys = path.lower().split(".")
+    is_plan = any(key in SETTINGS_KEYS or key in MODEL_ARGUMENT_KEYS for key in keys)
+    return is_plan or any(word in key for key in keys for word in ("loader", "sampler", "best"))
 
 
 def is_scheduler(value: Mapping[Any, Any]) -> bool:

@@ -7,9 +7,11 @@ import textwrap
 import pytest
 import torch
 
+from nanhunt.draft.ask import asked
 from nanhunt.draft.code import code_entries
 from nanhunt.draft.guess import guesses_of
 from nanhunt.draft.losses import losses_in
+from nanhunt.draft.sections import draft_of
 from nanhunt.draft.shown import Shown, shown_by
 from nanhunt.draft.source import definitions_in, source_files
 from nanhunt.training.checkpoint import Checkpoint
@@ -123,3 +125,23 @@ def test_settings_below_other_dicts_are_read_and_fill_what_a_class_asks_for(gues
 def test_a_file_that_cannot_be_parsed_has_no_losses(tmp_path):
     (tmp_path / "broken.py").write_bytes(b"def (:\n\x00\xff")
     assert losses_in(tmp_path / "broken.py", tmp_path) == []
+
+
+def test_candidates_are_said_before_the_question(guessed, tmp_path):
+    found = guessed(
+        """
+        def clip_objective(model, batch): return F.cross_entropy(model(batch), batch)
+        def distill(model, batch): return F.kl_div(model(batch), batch)
+        """
+    )
+    said: list[str] = []
+    draft = draft_of(Shown(), found, root=tmp_path, command="nanhunt replay CKPT")
+
+    def leave(prompt):
+        if prompt.startswith("loss"):
+            raise EOFError
+        return ""
+
+    asked(draft, root=tmp_path, ask=leave, say=said.append)
+    assert "train:distill (train.py:3)" in said[-2]
+    assert "loss: train:distill (train.py:3) may be it as well" in draft.unknown

@@ -90,3 +90,12 @@ def test_the_epoch_stands_for_a_step_that_is_not_told_and_a_plan_for_neither(tra
     model, _, _ = trained
     facts = inspected({"model": model, "run": {"epoch": 3, "args": {"steps": 900, "epochs": 10}}}, tmp_path).facts
     assert (facts.step, facts.epoch) == (None, 3)
+
+
+def test_tensors_that_have_no_plain_numbers_are_no_averages(tmp_path):
+    odd = {
+        "sparse": torch.eye(8).to_sparse(),
+        "quantised": torch.quantize_per_tensor(torch.randn(8, 8), 0.1, 0, torch.qint8),
+    }
+    inspection = inspected({"model": odd, "ema": copy.deepcopy(odd)}, tmp_path)
+    assert inspection.facts.averages == ()

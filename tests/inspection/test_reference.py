@@ -143,6 +143,17 @@ def test_a_bit_that_alone_differs_is_told_so(pair, tmp_path):
     assert "bit alone differs" in finding.evidence[-1]
 
 
+def test_a_bit_that_had_flipped_before_is_no_change(pair, tmp_path):
+    before, after = copy.deepcopy(pair)
+    for content in (before, after):
+        content["model"]["h.1.fc.weight"][5, 7] = 4e37
+    inspection = inspected(after, tmp_path, reference=before)
+    assert [f.kind for f in inspection.findings] == ["flipped-bit"]
+    (change,) = [c for c in inspection.facts.reference.changes if c.name == "h.1.fc.weight"]
+    assert change.flips == ()
+    assert 1e-4 < change.relative < 1.0
+
+
 def test_no_command_asks_for_a_reference_that_was_given(pair, tmp_path):
     def spoil(after):
         after["model"]["h.1.fc.weight"].view(torch.int32)[5, 7] ^= 1 << 30

@@ -386,7 +386,12 @@ def test_what_is_proposed_for_a_wrong_key_is_the_path_that_loads(wrong, tmp_path
 
 @pytest.mark.parametrize("below", [{"step": 9}, {"global_step": torch.tensor(9)}, {"loop": {"iteration": 9}}])
 def test_a_step_below_a_dict_of_progress_is_found_and_a_plan_in_settings_is_none(below, tmp_path):
-    plan = {"args": {"steps": 500, "step": 3}, "scheduler": {"last_epoch": 4, "base_lrs": [], "step": 2}}
+    plan = {
+        "args": {"steps": 500, "step": 3},
+        "loader": {"step": 1},
+        "best": {"step": 8},
+        "scheduler": {"last_epoch": 4, "base_lrs": [], "step": 2},
+    }
     torch.save({"model": model().state_dict(), "meta": {**below, **plan}, "config": {"steps": 500}}, tmp_path / "c.pt")
     assert load(tmp_path / "c.pt").step == 9
 
