@@ -87,7 +87,7 @@ def _loss_modules(tree: ast.Module) -> set[str]:
 
 
 def _returns_loss(function: ast.FunctionDef, modules: set[str], *, surely: bool = False) -> bool:
-    """Whether a function returns a loss, alone or among others; not `surely`, a mean or a sum that calls nothing else is one."""
+    """Whether a function returns a loss, alone or among others; `surely`: a mean or a sum by itself is none."""
     known = _loss_names(function, modules)
     returned = [n.value for n in _own(function) if isinstance(n, ast.Return) and n.value is not None]
     parts = [p for value in returned for p in (value.elts if isinstance(value, ast.Tuple) else [value])]

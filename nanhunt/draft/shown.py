@@ -121,7 +121,7 @@ def shown_by(checkpoint: Checkpoint, keys: CheckpointKeys | None = None) -> Show
 
 def _at_top(extra: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield the dicts at the top, those of odd names too."""
-    return ((key, value) for key, value in extra.items() if isinstance(value, Mapping))
+    return ((key, value) for key, value in extra.items() if isinstance(key, str) and isinstance(value, Mapping))
 
 
 def _called(key: str, below: Mapping[str, Mapping[Any, Any]]) -> list[str]:

@@ -161,8 +161,10 @@ def _moment_ratio(contents: Contents, earlier: Contents) -> float | None:
     now, before = contents.optimizers.get("optimizer"), earlier.optimizers.get("optimizer")
     if not now or not before:
         return None
+    earlier_state = before.get("state") or {}
     for number, entry in (now.get("state") or {}).items():
-        m, old = ((e or {}).get("exp_avg") for e in (entry, before["state"].get(number)))
+        both = (entry, earlier_state.get(number))
+        m, old = (e.get("exp_avg") if isinstance(e, Mapping) else None for e in both)
         if isinstance(m, Tensor) and isinstance(old, Tensor) and m.shape == old.shape:
             x, y = (t.detach().reshape(-1)[:4096].double() for t in (m, old))
             ratios.append((x / y)[torch.isfinite(x) & torch.isfinite(y) & (y != 0)])

@@ -54,7 +54,7 @@ def optimizer_facts(
         groups=tuple(_group(i, group, entries) for i, group in enumerate(groups)),
         health=tuple(_healths(groups, entries, names)),
         naming=naming,
-        keys=tuple(dict.fromkeys(name for _, name, _ in tensors)),
+        keys=tuple(dict.fromkeys(str(name) for _, name, _ in tensors)),
         dtypes=tuple(dict.fromkeys(str(t.dtype).removeprefix("torch.") for _, _, t in tensors)),
         orphans=len(set(entries) - grouped) if grouped else 0,
         foreign_shapes=foreign_shapes(entries, [t for weights in models for t in weights.values()]),

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["GroupFacts", "LogFacts", "MomentHealth", "OptimizerFacts", "ScalerFacts", "SchedulerFacts"]
+__all__ = ["GroupFacts", "LogFacts", "MomentHealth", "OptimizerFacts", "ScalerFacts", "SchedulerFacts", "finite_or_inf"]
+
+
+def finite_or_inf(value: int | float) -> float:
+    """Return a number as a float; a whole number beyond its range is infinite, as a damaged file can hold one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,9 @@ class GroupFacts:
     def number(self, key: str) -> float | None:
         """Return a setting that is a number; None of another or of none."""
         value = self.settings.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return finite_or_inf(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from nanhunt.inspection.facts import Facts, Role, TensorFacts
 from nanhunt.inspection.moments import optimizer_facts
 from nanhunt.inspection.pages import Pages
 from nanhunt.inspection.scan import scan
-from nanhunt.inspection.state_facts import LogFacts, OptimizerFacts, ScalerFacts, SchedulerFacts
+from nanhunt.inspection.state_facts import LogFacts, OptimizerFacts, ScalerFacts, SchedulerFacts, finite_or_inf
 from nanhunt.training.trainer_state import hidden_nans, logged_steps
 
 __all__ = ["survey"]
@@ -160,7 +160,7 @@ def _log(trainer: Mapping[str, Any]) -> LogFacts:
 def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return finite_or_inf(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
