@@ -114,6 +114,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         trials=options.trials,
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
+        recorded=bundle is not None,
         reference=str(options.reference or ""),
         reference_tensors=reference_tensors(run, other) if other is not None else {},
     )
@@ -282,10 +283,12 @@ def _say(options: ReplayOptions, out: Path, run: TrainingRun, onset: Onset | Non
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
         said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(printable(said), file=sys.stderr)
-        followed = told(original_run(Evidence(Trace.open(out))))
-        if followed:
-            print(f"the replay {followed}", file=sys.stderr)
+        original = original_run(Evidence(Trace.open(out)))
+        follows = [f"the replay {told(original)}"] if original is not None else []
+        # what is said of another run comes behind that it is one
+        is_another = original is not None and original.is_another and onset is None
+        for line in [*follows, said] if is_another else [said, *follows]:
+            print(printable(line), file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

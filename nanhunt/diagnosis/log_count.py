@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["LogCount", "Pair", "log_count", "pairs_of"]
@@ -127,7 +128,7 @@ class _Search:
             return [LogCount(offset=1, mean=True)]  # a Trainer's: it logs when the step is counted
         counts = [LogCount(), LogCount(offset=1), LogCount(offset=-1)]
         steps = self.body["steps"]
-        if any(b > a + 1 for a, b in zip(steps, steps[1:], strict=False)):  # the mean of one step is its loss
+        if any(b > a + 1 for a, b in pairwise(steps)):  # the mean of one step is its loss
             counts += [LogCount(offset=1, mean=True), LogCount(mean=True)]
         return counts
 

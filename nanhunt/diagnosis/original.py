@@ -79,6 +79,11 @@ class OriginalRun:
     #: first and last step of the log
     log_steps: tuple[int, int] | None = None
 
+    @property
+    def is_another(self) -> bool:
+        """Whether the replay is another run than the logged one, from its first loss or from a later one on."""
+        return self.verdict in ("apart", "leaves")
+
 
 def original_run(evidence: Evidence) -> OriginalRun | None:
     """Return how the replay and the logged losses agree; None where the trace holds none."""

@@ -8,7 +8,7 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.original import OriginalRun
 from nanhunt.report.words import listed, number, printable
 
-__all__ = ["follows", "told", "warning"]
+__all__ = ["follows", "is_verdict", "told", "warning"]
 
 
 def follows(diagnosis: Diagnosis) -> str:
@@ -41,6 +41,11 @@ def told(original: OriginalRun | None) -> str:
     return said + counted
 
 
+def is_verdict(diagnosis: Diagnosis) -> bool:
+    """Whether the verdict itself says that the replay is another run: one that finds nothing else."""
+    return diagnosis.onset is None and diagnosis.original is not None and diagnosis.original.is_another
+
+
 def warning(diagnosis: Diagnosis) -> str:
     """Return what follows for the diagnosis from a replay that is not the original run; '' where it is."""
     original, onset = diagnosis.original, diagnosis.onset
@@ -50,6 +55,8 @@ def warning(diagnosis: Diagnosis) -> str:
         return f"the original run's loss was finite in {_steps(original)}: this fault may be the replay's own. {_CHECK}"
     if math.isfinite(original.replayed) and not math.isfinite(original.logged):
         return f"the original run's loss was not finite in {_steps(original)}, which the replay does not show. {_CHECK}"
+    if is_verdict(diagnosis):
+        return _CHECK
     if original.verdict == "apart":
         return f"what this replay shows may be of another run. {_CHECK}"
     if onset is not None and original.leaves is not None and original.leaves < onset.step:

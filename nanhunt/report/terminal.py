@@ -77,7 +77,7 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
 def _original(page: Page, diagnosis: Diagnosis) -> None:
     """Print whether the replay is the run that failed, and what follows where it is not."""
     said, beware = original.follows(diagnosis), original.warning(diagnosis)
-    if said:
+    if said and not original.is_verdict(diagnosis):
         _field(page, "replay", said, style="yellow" if beware else "dim")
     if beware:
         _field(page, "check", beware, style="yellow")
@@ -204,7 +204,7 @@ def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) 
 
 def _suspects(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     if not diagnosis.suspects:
-        if diagnosis.outcome != "healthy":
+        if diagnosis.onset is not None:
             page.heading("suspects", "none of the known causes shows itself")
         return
     page.heading("suspects")
