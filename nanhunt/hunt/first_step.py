@@ -46,7 +46,7 @@ _OF_FIT = re.compile(
     r"same dtype|scalar type|Expected tensor for argument|on the same device|but got|but found|not implemented for|"
     r"values to unpack|(must|have to) specify|does not require grad|dimensions? .*(expected|specified)|expected \dD|"
     r"size of tensor|expanded size|self must be|tensors? expected|same number of dim|not broadcastable|"
-    r"target size|is not compatible|too many indices|Dimension out of range|(tuple|list) index out of range",
+    r"target size|only for scalar outputs|is not compatible|too many indices|Dimension out of range|(tuple|list) index out of range",
     re.IGNORECASE,
 )
 #: dtypes that a precision makes
@@ -54,8 +54,8 @@ _OF_PRECISION = re.compile(r"\b(c10::)?(Half|BFloat16|Float8\w*|Double)(Tensor)?
 
 #: what must be mended, by the key that most likely is wrong
 _MENDS = {
-    "data": "let data: yield batches as the loop read them, and model: build what took them",
-    "loss": "let loss: name what the loop called, a callable (model, batch) -> scalar loss",
+    "data": "let data: yield what the loop read, and loss: hand it to the model as the loop did",
+    "loss": "let loss: name what the loop called, a callable (model, batch) -> scalar loss, and data: what it reads",
     "train_step": "let train_step: name a callable (model, batch, optimizer) -> loss, and data: what it reads",
     "precision": "write under precision: what the run had: autocast, and the dtype of params",
     "optimizer": "let optimizer: build what the loop built",
@@ -119,7 +119,7 @@ def _key_of(run: TrainingRun, error: Exception) -> str:
     """Return the config key that most likely is wrong."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     owners = [frame.f_locals.get("self") for frame in frames]
-    step = "loss" if run.train_step is None or needs_loss(run) else "train_step"
+    step = "loss" if run.train_step is None or _calls_loss(run) else "train_step"
     if any(isinstance(owner, torch.optim.lr_scheduler.LRScheduler) for owner in owners):
         return "scheduler"
     if any(isinstance(o, torch.optim.Optimizer) for o in owners) and not _is_of(run, frames, owners):
@@ -129,7 +129,7 @@ def _key_of(run: TrainingRun, error: Exception) -> str:
     return "data" if _is_of(run, frames, owners) else step
 
 
-def needs_loss(run: TrainingRun) -> bool:
+def _calls_loss(run: TrainingRun) -> bool:
     """Whether the step is the built-in one around an optimizer that asks for a closure: it calls `loss:`."""
     return getattr(run.train_step, "__module__", "") == "nanhunt.training.custom_step"
 
