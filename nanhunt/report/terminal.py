@@ -11,6 +11,7 @@ from rich.text import Text
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import original, precision, reading, words
 from nanhunt.report.advice import advice_lines
+from nanhunt.report.brief import brief_advice, brief_formats
 from nanhunt.report.headroom import format_lines
 from nanhunt.report.headroom_page import put_formats
 from nanhunt.report.options import Options
@@ -323,17 +324,26 @@ def _precision(page: Page, diagnosis: Diagnosis, options: Options) -> None:
 
 def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     """Print a line a format; below one that does not simply fit, where anything is at fault, the tensors that decide."""
-    lines = format_lines(diagnosis.verdicts, diagnosis.headroom, everything=options.verbose)
+    whole = _is_whole(diagnosis, options)
+    if whole:
+        lines = format_lines(diagnosis.verdicts, diagnosis.headroom, everything=options.verbose)
+    else:
+        lines = brief_formats(diagnosis)
     if not lines:
         return
-    tensors = len({(row.module, row.role, row.name) for row in diagnosis.headroom})
-    more = "" if options.verbose else "; --verbose for every tight one"
-    page.heading("headroom", f"{words.counted(tensors, 'tensor')} at modules, over all steps{more}")
-    put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome != "healthy")
+    tensors = words.counted(len({(row.module, row.role, row.name) for row in diagnosis.headroom}), "tensor")
+    more = "" if options.verbose else "; --verbose for every tight one" if whole else "; --verbose for all"
+    page.heading("headroom", f"{tensors} at modules, over all steps{more}")
+    put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome == "fault")
+
+
+def _is_whole(diagnosis: Diagnosis, options: Options) -> bool:
+    """Whether formats are what is asked about: by an option, or by the run's precision recipe."""
+    return options.verbose or diagnosis.precision is not None
 
 
 def _advice(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    lines = advice_lines(diagnosis)
+    lines = advice_lines(diagnosis) if _is_whole(diagnosis, options) else brief_advice(diagnosis)
     if not lines:
         return
     page.heading("precision advice")
