@@ -5,6 +5,7 @@ Torch, pandas and pyarrow are imported inside the commands that need them, so th
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -346,7 +347,10 @@ def main() -> None:
             _print_user_traceback(error)
         hint = [f"hint: {error.hint}"] if error.hint else []
         _leave("\n".join([f"error: {error.message}", *hint, *_notes(error)]), error.exit_code)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            # wherever a path is asked for first: of an option, the config, a checkpoint's index
+            _leave(f"error: {str(error.filename)[:60]}…: {error.strerror}", 2)
         import traceback
 
         print(printable_lines(traceback.format_exc()), file=sys.stderr, end="")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-import nanhunt
+from nanhunt.commands.manifest import manifest_of
 from nanhunt.commands.plan import Plan, show_plan
 from nanhunt.commands.progress import Bar, counting
 from nanhunt.diagnosis.evidence import Evidence
@@ -29,7 +27,7 @@ from nanhunt.inert import printable
 from nanhunt.library import library
 from nanhunt.report.original import told
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import Manifest, NoteKind, Onset
+from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.bundle import bundle_at
@@ -114,6 +112,7 @@ def replay(options: ReplayOptions) -> Onset | None:
         trials=options.trials,
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
+        recorded=bundle is not None,
         reference=str(options.reference or ""),
         reference_tensors=reference_tensors(run, other) if other is not None else {},
     )
@@ -123,7 +122,16 @@ def replay(options: ReplayOptions) -> Onset | None:
         return None
     if _adds(options):
         return _add_trials(options, config, run, checkpoint, settings)
-    manifest = _manifest(options, config, config_path, checkpoint, run, settings)
+    manifest = manifest_of(
+        run,
+        config,
+        config_path,
+        checkpoint,
+        settings,
+        asked=str(options.checkpoint),
+        precision=options.precision,
+        seed=options.seed,
+    )
     writer, bar = TraceWriter(out, manifest, force=options.force), Bar(steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
         if original is not None:
@@ -241,51 +249,16 @@ def _accounted(out: Path, writer: TraceWriter, bar: Bar) -> Iterator[None]:
         raise
 
 
-def _manifest(
-    options: ReplayOptions,
-    config: RunConfig,
-    config_path: Path,
-    checkpoint: Checkpoint,
-    run: TrainingRun,
-    settings: HuntSettings,
-) -> Manifest:
-    return Manifest(
-        nanhunt_version=nanhunt.__version__,
-        torch_version=torch.__version__,
-        python_version=platform.python_version(),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=sys.argv,
-        device=_device_name(run.device),
-        checkpoint=str(options.checkpoint),
-        checkpoint_digest=checkpoint.digest,
-        checkpoint_step=run.start_step,
-        config_path=str(config_path),
-        config=config.document(),
-        settings={
-            "steps": settings.steps,
-            "every": settings.every,
-            "precision": options.precision,
-            "seed": options.seed,
-            "zoom": settings.zoom,
-            "trials": settings.trials,
-        },
-        match=run.matched.sentence if run.matched is not None else "",
-        parameters=sum(p.numel() for p in run.model.parameters()),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
 def _say(options: ReplayOptions, out: Path, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
         said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(printable(said), file=sys.stderr)
-        followed = told(original_run(Evidence(Trace.open(out))))
-        if followed:
-            print(f"the replay {followed}", file=sys.stderr)
+        original = original_run(Evidence(Trace.open(out)))
+        follows = [f"the replay {told(original)}"] if original is not None else []
+        # what is said of another run comes behind that it is one
+        is_another = original is not None and original.is_another and onset is None
+        for line in [*follows, said] if is_another else [said, *follows]:
+            print(printable(line), file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

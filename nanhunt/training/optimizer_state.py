@@ -116,7 +116,8 @@ def load_optimizer(
             "optimizer: the checkpoint's moments do not have the shapes of its parameters",
             hint="optimizer: must build its parameter groups in the order of the run that saved the checkpoint",
         )
-    # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
+    _refuse_other_decay(optimizer, saved)
+    # a key that another version of torch does not save has this one's default
     loadable = copy.copy(saved)
     loadable["param_groups"] = [
         {**{k: v for k, v in ours.items() if k != "params"}, **theirs, **_switched_off(ours)}
@@ -200,6 +201,21 @@ def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str,
             f"optimizer: {type(optimizer).__name__} does not know {', '.join(sorted(theirs - ours))}, which the "
             "checkpoint's optimizer had",
             hint="name the optimizer that the run was trained with under optimizer:",
+        )
+
+
+def _refuse_other_decay(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Before 2.7 torch has decoupled weight decay in a class of its own, and leaves the key of later versions unread."""
+    kind = type(optimizer)
+    if kind not in (torch.optim.Adam, torch.optim.AdamW) or "decoupled_weight_decay" in optimizer.param_groups[0]:
+        return
+    decoupled = {bool(g["decoupled_weight_decay"]) for g in saved["param_groups"]
+                 if "decoupled_weight_decay" in g and g.get("weight_decay")}  # fmt: skip
+    if decoupled and decoupled != {kind is torch.optim.AdamW}:
+        other = "AdamW" if kind is torch.optim.Adam else "Adam"
+        raise CheckpointError(
+            f"optimizer: the checkpoint's weight decay is {other}'s, and torch {torch.__version__} has it in that class alone",
+            hint=f"write `optimizer: {{call: torch.optim:{other}}}`",
         )
 
 
