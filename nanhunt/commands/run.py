@@ -73,7 +73,10 @@ def _command(options: RunOptions) -> list[str]:
 
 def _environment(settings: Settings) -> dict[str, str]:
     before = os.environ.get("PYTHONPATH")
-    inner = {"NANHUNT_RUN": settings.text(), "PYTHONPATH": os.pathsep.join([str(_STARTUP), *([before] if before else [])])}
+    inner = {
+        "NANHUNT_RUN": settings.text(),
+        "PYTHONPATH": os.pathsep.join([str(_STARTUP), *([before] if before else [])]),
+    }
     return {**os.environ, **inner, **({"NANHUNT_RUN_PYTHONPATH": before} if before is not None else {})}
 
 
@@ -84,9 +87,11 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
-    with _handling(signal.SIGINT, lambda number, frame: None), _handling(signal.SIGTERM, pass_on):
-        with _handling(signal.SIGHUP, pass_on), _handling(signal.SIGUSR1, pass_on):
-            return process.wait()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_handling(signal.SIGINT, lambda number, frame: None))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            stack.enter_context(_handling(number, pass_on))
+        return process.wait()
 
 
 @contextlib.contextmanager
@@ -103,7 +108,7 @@ def _afterwards(options: RunOptions, lines: Sequence[Told], code: int) -> None:
     bundles = [line for line in lines if line.bundle]
     is_first_rank = os.environ.get("RANK", "0") == "0"
     if not bundles:
-        if not options.quiet and is_first_rank and code not in _ENDING and any(line.steps == 0 for line in lines):
+        if not options.quiet and is_first_rank and code == 0 and not any(line.steps for line in lines):
             _say("nanhunt: no training step was seen, nothing is recorded")
         return
     if options.report and is_first_rank and code not in _ENDING:

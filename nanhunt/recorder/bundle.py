@@ -132,12 +132,14 @@ def _commented(contents: _Contents) -> str:
         *(f"#\n# {remark}" for remark in contents.remarks),
     ]
     missing = [] if "model" in contents.config or contents.config.get("described") else [_NO_MODEL]
+    missing += [_NO_LOSS] if any(remark.startswith("loss:") for remark in contents.remarks) else []
     body = {key: value for key, value in contents.config.items() if key != "described"}
     text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120)
     return "\n".join([*head, "", *missing, text])
 
 
 _NO_MODEL = "# model: train:build_model   # complete this: the recorder was not told what builds the model\n"
+_NO_LOSS = "# loss: train:compute_loss     # complete this: (model, batch) -> loss, batch as the model is called\n"
 
 
 def _run_json(contents: _Contents, recipe: Recipe) -> dict[str, Any]:

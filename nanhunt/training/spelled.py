@@ -1,10 +1,10 @@
 """Values as a bundle spells them in YAML and JSON: plain data as it is, all else as a dict with one `$` key.
 
-    {$tuple: [1, 2]}                      {$object: train:Config, state: {width: 8}}
-    {$import: torch.nn:GELU}              {$call: builtins:set, args: [[1, 2]], kwargs: {}}
-    {$dtype: bfloat16}, {$device: cuda}   {$module: {class: torch.nn:Linear, args: [4, 4], kwargs: {}}}
-    {$member: train:Mode.FAST}            {$partial: …, args: …, kwargs: …}
-    {$dict: [[1, a], [2, b]]}             of keys that are no text
+{$tuple: [1, 2]}                      {$object: train:Config, state: {width: 8}}
+{$import: torch.nn:GELU}              {$call: builtins:set, args: [[1, 2]], kwargs: {}}
+{$dtype: bfloat16}, {$device: cuda}   {$module: {class: torch.nn:Linear, args: [4, 4], kwargs: {}}}
+{$member: train:Mode.FAST}            {$partial: …, args: …, kwargs: …}
+{$dict: [[1, a], [2, b]]}             of keys that are no text
 """
 
 from __future__ import annotations

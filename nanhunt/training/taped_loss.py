@@ -37,8 +37,8 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
     for index, call in enumerate(calls):
         if call is not None:
             replay.call(index, call)
-    if not results:
-        raise ConfigError("loss: the recorded script raised before its backward, and this replay did not")
+    if not results:  # the script raised in the last call; a trial that mends it goes on with what the call returns
+        return replay.broken_off(len(calls) - 1)
     if accumulate > 1 and tape["divisor"] == accumulate:
         return replay.value(tape["before"])  # type: ignore[no-any-return]
     losses = [replay.value(ref) for ref in results]
@@ -74,6 +74,13 @@ class _Replay:
                 self._values[index] = eval(_at(*call["at"]), frame)
             else:
                 self._values[index] = function(*args, **kwargs)
+
+    def broken_off(self, last: int) -> Tensor:
+        """Return the last call's loss, if it is one. Raises RuntimeError where the way to the loss is not known."""
+        loss = self._values.get(last)
+        if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+            return loss
+        raise RuntimeError("the recorded script raised here; what it would have done with this is not known")
 
     def value(self, ref: Any) -> Any:
         """Return what a reference stands for."""

@@ -33,9 +33,7 @@ class _Awaiting(importlib.abc.MetaPathFinder):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return torch's own spec, once."""
         if name != "torch":
             return None

@@ -117,7 +117,9 @@ def _watch_compile(births: Births) -> None:
     @functools.wraps(original)
     def compile(*args: Any, **kwargs: Any) -> Any:
         made = births.lifted(lambda: original(*args, **kwargs))
-        if not isinstance(made, nn.Module) and not isinstance(getattr(args[0] if args else None, "__self__", None), nn.Module):
+        if not isinstance(made, nn.Module) and not isinstance(
+            getattr(args[0] if args else None, "__self__", None), nn.Module
+        ):
             births.functions_compiled = True
         return made
 

@@ -96,7 +96,9 @@ def _copy(value: Any, copy: Any) -> Likeness:
         return {k: copy(v) for k, v in value.items()}
     attributes = getattr(value, "__dict__", None)
     slots = [s for base in kind.__mro__ for s in getattr(base, "__slots__", ()) if s not in ("__dict__", "__weakref__")]
-    if not isinstance(attributes, dict) and not slots or isinstance(value, (torch.Tensor, np.ndarray, types.ModuleType)):
+    if (not isinstance(attributes, dict) and not slots) or isinstance(
+        value, (torch.Tensor, np.ndarray, types.ModuleType)
+    ):
         return Unlike(f"a {kind.__name__}")
     named = {**{s: getattr(value, s) for s in slots if hasattr(value, s)}, **(attributes or {})}
     return Object(kind, {k: copy(v) for k, v in named.items()})

@@ -106,7 +106,9 @@ class Ride:
         own = {id(p) for p in module.parameters()} & trained.keys()
         size = sum(trained[key] for key in own)
         if size > self._size:
-            self._start(module, [o for o in optimizers if any(id(p) in own for g in o.param_groups for p in g["params"])])
+            self._start(
+                module, [o for o in optimizers if any(id(p) in own for g in o.param_groups for p in g["params"])]
+            )
             self._size = size
         if self._recorder is not None and self._size == sum(trained.values()):
             self._settle()

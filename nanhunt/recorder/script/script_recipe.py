@@ -108,10 +108,14 @@ class ScriptRecipe(Recipe):
         optimizer = run.optimizer
         if len(run.optimizers) > 1:
             names = ", ".join(type(o).__name__ for o in run.optimizers)
-            raise UnspelledError(f"the model has {len(run.optimizers)} optimizers ({names}): name them and your train_step")
+            raise UnspelledError(
+                f"the model has {len(run.optimizers)} optimizers ({names}): name them and your train_step"
+            )
         kind = self._speller.name(type(optimizer))
         wanted = _arguments_of(type(optimizer))
-        settings = {k: _spelled(self._speller, v) for k, v in optimizer.defaults.items() if k in wanted and v is not None}
+        settings = {
+            k: _spelled(self._speller, v) for k, v in optimizer.defaults.items() if k in wanted and v is not None
+        }
         names_of = {id(p): clean_name(name) for name, p in self.model.named_parameters()}
         groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
         if groups == [list(names_of)] and not any(isinstance(v, dict) for v in settings.values()):
@@ -151,5 +155,3 @@ def _arguments(tape: Tape, model: nn.Module) -> Any:
     except (TypeError, ValueError):
         return {"args": args, **kwargs}
     return dict(bound.arguments)
-
-

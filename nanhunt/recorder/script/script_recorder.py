@@ -122,6 +122,9 @@ class ScriptRecorder(Recorder):
             self._has_backward = True
             self._tape.prune()
             self._history.count(self._present.past)
+            whole = self._tape.whole()
+            if whole is not None:
+                self._present.add_whole(*whole)
         super().backward_begins(roots)
 
     @guarded

@@ -107,7 +107,11 @@ class Speller:
     def _call(self, value: Call) -> Any:
         tag = "$partial" if value.is_partial else "$call"
         args = [self.value(item) for item in value.args]
-        return {tag: self.name(value.function), "args": args, "kwargs": {k: self.value(v) for k, v in value.kwargs.items()}}
+        return {
+            tag: self.name(value.function),
+            "args": args,
+            "kwargs": {k: self.value(v) for k, v in value.kwargs.items()},
+        }
 
 
 def _refused(value: Unlike) -> Any:

@@ -39,6 +39,8 @@ CALLS = 5_000
 #: Calls that give a tensor other than what they seem to: the gradient that a hook changes is none of the loss.
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
 
+_DIVISIONS = ("torch.Tensor.div", "torch.Tensor.__truediv__", "torch.div", "torch.true_divide")
+
 Ref = dict[str, Any]
 
 
@@ -65,6 +67,8 @@ class Tape:
         self._known: dict[int, tuple[weakref.ref[Tensor], Ref]] = {}
         self._constants: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._results: list[Ref] = []
+        #: the last quotient of a scalar by a number: its dividend, for a loss that is divided by the micro-batches
+        self._quotient: tuple[int, Tensor] | None = None
         #: why it cannot be kept; '' while it can
         self.trouble = ""
         self._own_loss: Ref | None = None
@@ -109,8 +113,12 @@ class Tape:
             if writes:
                 self.fail(str(error))
             call = {"unkept": str(error)}
+        if call.get("fn") in _DIVISIONS and isinstance(args[0], Tensor) and args[0].numel() == 1:
+            self._quotient = (len(self._calls), args[0].detach().clone())
         line = caller_line()
-        self._append(call | self._surroundings() | ({"at": list(line)} if line else {}) | ({"writes": 1} if writes else {}))
+        self._append(
+            call | self._surroundings() | ({"at": list(line)} if line else {}) | ({"writes": 1} if writes else {})
+        )
         return True
 
     def ends(self, result: Any) -> None:
@@ -165,6 +173,14 @@ class Tape:
         body = {"calls": calls, "results": self._results, "before": before, "divisor": divisor}
         return json.dumps(body)
 
+    def whole(self) -> tuple[Tensor, float] | None:
+        """Return the loss that backward began with a share of, and of how many shares; None where it was no share."""
+        before, divisor = self._before_division()
+        if divisor == 1 or before is None or self._quotient is None:
+            return None
+        index, dividend = self._quotient
+        return (dividend, divisor) if self._results[0]["$v"] == [index] else None
+
     def prune(self) -> None:
         """Let constants go that no needed call has."""
         used: set[str] = set()
@@ -183,7 +199,7 @@ class Tape:
     def _needed(self) -> set[int]:
         """Return the calls that the results come from; the model's own, and any that writes, with what they take."""
         broken = not self._results  # an exception came before backward: the last call may have raised it
-        always = [i for i, c in enumerate(self._calls) if "fn" not in c and "unkept" not in c or "writes" in c]
+        always = [i for i, c in enumerate(self._calls) if ("fn" not in c and "unkept" not in c) or "writes" in c]
         queue = [*always, *(ref["$v"][0] for ref in self._results), *([len(self._calls) - 1] if broken else [])]
         needed: set[int] = set()
         while queue:
@@ -199,7 +215,7 @@ class Tape:
             return None, 1
         ref = self._results[0]
         call = self._calls[ref["$v"][0]]
-        if call.get("fn") in ("torch.Tensor.div", "torch.Tensor.__truediv__", "torch.div", "torch.true_divide"):
+        if call.get("fn") in _DIVISIONS:
             args = call["args"]
             if len(args) == 2 and isinstance(args[1], (int, float)) and isinstance(args[0], dict) and "$v" in args[0]:
                 return args[0], args[1]
@@ -265,7 +281,9 @@ class Tape:
         if id(tensor) in self._names:
             return {"$p": self._names[id(tensor)]}
         if tensor.requires_grad and (id(tensor) in self._trained or not tensor.is_leaf):
-            what = "is trained and lies outside of the model" if tensor.is_leaf else "comes from trained weights elsewhere"
+            what = (
+                "is trained and lies outside of the model" if tensor.is_leaf else "comes from trained weights elsewhere"
+            )
             raise UntapedError(f"{name} {what}")
         return self._constant(tensor, name, tensor)
 
@@ -332,7 +350,11 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Any:
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _paths(item, (*path, index))
-    elif len(path) < 3 and isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (type, nn.Module)):
+    elif (
+        len(path) < 3
+        and isinstance(getattr(value, "__dict__", None), dict)
+        and not isinstance(value, (type, nn.Module))
+    ):
         for name, item in vars(value).items():
             yield from _paths(item, (*path, name))
 
