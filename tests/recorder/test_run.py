@@ -49,9 +49,9 @@ def test_the_bundle_of_a_script_replays_bit_for_bit(name: str, tmp_path: Path) -
     assert (original.bitwise, original.alone) == (True, ())
     assert original.compared == step + (kind != "exception")
     if name == "accumulated.py":
-        assert onset.source == "train.py:36"
+        assert onset.source == "train.py:35"
     if name == "raising.py":
-        assert onset.source == "train.py:18"  # the user's line, though the replay calls from elsewhere
+        assert onset.source == "train.py:17"
 
 
 def test_a_script_is_what_it_was_and_does_not_see_the_recorder(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_report_of_a_fault_is_printed_on_stderr(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert (done.returncode, done.stdout) == (1, "")
     assert "bad-target" in done.stderr
-    assert "train.py:18" in done.stderr
+    assert "train.py:17" in done.stderr
 
 
 def test_weights_are_those_of_the_bare_run(tmp_path: Path) -> None:

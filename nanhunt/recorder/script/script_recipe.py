@@ -34,6 +34,8 @@ class ScriptRecipe(Recipe):
     """How a script's training is built and goes."""
 
     births: Births
+    #: whether torch.compile is around the model
+    is_compiled: bool = False
     _speller: Speller = field(init=False)
     #: what the bundle has not, by its key in nanhunt.yaml, and why
     _missing: dict[str, str] = field(default_factory=dict)
@@ -95,6 +97,8 @@ class ScriptRecipe(Recipe):
                 f"{type(self.model).__name__} is the largest module that the script trains; {share:.0%} of the trained "
                 "parameters lie elsewhere and are not in the bundle"
             )
+        if self.is_compiled:
+            found.append("the script compiles the model: the replay runs it as it is written, and may round otherwise")
         return [*found, *self._missing.values()]
 
     def whereabouts(self) -> dict[str, Any]:

@@ -50,6 +50,9 @@ class ScriptRecorder(Recorder):
         self._tape: Tape | None = None
         self._has_backward = False
         self._backwards = 0
+        #: optimizers that have updated since the last backward pass, and the one whose update began with gradients
+        self._updated: set[int] = set()
+        self._begun: torch.optim.Optimizer | None = None
         self._first_forward = contextlib.ExitStack()
         self.optimizers = tuple(optimizers)
         #: micro-steps that were begun
@@ -115,6 +118,7 @@ class ScriptRecorder(Recorder):
     def backward_begins(self, roots: Any) -> None:
         """Let the tape end with what backward begins with."""
         self._backwards += 1
+        self._updated.clear()
         self._mode.remove()
         if self._tape is not None and self._present is not None:
             one = roots[0] if isinstance(roots, Sequence) and len(roots) == 1 else roots
@@ -135,9 +139,27 @@ class ScriptRecorder(Recorder):
 
     @guarded
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop the tape: what comes is the update."""
+        """Stop the tape: what comes is the update.
+
+        A loop that gives its forward and backward pass to `step` as a closure, as Lightning does, has no gradient yet.
+        """
         self._mode.remove()
-        super().update_begins(optimizer)
+        has_gradients = self._present is not None and id(optimizer) not in self._updated
+        self._begun = optimizer if has_gradients else None
+        if self._begun is not None:
+            super().update_begins(optimizer)
+
+    @guarded
+    def update_done(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note an update; its gradients are looked at now where they were made inside of it."""
+        if self._begun is not optimizer and self._present is not None:
+            self._gradients_ready(optimizer)
+            if self._look is not None:  # it did not see what the update started from
+                self._look.drop()
+                self._closely.pop(self._present.past.step, None)
+                self._look = None
+        self._updated.add(id(optimizer))
+        super().update_done(optimizer)
 
     @guarded
     def scaled(self, result: Any, losses: Any) -> None:
@@ -160,7 +182,11 @@ class ScriptRecorder(Recorder):
 
     def _made_recipe(self, world_size: int) -> Recipe:
         self._hear_inside()
-        return ScriptRecipe(code={}, model=self._bare, world_size=world_size, births=self._births)
+        is_compiled = any(hasattr(m, "_orig_mod") for m in self._called.modules())
+        is_compiled |= getattr(self._bare, "_compiled_call_impl", None) is not None
+        return ScriptRecipe(
+            code={}, model=self._bare, world_size=world_size, births=self._births, is_compiled=is_compiled
+        )
 
     def _hear_inside(self) -> None:
         """Hear an autocast that a forward pass enters itself, as those that accelerate wraps do, in its first layers."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,8 @@ class Speller:
 
     def made(self, made: Made) -> dict[str, Any]:
         """Return a class and the arguments that it was called with. Raises UnspelledError."""
+        if not made.args and not made.kwargs and not _takes_nothing(made.kind):
+            raise UnspelledError(f"a {made.kind.__name__} that is a copy of another, or came from a file")
         found: dict[str, Any] = {"class": self.name(made.kind)}
         args = [self._argument(made, str(i), item) for i, item in enumerate(made.args)]
         kwargs = {key: self._argument(made, key, item) for key, item in made.kwargs.items()}
@@ -112,6 +115,17 @@ class Speller:
             "args": args,
             "kwargs": {k: self.value(v) for k, v in value.kwargs.items()},
         }
+
+
+def _takes_nothing(kind: type) -> bool:
+    """Whether a class can be called without arguments. Copying a module makes it without a constructor."""
+    try:
+        inspect.signature(kind).bind()
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _refused(value: Unlike) -> Any:

@@ -36,6 +36,8 @@ __all__ = ["Tape", "UntapedError", "parameter_names"]
 
 #: Calls that a tape may have: a loop of the script's own over a sequence's positions, not one without end.
 CALLS = 5_000
+#: Calls of the model without a backward pass: a script that goes on does not train by them.
+MODEL_CALLS = 512
 #: Calls that give a tensor other than what they seem to: the gradient that a hook changes is none of the loss.
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
 
@@ -64,6 +66,7 @@ class Tape:
         #: constants by the name of the argument that they were
         self.inputs: dict[str, Any] = {}
         self._calls: list[dict[str, Any]] = []
+        self._of_model = 0
         self._known: dict[int, tuple[weakref.ref[Tensor], Ref]] = {}
         self._constants: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._results: list[Ref] = []
@@ -77,6 +80,9 @@ class Tape:
 
     def model_begins(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call of the model. Raises UntapedError where a file cannot hold its arguments."""
+        self._of_model += 1
+        if self._of_model > MODEL_CALLS:
+            raise UntapedError(f"of call {MODEL_CALLS} without a backward pass is not kept")
         names = _names_of(model, len(args))
         call = {
             "args": [self._ref(value, names[i], given=True) for i, value in enumerate(args)],
