@@ -121,12 +121,12 @@ def bundle_at(path: Path) -> Bundle | None:
 
 def _scripts(value: Any, where: Path) -> dict[str, Script]:
     found = {}
-    for name, own in value.items() if isinstance(value, dict) else [("", None)]:
-        values = own.get("globals") if isinstance(own, dict) else None
-        unkept = own.get("unkept") if isinstance(own, dict) else None
-        if not isinstance(values, dict) or not _texts(unkept) or not isinstance(own.get("file"), str):
+    for name, body in value.items() if isinstance(value, dict) else [("", None)]:
+        own: dict[str, Any] = body if isinstance(body, dict) else {}
+        file, values, unkept = own.get("file"), own.get("globals"), own.get("unkept", [])
+        if not isinstance(file, str) or not isinstance(values, dict) or not _texts(unkept):
             raise CheckpointError(f"{where}: scripts: is damaged", hint="use another bundle of the run")
-        found[name] = Script(file=Path(own["file"]), values=values, unkept=tuple(unkept))
+        found[name] = Script(file=Path(file), values=values, unkept=tuple(unkept))
     return found
 
 

@@ -27,7 +27,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             hint="name a callable (model, batch) -> scalar loss under loss:",
         ) from error
     output = model(*arguments, **named)
-    loss = loss_in(output)
+    loss: Tensor | None = loss_in(output)
     if loss is None:
         raise ConfigError(
             f"loss: the model returned {type(output).__name__} without a loss in it",

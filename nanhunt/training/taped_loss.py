@@ -22,6 +22,9 @@ from nanhunt.training.names import clean_name
 
 __all__ = ["taped_loss"]
 
+#: The last line of a file that a frame may claim to stand at: code of so many lines is made for it.
+_LAST_LINE = 100_000
+
 
 def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) -> Tensor:
     """Return the loss of a micro-step, so that its `accumulate`-th part is what the script's backward began with.
@@ -39,11 +42,10 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
             replay.call(index, call)
     if not results:  # the script raised in the last call; a trial that mends it goes on with what the call returns
         return replay.broken_off(len(calls) - 1)
-    if accumulate > 1 and tape["divisor"] == accumulate:
-        return replay.value(tape["before"])  # type: ignore[no-any-return]
-    losses = [replay.value(ref) for ref in results]
+    is_share = accumulate > 1 and tape["divisor"] == accumulate
+    losses: list[Tensor] = [replay.value(ref) for ref in ([tape["before"]] if is_share else results)]
     loss = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
-    return loss * accumulate if accumulate > 1 else loss  # type: ignore[no-any-return]
+    return loss * accumulate if accumulate > 1 and not is_share else loss
 
 
 class _Replay:
@@ -114,9 +116,17 @@ _VALUES: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
     "$map": lambda value, items: {key: value(item) for key, item in items.items()},
     "$slice": lambda value, parts: slice(*(value(part) for part in parts)),
     "$ellipsis": lambda value, _: Ellipsis,
-    "$torch": lambda value, name: getattr(torch, name),
+    "$torch": lambda value, name: _constant_of_torch(name),
     "$device": lambda value, kind: torch.device(kind if kind != "cuda" or torch.cuda.is_available() else "cpu"),
 }
+
+
+def _constant_of_torch(name: str) -> Any:
+    """Return a dtype, layout or memory format; a tape names nothing else of torch but functions."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
+        raise ConfigError(f"loss: the tape names torch.{name:.60}, which is no dtype, layout or memory format")
+    return found
 
 
 def _inside(value: Any, path: list[Any]) -> Any:
@@ -142,4 +152,5 @@ def _functions() -> dict[str, Callable[..., Any]]:
 @lru_cache(maxsize=1024)
 def _at(file: str, line: int) -> CodeType:
     """Return code that makes a call as if it stood at a line of a file."""
+    line = min(max(line, 1), _LAST_LINE)
     return compile("\n" * (line - 1) + "call(*args, **kwargs)", file, "eval").replace(co_name="<tape>")

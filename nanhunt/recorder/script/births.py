@@ -87,7 +87,7 @@ def _watch_modules(births: Births) -> None:
         births._modules[number] = (ref, made)
         return module
 
-    nn.Module.__new__ = __new__  # type: ignore[assignment, method-assign]
+    nn.Module.__new__ = __new__  # type: ignore[method-assign]
 
 
 def _is_in_constructor() -> bool:
@@ -123,4 +123,4 @@ def _watch_compile(births: Births) -> None:
             births.functions_compiled = True
         return made
 
-    torch.compile = compile  # type: ignore[assignment]
+    torch.compile = compile

@@ -17,8 +17,9 @@ from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.globals_of_script import main_script
 from nanhunt.recorder.script.likeness import likeness
 from nanhunt.recorder.script.reconstruction import reconstruction
+from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.spelling import Speller, UnspelledError
-from nanhunt.recorder.script.tape import Tape, UntapedError
+from nanhunt.recorder.script.tape import Tape
 from nanhunt.training.names import clean_name
 from nanhunt.training.run import TrainingRun
 

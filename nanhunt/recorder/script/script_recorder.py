@@ -19,8 +19,9 @@ from nanhunt.recorder.live import on_first_forward, parameters_of
 from nanhunt.recorder.recipe import Recipe
 from nanhunt.recorder.recorder import Recorder, guarded
 from nanhunt.recorder.script.births import Births
+from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.script_recipe import ScriptRecipe
-from nanhunt.recorder.script.tape import Tape, UntapedError, parameter_names
+from nanhunt.recorder.script.tape import Tape, parameter_names
 from nanhunt.recorder.script.tape_mode import TapeMode
 
 __all__ = ["ScriptRecorder"]

@@ -18,9 +18,6 @@ from nanhunt.recorder.script.likeness import Call, Member, Object, Unlike
 
 __all__ = ["Speller", "UnspelledError"]
 
-#: The classes whose `__new__` makes a bare object of its class alone.
-_BARE = object.__new__
-
 
 class UnspelledError(Exception):
     """A value that a bundle cannot hold; the text says which."""
@@ -103,7 +100,8 @@ class Speller:
         return {"$dict": [[self.value(key), self.value(item)] for key, item in value.items()]}
 
     def _object(self, value: Object) -> Any:
-        if value.kind.__new__ is not _BARE:
+        new: Any = value.kind.__new__
+        if new is not object.__new__:
             raise UnspelledError(f"a {value.kind.__name__}")
         return {"$object": self.name(value.kind), "state": {k: self.value(v) for k, v in value.attributes.items()}}
 

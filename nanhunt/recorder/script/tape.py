@@ -17,22 +17,20 @@ functions. What descends from those needs a gradient and from nothing known: the
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
 from nanhunt.probes.source import caller_line
-from nanhunt.recorder.history import copied
+from nanhunt.recorder.script.references import Ref, References, UntapedError, references_in
 from nanhunt.training.loss import loss_in
 from nanhunt.training.names import clean_name
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["Tape", "UntapedError", "parameter_names"]
+__all__ = ["Tape", "parameter_names"]
 
 #: Calls that a tape may have: a loop of the script's own over a sequence's positions, not one without end.
 CALLS = 5_000
@@ -42,12 +40,6 @@ MODEL_CALLS = 512
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
 
 _DIVISIONS = ("torch.Tensor.div", "torch.Tensor.__truediv__", "torch.div", "torch.true_divide")
-
-Ref = dict[str, Any]
-
-
-class UntapedError(Exception):
-    """Something that a tape cannot hold; the text says what."""
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:
@@ -60,15 +52,10 @@ class Tape:
 
     def __init__(self, names: dict[int, str], trained: frozenset[int], device: torch.device) -> None:
         """Begin with the names of the model's parameters, and the ids of all that is trained."""
-        self._names = names
-        self._trained = trained
+        self._refer = References(names, trained)
         self._device = device.type
-        #: constants by the name of the argument that they were
-        self.inputs: dict[str, Any] = {}
         self._calls: list[dict[str, Any]] = []
         self._of_model = 0
-        self._known: dict[int, tuple[weakref.ref[Tensor], Ref]] = {}
-        self._constants: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._results: list[Ref] = []
         #: the last quotient of a scalar by a number: its dividend, for a loss that is divided by the micro-batches
         self._quotient: tuple[int, Tensor] | None = None
@@ -85,8 +72,8 @@ class Tape:
             raise UntapedError(f"of call {MODEL_CALLS} without a backward pass is not kept")
         names = _names_of(model, len(args))
         call = {
-            "args": [self._ref(value, names[i], given=True) for i, value in enumerate(args)],
-            "kwargs": {key: self._ref(value, key, given=True) for key, value in kwargs.items()},
+            "args": [self._refer.ref(value, names[i], given=True) for i, value in enumerate(args)],
+            "kwargs": {key: self._refer.ref(value, key, given=True) for key, value in kwargs.items()},
         }
         self._append(call | self._surroundings())
 
@@ -94,13 +81,13 @@ class Tape:
         """Note what the last call of the model returned."""
         self._learn(output)
         loss = loss_in(output)
-        self._own_loss = self._of(loss) if loss is not None else None
+        self._own_loss = self._refer.of(loss) if loss is not None else None
 
     # --- the script's calls --------------------------------------------------------------------------------------
 
     def begins(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Note a call that is about to be made; return whether it was noted."""
-        if not any(self._descends(t) for t in _tensors_in((args, kwargs))):
+        if not any(self._refer.descends(t) for t in _tensors_in((args, kwargs))):
             return False
         name = getattr(function, "__name__", "")
         if name in ("__get__", "__set__") and getattr(getattr(function, "__self__", None), "__name__", "") == "grad":
@@ -113,8 +100,8 @@ class Tape:
             if call["fn"] is None:
                 raise UntapedError(f"{name or function} is no function that torch names")
             labels = _labels(function, name, len(args))
-            call["args"] = [self._ref(value, labels[i]) for i, value in enumerate(args)]
-            call["kwargs"] = {key: self._ref(value, key) for key, value in kwargs.items()}
+            call["args"] = [self._refer.ref(value, labels[i]) for i, value in enumerate(args)]
+            call["kwargs"] = {key: self._refer.ref(value, key) for key, value in kwargs.items()}
         except UntapedError as error:
             if writes:
                 self.fail(str(error))
@@ -135,13 +122,13 @@ class Tape:
 
     def alias(self, result: Tensor, source: Tensor) -> None:
         """Let what a gradient scaler made of a loss stand for the loss."""
-        ref = self._of(source)
+        ref = self._refer.of(source)
         if ref is not None:
-            self._know(result, ref)
+            self._refer.know(result, ref)
 
     def backward_from(self, root: Any) -> None:
         """Note what a backward pass begins with."""
-        ref = self._of(root) if isinstance(root, Tensor) else None
+        ref = self._refer.of(root) if isinstance(root, Tensor) else None
         if ref is None:
             self.fail("backward begins with a tensor that does not come from the model by functions of torch")
         else:
@@ -150,6 +137,11 @@ class Tape:
     def fail(self, why: str) -> None:
         """Give up."""
         self.trouble = self.trouble or why
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The constants by name, as they are kept so far."""
+        return self._refer.inputs
 
     # --- what becomes of it --------------------------------------------------------------------------------------
 
@@ -193,14 +185,16 @@ class Tape:
         needed = self._needed()
         for index, call in enumerate(self._calls):
             if index in needed:
-                used |= {ref["$c"] for ref in _refs(call) if "$c" in ref}
+                used |= {ref["$c"] for ref in references_in(call) if "$c" in ref}
         for name in [n for n in self.inputs if n not in used]:
             del self.inputs[name]
 
     def first_arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of the model's first call, as a batch holds them."""
         call = self._calls[0]
-        return [self._value(r) for r in call["args"]], {key: self._value(r) for key, r in call["kwargs"].items()}
+        return [self._refer.value(r) for r in call["args"]], {
+            key: self._refer.value(r) for key, r in call["kwargs"].items()
+        }
 
     def _needed(self) -> set[int]:
         """Return the calls that the results come from; the model's own, and any that writes, with what they take."""
@@ -212,7 +206,7 @@ class Tape:
             index = queue.pop()
             if index not in needed:
                 needed.add(index)
-                queue += [ref["$v"][0] for ref in _refs(self._calls[index]) if "$v" in ref]
+                queue += [ref["$v"][0] for ref in references_in(self._calls[index]) if "$v" in ref]
         return needed
 
     def _before_division(self) -> tuple[Ref | None, float]:
@@ -242,82 +236,8 @@ class Tape:
         """Know the tensors of a result as those of the last call; return whether there are any."""
         found = list(_paths(result))
         for path, tensor in found:
-            self._know(tensor, {"$v": [len(self._calls) - 1, *path]})
+            self._refer.know(tensor, {"$v": [len(self._calls) - 1, *path]})
         return bool(found)
-
-    def _know(self, tensor: Tensor, ref: Ref) -> None:
-        self._known[id(tensor)] = (weakref.ref(tensor), ref)
-
-    def _of(self, tensor: Tensor) -> Ref | None:
-        kept, ref = self._known.get(id(tensor), (None, None))
-        return ref if kept is not None and kept() is tensor else None
-
-    def _descends(self, tensor: Tensor) -> bool:
-        # a parameter counts where a gradient can come of it: a penalty on the weights
-        return self._of(tensor) is not None or (id(tensor) in self._names and torch.is_grad_enabled())
-
-    def _ref(self, value: Any, name: str, *, given: bool = False) -> Any:
-        """Return an argument as a reference. Raises UntapedError where there is none."""
-        if isinstance(value, Tensor):
-            known = self._of(value)
-            return known if known is not None else self._constant_of(value, name, given=given)
-        if isinstance(value, np.ndarray):
-            return self._constant(value, name, value.copy())
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, tuple):
-            return {"$tuple": [self._ref(v, f"{name}.{i}", given=given) for i, v in enumerate(value)]}
-        if isinstance(value, list):
-            return [self._ref(v, f"{name}.{i}", given=given) for i, v in enumerate(value)]
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {"$map": {key: self._ref(v, f"{name}.{key}", given=given) for key, v in value.items()}}
-        if isinstance(value, slice):
-            return {"$slice": [self._ref(v, name) for v in (value.start, value.stop, value.step)]}
-        if value is Ellipsis:
-            return {"$ellipsis": 1}
-        if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
-            return {"$torch": str(value).removeprefix("torch.")}
-        if isinstance(value, torch.device):
-            return {"$device": value.type}
-        raise UntapedError(f"{name} is a {type(value).__name__}, which no file holds")
-
-    def _constant_of(self, tensor: Tensor, name: str, *, given: bool) -> Ref:
-        if id(tensor) in self._names:
-            return {"$p": self._names[id(tensor)]}
-        if tensor.requires_grad and (id(tensor) in self._trained or not tensor.is_leaf):
-            what = (
-                "is trained and lies outside of the model" if tensor.is_leaf else "comes from trained weights elsewhere"
-            )
-            raise UntapedError(f"{name} {what}")
-        return self._constant(tensor, name, tensor)
-
-    def _constant(self, value: Any, name: str, kept: Any) -> Ref:
-        """Keep a copy; one of the same tensor, unwritten since, is kept once."""
-        version = value._version if isinstance(value, Tensor) and not value.is_inference() else 0
-        ref, seen, known = self._constants.get(id(value), (None, 0, ""))
-        if ref is None or ref() is not value or seen != version:
-            known = name
-            while known in self.inputs:
-                known = f"{name}_{len(self.inputs)}"
-            self.inputs[known] = copied(kept) if isinstance(kept, Tensor) else kept
-            self._constants[id(value)] = (weakref.ref(value), version, known)
-        return {"$c": known} | ({"grad": 1} if isinstance(value, Tensor) and value.requires_grad else {})
-
-    def _value(self, ref: Any) -> Any:
-        """Return a reference's value out of the inputs; only those of the model's arguments."""
-        if isinstance(ref, list):
-            return [self._value(item) for item in ref]
-        if not isinstance(ref, dict):
-            return ref
-        if "$c" in ref:
-            return self.inputs[ref["$c"]]
-        if "$tuple" in ref:
-            return tuple(self._value(item) for item in ref["$tuple"])
-        if "$map" in ref:
-            return {key: self._value(item) for key, item in ref["$map"].items()}
-        raise UntapedError("an argument of the model is no plain value")
 
 
 def _names_of(model: nn.Module, count: int) -> list[str]:
@@ -363,16 +283,3 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Any:
     ):
         for name, item in vars(value).items():
             yield from _paths(item, (*path, name))
-
-
-def _refs(value: Any) -> Any:
-    """Yield the references in a call."""
-    if isinstance(value, dict):
-        if "$v" in value or "$c" in value:
-            yield value
-            return
-        for item in value.values():
-            yield from _refs(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _refs(item)
