@@ -174,7 +174,8 @@ class ScriptRecorder(Recorder):
         """Judge what is left. An exception that came after an update is none of a step's."""
         self._mode.remove()
         is_inside = self._present is not None and not self._present.is_over and bool(self._present.past.micros)
-        self.__exit__(type(error), error if is_inside else None, None)
+        own = error if is_inside else None
+        self.__exit__(None if own is None else type(own), own, None)
 
     def abandon(self) -> None:
         """Stop without a word: another module is the one to record."""

@@ -19,6 +19,9 @@ from nanhunt.recorder.script.tape import Tape
 
 __all__ = ["TapeMode"]
 
+_pop: Any = _pop_mode
+_push: Any = _push_mode
+
 
 class TapeMode(TorchFunctionMode):
     """Tells a tape of every call, while there is one."""
@@ -75,9 +78,9 @@ def _told(tape: Tape, func: Any, args: Any, kwargs: Any) -> bool:
 
 def _restack(change: Any) -> None:
     """Take the stack of modes apart and put it together as `change` has it, bottom first."""
-    modes = [_pop_mode() for _ in range(_len_torch_function_stack())][::-1]
+    modes: list[Any] = [_pop() for _ in range(_len_torch_function_stack())][::-1]
     for mode in change(modes):
-        _push_mode(mode)
+        _push(mode)
 
 
 def _above_device(modes: list[Any], own: TapeMode) -> list[Any]:
