@@ -41,6 +41,7 @@ class _Contents:
     fault: Fault
     checkpoint: dict[str, Any]
     steps: Sequence[PastStep]
+    batches: Sequence[Any]
     #: batches a step; the last step may have fewer, where the loop broke off inside it
     accumulate: int
     config: dict[str, Any]
@@ -63,6 +64,7 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
     rates = [past.scalars.lr for past in steps if past.scalars is not None]
     if len(set(rates)) > 1 and len(run.optimizers) == 1:
         checkpoint["scheduler"] = {"position": 0}
+    batches = recipe.batches([micro for past in steps for micro in past.micros], accumulate)
     remarks = recipe.remarks(accumulate)
     if len(steps) < len(every):
         at = steps[-1].step
@@ -71,7 +73,13 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
         )
     config = recipe.config(run, steps=len(steps), accumulate=accumulate, rates=rates)
     contents = _Contents(
-        fault=fault, checkpoint=checkpoint, steps=steps, accumulate=accumulate, config=config, remarks=remarks
+        fault=fault,
+        checkpoint=checkpoint,
+        steps=steps,
+        batches=batches,
+        accumulate=accumulate,
+        config=config,
+        remarks=remarks,
     )
     name = f"step-{fault.step}" + (f"-rank{rank}" if rank else "")
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +106,7 @@ def _write(folder: Path, contents: _Contents, history: History, recipe: Recipe, 
     micros = [micro for past in contents.steps for micro in past.micros]
     write_batches(
         folder / BATCHES,
-        [micro.batch for micro in micros],
+        contents.batches,
         first_step=contents.first_step,
         accumulate=contents.accumulate,
         random_states=[micro.rng.saved() for micro in micros],
@@ -124,12 +132,14 @@ def _commented(contents: _Contents) -> str:
         *(f"#\n# {remark}" for remark in contents.remarks),
     ]
     missing = [] if "model" in contents.config or contents.config.get("described") else [_NO_MODEL]
+    missing += [_NO_LOSS] if any(remark.startswith("loss:") for remark in contents.remarks) else []
     body = {key: value for key, value in contents.config.items() if key != "described"}
     text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120)
     return "\n".join([*head, "", *missing, text])
 
 
 _NO_MODEL = "# model: train:build_model   # complete this: the recorder was not told what builds the model\n"
+_NO_LOSS = "# loss: train:compute_loss     # complete this: (model, batch) -> loss, batch as the model is called\n"
 
 
 def _run_json(contents: _Contents, recipe: Recipe) -> dict[str, Any]:

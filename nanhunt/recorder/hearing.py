@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Ear", "listening", "unwrapped"]
+__all__ = ["Ear", "listening", "unwrapped", "wrapped"]
 
 
 class Ear:
@@ -75,10 +75,10 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
             after = optimizer.register_step_post_hook(lambda own, args, kwargs: ear.update_done(own))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        stack.enter_context(_wrapped(torch.autograd, "backward", begins, done))
-        stack.enter_context(_wrapped(scaler, "unscale_", None, unscaled))
-        stack.enter_context(_wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
-        stack.enter_context(_wrapped(clips, "_clip_grads_with_norm_", clips_begin, None))
+        stack.enter_context(wrapped(torch.autograd, "backward", begins, done))
+        stack.enter_context(wrapped(scaler, "unscale_", None, unscaled))
+        stack.enter_context(wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
+        stack.enter_context(wrapped(clips, "_clip_grads_with_norm_", clips_begin, None))
         yield
 
 
@@ -92,7 +92,7 @@ _Told = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def _wrapped(owner: Any, name: str, before: _Told | None, after: _Told | None) -> Iterator[None]:
+def wrapped(owner: Any, name: str, before: _Told | None, after: _Told | None) -> Iterator[None]:
     """Put a wrapper in a function's place; what another has put over it in the meantime is left there."""
     original = getattr(owner, name)
     is_on = True

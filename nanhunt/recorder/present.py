@@ -24,6 +24,9 @@ class PresentStep:
     #: what each backward pass started from, and the loss scale in it
     roots: list[Tensor] = field(default_factory=list)
     scales: list[Tensor] = field(default_factory=list)
+    #: losses that the roots are shares of, and of how many shares, where that was seen
+    wholes: list[Tensor] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     #: losses that the loop told itself
     told: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
@@ -45,9 +48,14 @@ class PresentStep:
         if scale is not None:
             self.scales.append(scale.detach().reshape(()).clone())
 
+    def add_whole(self, whole: Tensor, shares: float) -> None:
+        """Keep the loss that the last root is a share of."""
+        self.wholes.append(whole.detach().reshape(()).clone())
+        self.shares.append(shares)
+
     def send(self) -> None:
         """Send the numbers to the host; nothing waits for them."""
-        held = [*self.roots, *self.scales, *self.told, *self.norms]
+        held = [*self.roots, *self.scales, *self.wholes, *self.told, *self.norms]
         if not held:
             self._host = torch.zeros(0, dtype=torch.float64)
             return
@@ -70,10 +78,10 @@ class PresentStep:
             self._event.synchronize()
         assert self._host is not None
         numbers = iter(self._host.tolist())
-        roots, scales, told, norms = (
-            [next(numbers) for _ in kept] for kept in (self.roots, self.scales, self.told, self.norms)
+        roots, scales, wholes, told, norms = (
+            [next(numbers) for _ in kept] for kept in (self.roots, self.scales, self.wholes, self.told, self.norms)
         )
-        losses = told or self._losses(roots, scales)
+        losses = told or self._wholes(wholes) or self._losses(roots, scales)
         mean = float(torch.tensor(losses, dtype=torch.float32).mean()) if losses else float("nan")
         return Scalars(
             step=self.past.step,
@@ -84,6 +92,14 @@ class PresentStep:
             lr=self.lr,
             skipped=self.scaler_steps > 0 and self.updates == 0,
         )
+
+    def _wholes(self, wholes: list[float]) -> list[float]:
+        """Return the losses whose shares the roots are, where all are shares of the micro-batches; [] elsewhere.
+
+        The third of a loss, taken three times, is not the loss to the last bit.
+        """
+        micros = len(self.past.micros)
+        return wholes if len(wholes) == len(self.roots) == micros and set(self.shares) == {micros} else []
 
     def _losses(self, roots: list[float], scales: list[float]) -> list[float]:
         """Return the losses that the roots were made of: divided by the micro-batches, multiplied by the scale.

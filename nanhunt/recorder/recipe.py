@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
+from nanhunt.recorder.history import Micro
 from nanhunt.training.bundle import BATCHES, LOSSES
 from nanhunt.training.run import DTYPES, TrainingRun
 
-__all__ = ["Code", "Recipe"]
+__all__ = ["Code", "Recipe", "config_of"]
 
 Code = Callable[..., Any] | str | None
 
@@ -43,12 +44,16 @@ class Recipe:
         """Find the import strings while the modules are as they were imported."""
         self._refs = {key: code_ref(code) for key, code in self.code.items()}
 
+    def batches(self, micros: Sequence[Micro], accumulate: int) -> list[Any]:
+        """Return the batches as the loss function takes them, of steps of so many micro-batches each."""
+        return [micro.batch for micro in micros]
+
     def config(
         self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
     ) -> dict[str, Any]:
         """Return nanhunt.yaml's content; `described` stands for a model that lies as config.json beside it."""
         found: dict[str, Any] = {key: ref.spec for key in ("model", "loss") if (ref := self._refs.get(key)) is not None}
-        if "model" not in found and _config_of(self.model) is not None:
+        if "model" not in found and config_of(self.model) is not None:
             found["described"] = True
         found["data"] = BATCHES
         ref = self._refs.get("optimizer")
@@ -98,7 +103,7 @@ class Recipe:
 
     def write_model(self, folder: Path) -> None:
         """Write a transformers model's own config.json, which rebuilds it."""
-        described = _config_of(self.model)
+        described = config_of(self.model)
         if described is not None and self._refs.get("model") is None:
             (folder / "config.json").write_text(json.dumps(described, indent=1))
 
@@ -144,7 +149,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
-def _config_of(model: nn.Module) -> dict[str, Any] | None:
+def config_of(model: nn.Module) -> dict[str, Any] | None:
     """Return the config of a transformers model; None of any other."""
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if not callable(to_dict) or not type(model).__module__.startswith("transformers."):

@@ -42,7 +42,7 @@ from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
 from nanhunt.training.clip import gradient_norm
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "guarded"]
 
 #: Bundles that a run leaves at most: the first fault is the cause, later ones are what it led to.
 BUNDLES = 3
@@ -54,7 +54,7 @@ LATE = 2
 _P = ParamSpec("_P")
 
 
-def _guarded(method: Callable[_P, None]) -> Callable[_P, None]:
+def guarded(method: Callable[_P, None]) -> Callable[_P, None]:
     """Run a method while the recorder is on; what it raises ends the recording, and goes no further."""
 
     @functools.wraps(method)
@@ -135,7 +135,7 @@ class Recorder(Ear):
         self._finish(error)
         self._stop()
 
-    @_guarded
+    @guarded
     def step(self, batch: Any) -> None:
         """Take the batch that comes, before its forward pass: once for each micro-batch of a step.
 
@@ -150,7 +150,7 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.micro(len(self._present.past.micros) - 1)
 
-    @_guarded
+    @guarded
     def loss(self, loss: Tensor) -> None:
         """Take a micro-batch's loss where backward does not start from it: several losses, a sum, a `train_step`'s."""
         if self._present is not None:
@@ -159,7 +159,7 @@ class Recorder(Ear):
 
     # --- what is heard -------------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def backward_begins(self, roots: Any) -> None:
         """Keep the loss, and the scale that is in it."""
         root = roots[0] if isinstance(roots, Sequence) and len(roots) == 1 else roots
@@ -168,25 +168,25 @@ class Recorder(Ear):
         scale = getattr(self._run.scaler, "_scale", None)
         self._present.add_root(root, scale)
 
-    @_guarded
+    @guarded
     def backward_done(self) -> None:
         """Wait for gradients anew."""
         if self._present is not None:
             self._present.ready.clear()
 
-    @_guarded
+    @guarded
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients' norm."""
         self._gradients_ready(optimizer)
 
-    @_guarded
+    @guarded
     def clip_begins(self, max_norm: float) -> None:
         """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
         self._recipe.max_norm = float(max_norm)
         if len(self._run.optimizers) == 1 and not self._is_scaled:
             self._gradients_ready(self._run.optimizer)
 
-    @_guarded
+    @guarded
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients' norm where nothing did before, and the rates."""
         if self._present is None:
@@ -197,7 +197,7 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.update_begins(parameters_of(optimizer))
 
-    @_guarded
+    @guarded
     def update_done(self, optimizer: torch.optim.Optimizer) -> None:
         """Note that the step is over with the batch that comes."""
         if self._present is None:
@@ -209,7 +209,7 @@ class Recorder(Ear):
                 self._look.end()  # before the loop drops its gradients
                 self._look = None
 
-    @_guarded
+    @guarded
     def scaler_stepped(self) -> None:
         """Note that the step is over, skipped or not."""
         if self._present is not None:
@@ -233,17 +233,20 @@ class Recorder(Ear):
 
     # --- from step to step ---------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def _begin(self) -> None:
         optimizer, scaler, scheduler, loss, every, keep = self._arguments
         self._run = live_run(self._model, optimizer, scaler=scaler, scheduler=scheduler, loss=loss)
         self._rank, world = rank_and_world()
-        self._recipe = Recipe(code=self._code, model=self._run.model, world_size=world, autocast=self._autocast)
+        self._recipe = self._made_recipe(world)
         self._history = History(self._run, every, keep)
         self._hooks.enter_context(listening(self, self._run.optimizers))
         self._hooks.callback(on_first_forward(self._model, self._run.device, self._hear_autocast).remove)
 
-    @_guarded
+    def _made_recipe(self, world_size: int) -> Recipe:
+        return Recipe(code=self._code, model=self._run.model, world_size=world_size, autocast=self._autocast)
+
+    @guarded
     def _hear_autocast(self, autocast: str | None) -> None:
         self._recipe.autocast = autocast
 
@@ -281,7 +284,7 @@ class Recorder(Ear):
             if fault is not None:
                 self._write(fault)
 
-    @_guarded
+    @guarded
     def _finish(self, error: BaseException | None) -> None:
         broken = self._present.past if self._present is not None else None
         self._end_step()
