@@ -80,7 +80,8 @@ class Recorder(Ear):
 
     `every` is the number of steps between two snapshots, each of which is also looked at closely; `keep`, at least 2, is
     how many of them are kept. A snapshot is a copy of model and optimizer on the host. `autocast`, "fp16" or "bf16", is
-    for a loop that enters it inside of the model; where it is entered around the model it is heard.
+    for a loop that enters it inside of the model; where it is entered around the model it is heard. `known` are sentences
+    of what a replay cannot repeat, for its assumptions.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Recorder(Ear):
         keep: int = 2,
         start_step: int = 0,
         autocast: str | None = None,
+        known: Sequence[str] = (),
     ) -> None:
         #: bundles that were written
         self.bundles: list[Path] = []
@@ -111,6 +113,7 @@ class Recorder(Ear):
         self._out = Path(out).absolute()
         self._next = start_step
         self._autocast = autocast
+        self._known = tuple(known)
         self._present: PresentStep | None = None
         self._pending: deque[PresentStep] = deque()
         self._look: CloseLook | None = None
@@ -157,6 +160,38 @@ class Recorder(Ear):
             self._present.told.append(loss.detach().reshape(()).clone())
             self._recipe.told = True
 
+    @_guarded
+    def raised(self, error: BaseException) -> None:
+        """Take what leaves the step, where no `with` sees it: write its bundle, and wait for the next batch.
+
+        Behind a step that is over it is no step's.
+        """
+        if self._present is None or self._present.is_over or not isinstance(error, Exception):
+            return
+        broken = self._present
+        self._set_aside(broken)
+        self._judge(all_of_them=True)
+        self._write(_broken(error, broken))
+        self._history.forget(broken.past.step)
+
+    @_guarded
+    def left_out(self) -> None:
+        """Take back the last batch: the loop makes no backward pass of it. A step of no other batch is none."""
+        if self._present is None or not self._present.past.micros:
+            return
+        self._history.take_back(self._present.past)
+        if not self._present.past.micros:
+            self._history.forget(self._present.past.step)
+            self._set_aside(self._present)
+
+    def _set_aside(self, present: PresentStep) -> None:
+        """Let the next batch begin this step anew."""
+        if self._look is not None:
+            self._look.drop()
+            self._look = None
+        self._closely.pop(present.past.step, None)
+        self._present, self._next = None, present.past.step
+
     # --- what is heard -------------------------------------------------------------------------------------------
 
     @_guarded
@@ -183,6 +218,13 @@ class Recorder(Ear):
     def clip_begins(self, max_norm: float) -> None:
         """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
         self._recipe.max_norm = float(max_norm)
+        if len(self._run.optimizers) == 1 and not self._is_scaled:
+            self._gradients_ready(self._run.optimizer)
+
+    @_guarded
+    def value_clip_begins(self, bound: float) -> None:
+        """Take the gradients' norm, and the clip's own bound."""
+        self._recipe.max_value = float(bound)
         if len(self._run.optimizers) == 1 and not self._is_scaled:
             self._gradients_ready(self._run.optimizer)
 
@@ -238,7 +280,9 @@ class Recorder(Ear):
         optimizer, scaler, scheduler, loss, every, keep = self._arguments
         self._run = live_run(self._model, optimizer, scaler=scaler, scheduler=scheduler, loss=loss)
         self._rank, world = rank_and_world()
-        self._recipe = Recipe(code=self._code, model=self._run.model, world_size=world, autocast=self._autocast)
+        self._recipe = Recipe(
+            code=self._code, model=self._run.model, world_size=world, autocast=self._autocast, known=self._known
+        )
         self._history = History(self._run, every, keep)
         self._hooks.enter_context(listening(self, self._run.optimizers))
         self._hooks.callback(on_first_forward(self._model, self._run.device, self._hear_autocast).remove)
@@ -283,13 +327,12 @@ class Recorder(Ear):
 
     @_guarded
     def _finish(self, error: BaseException | None) -> None:
-        broken = self._present.past if self._present is not None else None
+        broken = self._present
         self._end_step()
         self._judge(all_of_them=True)
         fault = self._alarm.ended()
         if isinstance(error, Exception) and broken is not None:
-            text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            fault = Fault(kind="exception", step=broken.step, lead_step=broken.step, detail=text)
+            fault = _broken(error, broken)
         if fault is not None:
             self._write(fault)
 
@@ -331,3 +374,10 @@ class Recorder(Ear):
         self._present, self._look = None, None
         self._pending.clear()
         self._closely.clear()
+
+
+def _broken(error: Exception, present: PresentStep) -> Fault:
+    """Return the fault of an exception that left a step, or came behind it."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    text = f"{text} (behind the step's update)" if present.is_over else text
+    return Fault(kind="exception", step=present.past.step, lead_step=present.past.step, detail=text)
