@@ -27,17 +27,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self
+from typing import Any, Literal, ParamSpec, Self
 
 import torch
 from torch import Tensor, nn
 
+from nanhunt.compiled import is_compiled
 from nanhunt.recorder.alarm import Alarm, Fault
 from nanhunt.recorder.bundle import write_bundle
-from nanhunt.recorder.closely import CloseLook
+from nanhunt.recorder.closely import CloseLook, guarded, nonfinite
 from nanhunt.recorder.hearing import Ear, listening
 from nanhunt.recorder.history import History
 from nanhunt.recorder.live import live_run, on_first_forward, parameters_of, rank_and_world
+from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
 from nanhunt.training.clip import gradient_norm
@@ -82,6 +84,8 @@ class Recorder(Ear):
     how many of them are kept. A snapshot is a copy of model and optimizer on the host. `autocast`, "fp16" or "bf16", is
     for a loop that enters it inside of the model; where it is entered around the model it is heard. `known` are sentences
     of what a replay cannot repeat, for its assumptions.
+
+    `detect="outputs"` looks at every module's output in every step, and not only at loss, gradient norm and scale.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Recorder(Ear):
         keep: int = 2,
         start_step: int = 0,
         autocast: str | None = None,
+        detect: Literal["scalars", "outputs"] = "scalars",
         known: Sequence[str] = (),
     ) -> None:
         #: bundles that were written
@@ -114,6 +119,9 @@ class Recorder(Ear):
         self._next = start_step
         self._autocast = autocast
         self._known = tuple(known)
+        if detect not in ("scalars", "outputs"):
+            raise ValueError(f"detect is 'scalars' or 'outputs', not {detect!r}")
+        self._outputs = Outputs() if detect == "outputs" else None
         self._present: PresentStep | None = None
         self._pending: deque[PresentStep] = deque()
         self._look: CloseLook | None = None
@@ -121,6 +129,7 @@ class Recorder(Ear):
         self._alarm = Alarm()
         #: the last faulty step
         self._faulty: int | None = None
+        self._is_silent_told = False
         self._hooks = contextlib.ExitStack()
 
     # --- the user's calls ----------------------------------------------------------------------------------------
@@ -186,6 +195,8 @@ class Recorder(Ear):
 
     def _set_aside(self, present: PresentStep) -> None:
         """Let the next batch begin this step anew."""
+        if self._outputs is not None:
+            self._outputs.pause()
         if self._look is not None:
             self._look.drop()
             self._look = None
@@ -245,6 +256,7 @@ class Recorder(Ear):
         if self._present is None:
             return
         self._present.updates += 1
+        self._pause()
         if self._look is not None:
             self._look.update_done(parameters_of(optimizer))
             if len(self._run.optimizers) == 1:
@@ -256,6 +268,12 @@ class Recorder(Ear):
         """Note that the step is over, skipped or not."""
         if self._present is not None:
             self._present.scaler_steps += 1
+            self._pause()
+
+    def _pause(self) -> None:
+        """Look at no output until the next batch: an evaluation may come."""
+        if self._outputs is not None and len(self._run.optimizers) == 1:
+            self._outputs.pause()
 
     @property
     def _is_scaled(self) -> bool:
@@ -286,6 +304,8 @@ class Recorder(Ear):
         self._history = History(self._run, every, keep)
         self._hooks.enter_context(listening(self, self._run.optimizers))
         self._hooks.callback(on_first_forward(self._model, self._run.device, self._hear_autocast).remove)
+        if self._outputs is not None and not is_compiled(self._run):
+            self._hooks.enter_context(watch_outputs(self._run.roots(), self._outputs, guarded(self._give_up)))
 
     @_guarded
     def _hear_autocast(self, autocast: str | None) -> None:
@@ -298,6 +318,8 @@ class Recorder(Ear):
         past = self._history.begin(step)
         rates = tuple(float(group["lr"]) for group in self._run.optimizer.param_groups)
         self._present = PresentStep(past=past, lr=rates)
+        if self._outputs is not None:
+            self._outputs.peaks = self._present.outputs
         if closely:
             self._look = self._closely[step] = CloseLook(self._run, step, self._give_up)
 
@@ -307,6 +329,8 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.end()
             self._look = None
+        if self._outputs is not None:
+            self._outputs.pause()
         self._present.send()
         self._pending.append(self._present)
         self._present = None
@@ -318,10 +342,12 @@ class Recorder(Ear):
             scalars = present.scalars()
             present.past.scalars = scalars
             self._history.scalars.append(scalars)
+            fault = self._alarm.heard(scalars)
             look = self._closely.pop(scalars.step, None)
             if look is not None:
-                self._history.rows.append(look.take())
-            fault = self._alarm.heard(scalars)
+                rows = look.take()
+                self._history.rows.append(rows)
+                fault = fault or self._alarm.seen(scalars.step, nonfinite(rows, skipped=scalars.skipped))
             if fault is not None:
                 self._write(fault)
 
@@ -337,10 +363,16 @@ class Recorder(Ear):
             self._write(fault)
 
     def _write(self, fault: Fault) -> None:
-        """Write the bundle of a fault; of one that goes on since the last bundle none."""
-        goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
-        self._faulty = fault.step
-        if goes_on or len(self.bundles) >= BUNDLES:
+        """Write the bundle of a fault; of one that goes on since the last bundle none, and one of all that is silent.
+
+        What is silent may be so by design: it must not keep from a bundle what is loud.
+        """
+        if fault.silent:
+            is_known, self._is_silent_told = self._is_silent_told, True
+        else:
+            goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
+            is_known, self._faulty = goes_on or len(self.bundles) - self._is_silent_told >= BUNDLES, fault.step
+        if is_known:
             return
         folder = write_bundle(self._out, fault, self._history, self._run, self._recipe, self._rank)
         self.bundles.append(folder)
@@ -371,6 +403,8 @@ class Recorder(Ear):
                 self._look.drop()
             self._history.snapshots.clear()
             self._history.steps.clear()
+        if self._outputs is not None:
+            self._outputs.pause()
         self._present, self._look = None, None
         self._pending.clear()
         self._closely.clear()
