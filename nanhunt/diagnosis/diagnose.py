@@ -207,6 +207,8 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
         aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
         return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}{_broken_recipe(evidence)}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
+    if best is None and trace.manifest.settings.get("recorder"):
+        return f"Step {onset.step}: {onset.detail}; this was recorded beside the run, a replay of its bundle finds the cause."
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
     # the onset of a fault without a NaN often says what the suspect says: once is enough

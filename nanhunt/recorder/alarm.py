@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
+from nanhunt.trace.schema import OnsetKind
 
 __all__ = ["Alarm", "Fault", "Scalars"]
 
@@ -50,7 +51,7 @@ class Scalars:
 class Fault:
     """What went wrong: the kind as an onset's, the step, where its signs begin, and a clause."""
 
-    kind: str
+    kind: OnsetKind
     step: int
     lead_step: int
     detail: str
@@ -124,9 +125,10 @@ class Alarm:
 
 def _of_event(event: Event) -> Fault:
     text = f"loss rose from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step} and stayed up"
-    return Fault(kind=event.kind, step=event.peak_step, lead_step=event.lead_step, detail=text)
+    kind: OnsetKind = "divergence" if event.kind == "divergence" else "loss-spike"
+    return Fault(kind=kind, step=event.peak_step, lead_step=event.lead_step, detail=text)
 
 
 def _bad(step: int, what: str, value: float) -> Fault:
-    kind = "nan" if math.isnan(value) else "inf"
+    kind: OnsetKind = "nan" if math.isnan(value) else "inf"
     return Fault(kind=kind, step=step, lead_step=step, detail=f"{what} is {'NaN' if kind == 'nan' else 'infinite'}")

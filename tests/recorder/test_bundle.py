@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.commands.replay import ReplayOptions, replay
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.original import OriginalRun, original_run
 from nanhunt.errors import CheckpointError, ConfigError
@@ -94,6 +95,16 @@ def test_the_trace_of_a_bundle_holds_what_was_seen_before(tmp_path: Path) -> Non
     assert list(scalars[scalars.name == "loss"].step) == list(range(18))
     assert sorted(frame[frame.role == "grad"].step.unique()) == [6, 12]
     assert {"output", "weight", "update", "exp_avg"} <= set(frame.role)
+
+
+def test_a_report_of_a_bundles_own_trace_tells_the_fault_and_what_finds_its_cause(tmp_path: Path) -> None:
+    loop = Loop(spoil=nan_at(17), recorder={"out": tmp_path, "every": 6})
+    loop.run()
+    diagnosis = diagnose(Trace.open(loop.bundles[0] / "trace.parquet"))
+    assert diagnosis.onset is not None
+    assert (diagnosis.outcome, diagnosis.onset.step, diagnosis.onset.kind) == ("fault", 17, "nan")
+    assert diagnosis.summary.endswith("a replay of its bundle finds the cause.")
+    assert any("with tensors of steps 6, 12 only" in text for text in diagnosis.assumptions)
 
 
 def test_gradient_norms_are_those_before_the_clip(tmp_path: Path) -> None:
