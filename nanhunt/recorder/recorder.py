@@ -365,10 +365,13 @@ class Recorder(Ear):
     def _write(self, fault: Fault) -> None:
         """Write the bundle of a fault; of one that goes on since the last bundle none, and one of all that is silent.
 
-        What is silent may be so by design: it must not keep from a bundle what is loud.
+        What is silent may be so by design: it must not keep from a bundle what is loud. Behind a loud fault it is what
+        that has left.
         """
         if fault.silent:
-            is_known, self._is_silent_told = self._is_silent_told, True
+            if self._is_silent_told or self._faulty is not None:
+                return
+            is_known, self._is_silent_told = False, True
         else:
             goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
             is_known, self._faulty = goes_on or len(self.bundles) - self._is_silent_told >= BUNDLES, fault.step
