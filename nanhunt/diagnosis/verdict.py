@@ -44,6 +44,8 @@ def summary(evidence: Evidence, suspects: Sequence[Suspect], original: OriginalR
             return f"{_another_run(original)} No fault was found in the {_counted(steps)} replayed.{rest}"
         return f"{_counted(steps)} replayed and healthy.{rest}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
+    if best is None and trace.manifest.settings.get("recorder"):
+        return f"Step {onset.step}: {onset.detail}; this was recorded beside the run, a replay of its bundle finds the cause."
     if best is None:
         return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
     # the onset of a fault without a NaN often says what the suspect says: once is enough

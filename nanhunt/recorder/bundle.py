@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nanhunt import jsonsafe
 from nanhunt.recorder.alarm import Fault, Scalars
 from nanhunt.recorder.history import History, PastStep
 from nanhunt.recorder.recipe import Recipe
-from nanhunt.trace.schema import Manifest, Observation, Phase, Role
+from nanhunt.trace.schema import Manifest, NoteKind, Observation, Onset, Phase, Role
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batch_file import write_batches
 from nanhunt.training.bundle import BATCHES, CHECKPOINT, CONFIG, FORMAT, LOSSES, RUN, TRACE
@@ -181,10 +182,33 @@ def _write_trace(path: Path, contents: _Contents, history: History, run: Trainin
         settings={"recorder": True},
         parameters=sum(p.numel() for p in run.model.parameters()),
     )
+    looks = {int(rows.step[0]): rows for rows in history.rows if len(rows)}
     with TraceWriter(path, manifest, force=True) as writer:
-        for rows in history.rows:
-            writer.write(rows)
-        writer.write(list(_rows_of(history.scalars)))
+        for text in contents.remarks:
+            writer.note(NoteKind.ASSUMPTION, {"text": text})
+        writer.note(
+            NoteKind.ASSUMPTION, {"text": f"{_looked_at(sorted(looks))}; a replay of the bundle finds the cause"}
+        )
+        for first, end in pairwise([-1, *sorted(looks), sys.maxsize]):
+            if first in looks:
+                writer.write(looks[first])
+            writer.write(list(_rows_of([s for s in history.scalars if first <= s.step < end])))
+        writer.note(NoteKind.ONSET, _onset(contents.fault).to_json())
+
+
+def _looked_at(steps: Sequence[int]) -> str:
+    of = f"tensors of step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))} only" if steps else "no tensors"
+    return f"recorded beside the run, with {of}"
+
+
+def _onset(fault: Fault) -> Onset:
+    return Onset(
+        kind=fault.kind,
+        step=fault.step,
+        phase=Phase.FORWARD.value,
+        lead_step=fault.lead_step if fault.lead_step < fault.step else None,
+        detail=fault.detail,
+    )
 
 
 def _rows_of(steps: Sequence[Scalars] | Any) -> Any:

@@ -108,9 +108,18 @@ class History:
         """Return the steps from one on, without those that got no batch."""
         return [past for number, past in sorted(self.steps.items()) if number >= step and past.micros]
 
+    def take_back(self, past: PastStep) -> None:
+        """Forget a step's last batch."""
+        past.micros.pop()
+        self.count(past)
+
+    def forget(self, step: int) -> None:
+        """Forget a step that came to nothing."""
+        self._bytes -= self.steps.pop(step).size
+
     def _forget_before(self, step: int) -> None:
         for number in [n for n in self.steps if n < step]:
-            self._bytes -= self.steps.pop(number).size
+            self.forget(number)
 
 
 def _bytes_of(micro: Micro) -> int:

@@ -36,8 +36,12 @@ class Recipe:
     autocast: str | None = None
     #: of the clip by a global norm that was heard
     max_norm: float | None = None
+    #: of the clip of each element that was heard
+    max_value: float | None = None
     #: whether the loop told its losses itself
     told: bool = False
+    #: what the framework around the loop knows that a replay cannot repeat, in sentences
+    known: tuple[str, ...] = ()
     _refs: dict[str, CodeRef | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +73,8 @@ class Recipe:
         found["train"] = {"steps": steps, "accumulate": accumulate}
         if self.max_norm is not None and step is None:
             found["train"]["clip_grad_norm"] = self.max_norm
+        elif self.max_value is not None and step is None:
+            found["train"]["clip_grad_value"] = self.max_value
         if step is None or self.told:
             found["losses"] = LOSSES
         return found
@@ -89,7 +95,7 @@ class Recipe:
 
     def remarks(self, accumulate: int) -> list[str]:
         """Return what a replay of the bundle cannot repeat, or takes for granted, in sentences."""
-        found = []
+        found = list(self.known)
         for key, code in self.code.items():
             if code is not None and self._refs[key] is None:
                 found.append(f"{key}: {_named(code)} has no import string: give the recorder a function of a module")
@@ -97,6 +103,8 @@ class Recipe:
             found.append(
                 f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here"
             )
+        if self.max_norm is not None and self.max_value is not None and self._refs.get("train_step") is None:
+            found.append("the loop clips by a norm and by a value: the replay does the first alone")
         if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
             found.append(f"the loop was taken to divide each loss by its {accumulate} micro-batches, as most do")
         return found
