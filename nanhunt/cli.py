@@ -5,13 +5,14 @@ Torch, pandas and pyarrow are imported inside the commands that need them, so th
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from nanhunt.errors import NanhuntError, UsageError, UserCodeError
 from nanhunt.inert import printable_lines
@@ -275,6 +276,55 @@ def init(
     run(InitOptions(checkpoint=checkpoint, out=out, force=force, trust_pickle=trust_pickle, quiet=quiet))
 
 
+class _Run(TyperCommand):
+    """`run`, whose options end with the script or module: what stands behind is that one's own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options that stand before."""
+        for place, word in enumerate(args):
+            if word == "--" or not word.startswith("-"):
+                is_value = place > 0 and args[place - 1] in ("--out", "-o", "--every", "--keep")
+                if not is_value:
+                    break
+            elif word in ("-m", "--module"):
+                args = [*args[: place + 2], "--", *args[place + 2 :]]
+                break
+        return list(super().parse_args(ctx, args))
+
+
+@app.command(cls=_Run, context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="SCRIPT ARGS…", help="the script, and what it is given")
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("--module", "-m", metavar="MODULE", help="run a module, as `python -m` does")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder of bundles")] = Path("nanhunt-bundle"),
+    every: Annotated[int, typer.Option(min=1, help="steps between two snapshots of the model")] = 100,
+    keep: Annotated[int, typer.Option(min=2, help="snapshots that are kept")] = 2,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="replay a fault and report it when the script has ended")
+    ] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Run a training script, unmodified, under the recorder; replay and report what breaks."""
+    from nanhunt.commands.run import RunOptions
+    from nanhunt.commands.run import run as start
+
+    options = RunOptions(
+        command=tuple(command or ()), module=module, out=out, every=every, keep=keep, report=report, quiet=quiet
+    )
+    code = start(options)
+    if code < 0:  # by a signal: this process ends by the same, as whoever started it expects
+        import signal
+
+        sys.stdout.flush()
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    raise typer.Exit(code)
+
+
 @app.command()
 def watch(
     trace: Annotated[
@@ -346,7 +396,10 @@ def main() -> None:
             _print_user_traceback(error)
         hint = [f"hint: {error.hint}"] if error.hint else []
         _leave("\n".join([f"error: {error.message}", *hint, *_notes(error)]), error.exit_code)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            # wherever a path is asked for first: of an option, the config, a checkpoint's index
+            _leave(f"error: {str(error.filename)[:60]}…: {error.strerror}", 2)
         import traceback
 
         print(printable_lines(traceback.format_exc()), file=sys.stderr, end="")

@@ -17,7 +17,7 @@ from nanhunt.trace.schema import Onset, Phase
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch, train_step
 
-__all__ = ["complaint", "located", "raising_module", "user_line"]
+__all__ = ["complains_of_numbers", "complaint", "located", "raising_module", "user_line"]
 
 #: What torch's own checks, and guards in user code, say of a number that is not finite.
 _OF_NUMBERS = re.compile(
@@ -60,10 +60,9 @@ def complaint(error: BaseException, events: Sequence[OpEvent], micro: int) -> Te
 
     None where it is about something else, such as an index: the -inf of a mask would be there too.
     """
-    said = f"{type(error).__name__} {error}"
     bad = [e for e in events[-200:] if any(o.nan for o in e.outputs)]
     asked = any(s.nan for e in events[-6:] for s in e.inputs)
-    if not (_OF_NUMBERS.search(said) or asked):
+    if not (complains_of_numbers(error) or asked):
         return None
     bad = bad or [e for e in events[-200:] if e.bad_outputs and not e.constant]
     if not bad:
@@ -71,6 +70,11 @@ def complaint(error: BaseException, events: Sequence[OpEvent], micro: int) -> Te
     last = bad[-1]
     nan = any(o.nan for o in last.outputs)
     return Terminal("exception", type(error).__name__, Phase.FORWARD, micro, last.index, nan)
+
+
+def complains_of_numbers(error: BaseException) -> bool:
+    """Whether an exception says of numbers that they are not finite, or not what a routine can work with."""
+    return _OF_NUMBERS.search(f"{type(error).__name__} {error}") is not None
 
 
 def user_line(error: BaseException) -> SourceLine | None:

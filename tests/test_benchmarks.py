@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hunt, long_trace, snapshots
+from benchmarks import hunt, long_trace, recorder, snapshots
 from benchmarks.gpt import Size
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.trace.compact import compact
@@ -66,3 +66,13 @@ def test_snapshots_are_timed_at_each_place_and_a_rewind_has_the_same_bits(
     assert "memory" in printed
     assert "a file" in printed
     assert "the same bits" in printed
+
+
+def test_a_recorded_loop_is_timed_beside_the_bare_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Size(layers=1, width=8, heads=2, vocabulary=16, batch=1, context=4)
+    monkeypatch.setitem(hunt.SIZES, "tiny", tiny)
+    recorder.report("tiny", "cpu", rounds=1)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("bare step", "every=100", "every=10", *(v.name for v in recorder.VARIANTS)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanhunt.hunt.plan import _habit
+from nanhunt.hunt.loop_note import _habit
 
 CLEAN, TWICE, NOTHING = (("update",), ()), (("update", "update"), (("w", "twice"),)), (("skip",), ())
 

@@ -11,12 +11,13 @@ saves the keys with the `_orig_mod.` that torch.compile puts before them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -218,7 +219,18 @@ def estimate_loss(model: nn.Module, eval_iters: int = 4) -> float:
     return sum(losses) / len(losses)
 
 
-def train(out: Path, steps: int, backend: str | None) -> None:
+def recording(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path | None) -> Any:
+    """nanhunt's recorder, which leaves a bundle in `folder` when a step breaks; nothing without a folder."""
+    if folder is None:
+        return contextlib.nullcontext()
+    import nanhunt
+
+    return nanhunt.Recorder(
+        model, optimizer, build=build_model, loss=compute_loss, build_optimizer=configure_optimizer, out=folder
+    )
+
+
+def train(out: Path, steps: int, backend: str | None, record: Path | None = None, bad_step: int | None = None) -> None:
     """Train `steps` steps from scratch and save the checkpoint."""
     torch.manual_seed(seed)
     raw_model = build_model()
@@ -226,17 +238,21 @@ def train(out: Path, steps: int, backend: str | None) -> None:
     model: nn.Module = raw_model
     if backend is not None:
         model = cast(nn.Module, torch.compile(raw_model, backend=backend))
-    stream = batches()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step)
-        loss = compute_loss(model, next(stream))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 10 == 0 or step == steps - 1:
-            print(f"iter {step}: loss {loss.item():.4f}")
+    stream = batches(bad_step=bad_step)
+    with recording(model, optimizer, record) as recorder:
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = get_lr(step)
+            batch = next(stream)
+            if recorder is not None:
+                recorder.step(batch)
+            loss = compute_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % 10 == 0 or step == steps - 1:
+                print(f"iter {step}: loss {loss.item():.4f}")
     checkpoint = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -254,8 +270,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("ckpt.pt"))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--compile", metavar="BACKEND", help="wrap the model with torch.compile, e.g. eager, inductor")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="let nanhunt record the run, bundles into FOLDER")
+    parser.add_argument("--bad-step", type=int, help="leave no target that counts in this step")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, arguments.compile)
+    train(arguments.out, arguments.steps, arguments.compile, arguments.record, arguments.bad_step)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.text import Text
 from nanhunt.commands.terminal import color_wanted, terminal_width
 from nanhunt.draft.ask import asked
 from nanhunt.draft.guess import guesses_of
+from nanhunt.draft.losses import losses_in
 from nanhunt.draft.sections import draft_of
 from nanhunt.draft.shown import Shown, shown_of
 from nanhunt.draft.source import definitions_in, source_files
@@ -49,7 +50,8 @@ def init(options: InitOptions, *, ask: Callable[[str], str] | None = None) -> No
     root = out.absolute().parent
     beside = [] if options.checkpoint is None else [options.checkpoint.absolute().parent]
     files = source_files([root, Path.cwd(), *beside])
-    guesses = guesses_of([d for file in files for d in definitions_in(file, root)], shown)
+    definitions = [d for file in files for d in definitions_in(file, root)]
+    guesses = guesses_of(definitions, shown, [place for file in files for place in losses_in(file, root)])
     draft = draft_of(shown, guesses, root=root, command=_next(options))
     if ask is None and not options.quiet and sys.stdin.isatty() and sys.stdout.isatty():
         ask = input

@@ -50,7 +50,6 @@ def inspect(options: InspectOptions) -> Inspection:
 
 
 def _inspected(options: InspectOptions) -> Inspection:
-    from nanhunt.inspection.compare import compared
     from nanhunt.inspection.contents import read_contents
     from nanhunt.inspection.judge import judge
     from nanhunt.inspection.survey import survey
@@ -59,8 +58,7 @@ def _inspected(options: InspectOptions) -> Inspection:
     earlier = read_contents(options.reference, trust_pickle=options.trust_pickle) if options.reference else None
     passes = 2 if earlier else 1
     with _Reading(contents.bytes * passes, quiet=options.quiet) as reading:
-        reference = compared(contents, earlier, on_read=reading.read) if earlier else None
-        return judge(survey(contents, reference=reference, on_read=reading.read))
+        return judge(survey(contents, earlier=earlier, on_read=reading.read))
 
 
 class _Reading:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-import nanhunt
+from nanhunt.commands.manifest import manifest_of
 from nanhunt.commands.plan import Plan, show_plan
 from nanhunt.commands.progress import Bar, counting
 from nanhunt.diagnosis.evidence import Evidence
@@ -33,7 +31,7 @@ from nanhunt.ranks.team import Team
 from nanhunt.ranks.world import World, entered, own_device
 from nanhunt.report.original import told
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import Manifest, NoteKind, Onset
+from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.bundle import Bundle, bundle_at
@@ -137,7 +135,17 @@ def _replayed(options: ReplayOptions, given: _Given, device: torch.device, world
         return None
     if _adds(options):
         return _add_trials(options, given.config, run, given.checkpoint, settings)
-    manifest = _manifest(options, given, run, settings, world)
+    manifest = manifest_of(
+        run,
+        given.config,
+        given.config_path,
+        given.checkpoint,
+        settings,
+        asked=str(options.checkpoint),
+        place=(0, 1) if world is None else (world.rank, world.size),
+        precision=options.precision,
+        seed=options.seed,
+    )
     path = out if world is None else own_file(out, world, force=options.force)
     writer, bar = TraceWriter(path, manifest, force=options.force), Bar(settings.steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
@@ -193,6 +201,7 @@ def _settings(options: ReplayOptions, given: _Given, run: TrainingRun) -> HuntSe
         trials=options.trials,
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
+        recorded=given.bundle is not None,
         reference=str(options.reference or ""),
         reference_tensors=reference_tensors(run, given.other) if given.other is not None else {},
     )
@@ -306,48 +315,16 @@ def _accounted(out: Path, writer: TraceWriter, bar: Bar) -> Iterator[None]:
         raise
 
 
-def _manifest(
-    options: ReplayOptions, given: _Given, run: TrainingRun, settings: HuntSettings, world: World | None
-) -> Manifest:
-    return Manifest(
-        nanhunt_version=nanhunt.__version__,
-        torch_version=torch.__version__,
-        python_version=platform.python_version(),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=sys.argv,
-        device=_device_name(run.device),
-        rank=world.rank if world is not None else 0,
-        world_size=world.size if world is not None else 1,
-        checkpoint=str(options.checkpoint),
-        checkpoint_digest=given.checkpoint.digest,
-        checkpoint_step=run.start_step,
-        config_path=str(given.config_path),
-        config=given.config.document(),
-        settings={
-            "steps": settings.steps,
-            "every": settings.every,
-            "precision": options.precision,
-            "seed": options.seed,
-            "zoom": settings.zoom,
-            "trials": settings.trials,
-        },
-        match=run.matched.sentence if run.matched is not None else "",
-        parameters=sum(p.numel() for p in run.model.parameters()),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
 def _say(options: ReplayOptions, out: Path, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:
     if not options.quiet:
         healthy = f"no fault found in steps {run.start_step} to {bar.last_step}"
         said = healthy if onset is None else f"step {onset.step}: {onset.detail}{_place(onset)}"
-        print(printable(said), file=sys.stderr)
-        followed = told(original_run(Evidence(Trace.open(out))))
-        if followed:
-            print(f"the replay {followed}", file=sys.stderr)
+        original = original_run(Evidence(Trace.open(out)))
+        follows = [f"the replay {told(original)}"] if original is not None else []
+        # what is said of another run comes behind that it is one
+        is_another = original is not None and original.is_another and onset is None
+        for line in [*follows, said] if is_another else [said, *follows]:
+            print(printable(line), file=sys.stderr)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.announce:
         print(f"nanhunt report {options.out}")

@@ -26,6 +26,7 @@ from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
 from nanhunt.diagnosis.tensors import merged_tensors
+from nanhunt.diagnosis.verdict import outcome_of, summary
 from nanhunt.interventions import Prediction, Trial
 from nanhunt.library import library
 from nanhunt.trace.reader import Trace
@@ -45,10 +46,10 @@ def diagnose(trace: Trace) -> Diagnosis:
     ranked = _ranked([_with_trials(s, evidence) for s in suspects])
     tensors = merged_tensors(trace)
     rows = headroom_rows(tensors)
-    outcome = "fault" if onset else ("healthy" if trace.complete else "inconclusive")
+    original = original_run(evidence)
     return Diagnosis(
-        outcome=outcome,
-        summary=_summary(evidence, ranked),
+        outcome=outcome_of(onset, original, complete=trace.complete),
+        summary=summary(evidence, ranked, original),
         onset=_told_onset(onset, ranked),
         suspects=tuple(ranked),
         cleared=tuple(cleared),
@@ -66,7 +67,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         lineage=tuple((h.op, h.module, h.source or "", h.does) for h in evidence.lineage),
         **_code(evidence),
         precision=precision_facts(evidence),
-        original=original_run(evidence),
+        original=original,
     )
 
 
@@ -180,10 +181,7 @@ def _ranked(suspects: list[Suspect]) -> list[Suspect]:
     return sorted(suspects, key=key)
 
 
-#: Characters at a sentence's head by which two say the same.
-_ALIKE = 16
-
-# --- the verdict -----------------------------------------------------------------------------------------------------
+# --- the onset ---------------------------------------------------------------------------------------------------------
 
 
 def _told_onset(onset: Onset | None, suspects: list[Suspect]) -> Onset | None:
@@ -194,60 +192,6 @@ def _told_onset(onset: Onset | None, suspects: list[Suspect]) -> Onset | None:
     if onset is None or onset.samples or not suspects or not suspects[0].location.samples:
         return onset
     return replace(onset, samples=list(suspects[0].location.samples))
-
-
-def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
-    trace, onset = evidence.ranks, evidence.onset
-    if onset is None:
-        steps = len(trace.steps)
-        if not trace.complete:
-            here = f"no fault in the {_counted(steps)} that are here" if steps else "no finished step is here"
-            return f"The trace is incomplete ({trace.reason}): {here}."
-        benign = evidence.notes(NoteKind.BENIGN)
-        aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
-        return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}{_broken_recipe(evidence)}"
-    best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
-    if best is None:
-        return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
-    # the onset of a fault without a NaN often says what the suspect says: once is enough
-    what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
-    return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
-
-
-def _broken_recipe(evidence: Evidence) -> str:
-    """Say of a run that no fault ended where its precision recipe lost what it computes with."""
-    facts = precision_facts(evidence)
-    if facts is None or (facts.first is None and facts.astray is None):
-        return ""
-    where = f"step {facts.first.step}, at {facts.first.weight}" if facts.first else f"step {facts.astray.step}"  # type: ignore[union-attr]
-    return f" But {facts.recipe} breaks what it computes: first in {where}."
-
-
-def _meant(evidence: Evidence) -> str:
-    """Say of a loss that leaps what the code does differently."""
-    body = evidence.note(NoteKind.MEANT)
-    if body is None:
-        return ""
-    drawn = f"draws {', '.join(body['parameters'][:3])} anew" if body["how"] == "drawn" else "makes another loss"
-    return (
-        f" From step {body['step']} on the loss is {body['loss']:.4g} where it was {body['before']:.4g}: {body['source']}"
-        f" {drawn}, and neither the update nor the batch has a part in it."
-    )
-
-
-def _counted(steps: int) -> str:
-    return f"{steps} step{'' if steps == 1 else 's'}"
-
-
-def _where(onset: Onset) -> str:
-    parts = []
-    if onset.op:
-        parts.append(f"first broken by {onset.op}")
-    if onset.module or onset.name:
-        parts.append(f"in {'.'.join(p for p in (onset.module, onset.name) if p)}")
-    if onset.source:
-        parts.append(f"at {onset.source}")
-    return f", {' '.join(parts)}" if parts else ""
 
 
 def _assumptions(evidence: Evidence) -> list[str]:

@@ -6,13 +6,8 @@ A log has rounded its losses: within half of its last digit they are the same, *
 difference may be rounding's, for other kernels add in another order: at first no more than `ROUNDING` of the loss, by
 the format that the step computes in; and since a difference feeds on itself, a step may differ by `GROWTH` times what the
 steps before it did, up to `APART` of the loss. What differs by more has left the run, if at least half of the losses
-from there on do; a step that differs alone is a slip of the log.
-
-What a log counts
------------------
-Loops number a step before or after they count it up, and log the loss of a step or the mean since the last entry. Where
-the writer is not known, the losses decide: another count than the plain one is taken where so many first losses fit it
-that chance would make less than one such fit in a hundred.
+from there on do; a step that differs alone is a slip of the log. Which steps an entry stands for, and how many times
+their loss it holds, is found out first (`log_count.py`).
 
 A NaN in both is agreement. A Trainer leaves losses that are not finite out of its mean: where nothing says that a mean
 hides none, a replayed NaN is not held against it.
@@ -21,11 +16,12 @@ hides none, a replayed NaN is not held against it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from nanhunt.diagnosis.log_count import Pair, log_count, pairs_of
 from nanhunt.trace.schema import NoteKind
 
 if TYPE_CHECKING:
@@ -40,8 +36,6 @@ ROUNDING = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 4e-3}
 GROWTH = 4.0
 #: Relative difference that no rounding explains: losses of neighbouring batches differ by as much.
 APART = 0.01
-#: A count that fits by chance less often than this is the log's.
-CHANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +62,16 @@ class OriginalRun:
     #: the first step that does not follow, and the first of the steps whose mean was logged there
     leaves: int | None = None
     leaves_since: int | None = None
+    #: the two losses there, the replay's as many times as the log counts it
     replayed: float | None = None
     logged: float | None = None
     #: the log's number of a step less the replay's
     offset: int = 0
     #: whether losses are means over several steps, those since the entry before
     mean: bool = False
+    #: a logged loss over the replay's of the same steps, and what that is, as in `LogCount`
+    factor: float = 1.0
+    origin: str = ""
     #: the first step up to `through` where neither is finite
     both_nonfinite: int | None = None
     #: steps that differ alone
@@ -81,24 +79,10 @@ class OriginalRun:
     #: first and last step of the log
     log_steps: tuple[int, int] | None = None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """A logged loss and the replay's of the same steps."""
-
-    since: int
-    step: int
-    logged: float
-    replayed: float
-    #: what the log's rounding explains
-    digits: float
-
     @property
-    def difference(self) -> float:
-        """0 where both are not finite; infinite where one of them is."""
-        if math.isfinite(self.logged) and math.isfinite(self.replayed):
-            return abs(self.logged - self.replayed)
-        return 0.0 if math.isfinite(self.logged) == math.isfinite(self.replayed) else math.inf
+    def is_another(self) -> bool:
+        """Whether the replay is another run than the logged one, from its first loss or from a later one on."""
+        return self.verdict in ("apart", "leaves")
 
 
 def original_run(evidence: Evidence) -> OriginalRun | None:
@@ -111,13 +95,20 @@ def original_run(evidence: Evidence) -> OriginalRun | None:
     rounding = ROUNDING[_format(evidence.manifest.config.get("precision") or {}, evidence.manifest.settings)]
     first, last = body["logged"]
     unknown = OriginalRun(source=str(body["source"]), verdict="unknown", log_steps=(int(first), int(last)))
-    offset, mean = _count(body, losses, micros, rounding)
-    pairs = list(_pairs(body, losses, micros, offset, mean=mean))
+    count = log_count(body, losses, micros, rounding)
+    pairs = list(pairs_of(body, losses, micros, count))
     if not pairs:
         return unknown
     held = _held(pairs, unknown, rounding)
     bitwise = held.exact and held.difference == 0.0 and _gives_every_bit(body)
-    return replace(held, bitwise=bitwise, offset=offset, mean=any(p.since != p.step for p in pairs))
+    return replace(
+        held,
+        bitwise=bitwise,
+        offset=count.offset,
+        mean=any(p.since != p.step for p in pairs),
+        factor=count.factor,
+        origin=count.origin,
+    )
 
 
 def _gives_every_bit(body: dict[str, Any]) -> bool:
@@ -133,65 +124,10 @@ def _format(precision: dict[str, Any], settings: dict[str, Any]) -> str:
     return next((f for f in ("bf16", "fp16") if f in (precision.get("autocast"), precision.get("params"))), "fp32")
 
 
-# --- what the log counts ---------------------------------------------------------------------------------------------
-
-
-def _count(body: dict[str, Any], losses: dict[int, float], micros: int, rounding: float) -> tuple[int, bool]:
-    """Return the log's number of a step less the replay's, and whether its losses are means."""
-    if body.get("mean"):
-        return 1, True  # a Trainer's: it logs when the step is counted
-    plain = (0, False)
-    fits = {
-        c: _fit(body, losses, micros, rounding, *c) for c in ((0, False), (1, False), (-1, False), (1, True), (0, True))
-    }
-    best = max(fits, key=lambda count: fits[count])
-    spread = _spread(body["losses"])
-    scale = max((abs(v) for v in body["losses"] if math.isfinite(v)), default=0.0)
-    chance = min(1.0, (2 * rounding * scale + max(body["resolution"], default=0.0)) / spread) if spread else 1.0
-    return best if fits[best] > fits[plain] and chance ** fits[best] < CHANCE else plain
-
-
-def _fit(body: dict[str, Any], losses: dict[int, float], micros: int, rounding: float, offset: int, mean: bool) -> int:
-    """Return how many losses agree before the first that does not; two that are not finite tell nothing."""
-    count = 0
-    for pair in _pairs(body, losses, micros, offset, mean=mean):
-        if pair.difference > pair.digits + rounding * abs(pair.logged):
-            break
-        count += math.isfinite(pair.logged)
-    return count
-
-
-def _spread(values: Sequence[float]) -> float:
-    finite = [v for v in values if math.isfinite(v)]
-    return max(finite) - min(finite) if finite else 0.0
-
-
-def _pairs(body: dict[str, Any], losses: dict[int, float], micros: int, offset: int, *, mean: bool) -> Iterator[_Pair]:
-    """Yield the logged losses all of whose steps were replayed and recorded."""
-    hides = set(body["hides"])
-    before: int | None = None
-    for at, logged, resolution in zip(body["steps"], body["losses"], body["resolution"], strict=True):
-        since = at if not mean else None if before is None else before + 1
-        before = at
-        if since is None:
-            continue
-        steps = range(since - offset, at - offset + 1)
-        found = [losses[s] for s in steps if s in losses]
-        if len(found) < len(steps):
-            continue
-        replayed = math.fsum(found) / len(found) if all(map(math.isfinite, found)) else math.nan
-        if at in hides and math.isfinite(logged) and not math.isfinite(replayed):
-            continue
-        # a loop adds up its losses in fp32, one rounding for each
-        sums = (len(found) * micros - 1) * 2.0**-23 + 2.0**-50
-        digits = 0.501 * resolution + sums * abs(logged) if math.isfinite(logged) else 0.0
-        yield _Pair(since=steps[0], step=steps[-1], logged=logged, replayed=replayed, digits=digits)
-
-
 # --- whether it follows ----------------------------------------------------------------------------------------------
 
 
-def _held(pairs: Sequence[_Pair], empty: OriginalRun, rounding: float) -> OriginalRun:
+def _held(pairs: Sequence[Pair], empty: OriginalRun, rounding: float) -> OriginalRun:
     beyond = _beyond(pairs, rounding)
     left = next((i for i in range(len(pairs)) if beyond[i] and _stays(pairs[i:], beyond[i:])), None)
     kept = [p for p, is_beyond in zip(pairs[:left], beyond, strict=False) if not is_beyond]
@@ -222,12 +158,12 @@ def _held(pairs: Sequence[_Pair], empty: OriginalRun, rounding: float) -> Origin
     )
 
 
-def _stays(pairs: Sequence[_Pair], beyond: Sequence[bool]) -> bool:
+def _stays(pairs: Sequence[Pair], beyond: Sequence[bool]) -> bool:
     """Whether a difference is more than a slip of the log: half of what comes differs, or one of the two is not finite."""
     return 2 * sum(beyond) >= len(beyond) or math.isinf(pairs[0].difference)
 
 
-def _beyond(pairs: Sequence[_Pair], rounding: float) -> list[bool]:
+def _beyond(pairs: Sequence[Pair], rounding: float) -> list[bool]:
     """Return of each pair whether it differs by more than the log's digits, rounding and its growth explain."""
     # a loss near zero is rounded by the size of what it is a difference of
     typical = median([abs(p.logged) for p in pairs if math.isfinite(p.logged)] or [0.0])

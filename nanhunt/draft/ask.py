@@ -56,6 +56,8 @@ def _answered(
     guess = entry.value["call"] if isinstance(entry.value, dict) else entry.value
     default = guess if entry.active and not is_placeholder else ""
     kept = "stays open" if is_placeholder else "none" if not entry.active else ""
+    if entry.candidates:
+        say(f"  {prose(entry.candidates)}")
     while True:
         answer = ask(f"{_QUESTIONS[entry.key]} [{default or kept}]: ").strip()
         if not (answer or default):

@@ -50,9 +50,10 @@ class _Drafter:
 
     def guessed(self, key: str, *more: str) -> Entry | None:
         """Return the guess for a key, with further notes; None where there is none."""
-        guess = self.guesses.of.get(key)
-        notes = (_WHAT[key], f"A guess: {guess.reason}." if guess is not None else "", *more)
-        return None if guess is None else Entry(key=key, value=guess.value, notes=notes)
+        guess, others = self.guesses.of.get(key), self.guesses.others.get(key, ())
+        told = f"Others that may be it: {', '.join(others)}." if others else ""
+        notes = (_WHAT[key], f"A guess: {guess.reason}." if guess is not None else "", told, *more)
+        return None if guess is None else Entry(key=key, value=guess.value, notes=notes, candidates=told)
 
     def known(self, key: str, value: Any, *more: str) -> Entry:
         """Return a key whose value the checkpoint shows."""
@@ -62,8 +63,9 @@ class _Drafter:
         """Return a placeholder; one that is not active is a comment, and the key may stay out."""
         near = self.guesses.near.get(key)
         notes = [_WHAT[key], *(["NOT FOUND: name your own here."] if active else []), *more]
-        notes += [f"What comes near: {near}."] if near is not None else []
-        return Entry(key=key, value=f"{self.module}:{_FUNCTIONS[key]}", notes=tuple(notes), active=active)
+        told = f"What comes near: {near}." if near is not None else ""
+        value = f"{self.module}:{_FUNCTIONS[key]}"
+        return Entry(key=key, value=value, notes=(*notes, told), active=active, candidates=told)
 
     def missing(self, key: str, what: str) -> str:
         """Say that a key is open, and why what comes near is not it."""
@@ -115,8 +117,11 @@ def _data(drafter: _Drafter) -> Made:
 def _loss(drafter: _Drafter) -> Made:
     entry = drafter.guessed("loss")
     if entry is not None:
-        return Made(entry=entry)
-    said = "loss: no function (model, batch) found; the model itself is asked for its loss"
+        others = drafter.guesses.others.get("loss", ())
+        return Made(entry=entry, unknown=f"loss: {', '.join(others)} may be it as well" if others else "")
+    near = drafter.guesses.near.get("loss")
+    came = f"; {near}" if near is not None else ""
+    said = f"loss: no function (model, batch) found{came}; without one the model itself is asked for its loss"
     return Made(entry=drafter.open("loss", active=False), unknown="" if _is_described(drafter.shown) else said)
 
 

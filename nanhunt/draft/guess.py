@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanhunt.draft.losses import LossPlace
 from nanhunt.draft.shown import Shown
 from nanhunt.draft.source import Definition
 
@@ -37,10 +38,14 @@ class Guess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guesses:
-    """The best guess for each key, None without one; of each key without one, why what comes near is none."""
+    """The best guess for each key, None without one; of each key without one, why what comes near is none.
+
+    `others` are what else a key may mean, as a reader can look it up: "train:other (train.py:12)".
+    """
 
     of: dict[str, Guess] = field(default_factory=dict)
     near: dict[str, str] = field(default_factory=dict)
+    others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,8 @@ class _Wanted:
     leads_to: frozenset[str] = frozenset()
 
 
+#: Near misses, and other candidates, that are told of a key.
+_MOST_NEAR = 3
 _MODULES = frozenset({"Module", "LightningModule", "PreTrainedModel", "Sequential"})
 _WANTED = {
     "model": _Wanted(
@@ -91,27 +98,66 @@ _WANTED = {
 }  # fmt: skip
 
 
-def guesses_of(definitions: Sequence[Definition], shown: Shown) -> Guesses:
-    """Return the guesses for every key of the config that names code."""
+def guesses_of(definitions: Sequence[Definition], shown: Shown, losses: Sequence[LossPlace] = ()) -> Guesses:
+    """Return the guesses for every key of the config that names code; `losses` are where the source computes one."""
+    kinds = {place.spec: place.kind for place in losses if place.spec}
+    others: dict[str, tuple[str, ...]] = {}
     found: dict[str, Guess] = {}
     near: dict[str, str] = {}
-    modules = _module_classes(definitions)
+    modules = [m for m in _module_classes(definitions) if kinds.get(m.spec) != "criterion"]
     for key, wanted in _WANTED.items():
         candidates = list(_candidates(key, wanted, definitions, modules, shown))
+        if key == "loss":
+            candidates = _loss_functions(candidates, definitions, kinds)
         for definition in candidates:
             problem = _problem(definition, wanted, _arguments_at_hand(key, shown))
+            if key in found:
+                others[key] = (*others.get(key, ()), _placed(definition)) if problem is None else others.get(key, ())
+                continue
             if problem is None:
                 found[key] = _guess(key, definition, wanted, shown)
-                break
-            near.setdefault(key, f"{definition.spec} ({definition.file.name}:{definition.line}) {problem}")
+                continue
+            near.setdefault(key, f"{_placed(definition)} {problem}")
         if key in found:
             near.pop(key, None)
     one = next((d for d in definitions if d.name == "get_batch" and d.kind == "function"), None)
     if "data" not in found and one is not None:
-        near["data"] = f"{one.spec} ({one.file.name}:{one.line}) returns one batch, where a loop over it is wanted"
+        near["data"] = f"{_placed(one)} returns one batch, where a loop over it is wanted"
     if "loss" not in found and (step := _lightning_step(definitions, found.get("model"))) is not None:
         found["loss"] = step
-    return Guesses(of=found, near=near)
+        near.pop("loss", None)
+    if "loss" not in found:
+        own = found["model"].spec if "model" in found else ""
+        told = list(dict.fromkeys(_near_losses(losses, own)))
+        near |= {"loss": "; ".join([*([near["loss"]] if "loss" in near else []), *told][:_MOST_NEAR])} if told else {}
+    return Guesses(of=found, near=near, others={k: v[:_MOST_NEAR] for k, v in others.items() if k == "loss" and v})
+
+
+def _placed(definition: Definition) -> str:
+    return f"{definition.spec} ({definition.file.name}:{definition.line})"
+
+
+def _loss_functions(
+    by_name: Sequence[Definition], definitions: Sequence[Definition], kinds: Mapping[str, str]
+) -> list[Definition]:
+    """Return what could be a function (model, batch), by its name or by what it does; a criterion is none."""
+    named = [d for d in by_name if kinds.get(d.spec) != "criterion"]
+    doing = [d for d in definitions if kinds.get(d.spec) == "step" and d.kind == "function" and d not in named]
+    apart = ("val", "test", "eval", "train_step", "training_step")
+    doing = [d for d in doing if not any(word in d.name for word in apart)]
+    return [*named, *sorted(doing, key=lambda d: (d.runs_at is not None, len(d.required) != 2))]
+
+
+def _near_losses(losses: Sequence[LossPlace], model: str) -> Iterator[str]:
+    """Yield what computes a loss and is no function (model, batch), and what is to be done about it."""
+    for place in sorted(losses, key=lambda p: ("forward", "criterion", "loop", "step").index(p.kind)):
+        where = f"{place.file.name}:{place.line}"
+        if place.kind == "forward" and place.spec == model:
+            yield f"{place.spec} ({where}) returns its loss from its forward"
+        elif place.kind in ("forward", "criterion"):
+            yield f"{place.spec} ({where}) takes what the model returned: call it in a function (model, batch) of your own"
+        elif place.kind == "loop":
+            yield f"{where} computes it inside of the loop, `{place.text}`: move it into a function (model, batch)"
 
 
 def _candidates(
@@ -160,7 +206,10 @@ def _module_classes(definitions: Sequence[Definition]) -> list[Definition]:
 
 def _arguments_at_hand(key: str, shown: Shown) -> Mapping[str, Any]:
     if key == "model":
-        return shown.model_arguments
+        # a class's own arguments may be the command line's, which the checkpoint has under args
+        return {**shown.settings, **shown.model_arguments}
+    if key == "loss":
+        return shown.settings
     if key != "optimizer":
         return {}
     settings = dict(shown.settings)
@@ -195,7 +244,9 @@ def _guess(key: str, definition: Definition, wanted: _Wanted, shown: Shown) -> G
     at_hand = _arguments_at_hand(key, shown)
     takes = definition.accepted
     if key == "model" and definition.kind != "object":
-        kwargs = {k: v for k, v in at_hand.items() if takes is None or k in takes}
+        own = {k: v for k, v in shown.model_arguments.items() if takes is None or k in takes}
+        # of settings that are not the model's alone only what it names: a **kwargs would take the whole command line
+        kwargs = {k: v for k, v in at_hand.items() if k in definition.required or k in (takes or ())} | own
     else:
         kwargs = {k: at_hand[k] for k in definition.required[wanted.given :] if k in at_hand}
     place = f"{definition.file.name}:{definition.line}"
@@ -207,6 +258,8 @@ def _why(definition: Definition, wanted: _Wanted) -> str:
         return "a module that is no part of another"
     if definition.name in wanted.names or definition.kind == "method":
         return f"a {definition.kind} of a usual name"
+    if wanted is _WANTED["loss"]:
+        return "a function that calls its first argument and returns a loss"
     if definition.leads_to & wanted.leads_to:
         return f"a {definition.kind} that makes a {min(definition.leads_to & wanted.leads_to)}"
     return f"a {definition.kind} that may be it"

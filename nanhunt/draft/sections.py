@@ -94,7 +94,10 @@ def _of_the_checkpoint(shown: Shown) -> Iterable[str]:
             yield "the checkpoint: it was not read, so formats, optimizer and settings are not in the config"
         return
     if checkpoint.step is None:
-        yield "step: the checkpoint does not tell at which step it was saved; --start-step gives it"
+        only = f", only epoch {shown.epoch[1]} ({shown.epoch[0]})" if shown.epoch is not None else ""
+        counted_to = f"; its optimizer counted {shown.updates} updates" if shown.updates else ""
+        given = f"--start-step {shown.updates or 'N'} gives it"
+        yield f"step: the checkpoint does not tell at which step it was saved{only}{counted_to}; {given}"
     if not checkpoint.rng:
         yield "random state: not in the checkpoint; dropout and shuffling are other numbers than the run's"
     if not shown.setting("grad_clip", "max_grad_norm", "gradient_clip_val", "clip_grad_norm"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import types
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +19,11 @@ from nanhunt.errors import CheckpointError
 from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
 from nanhunt.training.config import CheckpointKeys
 from nanhunt.training.dcp_folder import is_dcp
+from nanhunt.training.dotted_places import EPOCH_KEYS, MODEL_ARGUMENT_KEYS, SETTINGS_KEYS, count_below, places
+from nanhunt.training.saved_value import as_step
 
 __all__ = ["Shown", "plain", "shown_by", "shown_of"]
 
-#: What is kept beside the state of a run, by the name that loops give it: arguments of the model, and settings.
-_MODEL_ARGUMENTS = ("model_args", "model_kwargs", "model_config", "net_args")
-_SETTINGS = ("config", "hyper_parameters", "hparams", "args", "cfg", "opt", "train_config", "training_args", "settings")
 #: Bounds of what is written into a config: a checkpoint can hold anything.
 _LONGEST_TEXT, _MOST_ITEMS, _DEEPEST = 200, 64, 3
 
@@ -42,6 +43,15 @@ class Shown:
     #: under which name each was found
     model_arguments_in: str = ""
     settings_in: str = ""
+    #: under which key an epoch is told, and which
+    epoch: tuple[str, int] | None = None
+
+    @property
+    def updates(self) -> int | None:
+        """The updates that the optimizer counted, None where its state has no counter."""
+        state = ((self.checkpoint.optimizer if self.checkpoint else None) or {}).get("state")
+        entries = [e for e in state.values() if isinstance(e, Mapping)] if isinstance(state, Mapping) else []
+        return max((s for s in (as_step(e.get("step")) for e in entries) if s is not None), default=None)
 
     @property
     def container(self) -> str:
@@ -87,22 +97,51 @@ def shown_of(path: Path | None, *, trust_pickle: bool) -> Shown:
 
 def shown_by(checkpoint: Checkpoint, keys: CheckpointKeys | None = None) -> Shown:
     """Return what a loaded checkpoint shows; `keys` are those that it had to be loaded by."""
-    arguments_in = next((k for k in _MODEL_ARGUMENTS if isinstance(checkpoint.extra.get(k), Mapping)), "")
-    if not arguments_in and checkpoint.container == "lightning" and "hyper_parameters" in checkpoint.extra:
+    extra = _opened(checkpoint.extra)
+    below = dict([*_at_top(extra), *places(extra)])
+    arguments_in = next((path for key in MODEL_ARGUMENT_KEYS for path in _called(key, below)), "")
+    if not arguments_in and checkpoint.container == "lightning" and "hyper_parameters" in below:
         arguments_in = "hyper_parameters"
     # in a Hugging Face folder `config` is its config.json, which describes the model and not the loop
-    names = ("trainer_state",) if checkpoint.container.startswith("hf-") else _SETTINGS
-    settings_in = ", ".join(k for k in names if isinstance(checkpoint.extra.get(k), Mapping))
-    arguments = plain(checkpoint.extra.get(arguments_in)) if arguments_in else None
+    is_described = checkpoint.container.startswith("hf-")
+    names = [path for key in SETTINGS_KEYS for path in _called(key, below)] if not is_described else ["trainer_state"]
+    settings_in = [name for name in names if name in below]
+    arguments = plain(below[arguments_in]) if arguments_in else None
     return Shown(
         path=checkpoint.path,
         checkpoint=checkpoint,
         keys=keys,
         model_arguments=arguments if isinstance(arguments, dict) else {},
-        settings={k: v for name in settings_in.split(", ") if name for k, v in _flat(checkpoint.extra[name])},
+        settings={k: v for name in settings_in for k, v in _flat(below[name])},
         model_arguments_in=arguments_in,
-        settings_in=settings_in,
+        settings_in=", ".join(settings_in),
+        epoch=_epoch(extra),
     )
+
+
+def _at_top(extra: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield the dicts at the top, those of odd names too."""
+    return ((key, value) for key, value in extra.items() if isinstance(key, str) and isinstance(value, Mapping))
+
+
+def _called(key: str, below: Mapping[str, Mapping[Any, Any]]) -> list[str]:
+    """Return the dotted paths that end in a key, the shallowest first."""
+    return sorted((path for path in below if path.rpartition(".")[2] == key), key=lambda path: path.count("."))
+
+
+def _opened(value: Any, depth: int = _DEEPEST) -> Any:
+    """Return a value whose namespaces, as argparse makes them, are dicts: a trusted pickle may hold some."""
+    if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
+        value = dict(vars(value))
+    if depth and type(value) is dict:
+        return {k: _opened(v, depth - 1) for k, v in value.items()}
+    return value
+
+
+def _epoch(extra: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return under which key the checkpoint tells an epoch, and which."""
+    counts = ((key, as_step(extra.get(key))) for key in EPOCH_KEYS)
+    return next(((key, count) for key, count in counts if count is not None), None) or count_below(extra, EPOCH_KEYS)
 
 
 def _read(path: Path, trust_pickle: bool) -> tuple[Checkpoint, CheckpointKeys | None]:

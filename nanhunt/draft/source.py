@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Definition", "definitions_in", "source_files"]
+__all__ = ["Definition", "definitions_in", "source_files", "target_of"]
 
 #: Folders that hold no training code.
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist", "tests", "test", "docs", "wandb"}
@@ -57,7 +57,7 @@ def definitions_in(file: Path, root: Path) -> list[Definition]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return []
-    target, runs_at = _target(file, root), _runs_at(tree)
+    target, runs_at = target_of(file, root), _runs_at(tree)
     if target is None:
         return []
     found: list[Definition] = []
@@ -81,7 +81,7 @@ def _is_parsed(path: Path) -> bool:
         return False
 
 
-def _target(file: Path, root: Path) -> str | None:
+def target_of(file: Path, root: Path) -> str | None:
     """Return the file as an import string's first half: a dotted name below `root`, else a path; None of an odd name."""
     relative = Path(os.path.relpath(file, root))
     parts = relative.with_suffix("").parts

@@ -28,6 +28,8 @@ class Entry:
     value: Any
     notes: tuple[str, ...] = ()
     active: bool = True
+    #: what else it may mean, or what comes near: said at a terminal before the question
+    candidates: str = ""
     #: of a section, what is said behind its keys
     asides: Mapping[str, str] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from nanhunt.diagnosis.cause import Grade
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.facts import batch_facts, optimizer_facts, poison_facts
 from nanhunt.hunt.culprit import keep_culprit
+from nanhunt.hunt.loop_note import note_loop
 from nanhunt.hunt.meant import meant_so
 from nanhunt.hunt.state import HuntSettings, HuntState, Progress, Silent
 from nanhunt.hunt.steps import replay_steps
@@ -83,7 +84,7 @@ def _look_into(state: HuntState) -> None:
     """Write the facts of the onset's step, and run its trials."""
     assert state.onset is not None
     state.writer.note(NoteKind.BATCH, batch_facts(state.run, state.onset.step))
-    _note_loop(state, state.onset.step)
+    note_loop(state, state.onset.step)
     state.writer.flush()
     if state.settings.trials and not (state.lost_device or state.is_alone or _is_of_many(state)):
         with eager(state.run):
@@ -132,36 +133,3 @@ def _held_against_compiled(state: HuntState) -> Onset | None:
         kind=kind, step=int(body["step"]), phase=phase.value, micro=fault.micro, module=module, name=name,
         detail=f"{fault.detail}, compiled and not in eager mode",
     )  # fmt: skip
-
-
-def _note_loop(state: HuntState, step: int) -> None:
-    """Write what a custom loop did around the onset, and in how many steps in a row it did so."""
-    orders = {s: r.order for s, r in state.results.items() if r.order}
-    at = step if step in orders else max(orders, default=None)
-    if at is None:
-        return
-    result = state.results[at]
-    used_twice = _habit(state, at)
-    body = {
-        "step": at,
-        "order": list(result.order),
-        "before": list(orders.get(at - 1, ())),
-        "alike": sum(set(order) == set(result.order) for order in orders.values()),
-        "reused": [list(pair) for pair in state.results[used_twice[0]].reused] if used_twice else [],
-        "reused_steps": used_twice,
-        "loss_scale": result.loss_scale,
-        "clip_coefficient": result.clip_coefficient,
-    }
-    state.writer.note(NoteKind.LOOP, body)
-
-
-def _habit(state: HuntState, at: int) -> list[int]:
-    """Return the steps around `at` that used a gradient twice, up to the nearest ones that made a clean update.
-
-    The bad step itself may make none, or one with what a scaler skipped.
-    """
-    results = sorted(state.results.items())
-    clean = [step for step, r in results if not r.reused and "update" in r.order and step != at]
-    first = max((s for s in clean if s < at), default=-1)
-    last = min((s for s in clean if s > at), default=max(state.results) + 1)
-    return [step for step, r in results if r.reused and first < step < last]

@@ -80,6 +80,8 @@ class HuntSettings:
     trial_names: tuple[str, ...] = ()
     #: seconds for trials; None is four times the replay's own time, at least 20
     trials_budget: float | None = None
+    #: the steps are a recording's: what raises in the first one raised in the run
+    recorded: bool = False
     #: path of another checkpoint, and its weights and buffers by the model's names
     reference: str = ""
     reference_tensors: dict[str, Tensor] = field(default_factory=dict)

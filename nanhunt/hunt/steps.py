@@ -12,6 +12,7 @@ import numpy as np
 from nanhunt.damage import damage_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.errors import ConfigError
+from nanhunt.hunt.first_step import refuse_wrong_setup
 from nanhunt.hunt.hindsight import begun_badly, seen_in_the_rows
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
@@ -63,6 +64,8 @@ def replay_steps(state: HuntState) -> Onset | None:
             break
         finally:
             state.rows.blocks.on = False
+        if step == run.start_step and seen.error is not None and state.team is None:
+            refuse_wrong_setup(state, step, seen.error)
         rows = state.write()
         state.tell_assumptions()
         if step == run.start_step:

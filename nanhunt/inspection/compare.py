@@ -8,7 +8,7 @@ deviations of the logarithms, median and median deviation, which one outlier can
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.inspection.contents import Contents, Held, place
+from nanhunt.inspection.differences import flat_index, sums
 from nanhunt.inspection.facts import Change, Flip, Reference, Role
 
 __all__ = ["compared", "rank"]
@@ -27,8 +28,17 @@ _FEW, _FAR = 4, 100.0
 _LIKE, _LEAST_SPREAD = 5, 0.25
 
 
-def compared(contents: Contents, earlier: Contents, *, on_read: Callable[[str, int], None] | None = None) -> Reference:
-    """Return what changed from `earlier` to `contents`, tensors matched by name; moments by their place in the state."""
+def compared(
+    contents: Contents,
+    earlier: Contents,
+    *,
+    known: Mapping[str, Sequence[Flip]] | None = None,
+    on_read: Callable[[str, int], None] | None = None,
+) -> Reference:
+    """Return what changed from `earlier` to `contents`, tensors matched by name; moments by their place in the state.
+
+    `known` are flips that the tensors show by themselves: what they did to a tensor's norm is no change of the rest.
+    """
     now, before = _by_name(contents.tensors), _by_name(earlier.tensors)
     changes, retyped = [], []
     for name, held in now.items():
@@ -41,7 +51,7 @@ def compared(contents: Contents, earlier: Contents, *, on_read: Callable[[str, i
             retyped.append((name, _kind(old.tensor), _kind(held.tensor)))
         is_plain = held.tensor.layout is old.tensor.layout is torch.strided and held.tensor.is_floating_point()
         if is_plain and held.tensor.shape == old.tensor.shape:
-            changes.append(_change(held, old.tensor))
+            changes.append(_change(held, old.tensor, (known or {}).get(held.name, ())))
     return Reference(
         path=str(earlier.path),
         step=earlier.step,
@@ -86,29 +96,36 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _change(held: Held, old: Tensor) -> Change:
+def _change(held: Held, old: Tensor, known: Sequence[Flip]) -> Change:
     new = held.tensor
     a, b = new.detach().reshape(-1), old.detach().reshape(-1)
-    same = 0
-    difference = size = after = 0.0
-    for begin in range(0, a.numel(), _CHUNK):
-        x, y = a[begin : begin + _CHUNK].double(), b[begin : begin + _CHUNK].double()
-        same += int(((x == y) | (x.isnan() & y.isnan())).sum())
-        known = torch.isfinite(x) & torch.isfinite(y)
-        difference = math.hypot(difference, float((x - y)[known].norm()))
-        size, after = math.hypot(size, float(y[known].norm())), math.hypot(after, float(x[known].norm()))
-    relative = difference / size if size else (math.inf if difference else 0.0)
-    rms = size / math.sqrt(max(a.numel(), 1))
-    flips = _flips(a, b, tuple(new.shape), rms) if relative > 0.0 else ()
+    total = sums(a, b, ())
+    rms = total.size / math.sqrt(max(a.numel(), 1))
+    flips = _flips(a, b, tuple(new.shape), rms) if total.difference > 0.0 else ()
+    seen = {flip.index for flip in flips}
+    before = [replace(f, restored=_at(b, f.index, new.shape)) for f in known if f.index not in seen]
+    left_out = [flat_index(flip.index, new.shape) for flip in (*flips, *before)]
+    if left_out:
+        total = sums(a, b, left_out)
+    # a bit that had flipped before did not flip since
+    flips += tuple(f for f in before if f.restored != f.value and not math.isnan(f.restored))
+    difference, size = total.difference, total.size
     return Change(
         name=held.name,
         role=held.role,
         dims=new.dim(),
-        relative=relative,
-        apart=difference / max(size, after) if difference else 0.0,
-        same=same / max(a.numel(), 1),
+        relative=difference / size if size else (math.inf if difference else 0.0),
+        apart=difference / max(size, total.after) if difference else 0.0,
+        same=total.same / max(a.numel(), 1),
         flips=flips,
+        numel=a.numel(),
+        spoiled=total.spoiled,
+        spoiled_before=total.spoiled_before,
     )
+
+
+def _at(flat: Tensor, index: tuple[int, ...], shape: torch.Size) -> float:
+    return float(flat[flat_index(index, shape)])
 
 
 def _flips(a: Tensor, b: Tensor, shape: tuple[int, ...], rms: float) -> tuple[Flip, ...]:
@@ -144,8 +161,10 @@ def _moment_ratio(contents: Contents, earlier: Contents) -> float | None:
     now, before = contents.optimizers.get("optimizer"), earlier.optimizers.get("optimizer")
     if not now or not before:
         return None
+    earlier_state = before.get("state") or {}
     for number, entry in (now.get("state") or {}).items():
-        m, old = ((e or {}).get("exp_avg") for e in (entry, before["state"].get(number)))
+        both = (entry, earlier_state.get(number))
+        m, old = (e.get("exp_avg") if isinstance(e, Mapping) else None for e in both)
         if isinstance(m, Tensor) and isinstance(old, Tensor) and m.shape == old.shape:
             x, y = (t.detach().reshape(-1)[:4096].double() for t in (m, old))
             ratios.append((x / y)[torch.isfinite(x) & torch.isfinite(y) & (y != 0)])

@@ -18,7 +18,9 @@ from torch import Tensor
 from nanhunt.errors import CheckpointError
 from nanhunt.inspection.facts import Role
 from nanhunt.training.checkpoint import LOADERS, Checkpoint, load_checkpoint
-from nanhunt.training.checkpoint_layout import Parts, find_parts, is_optimizer_state
+from nanhunt.training.checkpoint_layout import Parts, find_parts
+from nanhunt.training.dotted_places import EPOCH_KEYS, STEP_KEYS, count_below, is_scaler, is_scheduler, places
+from nanhunt.training.saved_value import as_step, is_optimizer_state, model_state
 from nanhunt.training.torch_file import read_torch_file
 from nanhunt.training.tree import tensors_of
 
@@ -43,6 +45,8 @@ class Held:
     role: Role
     #: key of the module that it belongs to, '' of the model itself
     owner: str = ""
+    #: of an average, the name of its weight
+    average_of: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Contents:
     container: str
     step: int | None
     tensors: list[Held]
+    epoch: int | None = None
     #: states of optimizers by the name they are told under
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     schedulers: list[dict[str, Any]] = field(default_factory=list)
@@ -81,11 +86,27 @@ def read_contents(path: Path, *, trust_pickle: bool) -> Contents:
     try:
         contents = _of_parts(path, find_parts(content, path=path, keys=None))
     except CheckpointError:
-        contents = Contents(path=path, container="torch", step=None, tensors=[])
+        contents = Contents(path=path, container="torch", step=None, tensors=list(_states_in(content)))
         contents.optimizers = dict(_optimizers_in(content, ""))
     contents.tensors += _left_over(content, contents)
     if not contents.tensors and not contents.optimizers:
         raise CheckpointError(f"{path}: holds no tensors", hint="name the file with weights or an optimizer's state")
+    return _with_what_lies_below(contents, content)
+
+
+def _with_what_lies_below(contents: Contents, content: Any) -> Contents:
+    """Return the contents with step, epoch, scaler and schedules from wherever in the file they lie."""
+    if not isinstance(content, Mapping):
+        return contents
+    below = [value for _, value in places(content)]
+    if contents.step is None:
+        step = count_below(content, STEP_KEYS)
+        contents.step = step[1] if step is not None else None
+    epoch = next((e for e in (as_step(content.get(key)) for key in EPOCH_KEYS) if e is not None), None)
+    found = count_below(content, EPOCH_KEYS)
+    contents.epoch = epoch if epoch is not None or found is None else found[1]
+    contents.scaler = contents.scaler or next((dict(value) for value in below if is_scaler(value)), None)
+    contents.schedulers = contents.schedulers or [dict(value) for value in below if is_scheduler(value)]
     return contents
 
 
@@ -118,6 +139,21 @@ def _role(name: str, tensor: Tensor) -> Role:
     return Role.BUFFER if is_buffer else Role.WEIGHT
 
 
+def _states_in(content: Any) -> Iterator[Held]:
+    """Yield the tensors of every state below the top of a layout that nobody knows, with its dotted path.
+
+    A dict whose tensors have one element each is a state beside larger ones, if it holds nothing else: a loss is none.
+    """
+    found = places(content) if isinstance(content, Mapping) else ()
+    states = [(path, value, state) for path, value in found if (state := model_state(value))]
+    large = {path for path, _, state in states if any(t.numel() > 1 for t in state.values())}
+    tops = {path.partition(".")[0] for path in large}
+    for path, value, state in states:
+        if path in large or (path.partition(".")[0] in tops and len(state) == len(value)):
+            for name, tensor in state.items():
+                yield Held(name=f"{path}.{name}", tensor=tensor, role=_role(name, tensor), owner=path)
+
+
 def _optimizers_in(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every optimizer's state in nested dicts and lists, with its path."""
     if not isinstance(content, (Mapping, list, tuple)):
@@ -143,7 +179,10 @@ def _left_over(content: Any, contents: Contents) -> list[Held]:
     states = {path.partition(".")[0] for path, tensor in found if tensor.numel() > 1 and "." in path}
     return [
         Held(
-            name=path or "tensor", tensor=tensor.detach(), role=Role.OTHER if contents.tensors else _role(path, tensor)
+            name=path or "tensor",
+            tensor=tensor.detach(),
+            role=Role.OTHER if contents.tensors else _role(path, tensor),
+            owner=path.rpartition(".")[0] if path.rpartition(".")[2].isdecimal() else "",
         )
         for path, tensor in found
         if tensor.numel() > 1 or path.partition(".")[0] in states

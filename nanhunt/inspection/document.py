@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from nanhunt.formats.headroom import Headroom
-from nanhunt.inspection.facts import OptimizerFacts, Reference, TensorFacts
+from nanhunt.inspection.facts import Average, Reference, TensorFacts
 from nanhunt.inspection.finding import Finding, Inspection
 from nanhunt.inspection.reading import census, margins, summary
+from nanhunt.inspection.state_facts import OptimizerFacts
 from nanhunt.report.json import plain
 from nanhunt.report.options import Options
 
@@ -41,11 +42,13 @@ def document(inspection: Inspection) -> dict[str, Any]:
             "outcome": inspection.outcome,
             "summary": summary(inspection),
             "checkpoint": {
-                "path": facts.path, "container": facts.container, "step": facts.step, "bytes": facts.bytes,
+                "path": facts.path, "container": facts.container, "step": facts.step, "epoch": facts.epoch,
+                "bytes": facts.bytes,
             },
             "origin": None if inspection.origin is None else asdict(inspection.origin),
             "findings": [_finding(f) for f in inspection.findings],
             "census": [asdict(row) for row in census(facts)],
+            "averages": [_average(a) for a in facts.averages],
             "optimizers": [_optimizer(o) for o in facts.optimizers],
             "scaler": None if facts.scaler is None else asdict(facts.scaler),
             "schedulers": [asdict(s) for s in facts.schedulers],
@@ -70,6 +73,10 @@ def _optimizer(optimizer: OptimizerFacts) -> dict[str, Any]:
     return body
 
 
+def _average(average: Average) -> dict[str, Any]:
+    return asdict(average) | {"furthest": {"name": average.furthest[0], "apart": average.furthest[1]}}
+
+
 def _tensor(t: TensorFacts) -> dict[str, Any]:
     own, half = margins(t)
     s = t.stats
@@ -80,6 +87,7 @@ def _tensor(t: TensorFacts) -> dict[str, Any]:
         "shape": t.shape,
         "numel": t.numel,
         "bytes": t.bytes,
+        "average_of": t.average_of or None,
         "tied_to": t.tied_to or None,
         "copy_of": t.copy_of or None,
         "constant": t.constant,

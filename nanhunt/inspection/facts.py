@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
+from nanhunt.inspection.state_facts import LogFacts, OptimizerFacts, ScalerFacts, SchedulerFacts
 from nanhunt.stats.tensor_stats import TensorStats
 
 __all__ = [
@@ -14,18 +13,13 @@ __all__ = [
     "NOTICE_BINADES",
     "SQUARES",
     "VARIANCES",
+    "Average",
     "Change",
     "Facts",
     "Flip",
-    "GroupFacts",
-    "LogFacts",
-    "MomentHealth",
-    "OptimizerFacts",
     "Reference",
     "Role",
     "Run",
-    "ScalerFacts",
-    "SchedulerFacts",
     "TensorFacts",
     "Twin",
 ]
@@ -43,6 +37,8 @@ class Role(StrEnum):
     """What a tensor is to training, by where it stands and what it is called: code is not asked."""
 
     WEIGHT = "weight"
+    #: of a weight, or a copy that follows it: nothing trains it
+    AVERAGE = "average"
     BUFFER = "buffer"
     MOMENT = "moment"
     OTHER = "other"
@@ -106,6 +102,8 @@ class TensorFacts:
     #: of a moment: its parameter, '' where no name is known, and its key in the optimizer's state
     parameter: str = ""
     key: str = ""
+    #: of an average: the weight that it is one of
+    average_of: str = ""
     #: another name of the same memory
     tied_to: str = ""
     #: another tensor with the same bytes
@@ -159,98 +157,26 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MomentHealth:
-    """Adam's pair of one parameter, element by element."""
+class Average:
+    """A copy of the weights that follows them, beside them. `apart` is the norm of the difference over the weights' own."""
 
-    parameter: str
-    numel: int
-    #: v == 0 where m is not
-    v_zero: int
-    #: sqrt(v) < eps where m is not zero
-    below_eps: int
-    #: |m| beyond what any history of gradients leaves beside such a v, with eps
-    beyond: int
-    #: the furthest of them, |m| / (sqrt(v) + eps), and the ceiling for it
-    worst: float
-    ceiling: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupFacts:
-    """A parameter group: what it was set to, and how far its parameters' counters are."""
-
-    index: int
-    parameters: int
-    with_state: int
-    settings: dict[str, Any]
-    #: (steps, how many parameters), the most frequent first
-    steps: tuple[tuple[float, int], ...] = ()
-    #: dtype of the counter where it is a narrow float
-    step_dtype: str = ""
-
-    def number(self, key: str) -> float | None:
-        """Return a setting that is a number; None of another or of none."""
-        value = self.settings.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerFacts:
-    """One optimizer's state. `naming` says how its numbers became the model's names, '' where they did not."""
-
-    label: str
-    groups: tuple[GroupFacts, ...]
-    health: tuple[MomentHealth, ...] = ()
-    naming: str = ""
-    keys: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    #: entries of the state that no group names
-    orphans: int = 0
-    #: shapes of moments that the model's tensors do not have, in whatever order
-    foreign_shapes: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def is_adam(self) -> bool:
-        """Whether its groups have two betas."""
-        return any(isinstance(g.settings.get("betas"), (list, tuple)) for g in self.groups)
-
-    @property
-    def step(self) -> float | None:
-        """The furthest counter; None without any."""
-        return max((s for g in self.groups for s, _ in g.steps if math.isfinite(s)), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScalerFacts:
-    """A GradScaler's state."""
-
-    scale: float
-    growth_tracker: int | None = None
-    growth_interval: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerFacts:
-    """A learning-rate scheduler's state."""
-
-    last_epoch: int | None
-    last_lr: tuple[float, ...] = ()
-    base_lrs: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogFacts:
-    """What a Trainer logged beside the checkpoint: (step, loss, gradient norm)."""
-
-    last: tuple[tuple[int, float, float | None], ...] = ()
-    hidden: tuple[tuple[int, float], ...] = ()
+    #: its key in the file
+    name: str
+    tensors: int
+    elements: int
+    #: of all tensors, and of the one that is furthest: (name, apart); over elements that are finite in both
+    apart: float
+    furthest: tuple[str, float]
+    #: tensors that are their weights to the bit, and those that hold NaN or Inf
+    same: int
+    spoiled: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """A tensor beside its earlier self. `relative` is the norm of the difference over that of the earlier one.
 
-    `apart` is the same over the larger of the two norms: growth alone leaves it below 1, a tensor drawn anew is at 1.4.
+    Elements that are not finite on both sides, or that a bit flipped in, are left out. `apart` is the same over the larger of the two norms: growth alone leaves it below 1, a tensor drawn anew is at 1.4.
     """
 
     name: str
@@ -262,7 +188,12 @@ class Change:
     #: robust distance from its like in units of their spread of log relative
     outlying: float = 0.0
     like: float = 0.0
+    #: what one bit changed since, `restored` as it was
     flips: tuple[Flip, ...] = ()
+    numel: int = 0
+    #: elements that were finite and are no longer, and those that were not before
+    spoiled: int = 0
+    spoiled_before: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +210,11 @@ class Reference:
     #: median over moments of m / earlier m, where the earlier one is not zero; None without such
     moment_ratio: float | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no weight that both have held NaN or Inf before."""
+        return not any(c.spoiled_before for c in self.changes if c.role is Role.WEIGHT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -289,6 +225,9 @@ class Facts:
     bytes: int
     step: int | None
     tensors: tuple[TensorFacts, ...]
+    #: where no step is told
+    epoch: int | None = None
+    averages: tuple[Average, ...] = ()
     twins: tuple[Twin, ...] = ()
     optimizers: tuple[OptimizerFacts, ...] = ()
     scaler: ScalerFacts | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nanhunt.inspection.finding import Finding, Inspection
-from nanhunt.inspection.reading import census, size, summary
+from nanhunt.inspection.reading import apart, census, place_in_run, size, summary
 from nanhunt.report import words
 from nanhunt.report.options import Options
 
@@ -25,7 +25,7 @@ class InspectionMarkdown(Options):
         """Return the page."""
         facts = inspection.facts
         lines = [f"# {inspection.outcome}: {_text(summary(inspection))}", "", f"Checkpoint {_text(facts.path)}, "
-                 f"{facts.container}, {size(facts.bytes)}" + (f", step {facts.step}." if facts.step is not None else "."), ""]  # fmt: skip
+                 f"{facts.container}, {size(facts.bytes)}{place_in_run(facts)}.", ""]  # fmt: skip
         if inspection.origin is not None:
             lines += [f"**Origin:** {_text(inspection.origin.claim)}", ""]
             lines += [*(f"- {_text(reason)}" for reason in inspection.origin.reasons), ""]
@@ -33,6 +33,9 @@ class InspectionMarkdown(Options):
             lines += _finding(finding)
         lines += ["| kind | dtype | tensors | elements | size |", "| --- | --- | ---: | ---: | ---: |"]
         lines += [f"| {r.role} | {r.dtype} | {r.tensors} | {r.elements:,} | {size(r.bytes)} |" for r in census(facts)]
+        lines += (
+            ["", *(f"- average {_text(f'{a.name}: {apart(a)}')}" for a in facts.averages)] if facts.averages else []
+        )
         return "\n".join(lines) + "\n"
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanhunt.inspection.facts import GroupFacts, MomentHealth, OptimizerFacts
 from nanhunt.inspection.naming import foreign_shapes, names_of
+from nanhunt.inspection.state_facts import GroupFacts, MomentHealth, OptimizerFacts, finite_or_inf
 from nanhunt.stats.torch_kernel import is_measurable
 
 __all__ = ["adam_ceiling", "health_of", "optimizer_facts"]
@@ -54,7 +54,7 @@ def optimizer_facts(
         groups=tuple(_group(i, group, entries) for i, group in enumerate(groups)),
         health=tuple(_healths(groups, entries, names)),
         naming=naming,
-        keys=tuple(dict.fromkeys(name for _, name, _ in tensors)),
+        keys=tuple(dict.fromkeys(str(name) for _, name, _ in tensors)),
         dtypes=tuple(dict.fromkeys(str(t.dtype).removeprefix("torch.") for _, _, t in tensors)),
         orphans=len(set(entries) - grouped) if grouped else 0,
         foreign_shapes=foreign_shapes(entries, [t for weights in models for t in weights.values()]),
@@ -79,7 +79,7 @@ def _group(index: int, group: Mapping[str, Any], entries: Mapping[Any, Mapping[s
     states = [entries[p] for p in params if entries.get(p)]
     counters = [s["step"] for s in states if isinstance(s.get("step"), (int, float, Tensor))]
     single = [c for c in counters if not isinstance(c, Tensor) or c.numel() == 1]
-    steps = Counter(float(c) for c in single)
+    steps = Counter(finite_or_inf(c.item() if isinstance(c, Tensor) else c) for c in single)
     narrow = {str(c.dtype).removeprefix("torch.") for c in single if isinstance(c, Tensor) and c.dtype in _NARROW}
     return GroupFacts(
         index=index,
@@ -97,6 +97,8 @@ _NARROW = (torch.float16, torch.bfloat16)
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else tuple(value.shape)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 63:
+        return finite_or_inf(value)
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -105,7 +107,11 @@ def _healths(
 ) -> Iterable[MomentHealth]:
     for group in groups:
         betas, eps = _plain(group.get("betas")), _plain(group.get("eps"))
-        if not isinstance(betas, tuple) or len(betas) != 2 or not isinstance(eps, (int, float)):
+        if (
+            not isinstance(betas, tuple)
+            or len(betas) != 2
+            or not all(isinstance(n, (int, float)) for n in (*betas, eps))
+        ):
             continue
         if _NO_ADAMS & group.keys():
             continue

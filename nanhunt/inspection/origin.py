@@ -44,7 +44,10 @@ def origin_of(facts: Facts) -> Origin | None:
     moments = [t for t in poisoned if t.role is Role.MOMENT]
     if weights:
         return _of_weights(facts, weights, moments)
-    return _of_moments(facts, moments) if moments else _of_buffers(facts, poisoned)
+    if moments:
+        return _of_moments(facts, moments)
+    averages = [t for t in poisoned if t.role is Role.AVERAGE]
+    return _of_averages(averages) if len(averages) == len(poisoned) else _of_buffers(facts, poisoned)
 
 
 def _origin(claim: str, *reasons: str, fix: str = _EARLIER, cause: str = "poisoned-state") -> Origin:
@@ -119,7 +122,9 @@ def _isolated(facts: Facts, weights: Sequence[TensorFacts], moments: Sequence[Te
         "an inf gradient met the clip, if the run has one: where it was, 0·inf is NaN, and all other gradients became 0",
         count, "a NaN gradient would have made the norm NaN, and every weight with it",
         "without a clip, a NaN in the gradient of these elements alone leaves the same",
-        "--reference with the checkpoint before decides: behind a zeroed gradient m is β1 times what it was", fix=_CLIP,
+        "--reference with the checkpoint before decides: behind a zeroed gradient m is β1 times what it was"
+        if facts.reference is None
+        else "the reference is too far back to decide: gradients came in between", fix=_CLIP,
         cause="training-loop-bug",
     )  # fmt: skip
 
@@ -147,7 +152,7 @@ def _isolated_alone(weights: Sequence[TensorFacts]) -> Origin:
 
 def _not_by_moments(facts: Facts, weights: Sequence[TensorFacts]) -> Origin:
     groups = [g for o in facts.optimizers for g in o.groups]
-    finite = f"{len(weights)} weights are spoiled, and every moment is finite"
+    finite = f"{_spoiled(len(weights), 'weight')}, and every moment is finite"
     if any(not math.isfinite(g.number("lr") or 0.0) for g in groups):
         return _origin("the learning rate was not finite", finite, "a group's lr is NaN or Inf", cause="optimizer-state",
                        fix="mend the schedule: a division by 0 warm-up steps, say")  # fmt: skip
@@ -174,9 +179,18 @@ def _of_moments(facts: Facts, moments: Sequence[TensorFacts]) -> Origin:
                        "a gradient above 1.8e19 has a square beyond fp32: its weight no longer moves")  # fmt: skip
     return _origin(
         "the weights were put back behind the update, the moments were not",
-        f"{len(moments)} moments are spoiled, and every weight is finite",
+        f"{_spoiled(len(moments), 'moment')}, and every weight is finite",
         "an update writes both: who restored, averaged or cleaned the weights left the moments as they were",
         fix="restore the moments from the same checkpoint as the weights, or start them anew with a warm-up",
+    )
+
+
+def _of_averages(averages: Sequence[TensorFacts]) -> Origin:
+    return _origin(
+        "the average took in weights that were NaN or Inf, and the weights were put back behind it",
+        f"{_spoiled(len(averages), 'averaged tensor')}; the weights themselves and their moments are finite",
+        "an average that met a NaN once keeps it for good",
+        fix="begin the average anew from the weights; update it behind the check of the loss, or of the gradients",
     )
 
 
@@ -186,11 +200,15 @@ def _of_buffers(facts: Facts, poisoned: Sequence[TensorFacts]) -> Origin:
         skipped = "the gradient scaler skipped its update: it guards weights, not buffers" if facts.scaler else ""
         return _origin(
             "a forward pass in training mode met NaN or Inf, and its update was skipped",
-            f"{len(running)} running statistics are spoiled; weights and moments are finite", skipped,
+            f"{_spoiled(len(running), 'running statistic')}; weights and moments are finite", skipped,
             fix="reset_running_stats() and recalibrate on a few hundred batches; find the batch by a replay",
         )  # fmt: skip
     return _origin("something wrote these tensors outside of the optimizer",
-                   f"{len(poisoned)} tensors are spoiled, and no weight or moment")  # fmt: skip
+                   f"{_spoiled(len(poisoned), 'tensor')}, and no weight or moment")  # fmt: skip
+
+
+def _spoiled(count: int, noun: str) -> str:
+    return f"1 {noun} is spoiled" if count == 1 else f"{count} {noun}s are spoiled"
 
 
 def _elements(count: int) -> str:

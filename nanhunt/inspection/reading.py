@@ -10,11 +10,24 @@ from nanhunt.errors import UsageError
 from nanhunt.formats.catalogue import FP16, lookup
 from nanhunt.formats.headroom import Headroom, headroom
 from nanhunt.formats.number_format import AnyFormat
-from nanhunt.inspection.facts import Facts, GroupFacts, Role, TensorFacts
+from nanhunt.inspection.facts import Average, Facts, Role, TensorFacts
 from nanhunt.inspection.finding import Inspection
+from nanhunt.inspection.moved import moved
+from nanhunt.inspection.state_facts import GroupFacts
 from nanhunt.report.words import counted, number, percent
 
-__all__ = ["Census", "census", "margins", "oddities", "settings", "shown_tensors", "size", "summary"]
+__all__ = [
+    "Census",
+    "apart",
+    "census",
+    "margins",
+    "oddities",
+    "place_in_run",
+    "settings",
+    "shown_tensors",
+    "size",
+    "summary",
+]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -38,8 +51,43 @@ def summary(inspection: Inspection) -> str:
         origin = f": {inspection.origin.claim}" if inspection.origin else ""
         return f"{faults[0].claim}{more}{origin}."
     notices = f"; {counted(len(inspection.findings), 'notice')}" if inspection.findings else ""
-    elements = sum(t.numel for t in facts.tensors if not t.tied_to)
-    return f"{counted(len(facts.tensors), 'tensor')} of {elements:,} elements, and nothing is wrong with them{notices}."
+    return f"{_held(facts)}: nothing is wrong with them{notices}."
+
+
+def _held(facts: Facts) -> str:
+    """Return what the file holds: '28 weights of 118,528 elements, an average of them, 1 buffer and 56 moments'."""
+    nouns = {Role.BUFFER: "buffer", Role.MOMENT: "moment", Role.OTHER: "other tensor"}
+    weights = facts.of_role(Role.WEIGHT)
+    told = [f"{counted(len(weights), 'weight')} of {sum(t.numel for t in weights):,} elements"] if weights else []
+    if facts.averages:
+        told.append("an average of them" if len(facts.averages) == 1 else f"{len(facts.averages)} averages of them")
+    for role, noun in nouns.items():
+        count = len(facts.of_role(role))
+        told += [counted(count, noun)] if count else []
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1]))) if told else "no tensors"
+
+
+def place_in_run(facts: Facts) -> str:
+    """Return where in the run the file was saved, ', step 30', or ', epoch 2' where that is all it tells; else ''."""
+    if facts.step is not None:
+        return f", step {facts.step}"
+    return f", epoch {facts.epoch}" if facts.epoch is not None else ""
+
+
+def apart(average: Average) -> str:
+    """Return how far an average is from its weights, and in which tensor furthest."""
+    if average.same == average.tensors:
+        return "the same as the weights to the bit"
+    if average.spoiled == average.tensors:
+        return "NaN or Inf in every tensor"
+    name, most = average.furthest
+    furthest = f", at most {_times(most)} in {name}" if name and average.tensors > 1 else ""
+    spoiled = f"; NaN or Inf in {counted(average.spoiled, 'tensor')}" if average.spoiled else ""
+    return f"{_times(average.apart)} away from the weights{furthest}{spoiled}"
+
+
+def _times(relative: float) -> str:
+    return moved(relative).removesuffix(" of its norm").replace("its norm", "their norm")
 
 
 def census(facts: Facts) -> list[Census]:
@@ -93,11 +141,15 @@ def oddities(t: TensorFacts) -> str:
 
 
 def shown_tensors(inspection: Inspection, top: int | None, *, moments: bool) -> list[TensorFacts]:
-    """Return the tensors to print: those with findings or something non-finite first, then the nearest to fp16's end."""
+    """Return the tensors to print: those with findings or something non-finite first, then the nearest to fp16's end.
+
+    Without `moments`, averages are left out as well: they are what the weights are.
+    """
     named = {f.tensor for f in inspection.findings}
     every = inspection.facts.tensors
     moments = moments or all(t.role is Role.MOMENT for t in every)
-    rows = [t for t in every if moments or t.role is not Role.MOMENT or t.name in named or t.is_poisoned]
+    quiet = () if moments else (Role.MOMENT, Role.AVERAGE)
+    rows = [t for t in every if t.role not in quiet or t.name in named or t.is_poisoned]
 
     def weight(t: TensorFacts) -> tuple[bool, bool, float]:
         return (t.name not in named, not t.is_poisoned, -(t.stats.amax if t.stats else 0.0))

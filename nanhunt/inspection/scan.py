@@ -32,6 +32,7 @@ def scan(held: Held, pages: Pages, *, parameter: str = "", key: str = "") -> Ten
         shape=tuple(tensor.shape),
         numel=tensor.numel(),
         bytes=tensor.numel() * tensor.element_size(),
+        average_of=held.average_of,
         parameter=parameter,
         key=key,
     )
@@ -51,17 +52,20 @@ def _with_oddities(
     runs: tuple[Run, ...] = ()
     copy = ""
     flips: tuple[Flip, ...] = ()
+    constant = _constant(flat, stats)
+    # tensors that are NaN throughout, or all ones, have the same bytes and are no copies of one another
+    is_varied = constant is None and stats.finite > 0
     if flat.is_floating_point():
         flips = flips_of(flat, shape, stats, squares=facts.is_square)
         if 0 < stats.numel - stats.finite <= _TOLD:
             flips += payload_flips(flat, shape, _where_bad(flat), stats.amax)
-        if facts.role is Role.WEIGHT and pages is not None and flat.element_size() > 1:
+        if facts.role is Role.WEIGHT and pages is not None and is_varied and flat.element_size() > 1:
             runs, copy = pages.add(facts.name, flat, shape)
     zeros = _zero_rows(flat, shape, stats) if facts.role is Role.WEIGHT else ()
     return replace(
         facts,
         stats=stats,
-        constant=_constant(flat, stats),
+        constant=constant,
         bad_at=bad_at,
         bad_rows=bad_rows,
         negative=sum(int((piece < 0).sum()) for _, piece in _pieces(flat)) if facts.is_square else 0,

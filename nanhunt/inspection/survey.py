@@ -9,20 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from nanhunt.inspection.averages import average_facts, marked
+from nanhunt.inspection.compare import compared
 from nanhunt.inspection.contents import Contents, Held, place
-from nanhunt.inspection.facts import (
-    Facts,
-    LogFacts,
-    OptimizerFacts,
-    Reference,
-    Role,
-    ScalerFacts,
-    SchedulerFacts,
-    TensorFacts,
-)
+from nanhunt.inspection.facts import Facts, Role, TensorFacts
 from nanhunt.inspection.moments import optimizer_facts
 from nanhunt.inspection.pages import Pages
 from nanhunt.inspection.scan import scan
+from nanhunt.inspection.state_facts import LogFacts, OptimizerFacts, ScalerFacts, SchedulerFacts, finite_or_inf
 from nanhunt.training.trainer_state import hidden_nans, logged_steps
 
 __all__ = ["survey"]
@@ -32,9 +26,14 @@ _MOST_ROWS, _LAST = 64, 5
 
 
 def survey(
-    contents: Contents, *, reference: Reference | None = None, on_read: Callable[[str, int], None] | None = None
+    contents: Contents, *, earlier: Contents | None = None, on_read: Callable[[str, int], None] | None = None
 ) -> Facts:
-    """Return what the checkpoint shows. `on_read` hears each tensor's name and bytes before it is read."""
+    """Return what the checkpoint shows, and what changed since an earlier one.
+
+    `on_read` hears each tensor's name and bytes before it is read, of those that are compared twice.
+    """
+    for each in (contents, earlier) if earlier is not None else (contents,):
+        each.tensors = marked(each.tensors, trained=_trained(each))
     names = _names(contents)
     pages = Pages(sum(h.tensor.numel() * h.tensor.element_size() for h in contents.tensors if h.role is Role.WEIGHT))
     seen: dict[tuple[Any, ...], str] = {}
@@ -45,11 +44,15 @@ def survey(
         first = seen.setdefault(place(held.tensor), held.name) if held.tensor.numel() else held.name
         found = scan(held, pages, parameter=parameter, key=key) if first == held.name else _tied(held, first)
         tensors.append(found)
+    flips = {t.name: t.flips for t in tensors if t.flips}
+    reference = compared(contents, earlier, known=flips, on_read=on_read) if earlier is not None else None
     return Facts(
         path=str(contents.path),
         container=contents.container,
         bytes=contents.bytes,
         step=contents.step,
+        epoch=contents.epoch,
+        averages=tuple(average_facts(contents.tensors, flips)),
         tensors=tuple(_with_moved_rows(tensors, contents, names)),
         twins=tuple(pages.twins()),
         optimizers=tuple(facts for facts, _ in names.values()),
@@ -59,6 +62,12 @@ def survey(
         reference=reference,
         notes=contents.notes,
     )
+
+
+def _trained(contents: Contents) -> int:
+    """Return how many parameters the optimizers have."""
+    groups = (group for state in contents.optimizers.values() for group in state.get("param_groups") or ())
+    return sum(len(group.get("params") or ()) for group in groups)
 
 
 _Named = dict[str, tuple[OptimizerFacts, dict[Any, str]]]
@@ -151,7 +160,7 @@ def _log(trainer: Mapping[str, Any]) -> LogFacts:
 def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return finite_or_inf(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -6,12 +6,26 @@ from typing import ClassVar
 
 from rich.text import Text
 
-from nanhunt.inspection.facts import GroupFacts, OptimizerFacts, Role, TensorFacts
+from nanhunt.inspection.facts import Change, Role, TensorFacts
 from nanhunt.inspection.finding import Finding, Inspection, Severity
-from nanhunt.inspection.reading import census, margins, oddities, settings, share, shown_tensors, size, summary
+from nanhunt.inspection.moved import moved
+from nanhunt.inspection.reading import (
+    apart,
+    census,
+    margins,
+    oddities,
+    place_in_run,
+    settings,
+    share,
+    shown_tensors,
+    size,
+    summary,
+)  # fmt: skip
+from nanhunt.inspection.state_facts import GroupFacts, OptimizerFacts
 from nanhunt.report import words
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
+from nanhunt.report.words import counted
 
 __all__ = ["InspectionTerminal"]
 
@@ -47,8 +61,7 @@ def _verdict(page: Page, inspection: Inspection, options: Options) -> None:
     style = _STYLES[outcome]
     line = Text().append(outcome, style).append(" · ", "dim").append(words.prose(summary(inspection)), "bold")
     page.put(Text("✗ " if outcome == "fault" else "✓ ", style), line, indent=0)
-    step = f", step {facts.step}" if facts.step is not None else ""
-    _field(page, "file", f"{facts.path}, {facts.container}{step}, {size(facts.bytes)}", "dim")
+    _field(page, "file", f"{facts.path}, {facts.container}{place_in_run(facts)}, {size(facts.bytes)}", "dim")
     origin = inspection.origin
     if origin is not None:
         _field(page, "origin", origin.claim, "bold")
@@ -68,7 +81,7 @@ def _findings(page: Page, inspection: Inspection, options: Options) -> None:
         _finding(page, finding)
     hidden = len(inspection.findings) - len(shown)
     if hidden:
-        page.put(Text(f"and {words.counted(hidden, 'more finding')} (-v)", "dim"))
+        page.put(Text(f"and {counted(hidden, 'more finding')} (-v)", "dim"))
 
 
 def _finding(page: Page, finding: Finding) -> None:
@@ -102,6 +115,17 @@ def _census(page: Page, inspection: Inspection, options: Options) -> None:
         page.row(Text(f"copies  {first}{more}", "dim"))
 
 
+def _averages(page: Page, inspection: Inspection, options: Options) -> None:
+    averages = inspection.facts.averages
+    if not averages:
+        return
+    page.heading("averages", "of the weights; nothing trains them")
+    wide = column((a.name for a in averages), 24)
+    for average in averages:
+        line = f"{counted(average.tensors, 'tensor')} of {average.elements:,} elements, {apart(average)}"
+        page.put(Text(f"{middle(words.printable(average.name), wide):<{wide}}  "), Text(words.prose(line)))
+
+
 def _optimizers(page: Page, inspection: Inspection, options: Options) -> None:
     for optimizer in inspection.facts.optimizers:
         kinds = f"{', '.join(optimizer.keys)} in {', '.join(optimizer.dtypes)}" if optimizer.keys else "no moments"
@@ -126,7 +150,7 @@ def _optimizers(page: Page, inspection: Inspection, options: Options) -> None:
 def _group(page: Page, group: GroupFacts) -> None:
     steps = ", ".join(f"{s:.0f} ({n})" if len(group.steps) > 1 else f"{s:.0f}" for s, n in group.steps[:4])
     state = "" if group.with_state == group.parameters else f", {group.with_state} with state"
-    line = Text(f"{words.counted(group.parameters, 'parameter')}{state}, step {steps or '-'}")
+    line = Text(f"{counted(group.parameters, 'parameter')}{state}, step {steps or '-'}")
     for key, value in settings(group):
         line.append(f"  {key} ", "dim").append(words.printable(value))
     page.put(Text(f"group {group.index}  ", "dim"), line)
@@ -180,8 +204,7 @@ def _reference(page: Page, inspection: Inspection, options: Options) -> None:
     reference = inspection.facts.reference
     if reference is None:
         return
-    step = f", step {reference.step}" if reference.step is not None else ""
-    page.heading("since", f"{words.printable(reference.path)}{step}")
+    page.heading("since", f"{words.printable(reference.path)}{_distance(inspection.facts.step, reference.step)}")
     still = sum(c.same == 1.0 for c in reference.changes)
     _field(
         page,
@@ -191,13 +214,32 @@ def _reference(page: Page, inspection: Inspection, options: Options) -> None:
     for names, verb in ((reference.appeared, "new"), (reference.vanished, "gone")):
         if names:
             _field(page, verb, words.listed(names, 4))
-    moved = [c for c in reference.changes if c.relative > 0.0]
-    wide = column((c.name for c in moved[:_CHANGES]), 36)
-    for c in moved[: None if options.verbose else _CHANGES]:
-        line = Text(middle(words.printable(c.name), wide)).append(
-            f"  {words.percent(c.relative):>8} of its norm", "cyan"
-        )
-        page.row(line.append(f"  {c.outlying:+.1f} σ from its like" if c.like else "", "dim"))
+    moving = [c for c in reference.changes if c.relative > 0.0 or c.spoiled or c.flips]
+    moving.sort(key=lambda c: not (c.spoiled or c.flips))
+    shown = moving if options.verbose else moving[:_CHANGES]
+    wide = column((c.name for c in shown), 36)
+    for c in shown:
+        page.row(Text(middle(words.printable(c.name), wide)).append(_changed(c)))
+    if len(shown) < len(moving):
+        page.row(Text(f"and {counted(len(moving) - len(shown), 'more tensor')} (-v)", "dim"))
+
+
+def _distance(step: int | None, earlier: int | None) -> str:
+    if earlier is None:
+        return ""
+    apart_by = "" if step is None or step == earlier else f", {counted(abs(step - earlier), 'step')} "
+    return f", step {earlier}{apart_by}{('before' if step > earlier else 'after, not before') if step and apart_by else ''}"
+
+
+def _changed(c: Change) -> Text:
+    """Say how far one tensor moved: what became NaN or flipped first, then its norm, beside those of its like."""
+    told = [f"{c.spoiled} of {c.numel} elements became NaN or Inf"] if c.spoiled else []
+    told += [f"bit {flip.bit} flipped at {list(flip.index)}" for flip in c.flips]
+    line = Text(f"  {', '.join(told)}", "red") if told else Text()
+    if c.relative > 0.0:
+        line.append(f"  {moved(c.relative):>18}", "cyan")
+        line.append(f"  {c.outlying:+.1f} σ from its like" if c.like and not told else "", "dim")
+    return line
 
 
 def _log(page: Page, inspection: Inspection, options: Options) -> None:
@@ -216,4 +258,4 @@ def _log(page: Page, inspection: Inspection, options: Options) -> None:
             page.put(Text("• ", "dim"), Text(words.prose(note)))
 
 
-_SECTIONS = (_verdict, _findings, _census, _optimizers, _tensors, _reference, _log)
+_SECTIONS = (_verdict, _findings, _census, _averages, _optimizers, _tensors, _reference, _log)

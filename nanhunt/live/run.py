@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nanhunt.live.alarms import Alarms
 from nanhunt.live.curve import Curve
@@ -23,7 +24,75 @@ COLUMNS_READ = (
     "step", "pass", "phase", "role", "module", "name", "dtype", "numel", "nan", "posinf", "neginf", "subnormal", "amax",
     "l2", "value",
 )  # fmt: skip
+Ints = npt.NDArray[np.int64]
 _ONSETS = {NoteKind.ONSET.value, NoteKind.EXCEPTION.value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Rows:
+    """A table's columns as arrays, taken apart once for all of its steps."""
+
+    table: Any
+    steps: Ints
+    #: words and each row's place among them
+    roles: tuple[list[str], Ints]
+    modules: tuple[list[str], Ints]
+    names: tuple[list[str], Ints]
+    is_tensor: npt.NDArray[np.bool_]
+    is_update: npt.NDArray[np.bool_]
+    is_bad: npt.NDArray[np.bool_]
+    l2: npt.NDArray[np.float64]
+    #: rows of the root's scalars that were measured, ascending, and their values
+    at: Ints
+    values: list[float]
+
+    @classmethod
+    def of(cls, table: Any) -> _Rows:
+        """Take a table apart."""
+        roles, role = codes(table.column("role"))
+        modules, module = codes(table.column("module"))
+        is_scalar = np.array([word == "scalar" for word in roles])[role]
+        outside = integers(table.column("nan")) + integers(table.column("posinf"))
+        # -inf in an output is a mask's, as a rule
+        outside += integers(table.column("neginf")) * (np.array(roles) != "output")[role]
+        of_root = is_scalar & np.array([not word for word in modules])[module]
+        told = table.column("value").filter(mask(of_root)).to_pylist()
+        found = zip(np.flatnonzero(of_root).tolist(), told, strict=True)
+        measured = [(row, value) for row, value in found if value is not None]
+        return cls(
+            table=table,
+            steps=integers(table.column("step")),
+            roles=(roles, role),
+            modules=(modules, module),
+            names=codes(table.column("name")),
+            is_tensor=~is_scalar,
+            is_update=np.array([word == "update" for word in roles])[role],
+            is_bad=(outside > 0) & ~is_scalar,
+            l2=floats(table.column("l2")),
+            at=np.array([row for row, _ in measured], np.int64),
+            values=[value for _, value in measured],
+        )
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Yield each step with its first row and the one behind its last."""
+        starts = np.flatnonzero(np.diff(self.steps, prepend=-1 - self.steps[:1])).tolist()
+        for start, end in zip(starts, [*starts[1:], self.steps.size], strict=True):
+            yield int(self.steps[start]), start, end
+
+    def scalars(self, start: int, end: int) -> dict[str, float]:
+        """Return the root's scalars among some rows by name."""
+        names, name = self.names
+        first, last = np.searchsorted(self.at, (start, end)).tolist()
+        return {names[name[self.at[i]]]: self.values[i] for i in range(first, last)}
+
+    def first_bad(self, start: int, end: int) -> tuple[str, str, str] | None:
+        """Return role, module and name of the first tensor among some rows that is not finite."""
+        found = np.flatnonzero(self.is_bad[start:end])
+        if not found.size:
+            return None
+        at = start + int(found[0])
+        role, module, name = (words[of[at]] for words, of in (self.roles, self.modules, self.names))
+        return role, module, name
 
 
 @dataclass(slots=True)
@@ -41,7 +110,6 @@ class LiveRun:
     steps: int = 0
     skipped: int = 0
     last_skipped: int | None = None
-    tight: tuple[Tight, ...] = ()
     #: the step that `tight` is of
     recorded: int | None = None
     #: the step of the replay's own onset
@@ -51,6 +119,9 @@ class LiveRun:
     #: what the running step has shown so far: of a large one the rows come in several batches
     _scalars: dict[str, float] = field(default_factory=dict)
     _squares: float | None = None
+    #: what `tight` was, and tables of the same step that came since: most steps' are never asked for
+    _tight: tuple[Tight, ...] = ()
+    _unread: list[Any] = field(default_factory=list)
     _bad: tuple[str, str, str] | None = None
 
     def add(self, table: Any) -> None:
@@ -59,13 +130,19 @@ class LiveRun:
             return
         (passes, pass_), (phases, phase) = codes(table.column("pass")), codes(table.column("phase"))
         here = np.array([word == "replay" for word in passes])[pass_] & np.array([p != "load" for p in phases])[phase]
-        table = table.select(list(COLUMNS_READ)).filter(mask(here))
-        steps = integers(table.column("step"))
-        starts = np.flatnonzero(np.diff(steps, prepend=-1 - steps[:1])).tolist()
-        for start, end in zip(starts, [*starts[1:], steps.size], strict=True):
+        rows = _Rows.of(table.select(list(COLUMNS_READ)).filter(mask(here)))
+        for step, start, end in rows.spans():
             # a step that the replay went back to was shown already
-            if self.last_step is None or steps[start] > self.last_step:
-                self._step(int(steps[start]), table.slice(start, end - start))
+            if self.last_step is None or step > self.last_step:
+                self._step(step, rows, start, end)
+
+    @property
+    def tight(self) -> tuple[Tight, ...]:
+        """The tensors with the least room in the newest step that was recorded."""
+        for table in self._unread:
+            self._tight = tightest(table, self._tight)
+        self._unread.clear()
+        return self._tight
 
     def note(self, notes: Iterable[Note]) -> None:
         """Take notes: the onset is the replay's own alarm."""
@@ -78,26 +155,25 @@ class LiveRun:
                 self.alarms.raised(self.onset, "the leap is meant: no fault", "note")
                 self.onset = None
 
-    def _step(self, step: int, table: Any) -> None:
+    def _step(self, step: int, rows: _Rows, start: int, end: int) -> None:
         """Take rows of one step; its loss comes last of all and closes it."""
-        roles, role = codes(table.column("role"))
-        scalar = np.array([word == "scalar" for word in roles])[role]
-        self._scalars |= _root_scalars(table.filter(mask(scalar)))
-        tensors = table.filter(mask(~scalar))
-        if tensors.num_rows:
-            self._look(step, tensors)
+        self._scalars |= rows.scalars(start, end)
+        if rows.is_tensor[start:end].any():
+            self._look(step, rows, start, end)
         if "loss" in self._scalars:
             self._close(step)
 
-    def _look(self, step: int, tensors: Any) -> None:
+    def _look(self, step: int, rows: _Rows, start: int, end: int) -> None:
         """Take the tensors of a recorded step."""
-        self.tight = tightest(tensors, self.tight if self.recorded == step else ())
+        if self.recorded != step:
+            self._tight = ()
+            self._unread.clear()
+        self._unread.append(rows.table.slice(start, end - start))
         self.recorded = step
-        self._bad = self._bad or _first_bad(tensors)
-        roles, role = codes(tensors.column("role"))
-        updates = np.array([word == "update" for word in roles])[role]
+        self._bad = self._bad or rows.first_bad(start, end)
+        updates = rows.is_update[start:end]
         if updates.any():
-            norms = floats(tensors.column("l2"))[updates]
+            norms = rows.l2[start:end][updates]
             self._squares = (self._squares or 0.0) + float(np.square(norms[np.isfinite(norms)]).sum())
 
     def _close(self, step: int) -> None:
@@ -127,29 +203,3 @@ def _fault(body: dict[str, Any]) -> str:
     what = body.get("detail") or body.get("message") or body.get("kind") or body.get("type")
     where = " ".join(str(body[key]) for key in ("module", "op", "source") if body.get(key))
     return f"the replay found a fault: {what}" + (f" ({where})" if where else "")
-
-
-def _root_scalars(table: Any) -> dict[str, float]:
-    """Return the scalars of the root by name, those that were measured."""
-    if not table.num_rows:
-        return {}
-    (modules, module), (names, name) = codes(table.column("module")), codes(table.column("name"))
-    values = table.column("value").to_pylist()
-    return {
-        names[place]: value
-        for place, of, value in zip(name.tolist(), module.tolist(), values, strict=True)
-        if not modules[of] and value is not None
-    }
-
-
-def _first_bad(tensors: Any) -> tuple[str, str, str] | None:
-    """Return role, module and name of the first tensor that is not finite; -inf in an output is a mask's, as a rule."""
-    roles, role = codes(tensors.column("role"))
-    outside = integers(tensors.column("nan")) + integers(tensors.column("posinf"))
-    outside += integers(tensors.column("neginf")) * (np.array(roles) != "output")[role]
-    if not outside.any():
-        return None
-    at = int(np.argmax(outside > 0))
-    modules, module = codes(tensors.column("module"))
-    names, name = codes(tensors.column("name"))
-    return roles[role[at]], modules[module[at]], names[name[at]]

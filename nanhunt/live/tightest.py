@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Iterable
@@ -72,6 +73,7 @@ def tightest(table: Any, known: Iterable[Tight] = ()) -> tuple[Tight, ...]:
     return tuple(heapq.nsmallest(KEPT, found, key=lambda tight: tight.margin))
 
 
+@functools.lru_cache(maxsize=256)
 def _format_of(dtype: str) -> NumberFormat | None:
     """Return the format that a dtype is; None for integers and for what is not known."""
     try:

@@ -4,15 +4,21 @@ What was chosen. A loss that is not finite is a fault, and so is a gradient, but
 skipped, as it is made to; `SKIPS` skipped steps in a row are one, or a scale below 1. Spikes are judged as in a replay
 (`trace.onset`), up to eight steps after their alarm. `STILL` steps in a row without any gradient are a stall.
 
-What it costs. Weights are not looked at: one that is not finite shows in the next step's loss, and the snapshot is older.
+What neither loss nor gradient norm shows is one by what was looked at: each place is told once, for a module may put out
+such a number by design.
+
+What it costs. Weights are looked at in the close looks alone: one that is not finite shows in the next step's loss, and the
+snapshot is older.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
+from nanhunt.trace.schema import OnsetKind
 
 __all__ = ["Alarm", "Fault", "Scalars"]
 
@@ -37,16 +43,20 @@ class Scalars:
     loss_scale: float | None
     lr: tuple[float, ...]
     skipped: bool
+    #: modules with an output that is not finite, and its largest element, in the order in which they ended
+    outputs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """What went wrong: the kind as an onset's, the step, where its signs begin, and a clause."""
 
-    kind: str
+    kind: OnsetKind
     step: int
     lead_step: int
     detail: str
+    #: neither loss nor gradient norm shows it
+    silent: bool = False
 
 
 class Alarm:
@@ -56,12 +66,28 @@ class Alarm:
         self._spikes = SpikeWatch()
         self._skips = 0
         self._still = 0
+        #: what was seen to be not finite, by name
+        self._silent: set[str] = set()
 
     def heard(self, step: Scalars) -> Fault | None:
         """Take a step, and return the fault that it shows or decides."""
         self._skips = self._skips + 1 if step.skipped else 0
         self._still = self._still + 1 if step.grad_norm == 0.0 else 0
-        return self._nonfinite(step) or self._falling(step) or self._stalled(step) or self._spike(step)
+        loud = self._nonfinite(step) or self._falling(step) or self._stalled(step) or self._spike(step)
+        return loud or self.seen(
+            step.step, [(f"output of {name or 'the model'}", value) for name, value in step.outputs]
+        )
+
+    def seen(self, step: int, found: Sequence[tuple[str, float]]) -> Fault | None:
+        """Take what a step has that is not finite, by name, with NaN or an infinity; return the fault where one is new."""
+        new = [(name, value) for name, value in found if name not in self._silent]
+        self._silent.update(name for name, _ in new)
+        if not new:
+            return None
+        name, value = new[0]
+        more = f" ({len(new) - 1} more)" if len(new) > 1 else ""
+        text = f"{name} holds {'a NaN' if math.isnan(value) else 'an infinity'}{more}, loss and gradient norm do not show it"
+        return Fault(kind="nan" if math.isnan(value) else "inf", step=step, lead_step=step, detail=text, silent=True)
 
     def ended(self) -> Fault | None:
         """Return the fault that the end of the run decides."""
@@ -99,9 +125,10 @@ class Alarm:
 
 def _of_event(event: Event) -> Fault:
     text = f"loss rose from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step} and stayed up"
-    return Fault(kind=event.kind, step=event.peak_step, lead_step=event.lead_step, detail=text)
+    kind: OnsetKind = "divergence" if event.kind == "divergence" else "loss-spike"
+    return Fault(kind=kind, step=event.peak_step, lead_step=event.lead_step, detail=text)
 
 
 def _bad(step: int, what: str, value: float) -> Fault:
-    kind = "nan" if math.isnan(value) else "inf"
+    kind: OnsetKind = "nan" if math.isnan(value) else "inf"
     return Fault(kind=kind, step=step, lead_step=step, detail=f"{what} is {'NaN' if kind == 'nan' else 'infinite'}")

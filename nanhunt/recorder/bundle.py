@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nanhunt import jsonsafe
 from nanhunt.recorder.alarm import Fault, Scalars
 from nanhunt.recorder.history import History, PastStep
 from nanhunt.recorder.recipe import Recipe
-from nanhunt.trace.schema import Manifest, Observation, Phase, Role
+from nanhunt.trace.schema import Manifest, NoteKind, Observation, Onset, Phase, Role
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batch_file import write_batches
 from nanhunt.training.bundle import BATCHES, CHECKPOINT, CONFIG, FORMAT, LOSSES, RUN, TRACE
@@ -41,6 +42,7 @@ class _Contents:
     fault: Fault
     checkpoint: dict[str, Any]
     steps: Sequence[PastStep]
+    batches: Sequence[Any]
     #: batches a step; the last step may have fewer, where the loop broke off inside it
     accumulate: int
     config: dict[str, Any]
@@ -63,6 +65,7 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
     rates = [past.scalars.lr for past in steps if past.scalars is not None]
     if len(set(rates)) > 1 and len(run.optimizers) == 1:
         checkpoint["scheduler"] = {"position": 0}
+    batches = recipe.batches([micro for past in steps for micro in past.micros], accumulate)
     remarks = recipe.remarks(accumulate)
     if len(steps) < len(every):
         at = steps[-1].step
@@ -71,7 +74,13 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
         )
     config = recipe.config(run, steps=len(steps), accumulate=accumulate, rates=rates)
     contents = _Contents(
-        fault=fault, checkpoint=checkpoint, steps=steps, accumulate=accumulate, config=config, remarks=remarks
+        fault=fault,
+        checkpoint=checkpoint,
+        steps=steps,
+        batches=batches,
+        accumulate=accumulate,
+        config=config,
+        remarks=remarks,
     )
     name = f"step-{fault.step}" + (f"-rank{rank}" if rank else "")
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +107,7 @@ def _write(folder: Path, contents: _Contents, history: History, recipe: Recipe, 
     micros = [micro for past in contents.steps for micro in past.micros]
     write_batches(
         folder / BATCHES,
-        [micro.batch for micro in micros],
+        contents.batches,
         first_step=contents.first_step,
         accumulate=contents.accumulate,
         random_states=[micro.rng.saved() for micro in micros],
@@ -124,12 +133,14 @@ def _commented(contents: _Contents) -> str:
         *(f"#\n# {remark}" for remark in contents.remarks),
     ]
     missing = [] if "model" in contents.config or contents.config.get("described") else [_NO_MODEL]
+    missing += [_NO_LOSS] if any(remark.startswith("loss:") for remark in contents.remarks) else []
     body = {key: value for key, value in contents.config.items() if key != "described"}
     text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120)
     return "\n".join([*head, "", *missing, text])
 
 
 _NO_MODEL = "# model: train:build_model   # complete this: the recorder was not told what builds the model\n"
+_NO_LOSS = "# loss: train:compute_loss     # complete this: (model, batch) -> loss, batch as the model is called\n"
 
 
 def _run_json(contents: _Contents, recipe: Recipe) -> dict[str, Any]:
@@ -171,10 +182,33 @@ def _write_trace(path: Path, contents: _Contents, history: History, run: Trainin
         settings={"recorder": True},
         parameters=sum(p.numel() for p in run.model.parameters()),
     )
+    looks = {int(rows.step[0]): rows for rows in history.rows if len(rows)}
     with TraceWriter(path, manifest, force=True) as writer:
-        for rows in history.rows:
-            writer.write(rows)
-        writer.write(list(_rows_of(history.scalars)))
+        for text in contents.remarks:
+            writer.note(NoteKind.ASSUMPTION, {"text": text})
+        writer.note(
+            NoteKind.ASSUMPTION, {"text": f"{_looked_at(sorted(looks))}; a replay of the bundle finds the cause"}
+        )
+        for first, end in pairwise([-1, *sorted(looks), sys.maxsize]):
+            if first in looks:
+                writer.write(looks[first])
+            writer.write(list(_rows_of([s for s in history.scalars if first <= s.step < end])))
+        writer.note(NoteKind.ONSET, _onset(contents.fault).to_json())
+
+
+def _looked_at(steps: Sequence[int]) -> str:
+    of = f"tensors of step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))} only" if steps else "no tensors"
+    return f"recorded beside the run, with {of}"
+
+
+def _onset(fault: Fault) -> Onset:
+    return Onset(
+        kind=fault.kind,
+        step=fault.step,
+        phase=Phase.FORWARD.value,
+        lead_step=fault.lead_step if fault.lead_step < fault.step else None,
+        detail=fault.detail,
+    )
 
 
 def _rows_of(steps: Sequence[Scalars] | Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +16,11 @@ from nanhunt.compiled import is_compiled
 from nanhunt.probes.module import watch_modules
 from nanhunt.probes.optimizer import OptimizerProbe
 from nanhunt.probes.probe import RowBuffer
+from nanhunt.trace.schema import Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.run import TrainingRun
 
-__all__ = ["CloseLook"]
+__all__ = ["CloseLook", "guarded_hook", "nonfinite"]
 
 
 class CloseLook:
@@ -33,7 +36,7 @@ class CloseLook:
         self._probe = OptimizerProbe(run, self._rows)
         self._hooks = contextlib.ExitStack()
         if not is_compiled(run):
-            self._hooks.enter_context(watch_modules(run.roots(), self._rows, _guard(failed)))
+            self._hooks.enter_context(watch_modules(run.roots(), self._rows, guarded_hook(failed)))
 
     def micro(self, number: int) -> None:
         """Say which micro-step runs."""
@@ -71,15 +74,48 @@ class CloseLook:
         return self._rows.take()
 
 
-def _guard(failed: Callable[[Exception], None]) -> Callable[[Any], Any]:
+def nonfinite(rows: StepRows, *, skipped: bool) -> list[tuple[str, float]]:
+    """Return what a close look shows to be not finite, by name in the order of roles, with a NaN or an infinity.
+
+    -inf alone is a mask's in outputs and buffers; gradients of a step that the scaler skipped are ordinary.
+    """
+    found = []
+    for role in _LOOKED_AT:
+        if skipped and role in (Role.GRAD_OUTPUT, Role.GRAD):
+            continue
+        sites, stats = rows.of_role(role)
+        masks = role in (Role.OUTPUT, Role.BUFFER)
+        bad = stats.nan + stats.posinf + (0 if masks else stats.neginf)
+        for index in np.flatnonzero(bad).tolist():
+            site = sites[index]
+            parts = (site.module,) if role in (Role.OUTPUT, Role.GRAD_OUTPUT) else (site.module, site.name)
+            name = ".".join(part for part in parts if part) or "the model"
+            found.append((f"{_LOOKED_AT[role]} {name}", math.nan if stats.nan[index] else math.inf))
+    return found
+
+
+_LOOKED_AT = {
+    Role.OUTPUT: "output of",
+    Role.GRAD_OUTPUT: "gradient of the output of",
+    Role.GRAD: "gradient of",
+    Role.WEIGHT: "weight",
+    Role.BUFFER: "buffer",
+    Role.EXP_AVG: "first moment of",
+    Role.EXP_AVG_SQ: "second moment of",
+}
+
+
+def guarded_hook(failed: Callable[[Exception], None]) -> Callable[[Any], Any]:
+    """Return what makes hooks tell `failed` what they raise, and raise nothing."""
+
     def guard(hook: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(hook)
-        def guarded(*args: Any) -> None:
+        def safe(*args: Any) -> None:
             try:
                 hook(*args)
             except Exception as error:
                 failed(error)
 
-        return guarded
+        return safe
 
     return guard

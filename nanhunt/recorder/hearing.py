@@ -1,9 +1,10 @@
 """What a loop of the user's does, heard from the outside: backward, unscaling, clip, update.
 
-How it works. Each optimizer calls its own hooks around an update. What has no hook (backward, a scaler's `unscale_` and
-`step`, the clip by a norm) is heard by wrapping torch's function for as long as the recorder is on. A wrapper tells the
-ear, calls through once with the arguments that it was given, and returns what came: nothing that the loop computes
-changes, and what it raises is the loop's own. An ear must not raise.
+How it works. Each optimizer calls its own hooks around an update; where its step is given a closure, which runs forward
+and backward, the update begins behind that. What has no hook (backward, a scaler's `unscale_` and `step`, the clips) is
+heard by wrapping torch's function for as long as the recorder is on. A wrapper tells the ear, calls through once with the
+arguments that it was given, and returns what came: nothing that the loop computes changes, and what it raises is the
+loop's own. An ear must not raise.
 
 Not covered: a clip that is written by hand, and an update that no `torch.optim.Optimizer` makes.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Ear", "listening", "unwrapped"]
+__all__ = ["Ear", "listening", "unwrapped", "wrapped"]
 
 
 class Ear:
@@ -29,14 +30,20 @@ class Ear:
     def backward_done(self) -> None:
         """Call after an outermost backward pass."""
 
+    def backward_failed(self, error: BaseException) -> None:
+        """Call with what leaves an outermost backward pass."""
+
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """Call after a gradient scaler has divided this optimizer's gradients by its scale."""
 
     def clip_begins(self, max_norm: float) -> None:
         """Call before gradients are clipped by a norm."""
 
+    def value_clip_begins(self, bound: float) -> None:
+        """Call before each element of the gradients is clipped."""
+
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        """Call before an optimizer's update."""
+        """Call before an optimizer's update, each time that its closure has been run."""
 
     def update_done(self, optimizer: torch.optim.Optimizer) -> None:
         """Call after an optimizer's update."""
@@ -63,23 +70,55 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
         if depth == 0:
             ear.backward_done()
 
+    def failed(error: BaseException) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            ear.backward_done()
+            ear.backward_failed(error)
+
     def unscaled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ear.unscaled(unwrapped(args[1] if len(args) > 1 else kwargs["optimizer"]))
 
     def clips_begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ear.clip_begins(args[1] if len(args) > 1 else kwargs["max_norm"])
 
+    def value_clip_begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ear.value_clip_begins(args[1] if len(args) > 1 else kwargs["clip_value"])
+
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
-            before = optimizer.register_step_pre_hook(lambda own, args, kwargs: ear.update_begins(own))
+            before = optimizer.register_step_pre_hook(functools.partial(_update_begins, ear))
             after = optimizer.register_step_post_hook(lambda own, args, kwargs: ear.update_done(own))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        stack.enter_context(_wrapped(torch.autograd, "backward", begins, done))
-        stack.enter_context(_wrapped(scaler, "unscale_", None, unscaled))
-        stack.enter_context(_wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
-        stack.enter_context(_wrapped(clips, "_clip_grads_with_norm_", clips_begin, None))
+        stack.enter_context(wrapped(torch.autograd, "backward", begins, done, failed))
+        for owner in (torch.nn.utils, clips):
+            stack.enter_context(wrapped(owner, "clip_grad_value_", value_clip_begins, None))
+        stack.enter_context(wrapped(scaler, "unscale_", None, unscaled))
+        stack.enter_context(wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
+        stack.enter_context(wrapped(clips, "_clip_grads_with_norm_", clips_begin, None))
         yield
+
+
+def _update_begins(
+    ear: Ear, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Tell the ear of an update, at once or behind its closure; return the arguments of a step with a closure."""
+    closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        ear.update_begins(optimizer)
+        return None
+
+    @functools.wraps(closure)
+    def heard(*inner: Any, **named: Any) -> Any:
+        result = closure(*inner, **named)
+        ear.update_begins(optimizer)
+        return result
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": heard}
+    return (args[0], heard, *args[2:]), kwargs
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -92,7 +131,13 @@ _Told = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def _wrapped(owner: Any, name: str, before: _Told | None, after: _Told | None) -> Iterator[None]:
+def wrapped(
+    owner: Any,
+    name: str,
+    before: _Told | None,
+    after: _Told | None,
+    failed: Callable[[BaseException], None] | None = None,
+) -> Iterator[None]:
     """Put a wrapper in a function's place; what another has put over it in the meantime is left there."""
     original = getattr(owner, name)
     is_on = True
@@ -103,9 +148,9 @@ def _wrapped(owner: Any, name: str, before: _Told | None, after: _Told | None) -
             before(args, kwargs)
         try:
             result = original(*args, **kwargs)
-        except BaseException:
-            if before is not None and after is not None and is_on:
-                after(args, kwargs)  # what was begun has ended
+        except BaseException as error:
+            if failed is not None and is_on:
+                failed(error)
             raise
         if after is not None and is_on:
             after(args, kwargs)

@@ -23,7 +23,7 @@ from nanhunt.training.run import TrainingRun
 from nanhunt.training.state import Snapshot
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["History", "Micro", "PastStep"]
+__all__ = ["History", "Micro", "PastStep", "copied"]
 
 #: Host memory that batches may take, in bytes.
 BATCH_BUDGET = 1 << 30
@@ -43,7 +43,7 @@ class Micro:
     @classmethod
     def of(cls, batch: Any) -> Micro:
         """Copy a batch. Raises ValueError for what no file can hold."""
-        return cls(batch=plain_batch(batch, "batch", _copied), rng=RngState.capture())
+        return cls(batch=plain_batch(batch, "batch", copied), rng=RngState.capture())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +53,8 @@ class PastStep:
     step: int
     micros: list[Micro] = field(default_factory=list)
     scalars: Scalars | None = None
+    #: of its batches, as they were counted
+    size: int = 0
 
 
 class History:
@@ -89,7 +91,13 @@ class History:
     def add(self, past: PastStep, batch: Any) -> None:
         """Keep a micro-step's batch."""
         past.micros.append(Micro.of(batch))
-        self._bytes += _bytes_of(past.micros[-1])
+        self.count(past)
+
+    def count(self, past: PastStep) -> None:
+        """Count the bytes of a step's batches anew: one may have grown."""
+        size = sum(map(_bytes_of, past.micros))
+        self._bytes += size - past.size
+        past.size = size
 
     def snapshot_for(self, lead_step: int) -> Snapshot:
         """Return the newest snapshot that leaves some steps before the first sign, else the oldest."""
@@ -100,16 +108,25 @@ class History:
         """Return the steps from one on, without those that got no batch."""
         return [past for number, past in sorted(self.steps.items()) if number >= step and past.micros]
 
+    def take_back(self, past: PastStep) -> None:
+        """Forget a step's last batch."""
+        past.micros.pop()
+        self.count(past)
+
+    def forget(self, step: int) -> None:
+        """Forget a step that came to nothing."""
+        self._bytes -= self.steps.pop(step).size
+
     def _forget_before(self, step: int) -> None:
         for number in [n for n in self.steps if n < step]:
-            self._bytes -= sum(map(_bytes_of, self.steps.pop(number).micros))
+            self.forget(number)
 
 
 def _bytes_of(micro: Micro) -> int:
     return sum(t.numel() * t.element_size() for _, t in tensors_of(micro.batch))
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
     """Return a copy on the host; from a GPU it is queued only, and `torch.cuda.synchronize` comes before a read."""
     tensor = tensor.detach()
     if not tensor.is_cuda:

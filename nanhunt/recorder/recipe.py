@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
+from nanhunt.recorder.history import Micro
 from nanhunt.training.bundle import BATCHES, LOSSES
 from nanhunt.training.run import DTYPES, TrainingRun
 
-__all__ = ["Code", "Recipe"]
+__all__ = ["Code", "Recipe", "config_of"]
 
 Code = Callable[..., Any] | str | None
 
@@ -35,20 +36,28 @@ class Recipe:
     autocast: str | None = None
     #: of the clip by a global norm that was heard
     max_norm: float | None = None
+    #: of the clip of each element that was heard
+    max_value: float | None = None
     #: whether the loop told its losses itself
     told: bool = False
+    #: what the framework around the loop knows that a replay cannot repeat, in sentences
+    known: tuple[str, ...] = ()
     _refs: dict[str, CodeRef | None] = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the import strings while the modules are as they were imported."""
         self._refs = {key: code_ref(code) for key, code in self.code.items()}
 
+    def batches(self, micros: Sequence[Micro], accumulate: int) -> list[Any]:
+        """Return the batches as the loss function takes them, of steps of so many micro-batches each."""
+        return [micro.batch for micro in micros]
+
     def config(
         self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
     ) -> dict[str, Any]:
         """Return nanhunt.yaml's content; `described` stands for a model that lies as config.json beside it."""
         found: dict[str, Any] = {key: ref.spec for key in ("model", "loss") if (ref := self._refs.get(key)) is not None}
-        if "model" not in found and _config_of(self.model) is not None:
+        if "model" not in found and config_of(self.model) is not None:
             found["described"] = True
         found["data"] = BATCHES
         ref = self._refs.get("optimizer")
@@ -64,6 +73,8 @@ class Recipe:
         found["train"] = {"steps": steps, "accumulate": accumulate}
         if self.max_norm is not None and step is None:
             found["train"]["clip_grad_norm"] = self.max_norm
+        elif self.max_value is not None and step is None:
+            found["train"]["clip_grad_value"] = self.max_value
         if step is None or self.told:
             found["losses"] = LOSSES
         return found
@@ -84,7 +95,7 @@ class Recipe:
 
     def remarks(self, accumulate: int) -> list[str]:
         """Return what a replay of the bundle cannot repeat, or takes for granted, in sentences."""
-        found = []
+        found = list(self.known)
         for key, code in self.code.items():
             if code is not None and self._refs[key] is None:
                 found.append(f"{key}: {_named(code)} has no import string: give the recorder a function of a module")
@@ -92,13 +103,15 @@ class Recipe:
             found.append(
                 f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here"
             )
+        if self.max_norm is not None and self.max_value is not None and self._refs.get("train_step") is None:
+            found.append("the loop clips by a norm and by a value: the replay does the first alone")
         if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
             found.append(f"the loop was taken to divide each loss by its {accumulate} micro-batches, as most do")
         return found
 
     def write_model(self, folder: Path) -> None:
         """Write a transformers model's own config.json, which rebuilds it."""
-        described = _config_of(self.model)
+        described = config_of(self.model)
         if described is not None and self._refs.get("model") is None:
             (folder / "config.json").write_text(json.dumps(described, indent=1))
 
@@ -144,7 +157,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
-def _config_of(model: nn.Module) -> dict[str, Any] | None:
+def config_of(model: nn.Module) -> dict[str, Any] | None:
     """Return the config of a transformers model; None of any other."""
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if not callable(to_dict) or not type(model).__module__.startswith("transformers."):

@@ -27,22 +27,24 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self
+from typing import Any, Literal, ParamSpec, Self
 
 import torch
 from torch import Tensor, nn
 
+from nanhunt.compiled import is_compiled
 from nanhunt.recorder.alarm import Alarm, Fault
 from nanhunt.recorder.bundle import write_bundle
-from nanhunt.recorder.closely import CloseLook
+from nanhunt.recorder.closely import CloseLook, guarded_hook, nonfinite
 from nanhunt.recorder.hearing import Ear, listening
 from nanhunt.recorder.history import History
 from nanhunt.recorder.live import live_run, on_first_forward, parameters_of, rank_and_world
+from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
 from nanhunt.training.clip import gradient_norm
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "guarded"]
 
 #: Bundles that a run leaves at most: the first fault is the cause, later ones are what it led to.
 BUNDLES = 3
@@ -54,7 +56,7 @@ LATE = 2
 _P = ParamSpec("_P")
 
 
-def _guarded(method: Callable[_P, None]) -> Callable[_P, None]:
+def guarded(method: Callable[_P, None]) -> Callable[_P, None]:
     """Run a method while the recorder is on; what it raises ends the recording, and goes no further."""
 
     @functools.wraps(method)
@@ -80,7 +82,10 @@ class Recorder(Ear):
 
     `every` is the number of steps between two snapshots, each of which is also looked at closely; `keep`, at least 2, is
     how many of them are kept. A snapshot is a copy of model and optimizer on the host. `autocast`, "fp16" or "bf16", is
-    for a loop that enters it inside of the model; where it is entered around the model it is heard.
+    for a loop that enters it inside of the model; where it is entered around the model it is heard. `known` are sentences
+    of what a replay cannot repeat, for its assumptions.
+
+    `detect="outputs"` looks at every module's output in every step, and not only at loss, gradient norm and scale.
     """
 
     def __init__(
@@ -99,6 +104,8 @@ class Recorder(Ear):
         keep: int = 2,
         start_step: int = 0,
         autocast: str | None = None,
+        detect: Literal["scalars", "outputs"] = "scalars",
+        known: Sequence[str] = (),
     ) -> None:
         #: bundles that were written
         self.bundles: list[Path] = []
@@ -111,6 +118,10 @@ class Recorder(Ear):
         self._out = Path(out).absolute()
         self._next = start_step
         self._autocast = autocast
+        self._known = tuple(known)
+        if detect not in ("scalars", "outputs"):
+            raise ValueError(f"detect is 'scalars' or 'outputs', not {detect!r}")
+        self._outputs = Outputs() if detect == "outputs" else None
         self._present: PresentStep | None = None
         self._pending: deque[PresentStep] = deque()
         self._look: CloseLook | None = None
@@ -118,6 +129,7 @@ class Recorder(Ear):
         self._alarm = Alarm()
         #: the last faulty step
         self._faulty: int | None = None
+        self._is_silent_told = False
         self._hooks = contextlib.ExitStack()
 
     # --- the user's calls ----------------------------------------------------------------------------------------
@@ -135,7 +147,7 @@ class Recorder(Ear):
         self._finish(error)
         self._stop()
 
-    @_guarded
+    @guarded
     def step(self, batch: Any) -> None:
         """Take the batch that comes, before its forward pass: once for each micro-batch of a step.
 
@@ -150,16 +162,50 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.micro(len(self._present.past.micros) - 1)
 
-    @_guarded
+    @guarded
     def loss(self, loss: Tensor) -> None:
         """Take a micro-batch's loss where backward does not start from it: several losses, a sum, a `train_step`'s."""
         if self._present is not None:
             self._present.told.append(loss.detach().reshape(()).clone())
             self._recipe.told = True
 
+    @guarded
+    def raised(self, error: BaseException) -> None:
+        """Take what leaves the step, where no `with` sees it: write its bundle, and wait for the next batch.
+
+        Behind a step that is over it is no step's.
+        """
+        if self._present is None or self._present.is_over or not isinstance(error, Exception):
+            return
+        broken = self._present
+        self._set_aside(broken)
+        self._judge(all_of_them=True)
+        self._write(_broken(error, broken))
+        self._history.forget(broken.past.step)
+
+    @guarded
+    def left_out(self) -> None:
+        """Take back the last batch: the loop makes no backward pass of it. A step of no other batch is none."""
+        if self._present is None or not self._present.past.micros:
+            return
+        self._history.take_back(self._present.past)
+        if not self._present.past.micros:
+            self._history.forget(self._present.past.step)
+            self._set_aside(self._present)
+
+    def _set_aside(self, present: PresentStep) -> None:
+        """Let the next batch begin this step anew."""
+        if self._outputs is not None:
+            self._outputs.pause()
+        if self._look is not None:
+            self._look.drop()
+            self._look = None
+        self._closely.pop(present.past.step, None)
+        self._present, self._next = None, present.past.step
+
     # --- what is heard -------------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def backward_begins(self, roots: Any) -> None:
         """Keep the loss, and the scale that is in it."""
         root = roots[0] if isinstance(roots, Sequence) and len(roots) == 1 else roots
@@ -168,25 +214,32 @@ class Recorder(Ear):
         scale = getattr(self._run.scaler, "_scale", None)
         self._present.add_root(root, scale)
 
-    @_guarded
+    @guarded
     def backward_done(self) -> None:
         """Wait for gradients anew."""
         if self._present is not None:
             self._present.ready.clear()
 
-    @_guarded
+    @guarded
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients' norm."""
         self._gradients_ready(optimizer)
 
-    @_guarded
+    @guarded
     def clip_begins(self, max_norm: float) -> None:
         """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
         self._recipe.max_norm = float(max_norm)
         if len(self._run.optimizers) == 1 and not self._is_scaled:
             self._gradients_ready(self._run.optimizer)
 
-    @_guarded
+    @guarded
+    def value_clip_begins(self, bound: float) -> None:
+        """Take the gradients' norm, and the clip's own bound."""
+        self._recipe.max_value = float(bound)
+        if len(self._run.optimizers) == 1 and not self._is_scaled:
+            self._gradients_ready(self._run.optimizer)
+
+    @guarded
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients' norm where nothing did before, and the rates."""
         if self._present is None:
@@ -197,23 +250,30 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.update_begins(parameters_of(optimizer))
 
-    @_guarded
+    @guarded
     def update_done(self, optimizer: torch.optim.Optimizer) -> None:
         """Note that the step is over with the batch that comes."""
         if self._present is None:
             return
         self._present.updates += 1
+        self._pause()
         if self._look is not None:
             self._look.update_done(parameters_of(optimizer))
             if len(self._run.optimizers) == 1:
                 self._look.end()  # before the loop drops its gradients
                 self._look = None
 
-    @_guarded
+    @guarded
     def scaler_stepped(self) -> None:
         """Note that the step is over, skipped or not."""
         if self._present is not None:
             self._present.scaler_steps += 1
+            self._pause()
+
+    def _pause(self) -> None:
+        """Look at no output until the next batch: an evaluation may come."""
+        if self._outputs is not None and len(self._run.optimizers) == 1:
+            self._outputs.pause()
 
     @property
     def _is_scaled(self) -> bool:
@@ -233,17 +293,24 @@ class Recorder(Ear):
 
     # --- from step to step ---------------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def _begin(self) -> None:
         optimizer, scaler, scheduler, loss, every, keep = self._arguments
         self._run = live_run(self._model, optimizer, scaler=scaler, scheduler=scheduler, loss=loss)
         self._rank, world = rank_and_world()
-        self._recipe = Recipe(code=self._code, model=self._run.model, world_size=world, autocast=self._autocast)
+        self._recipe = self._made_recipe(world)
         self._history = History(self._run, every, keep)
         self._hooks.enter_context(listening(self, self._run.optimizers))
         self._hooks.callback(on_first_forward(self._model, self._run.device, self._hear_autocast).remove)
+        if self._outputs is not None and not is_compiled(self._run):
+            self._hooks.enter_context(watch_outputs(self._run.roots(), self._outputs, guarded_hook(self._give_up)))
 
-    @_guarded
+    def _made_recipe(self, world_size: int) -> Recipe:
+        return Recipe(
+            code=self._code, model=self._run.model, world_size=world_size, autocast=self._autocast, known=self._known
+        )
+
+    @guarded
     def _hear_autocast(self, autocast: str | None) -> None:
         self._recipe.autocast = autocast
 
@@ -254,6 +321,8 @@ class Recorder(Ear):
         past = self._history.begin(step)
         rates = tuple(float(group["lr"]) for group in self._run.optimizer.param_groups)
         self._present = PresentStep(past=past, lr=rates)
+        if self._outputs is not None:
+            self._outputs.peaks = self._present.outputs
         if closely:
             self._look = self._closely[step] = CloseLook(self._run, step, self._give_up)
 
@@ -263,6 +332,8 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.end()
             self._look = None
+        if self._outputs is not None:
+            self._outputs.pause()
         self._present.send()
         self._pending.append(self._present)
         self._present = None
@@ -274,30 +345,40 @@ class Recorder(Ear):
             scalars = present.scalars()
             present.past.scalars = scalars
             self._history.scalars.append(scalars)
+            fault = self._alarm.heard(scalars)
             look = self._closely.pop(scalars.step, None)
             if look is not None:
-                self._history.rows.append(look.take())
-            fault = self._alarm.heard(scalars)
+                rows = look.take()
+                self._history.rows.append(rows)
+                fault = fault or self._alarm.seen(scalars.step, nonfinite(rows, skipped=scalars.skipped))
             if fault is not None:
                 self._write(fault)
 
-    @_guarded
+    @guarded
     def _finish(self, error: BaseException | None) -> None:
-        broken = self._present.past if self._present is not None else None
+        broken = self._present
         self._end_step()
         self._judge(all_of_them=True)
         fault = self._alarm.ended()
         if isinstance(error, Exception) and broken is not None:
-            text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            fault = Fault(kind="exception", step=broken.step, lead_step=broken.step, detail=text)
+            fault = _broken(error, broken)
         if fault is not None:
             self._write(fault)
 
     def _write(self, fault: Fault) -> None:
-        """Write the bundle of a fault; of one that goes on since the last bundle none."""
-        goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
-        self._faulty = fault.step
-        if goes_on or len(self.bundles) >= BUNDLES:
+        """Write the bundle of a fault; of one that goes on since the last bundle none, and one of all that is silent.
+
+        What is silent may be so by design: it must not keep from a bundle what is loud. Behind a loud fault it is what
+        that has left.
+        """
+        if fault.silent:
+            if self._is_silent_told or self._faulty is not None:
+                return
+            is_known, self._is_silent_told = False, True
+        else:
+            goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
+            is_known, self._faulty = goes_on or len(self.bundles) - self._is_silent_told >= BUNDLES, fault.step
+        if is_known:
             return
         folder = write_bundle(self._out, fault, self._history, self._run, self._recipe, self._rank)
         self.bundles.append(folder)
@@ -328,6 +409,15 @@ class Recorder(Ear):
                 self._look.drop()
             self._history.snapshots.clear()
             self._history.steps.clear()
+        if self._outputs is not None:
+            self._outputs.pause()
         self._present, self._look = None, None
         self._pending.clear()
         self._closely.clear()
+
+
+def _broken(error: Exception, present: PresentStep) -> Fault:
+    """Return the fault of an exception that left a step, or came behind it."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    text = f"{text} (behind the step's update)" if present.is_over else text
+    return Fault(kind="exception", step=present.past.step, lead_step=present.past.step, detail=text)

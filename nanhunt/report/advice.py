@@ -12,7 +12,7 @@ from nanhunt.diagnosis.loss_scale import FLUSHED, LossScales, ScaleEnd
 from nanhunt.report.headroom import looked, said, shares
 from nanhunt.report.words import counted, number, percent, place
 
-__all__ = ["advice_lines"]
+__all__ = ["advice_lines", "scale_in_brief"]
 
 
 def advice_lines(diagnosis: Diagnosis) -> list[tuple[str, str]]:
@@ -51,6 +51,17 @@ def _loss_scale(found: Advice) -> str:
     return text + _used(scales, found.used) + (
         "; what fp16 had flushed before is not in these numbers" if found.in_fp16 else ""
     )  # fmt: skip
+
+
+def scale_in_brief(found: Advice) -> str:
+    """Return the loss scale to set, those that work, and the run's own; `found` has some."""
+    scales = found.loss_scale
+    assert scales is not None
+    if scales.recommended is None:
+        return f"no one scale works in fp16{_used(scales, found.used)}"
+    best = f"2^{int(math.log2(scales.recommended))} ({number(scales.recommended)}) for fp16"
+    text = "none is needed for fp16" if scales.holds(1.0) else best
+    return f"{text}; 2^{scales.low.shift} to 2^{scales.high.shift} work{_used(scales, found.used)}"
 
 
 def _used(scales: LossScales, used: tuple[float, float] | None) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "bar",
     "best_scale",
     "format_lines",
+    "in_brief",
     "judged_rows",
     "level_of",
     "looked",
@@ -122,8 +123,24 @@ def _is_scaled(name: str) -> bool:
     return isinstance(fmt, NumberFormat) and fmt.bits <= 8
 
 
+def in_brief(verdict: FormatVerdict, level: Level = "near") -> str:
+    """Return the answer alone; of a roomy format with the tensor that comes nearest to an end."""
+    return _answer(verdict) + (_tightest(verdict) if level == "roomy" else "")
+
+
 def _sentence(verdict: FormatVerdict) -> str:
-    """Return the answer, of both sides where they differ, and what it does not rest on."""
+    """Return the answer, and what it does not rest on."""
+    text = _answer(verdict)
+    if not verdict.measured:
+        block = isinstance(lookup(verdict.format), BlockFormat)
+        text += "; " + ("each element in the block that suits it best" if block else "blocks were not looked at")
+    elif isinstance(lookup(verdict.format), BlockFormat) or verdict.answer > Answer.SCALED:
+        text += looked(verdict, "; blocks ")
+    return text
+
+
+def _answer(verdict: FormatVerdict) -> str:
+    """Return the answer, of both sides where they differ."""
     forward, gradients = verdict.forward.answer, verdict.gradients.answer
     text = verdict.answer.words
     if Answer.UNTOLD in (forward, gradients) and verdict.answer is not Answer.NOT:
@@ -132,11 +149,6 @@ def _sentence(verdict: FormatVerdict) -> str:
         text += f": forward {_short(forward)}, gradients {_with_range(verdict)}"
     elif verdict.answer is Answer.SCALED and _is_scaled(verdict.format):
         text += " per tensor"
-    if not verdict.measured:
-        block = isinstance(lookup(verdict.format), BlockFormat)
-        text += "; " + ("each element in the block that suits it best" if block else "blocks were not looked at")
-    elif isinstance(lookup(verdict.format), BlockFormat) or verdict.answer > Answer.SCALED:
-        text += looked(verdict, "; blocks ")
     return text
 
 

@@ -62,7 +62,8 @@ def _verdict(diagnosis: Diagnosis) -> Iterable[str]:
         yield bullets(lines)
     beware = original.warning(diagnosis)
     if beware:
-        yield f"The replay {escape(original.follows(diagnosis))}. **Check:** {escape(beware)}"
+        said = "" if original.is_verdict(diagnosis) else f"The replay {escape(original.follows(diagnosis))}. "
+        yield f"{said}**Check:** {escape(beware)}"
 
 
 def _where(diagnosis: Diagnosis) -> Iterable[str]:
@@ -96,7 +97,7 @@ def _tidy(diagnosis: Diagnosis) -> list[tuple[int, str, bool]]:
 
 def _suspects(diagnosis: Diagnosis, top: int) -> Iterable[str]:
     if not diagnosis.suspects:
-        if diagnosis.outcome != "healthy":
+        if diagnosis.onset is not None:
             yield "None of the known causes shows itself."
         return
     yield "### Suspects"

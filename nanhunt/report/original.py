@@ -8,7 +8,7 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.original import OriginalRun
 from nanhunt.report.words import listed, number, printable
 
-__all__ = ["follows", "told", "warning"]
+__all__ = ["follows", "is_verdict", "told", "warning"]
 
 
 def follows(diagnosis: Diagnosis) -> str:
@@ -30,7 +30,8 @@ def told(original: OriginalRun | None) -> str:
     counted = f" ({original.compared} loss{'' if original.compared == 1 else 'es'} of {source}{_counting(original)})"
     if original.verdict == "apart":
         return f"does not follow the original run from step {original.leaves_since} on: {_losses(original)}{counted}"
-    said = f"follows the original run {_how(original)} through step {original.through}"
+    under = f"under a factor of {number(original.factor)}, " if original.origin else ""
+    said = f"follows the original run {under}{_how(original)} through step {original.through}"
     if original.both_nonfinite is not None:
         said += f", with a loss that is not finite from step {original.both_nonfinite} on"
     if original.alone:
@@ -38,6 +39,11 @@ def told(original: OriginalRun | None) -> str:
     if original.verdict == "leaves":
         said += f", leaves it at {_steps(original)}: {_losses(original)}"
     return said + counted
+
+
+def is_verdict(diagnosis: Diagnosis) -> bool:
+    """Whether the verdict itself says that the replay is another run: one that finds nothing else."""
+    return diagnosis.onset is None and diagnosis.original is not None and diagnosis.original.is_another
 
 
 def warning(diagnosis: Diagnosis) -> str:
@@ -49,6 +55,8 @@ def warning(diagnosis: Diagnosis) -> str:
         return f"the original run's loss was finite in {_steps(original)}: this fault may be the replay's own. {_CHECK}"
     if math.isfinite(original.replayed) and not math.isfinite(original.logged):
         return f"the original run's loss was not finite in {_steps(original)}, which the replay does not show. {_CHECK}"
+    if is_verdict(diagnosis):
+        return _CHECK
     if original.verdict == "apart":
         return f"what this replay shows may be of another run. {_CHECK}"
     if onset is not None and original.leaves is not None and original.leaves < onset.step:
@@ -69,7 +77,8 @@ def _how(original: OriginalRun) -> str:
 
 
 def _losses(original: OriginalRun) -> str:
-    return f"{_loss(original.replayed)} here, {_loss(original.logged)} logged"
+    times = f" (times {number(original.factor)})" if original.origin else ""
+    return f"{_loss(original.replayed)} here{times}, {_loss(original.logged)} logged"
 
 
 def _steps(original: OriginalRun) -> str:
@@ -83,7 +92,31 @@ def _counting(original: OriginalRun) -> str:
     last = original.last_step
     told = f"whose step {last + original.offset} is step {last} here" if original.offset and last is not None else ""
     means = "means over steps" if original.mean else ""
-    return "".join(f", {part}" for part in (means, told) if part)
+    return "".join(f", {part}" for part in (means, told, _factor(original)) if part)
+
+
+#: what a factor of each origin comes from
+_ORIGINS = {
+    "sum": "train.accumulate, of a loop that does not divide a loss by it, or logs the sum",
+    "share": "one by train.accumulate, of a loop that logs one micro-batch's share, or divides twice",
+    "whole": "a sum over ranks, steps or micro-batches?",
+    "part": "divided by the number of ranks, steps or micro-batches?",
+    "constant": "another unit or weight of the loss?",
+}
+
+
+def _factor(original: OriginalRun) -> str:
+    """Return how many times the replay's loss the log holds, and why that may be; '' where it holds the loss itself."""
+    if not original.origin:
+        return ""
+    origin = "part" if original.origin == "whole" and original.factor < 1 else original.origin
+    return f"each {_times(original.factor)} the loss here: {_ORIGINS[origin]}"
+
+
+def _times(factor: float) -> str:
+    inverse = round(1 / factor) if factor < 1 else 0
+    is_part = inverse > 1 and math.isclose(factor * inverse, 1.0, rel_tol=1e-12)
+    return f"1/{inverse} of" if is_part else f"{factor:.6g} times"
 
 
 def _loss(value: float | None) -> str:

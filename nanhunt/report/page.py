@@ -29,6 +29,10 @@ class Page:
         self._lines.append(Text())
         self.put(Text(title, "bold"), Text(f"  {aside}" if aside else "", "dim"), indent=0)
 
+    def field(self, label: str, value: str, *, style: str = "") -> None:
+        """Add a value behind its label."""
+        self.put(Text(f"{label:<9}", "dim"), Text(value, style))
+
     def put(self, first: Text, body: Text | None = None, *, indent: int = 2) -> None:
         """Add `first` and, beside it, `body`, whose further lines hang below its own start."""
         if body is None:

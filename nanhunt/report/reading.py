@@ -134,10 +134,19 @@ def evidence(value: float | None, threshold: float | None) -> str:
 
 
 def tried(trial: Trial, prediction: Prediction | None) -> str:
-    """Return a trial's outcome, whether it was foretold, and what was seen; what was read back is in the table."""
+    """Return a trial's outcome, whether it was foretold, and what was seen; what was read back is in the table.
+
+    Without a prediction it is a control of another trial, or one that tells neither for nor against the cause.
+    """
     said = printable(trial.outcome)
     if prediction is None:
-        said += ", nothing was predicted"
+        control = trial.intervention.get("placebo_of")
+        helps = ": then anything of its size helps" if control and trial.outcome == "cured" else ""
+        said += (
+            f", the control of {printable(str(control))}{helps}"
+            if control
+            else ", which decides nothing about this cause"
+        )
     elif trial.outcome != "failed":
         kept = trial.outcome == prediction.expect
         said += ", as predicted" if kept else f", though '{prediction.expect}' was predicted"

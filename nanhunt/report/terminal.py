@@ -8,14 +8,13 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.text import Text
 
-from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
-from nanhunt.report import original, precision, reading, words
-from nanhunt.report.advice import advice_lines
-from nanhunt.report.headroom import format_lines
-from nanhunt.report.headroom_page import put_formats
+from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.report import original, reading, words
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
+from nanhunt.report.terminal_formats import put_advice, put_headroom, put_precision
+from nanhunt.report.terminal_suspects import put_suspects, put_trials
 
 __all__ = ["TerminalRenderer"]
 
@@ -25,13 +24,6 @@ _NARROWEST = 40
 _CURVE = 64
 
 _OUTCOME_STYLES = {"fault": "bold red", "healthy": "bold green", "inconclusive": "bold yellow"}
-_GRADE_STYLES = {
-    Grade.PROVED: "bold red",
-    Grade.CONFIRMED: "bold red",
-    Grade.SUPPORTED: "bold yellow",
-    Grade.CONSISTENT: "yellow",
-    Grade.REFUTED: "dim",
-}
 _CURVES = (("loss", "loss"), ("grad_norm", "grad norm"), ("loss_scale", "loss scale"))
 
 
@@ -59,28 +51,28 @@ def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     page.put(Text(f"{mark} ", style), line, indent=0)
     why = reading.why_incomplete(diagnosis)
     if why:
-        _field(page, "why", f"the trace ends early: {why}", style="dim")
+        page.field("why", f"the trace ends early: {why}", style="dim")
     found = reading.cure(diagnosis)
     if found:
-        _field(page, "cure", found[1], style="green")
+        page.field("cure", found[1], style="green")
     suspect = reading.leading_suspect(diagnosis)
     if suspect and suspect.fixes:
-        _field(page, "fix", words.prose(suspect.fixes[0]))
+        page.field("fix", words.prose(suspect.fixes[0]))
     said = reading.replayed(diagnosis)
     if said:
-        _field(page, "run", said, style="dim")
+        page.field("run", said, style="dim")
     _original(page, diagnosis)
     if options.verbose and diagnosis.run.get("match"):
-        _field(page, "loaded", str(diagnosis.run["match"]), style="dim")
+        page.field("loaded", str(diagnosis.run["match"]), style="dim")
 
 
 def _original(page: Page, diagnosis: Diagnosis) -> None:
     """Print whether the replay is the run that failed, and what follows where it is not."""
     said, beware = original.follows(diagnosis), original.warning(diagnosis)
-    if said:
-        _field(page, "replay", said, style="yellow" if beware else "dim")
+    if said and not original.is_verdict(diagnosis):
+        page.field("replay", said, style="yellow" if beware else "dim")
     if beware:
-        _field(page, "check", beware, style="yellow")
+        page.field("check", beware, style="yellow")
 
 
 def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -94,26 +86,22 @@ def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     phase += f", micro-batch {onset.micro}" if onset.micro else ""
     phase += f", rank {onset.rank}" if onset.rank else ""
     page.heading("where")
-    _field(page, "what", words.prose(onset.detail) or onset.kind)
-    _field(page, "step", step)
-    _field(page, "phase", phase)
+    page.field("what", words.prose(onset.detail) or onset.kind)
+    page.field("step", step)
+    page.field("phase", phase)
     if onset.module or not onset.name:
-        _field(page, "module", middle(words.place(onset.module), page.width - 11).rstrip(), style="cyan")
+        page.field("module", middle(words.place(onset.module), page.width - 11).rstrip(), style="cyan")
     for label, value in (("name", onset.name), ("op", onset.op), ("source", onset.source)):
         if value:
-            _field(page, label, words.printable(value))
+            page.field(label, words.printable(value))
     samples = reading.sampled(diagnosis)
     if samples:
-        _field(page, "samples", samples, style="" if onset.samples else "dim")
+        page.field("samples", samples, style="" if onset.samples else "dim")
     if diagnosis.damage:
-        _field(page, "damage", words.prose(diagnosis.damage))
+        page.field("damage", words.prose(diagnosis.damage))
     _code(page, diagnosis)
     _lineage(page, diagnosis, options)
     _elements(page, diagnosis, options)
-
-
-def _field(page: Page, label: str, value: str, *, style: str = "") -> None:
-    page.put(Text(f"{label:<9}", "dim"), Text(value, style))
 
 
 def _code(page: Page, diagnosis: Diagnosis) -> None:
@@ -202,80 +190,6 @@ def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) 
     return f"{words.number(values[0])} to {words.number(values[-1])}{at_onset}"
 
 
-def _suspects(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    if not diagnosis.suspects:
-        if diagnosis.outcome != "healthy":
-            page.heading("suspects", "none of the known causes shows itself")
-        return
-    page.heading("suspects")
-    for rank, suspect in enumerate(diagnosis.suspects[: options.top], start=1):
-        if rank > 1:
-            page.put(Text())
-        _suspect(page, suspect, rank, diagnosis, options)
-    hidden = diagnosis.suspects[options.top :]
-    if hidden:
-        slugs = words.listed([s.cause for s in hidden])
-        page.put(Text(f"and {len(hidden)} more: {slugs} (--top {len(diagnosis.suspects)})", "dim"))
-
-
-def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis, options: Options) -> None:
-    quiet = "dim" if suspect.grade == Grade.REFUTED else ""
-    head = Text(f"{rank}  ", quiet).append(f"{suspect.grade:<11}", _GRADE_STYLES.get(suspect.grade, ""))
-    page.put(head, Text(words.printable(suspect.cause), quiet or "bold"))
-    step = suspect.location.step
-    summary = words.prose(suspect.summary)
-    page.put(Text(f"step {step}: {summary}" if step is not None else summary, quiet), indent=5)
-    spot = _spot(suspect, diagnosis)
-    if spot:
-        page.put(Text(f"at {spot}", "dim"), indent=5)
-    for exhibit in suspect.exhibits:
-        line = Text(words.prose(exhibit.claim), quiet)
-        held = reading.evidence(exhibit.value, exhibit.threshold)
-        page.put(Text("• ", quiet), line.append(f"  {held}" if held else "", quiet or "yellow"), indent=5)
-    for trial, prediction in suspect.trials:
-        if trial.outcome == "failed" and not options.verbose:
-            continue
-        name = words.printable(trial.name)
-        label = Text("trial  ", "dim").append(f"{middle(name, column([name], page.width // 3))}  ", quiet)
-        page.put(label, Text(reading.tried(trial, prediction), quiet or _trial_style(trial.outcome)), indent=5)
-    for fix in () if quiet else suspect.fixes:
-        page.put(Text("fix    ", "dim"), Text(words.prose(fix)), indent=5)
-
-
-def _trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    """Print what was changed, what came of it, and loss and gradient norm before and after."""
-    told = [t for t in diagnosis.trials if t.outcome != "failed" or t.name in reading.named(diagnosis)]
-    if not told:
-        return
-    page.heading("trials", "under one change each: mean loss, and the first gradient norm before any clip")
-    rows = [(t, *reading.before_and_after(t)) for t in told]
-    names = column((t.name for t in told), 18)
-    losses, norms = column((loss for _, loss, _ in rows), 32), column((norm for *_, norm in rows), 36)
-    for trial, loss, norm in rows:
-        line = Text(f"{middle(words.printable(trial.name), names)}  ")
-        line.append(f"{words.printable(trial.outcome):<10}", _trial_style(trial.outcome))
-        line.append(f"{middle(loss, losses)}  " if losses else "").append(f"{middle(norm, norms)}  " if norms else "")
-        page.put(line)
-        said = trial.detail if trial.outcome == "failed" else trial.readback
-        if said:
-            page.put(Text(words.prose(said), "dim"), indent=names + 4)
-
-
-def _trial_style(outcome: str) -> str:
-    return {"cured": "green", "failed": "dim"}.get(outcome, "")
-
-
-def _spot(suspect: Suspect, diagnosis: Diagnosis) -> str:
-    """Return where a suspect did it; '' where the page has said so already, of the onset."""
-    at, onset = suspect.location, diagnosis.onset
-    if onset is not None and (at.module, at.op, at.source) == (onset.module, onset.op, onset.source):
-        at_name = at.parameter
-        return words.printable(at_name) if at_name and at_name != onset.name else ""
-    known = at.module is not None or at.parameter
-    parts = (words.place(at.module or "", at.parameter or "") if known else None, at.op, at.source)
-    return " · ".join(words.printable(part) for part in parts if part)
-
-
 def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     if diagnosis.cleared:
         page.heading("cleared", f"{words.counted(len(diagnosis.cleared), 'cause')} looked at, and innocent")
@@ -290,55 +204,6 @@ def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     slugs = column((slug for slug, _ in diagnosis.untold), page.width // 2 - 2)
     for slug, reason in diagnosis.untold:
         page.put(Text(f"{middle(words.printable(slug), slugs)}  "), Text(words.prose(reason), "dim"))
-
-
-def _precision(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    """Print what the run's precision recipe did: beside fp32, where it breaks first, and the worst operands."""
-    facts = diagnosis.precision
-    if facts is None:
-        return
-    page.heading("precision", precision.headline(facts))
-    for beside in facts.beside:
-        page.put(Text(precision.step_beside(beside)))
-    far = precision.worst_gradients(facts.beside[-1]) if facts.beside else ""
-    if far:
-        page.put(Text(far, "dim"), indent=4)
-    breaks = precision.first_break(facts)
-    if breaks:
-        is_whole = precision.holds(facts)
-        _field(page, "holds" if is_whole else "breaks", breaks, style="green" if is_whole else "yellow")
-    rows = [precision.operand_cells(operand) for operand in facts.worst[: options.top]]
-    if not rows:
-        return
-    weights = column((row[0] for row in rows), max(page.width - 60, 20))
-    page.row(
-        Text(
-            f"{'worst operands':<{weights}}  {'role':<9} {'format':<8} {'lost':>8} {'flushed':>8} {'cut off':>8}", "dim"
-        )
-    )
-    for (weight, role, form, *shares), operand in zip(rows, facts.worst, strict=False):
-        line = Text(middle(weight, weights), "cyan").append(f"  {role:<9} {form:<8}", "dim")
-        page.row(line.append("".join(f" {share:>8}" for share in shares), "yellow" if operand.is_broken else ""))
-
-
-def _headroom(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    """Print a line a format; below one that does not simply fit, where anything is at fault, the tensors that decide."""
-    lines = format_lines(diagnosis.verdicts, diagnosis.headroom, everything=options.verbose)
-    if not lines:
-        return
-    tensors = len({(row.module, row.role, row.name) for row in diagnosis.headroom})
-    more = "" if options.verbose else "; --verbose for every tight one"
-    page.heading("headroom", f"{words.counted(tensors, 'tensor')} at modules, over all steps{more}")
-    put_formats(page, lines, roomy=options.verbose, tight=options.verbose or diagnosis.outcome != "healthy")
-
-
-def _advice(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    lines = advice_lines(diagnosis)
-    if not lines:
-        return
-    page.heading("precision advice")
-    for topic, text in lines:
-        page.put(Text(f"{topic:<12}", "dim"), Text(words.prose(text)))
 
 
 def _assumptions(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -364,12 +229,12 @@ _SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
     _verdict,
     _where,
     _curves,
-    _suspects,
-    _trials,
+    put_suspects,
+    put_trials,
     _innocent,
-    _precision,
-    _headroom,
-    _advice,
+    put_precision,
+    put_headroom,
+    put_advice,
     _assumptions,
     _next,
 )

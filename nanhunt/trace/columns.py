@@ -75,6 +75,8 @@ def _is_null(column: Any) -> npt.NDArray[np.bool_]:
         if validity is None:
             parts.append(np.zeros(len(chunk), np.bool_))
         else:
-            bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
-            parts.append(bits[chunk.offset : chunk.offset + len(chunk)] == 0)
+            first = chunk.offset // 8  # a slice of a large array unpacks its own bytes alone
+            bytes_ = np.frombuffer(validity, np.uint8)[first : (chunk.offset + len(chunk) + 7) // 8]
+            bits = np.unpackbits(bytes_, bitorder="little")[chunk.offset - 8 * first :]
+            parts.append(bits[: len(chunk)] == 0)
     return np.concatenate(parts)

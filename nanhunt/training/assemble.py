@@ -18,6 +18,7 @@ from nanhunt.training.config import RunConfig
 from nanhunt.training.custom_step import closure_step, needs_closure
 from nanhunt.training.data_source import batch_source
 from nanhunt.training.epochs import Track, untracked
+from nanhunt.training.inferred_optimizer import inferred_optimizer
 from nanhunt.training.loss import default_loss
 from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
@@ -142,7 +143,7 @@ def _built_optimizer(
         )
         return own[0] if len(own) == 1 else own
     if config.optimizer is None:
-        return _inferred_optimizer(model, checkpoint, assumptions)
+        return inferred_optimizer(model, checkpoint, assumptions)
     target = resolve(config.optimizer.call, key="optimizer", root=root)
     if not callable(target):
         raise ConfigError(f"optimizer: {config.optimizer.call} is not callable")
@@ -157,27 +158,6 @@ def _built_optimizer(
             f"optimizer: {config.optimizer.call} returned {len(found)} optimizers, and the built-in step uses one",
             hint="name your own step under train_step: a callable (model, batch, optimizers) -> loss",
         )
-    return optimizer
-
-
-def _inferred_optimizer(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) -> torch.optim.Optimizer:
-    """Build the optimizer whose hyper-parameters the checkpoint shows: AdamW, Adam or SGD."""
-    groups = (checkpoint.optimizer or {}).get("param_groups") or []
-    keys = set(groups[0]) if groups else set()
-    optimizer: torch.optim.Optimizer
-    if "betas" in keys and groups[0].get("decoupled_weight_decay", True):
-        optimizer = torch.optim.AdamW(model.parameters())
-    elif "betas" in keys:
-        optimizer = torch.optim.Adam(model.parameters())
-    elif "momentum" in keys and "nesterov" in keys:
-        optimizer = torch.optim.SGD(model.parameters())
-    else:
-        raise ConfigError(
-            "optimizer: is missing, and the checkpoint does not show which one it was",
-            hint="add for example  optimizer: {call: torch.optim:AdamW, kwargs: {lr: 3.0e-4}}; one that a loop makes in "
-            "its first step is not there yet when the checkpoint is loaded: make it where the module is imported",
-        )
-    assumptions.append(f"optimizer: not in the config; {type(optimizer).__name__} was inferred from the checkpoint")
     return optimizer
 
 

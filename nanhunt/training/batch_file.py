@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError, ConfigError
+from nanhunt.training.found_file import is_there
 from nanhunt.training.rng import restore_saved
 from nanhunt.training.torch_file import read_torch_file
 
@@ -108,7 +109,7 @@ def write_batches(
 
 def read_batches(path: Path) -> BatchFile:
     """Open a file of batches; their tensors are read when they are used. Raises ConfigError where it is none."""
-    if not path.is_file():
+    if not is_there(path, "data") or not path.is_file():
         raise ConfigError(f"data: no file {path}", hint=_HOW_TO_WRITE)
     found = _from_safetensors(path) if path.suffix == ".safetensors" else _from_torch(path)
     if not found.batches:

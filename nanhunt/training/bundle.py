@@ -21,15 +21,28 @@ from pathlib import Path
 from typing import Any
 
 from nanhunt.errors import CheckpointError
+from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
+from nanhunt.training.user_code import call_user
 
-__all__ = ["BATCHES", "CHECKPOINT", "CONFIG", "FORMAT", "LOSSES", "RUN", "TRACE", "Bundle", "bundle_at"]
+__all__ = ["BATCHES", "CHECKPOINT", "CONFIG", "FORMAT", "LOSSES", "RUN", "TRACE", "Bundle", "Script", "bundle_at"]
 
 FORMAT = "nanhunt.bundle"
 RUN, CONFIG, CHECKPOINT, BATCHES, LOSSES, TRACE = (
     "run.json", "nanhunt.yaml", "checkpoint.pt", "batches.pt", "losses.csv", "trace.parquet",
 )  # fmt: skip
 _NAME = re.compile(r"step-(\d+)(-rank\d+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A script whose definitions are taken, and nothing that it does."""
+
+    file: Path
+    #: globals of the recorded run, as `spelled` has them
+    values: dict[str, Any]
+    #: names that its classes use, and whose values could not be kept
+    unkept: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +56,8 @@ class Bundle:
     sources: dict[str, str] = field(default_factory=dict)
     #: what a replay cannot repeat, in sentences
     remarks: tuple[str, ...] = ()
+    #: scripts that must not be run again, by their module's name
+    scripts: dict[str, Script] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -55,14 +70,25 @@ class Bundle:
         return self.folder / CONFIG
 
     def enter(self) -> None:
-        """Let its code be imported: from where the run found it, behind the config's own folder."""
+        """Let its code be imported: from where the run found it, behind the config's own folder.
+
+        Raises ConfigError or UserCodeError where the definitions of a script cannot be made.
+        """
         for path in self.paths:
             if Path(path).is_dir() and path not in sys.path:
                 sys.path.insert(0, path)
+        for name, script in self.scripts.items():
+            with call_user("model"):
+                load_definitions(name, script.file, script.values)
 
     def assumptions(self) -> Iterator[str]:
         """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
         yield from (f"bundle: {remark}" for remark in self.remarks)
+        for script in self.scripts.values():
+            kept = f", and the values that {len(script.values)} of its names had" if script.values else ""
+            yield f"bundle: {script.file.name} trains when it is imported: only its definitions are taken{kept}"
+            if script.unkept:
+                yield f"bundle: its classes use {', '.join(script.unkept)}, which the bundle does not hold"
         for name, digest in self.sources.items():
             path = Path(name)
             if not path.is_file():
@@ -89,7 +115,19 @@ def bundle_at(path: Path) -> Bundle | None:
     sources: Any = body.get("sources")
     if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
-    return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks))
+    scripts = _scripts(body.get("scripts", {}), path / RUN)
+    return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts)
+
+
+def _scripts(value: Any, where: Path) -> dict[str, Script]:
+    found = {}
+    for name, body in value.items() if isinstance(value, dict) else [("", None)]:
+        own: dict[str, Any] = body if isinstance(body, dict) else {}
+        file, values, unkept = own.get("file"), own.get("globals"), own.get("unkept", [])
+        if not isinstance(file, str) or not isinstance(values, dict) or not _texts(unkept):
+            raise CheckpointError(f"{where}: scripts: is damaged", hint="use another bundle of the run")
+        found[name] = Script(file=Path(file), values=values, unkept=tuple(unkept))
+    return found
 
 
 def _texts(value: Any) -> bool:

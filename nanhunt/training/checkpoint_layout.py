@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
 from nanhunt.inert import few
-from nanhunt.training.lightning_layout import is_lightning, lightning_content
+from nanhunt.training.dotted_places import STEP_KEYS, count_below, paths, places
+from nanhunt.training.lightning_layout import is_lightning, lightning_content, lightning_loader
 from nanhunt.training.names import clean_name
-from nanhunt.training.optimizer_names import unflattened, with_numbers
+from nanhunt.training.saved_rng import RNG_KEYS, RNG_NAMES, rng_states
+from nanhunt.training.saved_value import (
+    as_step,
+    elements_of,
+    kind_of,
+    loader_state,
+    model_state,
+    optimizer_state,
+    plain_state,
+    tensors_in,
+    whole_state,
+)
 
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["Parts", "find_parts", "rng_states", "is_optimizer_state"]
+__all__ = ["Parts", "find_parts"]
 
 # in the order in which they are tried; an EMA is not what was trained, so its keys are not among them
 MODEL_KEYS = ("model", "model_state_dict", "state_dict", "model_state", "module", "net", "weights", "params")
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optim", "opt", "optimizer_state", "optimizer_states")
 SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict", "lr_schedulers")
 SCALER_KEYS = ("scaler", "grad_scaler", "scaler_state_dict", "grad_scaler_state_dict")
-# an epoch is no step
-STEP_KEYS = ("step", "iter_num", "global_step", "iteration", "it", "steps")
-#: dicts that hold the step one level down (torchtitan, Megatron Bridge)
-PROGRESS_KEYS = ("train_state", "trainer_state", "progress")
+#: dicts that hold the step further down: torchtitan's, Megatron Bridge's, and what loops call them
+PROGRESS_KEYS = (
+    *("train_state", "trainer_state", "progress", "meta", "metadata", "info", "state", "status", "training_state"),
+    *("run_state", "loop", "trainer", "training", "run"),
+)
 LOADER_KEYS = (
     *("dataloader", "train_dataloader", "loader", "train_loader", "data_loader"),
     *("dataloader_state_dict", "train_dataloader_state_dict", "loader_state_dict", "dl_state_dict", "dataloader_state"),
 )
-RNG_KEYS = ("rng", "rng_state", "rng_states", "random_states")
-
-#: one generator's state under the names that loops give it
-RNG_NAMES = {
-    "torch": ("torch", "cpu", "torch_rng_state", "torch_rng", "cpu_rng_state", "torch_manual_seed", "rng_state"),
-    "cuda": ("cuda", "cuda_rng_state", "cuda_rng_state_all", "cuda_rng", "torch_cuda_manual_seed"),
-    "numpy": ("numpy", "np", "numpy_rng_state", "np_rng_state", "np_random_state", "numpy_random_seed"),
-    "python": ("python", "random", "python_rng_state", "random_rng_state", "py_rng_state", "random_state"),
-}
-
 #: tensor elements up to which a leftover value is kept: counters and configs, not a second set of weights
 SMALL = 4096
 
@@ -81,24 +82,24 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         content = {"model": content}
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path}: holds {_kind(content)}, not a dict",
+            f"{path}: holds {kind_of(content)}, not a dict",
             hint="save a dict: torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict(), …}, path)",
         )
     if _is_state_dict(content) and not (keys and any(dict(keys).values())):
-        return Parts(container="state-dict", model=_cleaned(_tensors(content)))
+        return Parts(container="state-dict", model=_cleaned(tensors_in(content)))
     lightning, notes = is_lightning(content), list[str]()
     if lightning:
         content, notes = lightning_content(content, keys)
     search = _Search(content=content, path=path, keys=keys, notes=notes)
-    optimizer = search.part("optimizer", OPTIMIZER_KEYS, _optimizer_state)
+    optimizer = search.part("optimizer", OPTIMIZER_KEYS, optimizer_state)
     more_optimizers = search.more_optimizers()
     if optimizer is None and more_optimizers:
         optimizer, more_optimizers = more_optimizers[0], more_optimizers[1:]
-    scheduler = search.part("scheduler", SCHEDULER_KEYS, _plain_state)
-    scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), _plain_state)
+    scheduler = search.part("scheduler", SCHEDULER_KEYS, plain_state)
+    scaler = search.part("scaler", (*SCALER_KEYS, *_scaler_like(content)), plain_state)
     step = search.part("step", STEP_KEYS, as_step)
     rng = search.rng()
-    loader = search.part("loader", LOADER_KEYS, _loader_state) or _lightning_loader(content)
+    loader = search.part("loader", LOADER_KEYS, loader_state) or loader_state(_first_of(lightning_loader(content)))
     model = search.model()
     return Parts(
         container="lightning" if lightning else "torch",
@@ -108,50 +109,12 @@ def find_parts(content: object, *, path: Path, keys: CheckpointKeys | None) -> P
         more_models=search.more_models(),
         scheduler=scheduler,
         scaler=scaler,
-        step=step if step is not None else _nested_step(content),
+        step=search.nested_step() if step is None else step,
         rng=rng,
         loader=loader,
-        extra={k: v for k, v in content.items() if k not in search.used and _tensor_elements(v) <= SMALL},
+        extra=search.left_over(),
         notes=tuple(search.notes),
     )
-
-
-def rng_states(content: object) -> dict[str, Any] | None:
-    """Return random states by generator (`torch`, `cuda`, `numpy`, `python`), None where there is none.
-
-    A list is taken for one entry a rank, of which the first counts; a bare tensor is torch's own state.
-    """
-    if isinstance(content, (list, tuple)) and content and isinstance(content[0], Mapping):
-        content = content[0]
-    if isinstance(content, Tensor):
-        return {"torch": content} if content.dtype == torch.uint8 else None
-    if not isinstance(content, Mapping):
-        return None
-    found: dict[str, Any] = {}
-    for generator, names in RNG_NAMES.items():
-        states = (content[name] for name in names if _is_rng_state(generator, content.get(name)))
-        state = next(states, None)
-        if state is not None:
-            found[generator] = state
-    return found or None
-
-
-def _is_rng_state(generator: str, value: object) -> bool:
-    """Whether a value can be that generator's state; `random_state: 42` is a seed, and no state."""
-    if generator == "torch":
-        return isinstance(value, Tensor)
-    if generator == "cuda":
-        return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and len(value) > 0)
-    return isinstance(value, (tuple, list, Mapping) if generator == "numpy" else (tuple, list)) and len(value) > 1
-
-
-def as_step(value: object) -> int | None:
-    """Return a step count held as an int, a whole float, a NumPy integer or a tensor of one element; else None."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        value = value.item() if (value.numel() if isinstance(value, Tensor) else value.size) == 1 else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-        return None
-    return int(value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,7 +138,7 @@ class _Search:
             self.taken.add(id(_first_of(value)))
             if accepted is None and value not in (None, {}):
                 raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: {configured!r} holds {_kind(value)}, not the {name}'s"
+                    f"{self.path}: checkpoint.{name}: {configured!r} holds {kind_of(value)}, not the {name}'s"
                 )
             return accepted
         for key in known:
@@ -192,9 +155,9 @@ class _Search:
         found = []
         for key, value in self.content.items():
             inside = value if isinstance(value, (list, tuple)) else [value]
-            if isinstance(value, Mapping) and _optimizer_state(value) is None:
+            if isinstance(value, Mapping) and optimizer_state(value) is None:
                 inside = list(value.values())
-            states = [(item, _optimizer_state(item)) for item in inside if id(item) not in self.taken]
+            states = [(item, optimizer_state(item)) for item in inside if id(item) not in self.taken]
             found += [state for _, state in states if state is not None]
             self.used.update([key] if any(state is not None for _, state in states) else [])
         return found
@@ -203,7 +166,7 @@ class _Search:
         """Return the states of modules that are not the model's, by their key at the top."""
         found: dict[str, Mapping[str, Tensor]] = {}
         for key, value in self.content.items():
-            state = _model_state(value) if key not in self.used and isinstance(key, str) else None
+            state = model_state(value) if key not in self.used and isinstance(key, str) else None
             if state and id(value) not in self.taken:
                 found[key] = _cleaned(state)
         return found
@@ -216,23 +179,50 @@ class _Search:
 
     def configured(self, name: str, dotted: str) -> Any:
         """Return the value at a dotted path; raises CheckpointError naming the keys where it leaves the dict."""
-        self.used.add(dotted.split(".")[0])
-        if dotted in self.content:
+        if dotted in self.content or "." not in dotted:
             self.used.add(dotted)
+        if dotted in self.content:
             return self.content[dotted]
         value: Any = self.content
+        above = ""
         for part in dotted.split("."):
             inside = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
             there = {str(k): k for k in inside} if isinstance(inside, Mapping) else {}
             if part not in there:
-                near = difflib.get_close_matches(part, list(there), n=1)
-                mend = f"; did you mean {near[0]!r}?" if near else ""
-                raise CheckpointError(
-                    f"{self.path}: checkpoint.{name}: no key {dotted!r}; there: {few(there, 12) or 'nothing'}{mend}",
-                    hint="mend or remove the key under checkpoint: in nanhunt.yaml",
-                )
-            value = inside[there[part]]
+                raise self._absent(name, dotted, above, list(there))
+            value, above = inside[there[part]], f"{above}{part}."
         return value
+
+    def _absent(self, name: str, dotted: str, above: str, there: list[str]) -> CheckpointError:
+        """Return the error of a path that leaves the dict; what it proposes is a whole path, as the config takes it."""
+        every = list(paths(self.content))
+        below = [path for path in every if path.endswith(f".{dotted}")]
+        near = below or difflib.get_close_matches(dotted, every, n=1)
+        mend = f"; did you mean {near[0]!r}?" if near else ""
+        where = f"under {above.rstrip('.')!r} there" if above else "there"
+        return CheckpointError(
+            f"{self.path}: checkpoint.{name}: no key {dotted!r}; {where}: {few(there, 12) or 'nothing'}{mend}",
+            hint="mend or remove the key under checkpoint: in nanhunt.yaml",
+        )
+
+    def nested_step(self) -> int | None:
+        """Return the step that a dict of the run's progress holds."""
+        found = count_below(self.content, STEP_KEYS, within=PROGRESS_KEYS)
+        return found[1] if found is not None else None
+
+    def left_over(self) -> dict[str, Any]:
+        """Return what else is there and small: of a dict that a part was taken out of, the rest."""
+        rest = {k: self._without_parts(v) for k, v in self.content.items() if k not in self.used}
+        return {k: v for k, v in rest.items() if elements_of(v) <= SMALL}
+
+    def _without_parts(self, value: Any) -> Any:
+        if type(value) is not dict or id(value) in self.taken:
+            return value
+        return {
+            k: self._without_parts(v)
+            for k, v in value.items()
+            if not (isinstance(v, (Mapping, list)) and id(v) in self.taken)
+        }
 
     def rng(self) -> dict[str, Any] | None:
         """Return random states from a dict of them, or from keys at the top."""
@@ -249,67 +239,14 @@ class _Search:
 
     def model(self) -> dict[str, Tensor]:
         """Return the model's state: configured, under a known key, or the tensors at the top."""
-        state: dict[str, Tensor] | None = self.part("model", MODEL_KEYS, _model_state)
+        state: dict[str, Tensor] | None = self.part("model", MODEL_KEYS, whole_state)
         if state:
             return state
-        state = {k: v for k, v in _tensors(self.content).items() if k not in self.used and k not in STEP_KEYS}
+        state = {k: v for k, v in tensors_in(self.content).items() if k not in self.used and k not in STEP_KEYS}
         if state:
             self.used.update(state)
             return state
         raise _no_model(self.content, self.path)
-
-
-def _model_state(value: object) -> dict[str, Tensor] | None:
-    if isinstance(value, nn.Module):
-        value = value.state_dict()
-    if not isinstance(value, Mapping) or "param_groups" in value:
-        return None
-    return _tensors(value) or None
-
-
-def _optimizer_state(value: object) -> dict[str, Any] | None:
-    if isinstance(value, torch.optim.Optimizer):
-        value = value.state_dict()
-    if not isinstance(value, Mapping):
-        return None
-    if "param_groups" not in value:
-        return unflattened(value)
-    if not is_optimizer_state(value):
-        return None
-    return {**value, "state": with_numbers(value.get("state", {}), value["param_groups"])}
-
-
-def is_optimizer_state(value: object) -> bool:
-    """Whether a value has the structure that every optimizer of torch saves: a state, and groups of parameters."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("state", {}), Mapping):
-        return False
-    groups = value.get("param_groups")
-    return isinstance(groups, (list, tuple)) and all(map(_is_group, groups))
-
-
-def _is_group(group: object) -> bool:
-    if not isinstance(group, Mapping) or not isinstance(group.get("param_names"), (list, tuple, type(None))):
-        return False
-    params = group.get("params")
-    return isinstance(params, (list, tuple)) and all(isinstance(p, (int, str)) for p in params)
-
-
-def _plain_state(value: object) -> dict[str, Any] | None:
-    """Accept the state of a scheduler or scaler; {} is what a disabled scaler saves."""
-    return dict(value) if isinstance(value, Mapping) and value else None
-
-
-def _loader_state(value: object) -> dict[str, Any] | None:
-    """Accept a loader's position; its settings, which some files keep under the same key, have a batch size."""
-    return dict(value) if isinstance(value, Mapping) and value and "batch_size" not in value else None
-
-
-def _lightning_loader(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the state of the first loader that Lightning's fit loop read, where it was one that has a state."""
-    inside: Any = content
-    for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
-        inside = inside.get(key) if isinstance(inside, Mapping) else None
-    return _loader_state(_first_of(inside))
 
 
 def _scaler_like(content: Mapping[str, Any]) -> list[str]:
@@ -321,28 +258,10 @@ def _first_of(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and value else value
 
 
-def _nested_step(content: Mapping[str, Any]) -> int | None:
-    for holder in PROGRESS_KEYS:
-        inner = content.get(holder)
-        if isinstance(inner, Mapping):
-            steps = (as_step(inner[key]) for key in STEP_KEYS if key in inner)
-            return next((s for s in steps if s is not None), None)
-    return None
-
-
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:
     """Whether every value is a tensor, apart from what modules save as `_extra_state`."""
-    tensors = _tensors(content)
+    tensors = tensors_in(content)
     return bool(tensors) and all(k in tensors or str(k).endswith("_extra_state") for k in content)
-
-
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    # a tensor that asks for no gradient stays the very object, by which a reader of shards knows it again
-    return {
-        k: v.detach() if v.requires_grad else v
-        for k, v in content.items()
-        if isinstance(k, str) and isinstance(v, Tensor)
-    }
 
 
 def _cleaned(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -351,20 +270,8 @@ def _cleaned(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return cleaned if len(cleaned) == len(state) else state
 
 
-def _tensor_elements(value: object) -> int:
-    if isinstance(value, (Tensor, np.ndarray)):
-        return value.numel() if isinstance(value, Tensor) else value.size
-    if isinstance(value, nn.Module):
-        return _tensor_elements(value.state_dict())
-    if isinstance(value, Mapping):
-        return sum(map(_tensor_elements, value.values()))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_tensor_elements, value))
-    return 0
-
-
 def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
-    if not _tensor_elements(content):
+    if not elements_of(content):
         return CheckpointError(
             f"{path}: holds no tensors; its keys: {few(content, 12) or 'none'}",
             hint="save the model's state_dict() in it",
@@ -373,25 +280,9 @@ def _no_model(content: Mapping[Any, Any], path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path}: is an optimizer's state alone", hint="name the checkpoint that holds the model's weights"
         )
-    candidates = list(_states_below(content, ""))
+    candidates = [path for path, value in places(content) if whole_state(value)]
     message = f"{path}: no model state found under {', '.join(MODEL_KEYS)}; its keys: {few(content, 12)}"
     if candidates:
         example = f"`checkpoint: {{model: {candidates[0]}}}`"
         return CheckpointError(message, hint=f"name it in nanhunt.yaml, for example {example}")
     return CheckpointError(message, hint="save the model's state_dict() under 'model'")
-
-
-def _states_below(content: Mapping[Any, Any], above: str, depth: int = 3) -> Iterator[str]:
-    """Yield the dotted paths of dicts that could be a model's state."""
-    for key, value in content.items():
-        if _model_state(value):
-            yield f"{above}{key}"
-        elif isinstance(value, Mapping) and depth > 1 and "param_groups" not in value:
-            yield from _states_below(value, f"{above}{key}.", depth - 1)
-
-
-def _kind(value: object) -> str:
-    names: dict[type, str] = {dict: "a dict", list: "a list", tuple: "a tuple", str: "a text", type(None): "nothing"}
-    if isinstance(value, Tensor):
-        return "one tensor"
-    return names.get(type(value), f"a {type(value).__name__}")

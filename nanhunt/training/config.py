@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from nanhunt.errors import ConfigError, UsageError
-from nanhunt.recipes.catalogue import lookup as lookup_recipe
+from nanhunt.errors import ConfigError
 from nanhunt.training.config_data import DataSpec, LossesSpec, check_import_string
 from nanhunt.training.config_errors import described, shown
+from nanhunt.training.config_precision import PrecisionConfig
+from nanhunt.training.config_section import Positive, Section, Text, Whole
 from nanhunt.training.yaml_file import read_yaml
 
 __all__ = [
     "SCHEMA_FILE",
     "CheckpointKeys",
-    "GradScalerConfig",
     "ImportSpec",
-    "PrecisionConfig",
-    "RecipeConfig",
     "RunConfig",
     "TrainConfig",
     "find_config",
@@ -43,49 +30,11 @@ __all__ = [
 #: The file that editors complete `nanhunt.yaml` from; a test checks that it is `json_schema()`.
 SCHEMA_FILE = Path(__file__).parents[1] / "schema" / "nanhunt.schema.json"
 
-# strict: pydantic would otherwise take true for 1 and "50" for 50
-_Whole = Annotated[int, Field(strict=True)]
-_Number = Annotated[float, Field(strict=True)]
-_Text = Annotated[str, Field(strict=True, min_length=1)]
-_Positive = Annotated[_Number, Field(gt=0)]
 
-_DTYPES = {
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "float32": "fp32",
-    "float": "fp32",
-}
-
-
-def _dtype(value: object) -> object:
-    """Turn a dtype's other names into ours; what is no name at all is left for the validator to refuse."""
-    if not isinstance(value, str):
-        return value
-    name = value.removeprefix("torch.").lower()
-    return _DTYPES.get(name, name)
-
-
-def _autocast(value: object) -> object:
-    name = _dtype(value)
-    return "none" if name in (None, False, "fp32", "off", "no", "null") else name
-
-
-def _params(value: object) -> object:
-    name = _dtype(value)
-    return None if name == "none" else name
-
-
-class _Section(BaseModel):
-    """A part of the config: values do not change, unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImportSpec(_Section):
+class ImportSpec(Section):
     """An import string `package.module:attribute` or `path/to/file.py:attribute`, and the arguments to call it with."""
 
-    call: _Text = Field(description="package.module:attribute, or path/to/file.py:attribute")
+    call: Text = Field(description="package.module:attribute, or path/to/file.py:attribute")
     kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the call")
 
     @model_validator(mode="before")
@@ -105,98 +54,16 @@ class ImportSpec(_Section):
         return {"anyOf": [{"type": "string", "pattern": "^.+:.+$"}, mapping]}
 
 
-class GradScalerConfig(_Section):
-    """The arguments of `torch.amp.GradScaler`, with its own defaults."""
-
-    init_scale: _Positive = 65536.0
-    growth_factor: Annotated[_Number, Field(gt=1)] = 2.0
-    backoff_factor: Annotated[_Number, Field(gt=0, lt=1)] = 0.5
-    growth_interval: Annotated[_Whole, Field(ge=1)] = 2000
-    enabled: Annotated[bool, Field(strict=True)] = True
-
-
-def _scaler_form(value: object) -> str:
-    return "arguments" if isinstance(value, dict | GradScalerConfig) else "switch"
-
-
-def _recipe_name(value: str) -> str:
-    try:
-        lookup_recipe(value)
-    except UsageError as error:
-        raise ValueError(error.message) from error
-    return value
-
-
-class RecipeConfig(_Section):
-    """A precision recipe by name, or several joined by `+`, and what it leaves alone; a plain name may stand for it."""
-
-    name: Annotated[_Text, AfterValidator(_recipe_name)] = Field(description="a recipe, or several joined by +")
-    skip: list[_Text] = Field(
-        default=[], description="modules whose products stay in their own precision: names, last parts or patterns"
-    )
-    amax_history: Annotated[_Whole, Field(ge=1)] = Field(
-        default=1024, description="steps whose amax a delayed scale looks back on"
-    )
-    margin: Annotated[_Whole, Field(ge=0)] = Field(default=0, description="binades that a delayed scale leaves free")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _has_what_it_sets(self) -> RecipeConfig:
-        products = lookup_recipe(self.name).products
-        if "skip" in self.model_fields_set and products is None:
-            raise ValueError(f"skip: the recipe {self.name} quantizes no product")
-        idle = [k for k in ("amax_history", "margin") if k in self.model_fields_set]
-        if idle and not (products is not None and products.delayed):
-            raise ValueError(f"{' and '.join(idle)}: the recipe {self.name} has no delayed scales")
-        return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Say that the plain name may stand for the mapping."""
-        mapping = handler.resolve_ref_schema(handler(core_schema))
-        return {"anyOf": [{"type": "string"}, mapping]}
-
-
-class PrecisionConfig(_Section):
-    """What is computed and stored in which format."""
-
-    autocast: Annotated[Literal["none", "fp16", "bf16"], BeforeValidator(_autocast)] = Field(
-        default="none", description="dtype of torch.autocast"
-    )
-    grad_scaler: (
-        Annotated[
-            Annotated[bool, Field(strict=True), Tag("switch")] | Annotated[GradScalerConfig, Tag("arguments")],
-            Discriminator(_scaler_form),
-        ]
-        | None
-    ) = Field(default=None, description="true, false, or GradScaler's own arguments")
-    params: Annotated[Literal["fp32", "bf16", "fp16"] | None, BeforeValidator(_params)] = Field(
-        default=None, description="dtype the model is cast to; without it the model stays as it was built"
-    )
-    recipe: RecipeConfig | None = Field(default=None, description="emulated low-precision recipe")
-
-    def scaler_arguments(self) -> dict[str, Any] | None:
-        """Return the arguments of `torch.amp.GradScaler`, or None where no scaler is wanted."""
-        if self.grad_scaler is None or self.grad_scaler is False:
-            return None
-        scaler = GradScalerConfig() if self.grad_scaler is True else self.grad_scaler
-        return scaler.model_dump() if scaler.enabled else None
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The loop: how many steps, from how many micro-batches, clipped how, seeded how."""
 
-    steps: Annotated[_Whole, Field(ge=1)] = Field(default=50, description="optimizer steps to replay")
-    accumulate: Annotated[_Whole, Field(ge=1)] = Field(default=1, description="micro-batches a step")
-    clip_grad_norm: _Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
-    clip_grad_value: _Positive | None = Field(default=None, description="largest magnitude of a gradient element")
-    clip_param_norm: _Positive | None = Field(default=None, description="largest L2 norm of each parameter's gradient")
-    agc: _Positive | None = Field(default=None, description="adaptive clipping: largest norm of gradient over weight")
-    seed: Annotated[_Whole, Field(ge=0, lt=2**63)] | None = Field(
+    steps: Annotated[Whole, Field(ge=1)] = Field(default=50, description="optimizer steps to replay")
+    accumulate: Annotated[Whole, Field(ge=1)] = Field(default=1, description="micro-batches a step")
+    clip_grad_norm: Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
+    clip_grad_value: Positive | None = Field(default=None, description="largest magnitude of a gradient element")
+    clip_param_norm: Positive | None = Field(default=None, description="largest L2 norm of each parameter's gradient")
+    agc: Positive | None = Field(default=None, description="adaptive clipping: largest norm of gradient over weight")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = Field(
         default=1337, description="of Python, NumPy and torch, where the checkpoint holds no random state"
     )
 
@@ -209,18 +76,18 @@ class TrainConfig(_Section):
         return self
 
 
-class CheckpointKeys(_Section):
+class CheckpointKeys(Section):
     """Where the parts lie in the checkpoint's dict, as dotted paths; needed only for layouts that are not known."""
 
-    model: _Text | None = None
-    optimizer: _Text | None = None
-    scheduler: _Text | None = None
-    scaler: _Text | None = None
-    step: _Text | None = None
-    loader: _Text | None = Field(default=None, description="state of the data loader")
+    model: Text | None = None
+    optimizer: Text | None = None
+    scheduler: Text | None = None
+    scaler: Text | None = None
+    step: Text | None = None
+    loader: Text | None = Field(default=None, description="state of the data loader")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """`nanhunt.yaml`: which code makes the run, and how its steps go."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="nanhunt.yaml")

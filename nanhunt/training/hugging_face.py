@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training.checkpoint_layout import Parts, as_step, find_parts, rng_states
+from nanhunt.training.checkpoint_layout import Parts, find_parts
 from nanhunt.training.json_file import read_json
 from nanhunt.training.safetensors_file import indexed_files, read_tensors
+from nanhunt.training.saved_rng import rng_states
+from nanhunt.training.saved_value import as_step
 from nanhunt.training.torch_file import read_torch_file
 from nanhunt.training.trainer_state import hidden_nans, logged_steps, read_trainer_state
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["is_lightning", "lightning_content"]
+__all__ = ["is_lightning", "lightning_content", "lightning_loader"]
 
 _LOOP = "epoch_loop"
 
@@ -42,6 +42,14 @@ def lightning_content(content: Mapping[str, Any], keys: CheckpointKeys | None) -
             f"replayed steps are counted in batches, from {batches} on"
         )
     return found, notes
+
+
+def lightning_loader(content: Mapping[str, Any]) -> Any:
+    """Return what Lightning's fit loop saved of its loaders' states, None where it saved none."""
+    inside: Any = content
+    for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
+        inside = _mapping(inside).get(key)
+    return inside
 
 
 def _manual_batches(loops: object) -> int | None:

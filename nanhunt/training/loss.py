@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
 
-__all__ = ["checked_loss", "default_loss"]
+__all__ = ["checked_loss", "default_loss", "loss_in"]
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -27,6 +27,17 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             hint="name a callable (model, batch) -> scalar loss under loss:",
         ) from error
     output = model(*arguments, **named)
+    loss: Tensor | None = loss_in(output)
+    if loss is None:
+        raise ConfigError(
+            f"loss: the model returned {type(output).__name__} without a loss in it",
+            hint="name a callable (model, batch) -> scalar loss under loss:",
+        )
+    return loss
+
+
+def loss_in(output: Any) -> Any:
+    """Return what a model's output has as its loss; None where that cannot be told."""
     loss = getattr(output, "loss", None)
     if loss is None and isinstance(output, Mapping):
         loss = output.get("loss")
@@ -35,12 +46,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     if loss is None and isinstance(output, tuple) and len(output) <= 2:  # of more, a scalar may be a temperature
         scalars = [item for item in output if isinstance(item, Tensor) and item.dim() == 0]
         loss = scalars[0] if len(scalars) == 1 else None
-    if loss is None:
-        raise ConfigError(
-            f"loss: the model returned {type(output).__name__} without a loss in it",
-            hint="name a callable (model, batch) -> scalar loss under loss:",
-        )
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def checked_loss(loss: Any, key: str) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from nanhunt.errors import CheckpointError, ConfigError
 from nanhunt.training.config_data import LossesSpec
+from nanhunt.training.found_file import is_there
 from nanhunt.training.loss_csv import csv_losses
 from nanhunt.training.loss_events import event_losses, is_event_file
 from nanhunt.training.trainer_state import hidden_nans, logged_steps, read_trainer_state
@@ -64,7 +65,7 @@ def read_losses(spec: LossesSpec, root: Path) -> LossLog:
     Raises ConfigError where it is not there, of no known kind, damaged, or shows no loss.
     """
     path = root / spec.file
-    if not path.exists():
+    if not is_there(path, "losses"):
         there = sorted(p.name for p in path.parent.glob("*.csv")) if path.parent.is_dir() else []
         hint = f"in {path.parent} there are {', '.join(there[-6:])}" if there else None
         raise ConfigError(f"losses: no such file or folder: {path}", hint=hint)

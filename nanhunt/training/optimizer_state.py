@@ -12,17 +12,18 @@ file anew, and a mapping whose file is cut short ends the process.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
-from nanhunt.training.checkpoint_layout import is_optimizer_state
-from nanhunt.training.on_demand import OnDemand, outline
+from nanhunt.training.names import clean_name
+from nanhunt.training.on_demand import OnDemand
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
-from nanhunt.training.parameter_orders import usual_orders
+from nanhunt.training.parameter_orders import fits, names_in_groups, usual_orders
+from nanhunt.training.saved_value import is_optimizer_state
 from nanhunt.training.shards import Spread, is_spread, own_part, sharded_like
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ __all__ = ["load_optimizer", "load_optimizers", "take_fitting"]
 
 #: Hyper-parameters that tell one family of optimizers from another.
 _TELLING = frozenset({"betas", "momentum", "alpha", "rho", "lambd"})
-
-
-#: State that has its parameter's shape; Adafactor and its kin keep factors that have not.
-_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum", "prev")
 
 
 def load_optimizers(
@@ -120,7 +117,8 @@ def load_optimizer(
             "optimizer: the checkpoint's moments do not have the shapes of its parameters",
             hint="optimizer: must build its parameter groups in the order of the run that saved the checkpoint",
         )
-    # only hyper-parameters that this optimizer knows; a version's extra keys are kept as its own defaults
+    _refuse_other_decay(optimizer, saved)
+    # a key that another version of torch does not save has this one's default
     loadable = copy.copy(saved)
     loadable["param_groups"] = [
         {**{k: v for k, v in ours.items() if k != "params"}, **theirs, **_switched_off(ours)}
@@ -225,6 +223,21 @@ def _refuse_another_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str,
         )
 
 
+def _refuse_other_decay(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Before 2.7 torch has decoupled weight decay in a class of its own, and leaves the key of later versions unread."""
+    kind = type(optimizer)
+    if kind not in (torch.optim.Adam, torch.optim.AdamW) or "decoupled_weight_decay" in optimizer.param_groups[0]:
+        return
+    decoupled = {bool(g["decoupled_weight_decay"]) for g in saved["param_groups"]
+                 if "decoupled_weight_decay" in g and g.get("weight_decay")}  # fmt: skip
+    if decoupled and decoupled != {kind is torch.optim.AdamW}:
+        other = "AdamW" if kind is torch.optim.Adam else "Adam"
+        raise CheckpointError(
+            f"optimizer: the checkpoint's weight decay is {other}'s, and torch {torch.__version__} has it in that class alone",
+            hint=f"write `optimizer: {{call: torch.optim:{other}}}`",
+        )
+
+
 def _regroup(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
@@ -235,7 +248,7 @@ def _regroup(
 ) -> None:
     """Give the optimizer the checkpoint's groups, in the first usual order whose shapes are those of its moments."""
     ours = set(map(id, _parameters(optimizer)))
-    for name, order in usual_orders(model, saved["param_groups"], by_trainer=by_trainer):
+    for name, order in _orders(model, saved["param_groups"], by_trainer=by_trainer):
         if len(order) == sum(sizes) and ours == set(map(id, order)) and _fits(order, saved):
             template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
             optimizer.param_groups.clear()
@@ -255,12 +268,26 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _fits(order: list[Any], saved: dict[str, Any]) -> bool:
+def _fits(order: Sequence[Tensor], saved: dict[str, Any]) -> bool:
     """Whether each saved moment has the shape of the parameter that its index names in this order."""
-    indices = [i for group in saved["param_groups"] for i in group["params"]]
-    for index, parameter in zip(indices, order, strict=True):
-        state: Any = outline(saved["state"].get(index) or {})
-        for value in (state.get(key) for key in _SHAPED) if isinstance(state, Mapping) else ():
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
-                return False
-    return True
+    return fits([tuple(p.shape) for p in order], saved["param_groups"], saved["state"])
+
+
+def _orders(
+    model: nn.Module, groups: Sequence[Mapping[str, Any]], *, by_trainer: bool
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield (what the order is called, the trainable parameters in it), the likeliest first.
+
+    Names that the groups tell leave no doubt: theirs is the only order then.
+    """
+    every = {clean_name(name): p for name, p in model.named_parameters()}
+    told = [clean_name(name) for name in names_in_groups(groups) or ()]
+    if told and all(name in every for name in told):
+        yield "the order of their names", [every[name] for name in told]
+        return
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    shapes = {name: tuple(p.shape) for name, p in trained.items()}
+    sizes = [len(group["params"]) for group in groups]
+    for order in usual_orders(shapes, sizes, norms=norms, by_trainer=by_trainer):
+        yield order.told, [trained[name] for name in order.names]

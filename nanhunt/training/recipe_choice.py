@@ -14,7 +14,7 @@ from nanhunt.formats.catalogue import lookup as lookup_format
 from nanhunt.recipes.catalogue import NARROW, by_lot, lookup
 from nanhunt.recipes.emulator import Emulator, is_meant
 from nanhunt.recipes.recipe import Operand, Recipe
-from nanhunt.training.config import GradScalerConfig, PrecisionConfig
+from nanhunt.training.config_precision import GradScalerConfig, PrecisionConfig
 from nanhunt.training.run import DTYPES
 
 __all__ = ["PrecisionChoice", "built_emulator", "chosen_precision", "recipe_in_words"]

@@ -12,7 +12,7 @@ from nanhunt.training.config import RunConfig
 from nanhunt.training.trainer_schedule import inferred_schedule
 from nanhunt.training.user_code import call_user, resolve_callable
 
-__all__ = ["built_scheduler"]
+__all__ = ["SteppedOften", "built_scheduler"]
 
 
 def built_scheduler(
@@ -39,7 +39,46 @@ def built_scheduler(
         scheduler.load_state_dict(saved)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    times = _steps_an_update(checkpoint)
+    if times > 1:
+        assumptions.append(
+            f"scheduler: stands at {saved['last_epoch']} after {checkpoint.step} updates: it is stepped {times} times an "
+            f"update, as accelerate does in a run of {times} processes"
+        )
+        return SteppedOften(scheduler, times)
     return scheduler
+
+
+def _steps_an_update(checkpoint: Checkpoint) -> int:
+    """Return how often accelerate steps a scheduler an update: once a process, unless it splits the batches."""
+    position = (checkpoint.scheduler or {}).get("last_epoch")
+    if checkpoint.container != "accelerate" or not checkpoint.step or not isinstance(position, int):
+        return 1
+    times, rest = divmod(position, checkpoint.step)
+    return times if times > 1 and not rest else 1
+
+
+class SteppedOften:
+    """A scheduler that is stepped several times an update; its state is the scheduler's own."""
+
+    def __init__(self, scheduler: Any, times: int) -> None:
+        self.scheduler = scheduler
+        self.times = times
+
+    def step(self) -> None:
+        """Step as often; one with an end, as OneCycleLR has, is left there, as accelerate does."""
+        for _ in range(self.times):
+            if self.scheduler._step_count <= getattr(self.scheduler, "total_steps", self.scheduler._step_count):
+                self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's."""
+        state: dict[str, Any] = self.scheduler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the scheduler's."""
+        self.scheduler.load_state_dict(state)
 
 
 def _inferred_scheduler(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, assumptions: list[str]) -> Any:

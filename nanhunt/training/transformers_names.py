@@ -6,11 +6,13 @@ memory. transformers converts while it loads, so it is asked to load, from the t
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["converted_state"]
@@ -27,7 +29,11 @@ def converted_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     try:
         with _quiet(transformers):
             loaded, told = type(model).from_pretrained(
-                None, config=model.config, state_dict=dict(state), output_loading_info=True
+                None,
+                config=model.config,
+                state_dict=dict(state),
+                output_loading_info=True,
+                **_dtype(transformers, state),
             )
     except Exception:
         # whatever it stumbles over, the names stay as they are, and the mismatch is told in our words
@@ -35,6 +41,16 @@ def converted_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     if any(told.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
         return None
     return {name: tensor for name, tensor in loaded.state_dict().items() if isinstance(tensor, Tensor)}
+
+
+def _dtype(transformers: Any, state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return the argument that keeps every tensor exact: without it they are cast to what config.json says.
+
+    It is the dtype that holds all of them; the argument has another name since transformers 5.
+    """
+    kinds = {t.dtype for t in state.values() if t.dtype.is_floating_point and t.dtype.itemsize > 1}
+    name = "torch_dtype" if int(transformers.__version__.partition(".")[0]) < 5 else "dtype"
+    return {name: functools.reduce(torch.promote_types, kinds) if kinds else torch.float32}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import yaml.composer
 import yaml.constructor
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.yaml_syntax import syntax_error
 
 __all__ = ["SCALARS", "KeyPath", "Place", "YamlFile", "read_yaml"]
 
@@ -120,7 +121,7 @@ def read_yaml(path: Path) -> YamlFile:
             raise ConfigError(f"{path}: more than {MOST_KEYS} keys, or nested more than {DEEPEST} deep")
         value = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
-        raise _syntax_error(path, text, error) from error
+        raise syntax_error(path, text, error) from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(
             f"{path}: holds the character #x{error.character:04x} at position {error.position}, which YAML forbids",
@@ -153,23 +154,6 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _syntax_error(path: Path, text: str, error: yaml.MarkedYAMLError) -> ConfigError:
-    mark = error.problem_mark or error.context_mark
-    problem = error.problem or "not valid YAML"
-    hint = None
-    if "\\t" in problem:
-        problem, hint = "a tab where YAML wants spaces", "indent with spaces"
-    elif "could not determine a constructor" in problem:
-        problem, hint = "a tag (!…) that a config has no use for", "write plain values"
-    elif "mapping values are not allowed" in problem:
-        hint = "one key per line, and quotes around a text that holds ': '"
-    if mark is None:
-        return ConfigError(f"{path}: {problem}", hint=hint)
-    lines = text.splitlines()
-    quoted = f": {lines[mark.line].strip()}" if mark.line < len(lines) and lines[mark.line].strip() else ""
-    return ConfigError(f"{path}:{mark.line + 1}:{mark.column + 1}: {problem}{quoted}", hint=hint)
 
 
 def _keys(node: yaml.Node, above: KeyPath) -> Iterator[tuple[KeyPath, Place]]:

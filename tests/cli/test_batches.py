@@ -100,8 +100,9 @@ def test_a_replay_of_other_batches_is_warned_of(project, nanhunt):
     project.configure(data={"call": "train:batches", "kwargs": {"start_step": 40}}, losses="log.csv")
     assert nanhunt("replay", "ckpt.pt").code == 0
     page = " ".join(nanhunt("report", "trace.parquet").out.split())
-    assert "does not follow the original run from step 10 on" in page
-    assert "check what this replay shows may be of another run" in page
+    assert page.startswith("? inconclusive · The replay does not follow the original run from step 10 on: loss")
+    assert "healthy" not in page
+    assert "check What may differ: the order of the data" in page
 
 
 def test_a_nan_that_both_have_is_followed(project, nanhunt):

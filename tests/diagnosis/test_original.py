@@ -26,6 +26,7 @@ def held(
     mean: bool | None = None,
     hides: list[int] | None = None,
     precision: dict[str, Any] | None = None,
+    accumulate: int = 1,
 ) -> OriginalRun:
     body = {
         "source": "log.csv",
@@ -36,9 +37,8 @@ def held(
         "hides": hides or [],
         "logged": [min(logged), max(logged)],
     }
-    found = original_run(
-        evidence(notes=[(NoteKind.ORIGINAL, body)], scalars={"loss": replayed}, config={"precision": precision or {}})
-    )
+    config = {"precision": precision or {}, "train": {"accumulate": accumulate}}
+    found = original_run(evidence(notes=[(NoteKind.ORIGINAL, body)], scalars={"loss": replayed}, config=config))
     assert found is not None
     return found
 
@@ -143,3 +143,56 @@ def test_a_loss_near_zero_is_rounded_by_the_size_of_what_it_comes_from() -> None
 def test_two_digits_do_not_make_another_count_of_a_chance() -> None:
     flat = {FIRST + i: 2.3 for i in range(20)}
     assert held(flat, flat, resolution=0.1).offset == 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "accumulate", "origin"),
+    [
+        (4.0, 4, "sum"),
+        (0.25, 4, "share"),
+        (8.0, 1, "whole"),
+        (8.0, 4, "whole"),
+        (1 / 16, 1, "whole"),
+        (1 / math.log(2), 1, "constant"),
+        (0.9, 1, "constant"),
+    ],
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_log_that_holds_the_loss_several_times_is_followed_under_that_factor(
+    factor: float, accumulate: int, origin: str, offset: int
+) -> None:
+    found = held({s + offset: factor * loss for s, loss in LOSSES.items()}, resolution=1e-5, accumulate=accumulate)
+    assert (found.verdict, found.through, found.origin, found.offset) == ("digits", 49, origin, offset)
+    assert found.factor == pytest.approx(factor, rel=1e-5)
+
+
+def test_means_over_an_interval_are_followed_under_a_factor_as_well() -> None:
+    sums = {s + 1: sum(LOSSES[k] for k in range(s - 4, s + 1)) for s in (34, 39, 44, 49)}
+    found = held({FIRST: 9.0} | sums, resolution=1e-6)
+    assert (found.verdict, found.mean, found.origin, found.factor, found.compared) == ("digits", True, "whole", 5.0, 4)
+
+
+def test_a_fault_behind_losses_under_a_factor_is_where_the_replay_leaves() -> None:
+    found = held({s: 4 * loss + 0.3 * (s >= 42) for s, loss in LOSSES.items()}, accumulate=4)
+    assert (found.verdict, found.through, found.leaves, found.factor) == ("leaves", 41, 42, 4.0)
+    assert found.replayed == pytest.approx(4 * LOSSES[42])
+
+
+@pytest.mark.parametrize("precision", [{}, {"autocast": "bf16"}], ids=["fp32", "bf16"])
+def test_another_run_follows_under_no_factor(precision: dict[str, Any]) -> None:
+    for seed in range(300):
+        draw = random.Random(seed)
+        factor = draw.choice([1.0, 2.0, 4.0, draw.uniform(0.5, 3.0)])
+        shuffled = draw.sample(list(LOSSES.values()), 20)
+        found = held({s: factor * v for s, v in zip(LOSSES, shuffled, strict=True)}, accumulate=4, precision=precision)
+        assert found.origin == "" or found.verdict == "apart", (seed, found)
+
+
+def test_a_loss_that_stands_still_shows_no_factor() -> None:
+    flat = {FIRST + i: 2.3 + 1e-5 * i for i in range(20)}
+    assert held({s: 4 * v for s, v in flat.items()}, flat, accumulate=4).origin == ""
+
+
+def test_losses_that_fit_as_they_are_are_not_looked_at_under_a_factor() -> None:
+    halves = {s: v / 2 if s > FIRST else v for s, v in LOSSES.items()}
+    assert (held(halves).verdict, held(halves).origin) == ("leaves", "")

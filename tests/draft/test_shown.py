@@ -47,11 +47,11 @@ def test_parts_below_the_top_are_found_and_an_average_is_not_the_model(shown):
 
 
 def test_of_a_known_model_only_what_lies_deeper_is_named(shown):
-    found = shown(model=STATE, training={"deep": {"optimizer": adam_state()}, "iteration": 4})
+    found = shown(model=STATE, stuff={"deep": {"optimizer": adam_state()}, "iteration": 4})
     assert found.keys is not None
     assert found.keys.model_dump(exclude_none=True) == {
-        "optimizer": "training.deep.optimizer",
-        "step": "training.iteration",
+        "optimizer": "stuff.deep.optimizer",
+        "step": "stuff.iteration",
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nanhunt.inspection.terminal import InspectionTerminal
 from tests.inspection.trained import GPT, inspected, kinds, saved, train, trained_gpt
 
 
@@ -158,3 +159,14 @@ def test_a_rate_that_its_schedule_did_not_set_is_noticed(content, tmp_path):
     assert kinds(inspected(content, tmp_path)) == {"rate-apart"}
     content["scheduler"] |= {"_last_lr": [1e-3], "last_epoch": 400}
     assert kinds(inspected(content, tmp_path)) == {"schedule-ahead"}
+
+
+def test_a_state_of_odd_keys_and_entries_is_told_beside_an_odd_reference(content, tmp_path):
+    state = content["optimizer"]["state"]
+    state[0][7] = torch.ones(3, 3)
+    content["optimizer"]["param_groups"][0] |= {"lr": 10**400, "betas": ("a", 0.9)}
+    state[2]["step"] = 10**400
+    before = copy.deepcopy(content)
+    before["optimizer"]["state"][1] = 0.5
+    page = InspectionTerminal(width=200, color=False, top=10, verbose=True)
+    assert "7" in page.render(inspected(content, tmp_path, reference=before))

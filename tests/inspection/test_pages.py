@@ -104,3 +104,30 @@ def test_garbage_is_memory_that_nobody_wrote(weights, tmp_path):
     assert {(f.kind, f.cause) for f in inspected(weights | {"score.weight": garbage}, tmp_path).faults} == {
         ("garbage", "bad-init")
     }
+
+
+def test_tensors_that_are_nan_or_of_one_value_are_no_copies_of_one_another(weights, tmp_path):
+    weights["h.0.weight"][:] = weights["h.1.weight"][:] = float("nan")
+    weights |= {"ln_1.weight": torch.ones(2048), "ln_2.weight": torch.ones(2048)}
+    assert not any(t.copy_of for t in inspected(weights, tmp_path).facts.tensors)
+
+
+@pytest.mark.parametrize("kind", ["SparseAdam", "AdamW", "Adagrad"])
+@pytest.mark.parametrize("is_zero", [False, True])
+def test_rows_of_a_table_that_no_batch_used_are_no_fault(kind, is_zero, tmp_path):
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(300, 32, sparse=kind == "SparseAdam")
+    if is_zero:
+        torch.nn.init.zeros_(table.weight)
+    optimizer = getattr(torch.optim, kind)(table.parameters(), lr=1e-2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        (table(torch.randint(0, 100, (64,))) - 1.0).square().mean().backward()
+        optimizer.step()
+    assert inspected(saved(table, optimizer), tmp_path).faults == ()
+    untouched = saved(table, optimizer)
+    for entry in untouched["optimizer"]["state"].values():
+        for key in ("exp_avg", "exp_avg_sq", "sum"):
+            entry.get(key, torch.zeros(1)).zero_()
+    torch.nn.init.zeros_(table.weight)
+    assert "zeroed" not in {f.kind for f in inspected(untouched, tmp_path).findings}

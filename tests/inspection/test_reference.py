@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
 
+from nanhunt.inspection.moved import moved
+from nanhunt.inspection.terminal import InspectionTerminal
 from tests.inspection.trained import GPT, inspected, kinds, saved, train, trained_gpt
 
 
@@ -112,3 +115,70 @@ def test_nan_on_both_sides_is_the_same(tmp_path):
     w[1, 1] = math.nan
     reference = inspected({"w": w}, tmp_path, reference={"w": w.clone()}).facts.reference
     assert reference.changes[0].same == 1.0
+
+
+def test_one_flipped_bit_is_one_fault_and_no_absurd_change(pair, tmp_path):
+    def flip(after):
+        after["model"]["h.1.fc.weight"].view(torch.int32)[5, 7] ^= 1 << 30
+
+    sound = changed(pair, tmp_path, lambda after: None).facts.reference
+    inspection = changed(pair, tmp_path, flip)
+    (finding,) = inspection.findings
+    assert finding.kind == "flipped-bit"
+    assert "the reference has" in finding.evidence[-1]
+    found, before = ({c.name: c for c in r.changes}["h.1.fc.weight"] for r in (inspection.facts.reference, sound))
+    assert found.flips[0].index == (5, 7)
+    assert found.relative == pytest.approx(before.relative, rel=1e-2)
+    page = InspectionTerminal(width=80, color=False, top=10, verbose=False).render(inspection)
+    assert "bit 30 flipped at [5, 7]" in page
+    assert not re.search(r"\d{12}", page)
+
+
+def test_a_bit_that_alone_differs_is_told_so(pair, tmp_path):
+    before = copy.deepcopy(pair[0])
+    after = copy.deepcopy(before) | {"step": 18}
+    after["model"]["h.1.fc.weight"].view(torch.int32)[5, 7] ^= 1 << 30
+    (finding,) = [f for f in inspected(after, tmp_path, reference=before).findings if f.kind == "flipped-bit"]
+    assert finding.severity == "fault"
+    assert "bit alone differs" in finding.evidence[-1]
+
+
+def test_a_bit_that_had_flipped_before_is_no_change(pair, tmp_path):
+    before, after = copy.deepcopy(pair)
+    for content in (before, after):
+        content["model"]["h.1.fc.weight"][5, 7] = 4e37
+    inspection = inspected(after, tmp_path, reference=before)
+    assert [f.kind for f in inspection.findings] == ["flipped-bit"]
+    (change,) = [c for c in inspection.facts.reference.changes if c.name == "h.1.fc.weight"]
+    assert change.flips == ()
+    assert 1e-4 < change.relative < 1.0
+
+
+def test_no_command_asks_for_a_reference_that_was_given(pair, tmp_path):
+    def spoil(after):
+        after["model"]["h.1.fc.weight"].view(torch.int32)[5, 7] ^= 1 << 30
+        after["model"]["h.0.fc.weight"][2] = math.nan
+
+    commands = [f.next for f in changed(pair, tmp_path, spoil).findings]
+    assert len(commands) == 2
+    for command in commands:
+        assert "--reference" not in command
+        assert f"nanhunt replay {tmp_path / 'old.pt'}" in command
+
+
+def test_elements_that_became_nan_are_told_first(pair, tmp_path):
+    def spoil(after):
+        after["model"]["h.0.fc.weight"][2] = math.nan
+
+    inspection = changed(pair, tmp_path, spoil)
+    assert {c.name: c.spoiled for c in inspection.facts.reference.changes}["h.0.fc.weight"] == 64
+    page = InspectionTerminal(width=200, color=False, top=10, verbose=False).render(inspection)
+    told = page[page.index("\nsince") :].splitlines()
+    assert told[1].endswith("old.pt, step 12, 6 steps before")
+    assert "64 of 16384 elements became NaN or Inf" in told[3]
+
+
+@pytest.mark.parametrize(("relative", "told"), [(0.0345, "3.5 % of its norm"), (1.97, "197 % of its norm"),
+                                                (8.7e36, "8.7e36 times its norm"), (math.inf, "all that it is, from zero")])  # fmt: skip
+def test_a_change_is_told_in_few_digits(relative, told):
+    assert moved(relative) == told

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from nanhunt.inspection.compare import compared
 from nanhunt.inspection.contents import read_contents
 from nanhunt.inspection.finding import Inspection
 from nanhunt.inspection.judge import judge
@@ -96,7 +95,7 @@ def inspected(content: Any, folder: Path, *, reference: Any = None) -> Inspectio
     """Save contents with torch.save and inspect the file."""
     contents = read_contents(_file(content, folder / "ckpt.pt"), trust_pickle=False)
     earlier = None if reference is None else read_contents(_file(reference, folder / "old.pt"), trust_pickle=False)
-    return judge(survey(contents, reference=compared(contents, earlier) if earlier else None))
+    return judge(survey(contents, earlier=earlier))
 
 
 def _file(content: Any, path: Path) -> Path:

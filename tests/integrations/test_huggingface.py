@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ pytest.importorskip("transformers")
 from nanhunt.integrations.huggingface import NanhuntCallback
 
 SCRIPT = Path(__file__).parents[2] / "configs" / "projects" / "hf-trainer" / "train.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 BAD = 7
 
 
@@ -73,3 +78,101 @@ def test_a_bundle_of_a_trainer_replays_without_a_config(project: Any, tmp_path: 
     original = original_run(Evidence(Trace.open(out)))
     assert original is not None
     assert (original.bitwise, original.compared) == (True, BAD + 1)
+
+
+def spoilt_tokens(trainer: Any, step: int) -> None:
+    """In this step a token stands that the vocabulary does not have."""
+    samples_of = trainer.get_batch_samples
+
+    def out_of_range(*args: Any) -> Any:
+        samples, items = samples_of(*args)
+        if trainer.state.global_step == step:
+            samples[0]["input_ids"][1, 2] = 300
+        return samples, items
+
+    trainer.get_batch_samples = out_of_range
+
+
+def broken(step: int, out: Path, bundle: Path) -> None:
+    """The bundle replays to the exception, with the losses of the run up to it."""
+    onset = replay(ReplayOptions(checkpoint=bundle, out=out, trials=False, quiet=True, announce=False))
+    assert onset is not None
+    assert (onset.step, onset.kind) == (step, "exception")
+    original = original_run(Evidence(Trace.open(out)))
+    assert original is not None
+    assert (original.bitwise, original.compared) == (True, step)
+
+
+def test_an_exception_of_the_forward_pass_leaves_a_bundle_and_comes_out_as_it_was(project: Any, tmp_path: Path) -> None:
+    callback = NanhuntCallback(out=tmp_path / "bundles", every=4)
+    trainer = project.build_trainer(tmp_path / "run", steps=10)
+    trainer.args.save_strategy = "no"
+    spoilt_tokens(trainer, BAD)
+    trainer.add_callback(callback)
+    with pytest.raises(IndexError, match="index out of range in self"):
+        trainer.train()
+    assert [path.name for path in callback.bundles] == [f"step-{BAD}"]
+    broken(BAD, tmp_path / "trace.parquet", callback.bundles[0])
+
+
+class Fails(torch.autograd.Function):
+    """Fails in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise ValueError("planted in backward")
+
+
+def test_an_exception_of_the_backward_pass_leaves_a_bundle(project: Any, tmp_path: Path) -> None:
+    callback = NanhuntCallback(out=tmp_path / "bundles", every=4)
+    trainer = project.build_trainer(tmp_path / "run", steps=10)
+    trainer.args.save_strategy = "no"
+    computed = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = computed(*args, **kwargs)
+        return Fails.apply(loss) if trainer.state.global_step == BAD else loss  # type: ignore[no-untyped-call]
+
+    trainer.compute_loss = compute_loss
+    trainer.add_callback(callback)
+    with pytest.raises(ValueError, match="planted in backward"):
+        trainer.train()
+    run = json.loads((callback.bundles[0] / "run.json").read_text())
+    assert (run["fault"]["step"], run["fault"]["detail"]) == (BAD, "ValueError: planted in backward")
+
+
+RAISES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import train
+from nanhunt.integrations.huggingface import NanhuntCallback
+from pathlib import Path
+
+trainer = train.build_trainer(Path("run"), steps=10)
+trainer.args.save_strategy = "no"
+computed = trainer.compute_loss
+
+def compute_loss(*args, **kwargs):
+    if trainer.state.global_step == 3:
+        raise ValueError("planted in loss")
+    return computed(*args, **kwargs)
+
+trainer.compute_loss = compute_loss
+trainer.add_callback(NanhuntCallback(out="bundles"))
+sys.excepthook = lambda kind, error, trace: print("the script's own hook:", error)
+trainer.train()
+"""
+
+
+def test_what_no_hook_sees_leaves_a_bundle_when_it_leaves_the_script(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(RAISES)
+    command = [sys.executable, "script.py", str(SCRIPT.parent)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1
+    assert "the script's own hook: planted in loss" in done.stdout
+    run = json.loads((tmp_path / "bundles" / "step-2" / "run.json").read_text())
+    assert run["fault"]["detail"].startswith("ValueError: planted in loss")

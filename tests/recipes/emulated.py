@@ -14,7 +14,7 @@ from nanhunt.recipes.emulator import Emulator
 from nanhunt.recipes.hadamard import mixed
 from nanhunt.recipes.recipe import Products, Recipe
 from nanhunt.recipes.scaling import quantize
-from nanhunt.training.config import PrecisionConfig
+from nanhunt.training.config_precision import PrecisionConfig
 from nanhunt.training.recipe_choice import built_emulator, chosen_precision
 from nanhunt.training.run import DTYPES, TrainingRun
 from tests.conftest import tiny_run

@@ -13,7 +13,7 @@ from torch import nn
 from nanhunt.errors import ConfigError, UsageError
 from nanhunt.recipes.catalogue import RECIPES, lookup
 from nanhunt.recipes.recipe import Recipe
-from nanhunt.training.config import PrecisionConfig
+from nanhunt.training.config_precision import PrecisionConfig
 from nanhunt.training.recipe_choice import built_emulator, chosen_precision, recipe_in_words
 
 NAMES = [r.name for r in RECIPES]

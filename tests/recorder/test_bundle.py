@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.commands.replay import ReplayOptions, replay
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.original import OriginalRun, original_run
 from nanhunt.errors import CheckpointError, ConfigError
+from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.bundle import write_bundle
 from nanhunt.recorder.recorder import Recorder
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Onset
@@ -94,6 +97,16 @@ def test_the_trace_of_a_bundle_holds_what_was_seen_before(tmp_path: Path) -> Non
     assert list(scalars[scalars.name == "loss"].step) == list(range(18))
     assert sorted(frame[frame.role == "grad"].step.unique()) == [6, 12]
     assert {"output", "weight", "update", "exp_avg"} <= set(frame.role)
+
+
+def test_a_report_of_a_bundles_own_trace_tells_the_fault_and_what_finds_its_cause(tmp_path: Path) -> None:
+    loop = Loop(spoil=nan_at(17), recorder={"out": tmp_path, "every": 6})
+    loop.run()
+    diagnosis = diagnose(Trace.open(loop.bundles[0] / "trace.parquet"))
+    assert diagnosis.onset is not None
+    assert (diagnosis.outcome, diagnosis.onset.step, diagnosis.onset.kind) == ("fault", 17, "nan")
+    assert diagnosis.summary.endswith("a replay of its bundle finds the cause.")
+    assert any("with tensors of steps 6, 12 only" in text for text in diagnosis.assumptions)
 
 
 def test_gradient_norms_are_those_before_the_clip(tmp_path: Path) -> None:
@@ -195,6 +208,8 @@ import sys, torch
 from pathlib import Path
 from nanhunt.recorder import bundle
 from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.bundle import write_bundle
 from nanhunt.recorder.recorder import Recorder
 from tests.recorder.loop import batches, build_model, compute_loss
 
@@ -230,3 +245,57 @@ def test_a_run_that_is_killed_while_it_writes_leaves_whole_bundles(tmp_path: Pat
             assert len(torch.load(folder / "batches.pt", weights_only=True)["batches"]) == 4
             assert json.loads((folder / "run.json").read_text())["fault"]["detail"] == "planted"
             assert len(pd.read_parquet(folder / "trace.parquet"))
+
+
+def test_a_kill_between_any_two_calls_of_the_disk_leaves_the_bundle_from_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with Recorder(model, optimizer, build=build_model, loss=compute_loss, out=tmp_path) as recorder:
+        for batch in batches(4):
+            recorder.step(batch)
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        def write(step: int) -> None:
+            fault = Fault(kind="nan", step=step, lead_step=3, detail="planted")
+            write_bundle(tmp_path, fault, recorder._history, recorder._run, recorder._recipe, 0)
+
+        write(3)
+        survivors = []
+        for kill_at in range(60):
+            child = os.fork()
+            if child == 0:
+                _kill_at_call(kill_at)
+                write(3 + kill_at % 2)
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            survivors.append(os.WIFEXITED(status))
+            found = [p for p in tmp_path.glob("step-*") if (p / "run.json").is_file()]
+            # an older one of the same step stands aside for the moment between two renames
+            found = found or list(tmp_path.glob(".step-3.old"))
+            assert found
+            for folder in found:
+                assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 0
+                assert len(torch.load(folder / "batches.pt", weights_only=True)["batches"]) == 4
+                assert json.loads((folder / "run.json").read_text())["fault"]["detail"] == "planted"
+        assert not survivors[0]
+        assert survivors[-1]
+
+
+def _kill_at_call(number: int) -> None:
+    """Kill this process at its n-th call that changes the disk."""
+    left = number
+
+    def counted(call: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for owner, name in ((os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (torch, "save")):
+        setattr(owner, name, counted(getattr(owner, name)))

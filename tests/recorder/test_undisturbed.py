@@ -12,6 +12,7 @@ import torch
 from nanhunt.probes.probe import RowBuffer
 from nanhunt.recorder.closely import CloseLook
 from nanhunt.recorder.history import History
+from nanhunt.recorder.outputs import Outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recorder import Recorder
 from tests.recorder.loop import Loop, nan_at
@@ -31,7 +32,7 @@ def test_no_bit_differs_with_a_recorder(name: str, tmp_path: Path) -> None:
     loop = LOOPS[name]
     loop.recorder = None
     plain = loop.run()
-    loop.recorder = {"out": tmp_path, "every": 5}
+    loop.recorder = {"out": tmp_path, "every": 5, "detect": "outputs"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recorded = loop.run()
@@ -77,6 +78,7 @@ def test_a_recorder_that_fails_says_so_once_and_lets_the_training_go_on(
         (CloseLook, "update_done"),
         (PresentStep, "add_root"),
         (PresentStep, "send"),
+        (Outputs, "add"),
     ],
 )
 def test_what_fails_inside_of_a_hook_raises_nothing(
@@ -89,7 +91,7 @@ def test_what_fails_inside_of_a_hook_raises_nothing(
 
     monkeypatch.setattr(owner, method, fails)
     with pytest.warns(RuntimeWarning, match="RuntimeError: planted") as told:
-        recorded = Loop(steps=6, recorder={"out": tmp_path}).run()
+        recorded = Loop(steps=6, recorder={"out": tmp_path, "detect": "outputs"}).run()
     assert recorded == plain
     assert len(told) == 1
 

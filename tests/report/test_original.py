@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.original import OriginalRun
 from nanhunt.report.json import JsonRenderer
 from nanhunt.report.markdown import MarkdownRenderer
 from nanhunt.report.original import follows, warning
 from nanhunt.report.terminal import TerminalRenderer
+from nanhunt.trace.schema import NoteKind
+from tests.diagnosis.builders_b import evidence
 from tests.report.samples import HEALTHY, OVERFLOW
 
 FOLLOWS: dict[str, Any] = {
@@ -35,6 +38,20 @@ LEAVES = FOLLOWS | {
     "logged": 2.3456,
 }
 APART = LEAVES | {"verdict": "apart", "through": None, "exact": False, "leaves": 1200, "leaves_since": 1200}
+
+
+def diagnosed(replayed: dict[int, float], logged: dict[int, float]) -> Diagnosis:
+    """What a trace without an onset is told as, beside what the original run logged."""
+    body = {
+        "source": "log.csv",
+        "mean": None,
+        "steps": list(logged),
+        "losses": list(logged.values()),
+        "resolution": [1e-6] * len(logged),
+        "hides": [],
+        "logged": [min(logged), max(logged)],
+    }
+    return diagnose(evidence(notes=[(NoteKind.ORIGINAL, body)], scalars={"loss": replayed}).trace)
 
 
 def told(sample: Diagnosis = OVERFLOW, **fields: Any) -> Diagnosis:
@@ -99,7 +116,7 @@ def test_a_replay_that_is_another_run_is_warned_of_with_what_may_differ(fields: 
 def test_one_that_follows_up_to_its_fault_is_not_warned_of() -> None:
     assert warning(told(**FOLLOWS)) == ""
     assert warning(told(**LEAVES | {"leaves": 1237, "leaves_since": 1237})) == ""
-    assert warning(told(HEALTHY, **LEAVES)) == ""
+    assert warning(told(HEALTHY, **FOLLOWS)) == ""
 
 
 def test_without_logged_losses_no_report_speaks_of_them() -> None:
@@ -124,3 +141,36 @@ def test_every_renderer_says_it(fields: dict[str, Any]) -> None:
 def test_a_script_reads_a_loss_that_is_not_finite_as_a_text() -> None:
     body = json.loads(JsonRenderer().render(told(**LEAVES | {"logged": math.nan})))["original_run"]
     assert body["logged"] == "NaN"
+
+
+@pytest.mark.parametrize("fields", [LEAVES, APART], ids=["leaves", "apart"])
+def test_a_replay_of_another_run_that_finds_nothing_is_told_first_and_never_headed_healthy(
+    fields: dict[str, Any],
+) -> None:
+    losses = {step: 2.3 + 0.1 * math.sin(step) for step in range(1200, 1238)}
+    first = fields["leaves"]
+    found = diagnosed(losses, {step: loss + 0.2 * (step >= first) for step, loss in losses.items()})
+    assert (found.outcome, found.onset) == ("inconclusive", None)
+    how = "leaves the original run at" if fields is LEAVES else "does not follow the original run from"
+    assert found.summary.startswith(f"The replay {how} step {first}")
+    assert "% apart" in found.summary
+    for renderer in (TerminalRenderer(width=200), MarkdownRenderer(), JsonRenderer()):
+        page = " ".join(renderer.render(found).split())
+        assert "healthy" not in page
+        assert page.index(f"step {first}") < page.index("No fault was found")
+
+
+def test_one_that_follows_to_its_end_is_healthy() -> None:
+    losses = {step: 2.3 + 0.1 * math.sin(step) for step in range(1200, 1238)}
+    found = diagnosed(losses, losses)
+    assert (found.outcome, found.summary) == ("healthy", "38 steps replayed and healthy.")
+
+
+def test_the_factor_of_a_log_is_told_with_what_it_may_come_from() -> None:
+    said = follows(told(**FOLLOWS, factor=4.0, origin="sum"))
+    assert said.startswith("follows the original run under a factor of 4, to the digits logged through step 1237")
+    assert "each 4 times the loss here: train.accumulate" in said
+    assert "each 1/8 of the loss here: divided by the number of ranks" in follows(
+        told(**FOLLOWS, factor=0.125, origin="whole")
+    )
+    assert "2.3113 here (times 4), 2.3456 logged" in follows(told(**LEAVES, factor=4.0, origin="sum"))

@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
+from nanhunt.diagnosis.precision import PrecisionFacts
+from nanhunt.interventions import Outcome, Trial
+from nanhunt.report.reading import tried
 from nanhunt.report.terminal import TerminalRenderer
 from tests.report.samples import HEALTHY, HOSTILE_STRINGS, INCONCLUSIVE, OVERFLOW, SAMPLES, SPIKE, diagnosis, row
 
@@ -131,11 +134,31 @@ def section(text: str, title: str, after: str) -> str:
 
 def test_headroom_says_of_each_format_whether_it_fits_and_shows_the_tensors_of_those_that_do_not() -> None:
     headroom = section(page(OVERFLOW, width=120), "headroom", "precision advice")
-    assert "fp16    ✗ does not fit" in headroom
+    assert "fp16      ✗ does not fit" in headroom
     assert headroom.index("-0.1 binades to overflow") < headroom.index("31 % of elements to zero")
-    assert "bf16    ✓ " in headroom
+    assert "bf16      ✓ " in headroom
     assert "blocks.0.weight" not in headroom
     assert "blocks.4.mlp            output" not in headroom.split("bf16")[1].split("e4m3fn")[0]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_headroom_and_advice_are_shorter_than_the_answer_and_name_every_format(width: int) -> None:
+    text = page(OVERFLOW, width=width)
+    answer = text[: text.index("\nheadroom")]
+    rest = section(text, "headroom", "assumptions")
+    assert 2 * rest.count("\n") < answer.count("\n")
+    assert all(verdict.format in rest for verdict in OVERFLOW.verdicts)
+    assert sum("░" in line or "█" in line for line in rest.splitlines()) <= 3
+    assert "--verbose for all" in rest
+    whole = section(page(OVERFLOW, width=width, verbose=True), "headroom", "assumptions")
+    assert whole.count("\n") > 2 * rest.count("\n")
+
+
+def test_formats_that_a_recipe_asks_about_are_told_in_full() -> None:
+    facts = PrecisionFacts(recipe="mxfp8", quantized=1, skipped=(), beside=(), first=None, worst=())
+    asked = replace(OVERFLOW, precision=facts)
+    assert section(page(asked), "headroom", "precision advice").count("e4m3fn") == 1
+    assert "narrower" not in page(asked)
 
 
 def test_verbose_lists_every_tight_tensor_and_those_that_decide_a_format_that_fits() -> None:
@@ -208,3 +231,22 @@ def test_escape_sequences_and_direction_overrides_are_spelt_out() -> None:
 
 def test_a_fault_without_suspects_says_that_no_cause_shows_itself() -> None:
     assert "none of the known causes shows itself" in page(SAMPLES["no-suspects"])
+
+
+@pytest.mark.parametrize(
+    ("intervention", "outcome", "said"),
+    [
+        ({"placebo_of": "drop-samples"}, "persists", "persists, the control of drop-samples: seen"),
+        (
+            {"placebo_of": "drop-samples"},
+            "cured",
+            "cured, the control of drop-samples: then anything of its size helps: seen",
+        ),
+        ({}, "cured", "cured, which decides nothing about this cause: seen"),
+    ],
+)
+def test_a_trial_that_a_cause_predicts_nothing_of_is_told_by_what_it_is_there_for(
+    intervention: dict[str, str], outcome: Outcome, said: str
+) -> None:
+    trial = Trial(name="t", outcome=outcome, intervention=intervention, detail="seen")
+    assert tried(trial, None) == said

@@ -146,3 +146,22 @@ def test_shards_of_an_fsdp_run_are_answered_with_the_command(tmp_path: Path) -> 
     with pytest.raises(CheckpointError) as refused:
         load(tmp_path)
     assert f"accelerate merge-weights {tmp_path / 'pytorch_model_fsdp_0'} {tmp_path}" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_schedule_is_stepped_as_often_an_update_as_accelerate_has_processes(tmp_path: Path, processes: int) -> None:
+    _, (optimizer,), (schedule,) = saved(tmp_path / "state")
+    for _ in range(2 * (processes - 1)):  # what the other processes' steps add
+        schedule.scheduler.step()
+    torch.save(schedule.state_dict(), tmp_path / "state" / "scheduler.bin")
+    torch.save(optimizer.state_dict(), tmp_path / "state" / "optimizer.bin")
+    (tmp_path / "code.py").write_text("\n".join(line.strip() for line in CODE.splitlines()))
+    config = {"model": "code.py:build_model", "data": "code.py:batches", "loss": "code.py:compute_loss"}
+    config |= {"optimizer": "torch.optim:AdamW", "scheduler": "code.py:schedule"}
+    run = assemble(
+        RunConfig.model_validate(config), load(tmp_path / "state"), root=tmp_path, device=torch.device("cpu")
+    )
+    assert any("as accelerate does" in text for text in run.assumptions) == (processes > 1)
+    run.scheduler.step()
+    assert run.scheduler.state_dict()["last_epoch"] == 3 * processes
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 ** (3 * processes // 2))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import random
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -371,7 +372,41 @@ def test_a_configured_key_that_is_absent_is_told_with_those_there(tmp_path):
     message = refusal(tmp_path / "c.pt", CheckpointKeys(model="modle")).message
     assert "checkpoint.model: no key 'modle'; there: model, meta; did you mean 'model'?" in message
     message = refusal(tmp_path / "c.pt", CheckpointKeys(step="meta.step_done")).message
-    assert "checkpoint.step: no key 'meta.step_done'; there: steps_done; did you mean 'steps_done'?" in message
+    assert "checkpoint.step: no key 'meta.step_done'; under 'meta' there: steps_done;" in message
+    assert "did you mean 'meta.steps_done'?" in message
+
+
+@pytest.mark.parametrize("wrong", ["nets.nett", "net", "nest.net"])
+def test_what_is_proposed_for_a_wrong_key_is_the_path_that_loads(wrong, tmp_path):
+    net = model()
+    torch.save({"nets": {"net": net.state_dict(), "ema": model().state_dict()}}, tmp_path / "c.pt")
+    proposed = re.search("did you mean '([^']+)'", refusal(tmp_path / "c.pt", CheckpointKeys(model=wrong)).message)[1]
+    assert_same(load(tmp_path / "c.pt", CheckpointKeys(model=proposed)).model, net.state_dict())
+
+
+@pytest.mark.parametrize("below", [{"step": 9}, {"global_step": torch.tensor(9)}, {"loop": {"iteration": 9}}])
+def test_a_step_below_a_dict_of_progress_is_found_and_a_plan_in_settings_is_none(below, tmp_path):
+    plan = {
+        "args": {"steps": 500, "step": 3},
+        "loader": {"step": 1},
+        "best": {"step": 8},
+        "scheduler": {"last_epoch": 4, "base_lrs": [], "step": 2},
+    }
+    torch.save({"model": model().state_dict(), "meta": {**below, **plan}, "config": {"steps": 500}}, tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt").step == 9
+
+
+def test_parts_of_a_model_that_were_saved_one_by_one_are_one_state(tmp_path):
+    parts = {part: model().state_dict() for part in ("image", "text", "ema")}
+    torch.save({"models": parts | {"scale": torch.zeros(())}, "meta": {"step": 2}}, tmp_path / "c.pt")
+    found = load(tmp_path / "c.pt", CheckpointKeys(model="models"))
+    own = {f"{part}.{name}": t for part in ("image", "text") for name, t in parts[part].items()}
+    assert_same(found.model, own | {"scale": torch.zeros(())})
+
+
+def test_what_lies_beside_a_part_in_its_dict_is_left_over(tmp_path):
+    torch.save({"run": {"net": model().state_dict(), "args": {"width": 4}}}, tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt", CheckpointKeys(model="run.net")).extra == {"run": {"args": {"width": 4}}}
 
 
 def test_a_configured_key_that_holds_something_else_is_told(tmp_path):

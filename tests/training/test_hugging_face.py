@@ -304,6 +304,16 @@ def test_experts_whose_names_differ_on_disk_are_converted(tmp_path: Path) -> Non
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in run.model.state_dict().items())
 
 
+def test_a_conversion_keeps_every_bit_whatever_dtype_the_config_names(tmp_path: Path) -> None:
+    sizes = {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
+    model.save_pretrained(tmp_path / "moe")
+    path = tmp_path / "moe" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    run = assembled(tmp_path / "moe", tmp_path, optimizer="torch.optim:SGD")
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in run.model.state_dict().items())
+
+
 def test_weights_in_bf16_make_a_model_in_bf16_whose_rotary_buffers_stay_wide(tmp_path: Path) -> None:
     llama().bfloat16().save_pretrained(tmp_path / "m")
     run = assembled(tmp_path / "m", tmp_path, optimizer="torch.optim:SGD")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.batch_file import read_batches
 from nanhunt.training.config_data import LossesSpec
 from nanhunt.training.loss_log import LossLog, read_losses, sibling_losses
 
@@ -268,3 +269,10 @@ def test_a_note_holds_what_the_replayed_steps_can_be_held_against() -> None:
     assert body["steps"] == [25, 30, 35, 40, 45]
     assert body["logged"] == [0, 95]
     assert log.note(200, 210)["steps"] == []
+
+
+def test_a_name_that_no_file_system_takes_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"losses: .*characters.*: File name too long"):
+        read(tmp_path, f"{'x' * 400}.csv")
+    with pytest.raises(ConfigError, match=r"data: .*: File name too long"):
+        read_batches(tmp_path / f"{'x' * 400}.pt")

@@ -10,9 +10,11 @@ global generator, so the checkpoint keeps the generator's state.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,9 +117,22 @@ def train_step(model: GAN, real: Tensor, optimizers: dict[str, torch.optim.Optim
     return loss_d.detach() + loss_g.detach()
 
 
+def recording(model: GAN, optimizers: dict[str, torch.optim.Optimizer], folder: Path | None) -> Any:
+    """nanhunt's recorder, which leaves a bundle in `folder` when a step breaks; nothing without a folder."""
+    if folder is None:
+        return contextlib.nullcontext()
+    import nanhunt
+
+    return nanhunt.Recorder(
+        model, optimizers, build=GAN, build_optimizer=make_optimizers, train_step=train_step, out=folder
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small GAN on strokes.")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="let nanhunt record the run, bundles into FOLDER")
+    parser.add_argument("--corrupt", type=int, metavar="STEP", help="break one pixel of one image in this step")
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +140,11 @@ def main() -> None:
     torch.manual_seed(SEED)
     model = GAN()
     optimizers = make_optimizers(model)
-    stream = batches()
-    with (arguments.out / "losses.csv").open("w", newline="") as file:
+    stream = batches(corrupt=arguments.corrupt)
+    with (
+        (arguments.out / "losses.csv").open("w", newline="") as file,
+        recording(model, optimizers, arguments.record) as recorder,
+    ):
         log = csv.writer(file)
         log.writerow(["step", "loss"])
         for step in range(arguments.steps):
@@ -138,7 +156,12 @@ def main() -> None:
                     "step": step,
                 }
                 torch.save(state, arguments.out / f"step-{step}.pt")
-            loss = train_step(model, next(stream), optimizers)
+            real = next(stream)
+            if recorder is not None:
+                recorder.step(real)
+            loss = train_step(model, real, optimizers)
+            if recorder is not None:
+                recorder.loss(loss)  # two backward passes: it cannot hear which sum is the step's
             log.writerow([step, loss.item()])
             if step % 10 == 0:
                 print(f"step {step}: loss {loss.item():.4f}")

@@ -48,14 +48,21 @@ def blocks() -> list[dict[str, Tensor]]:
 
 
 class TextTrainer(Trainer):
-    """The Trainer, and a batch that can be spoilt: in that of the step `bad_step` stands the token that nobody trained."""
+    """The Trainer, and batches that can be spoilt.
+
+    In that of the step `bad_step` stands the token that nobody trained, in that of `unlabelled_step` no label counts.
+    """
 
     bad_step: int | None = None
+    unlabelled_step: int | None = None
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.state.global_step == self.bad_step:
             samples[0]["input_ids"][2, 10] = added_token
+        if self.state.global_step == self.unlabelled_step:
+            samples[0]["labels"][:] = -100
+            items = items * 0
         return samples, items
 
 
@@ -118,8 +125,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--bad-step", type=int, help="plant a fault in this step, counted from 0")
+    parser.add_argument("--unlabelled-step", type=int, help="let no label of this step count")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="let nanhunt record the run, bundles into FOLDER")
     arguments = parser.parse_args()
     trainer = build_trainer(arguments.out, arguments.steps, arguments.bad_step)
+    trainer.unlabelled_step = arguments.unlabelled_step
+    if arguments.record is not None:
+        from nanhunt.integrations.huggingface import NanhuntCallback
+
+        trainer.add_callback(NanhuntCallback(out=arguments.record))
     trainer.train()
 
 

@@ -62,7 +62,19 @@ class ByteModel(pl.LightningModule):
 
 
 class ByteText(pl.LightningDataModule):
-    """Shuffled windows of Python's help text, in batches of 32: 16 batches an epoch, in an order of their own each."""
+    """Shuffled windows of Python's help text, in batches of 32: 16 batches an epoch, in an order of their own each.
+
+    In the step `bad_step` no target counts.
+    """
+
+    def __init__(self, bad_step: int | None = None) -> None:
+        super().__init__()
+        self.bad_step = bad_step
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        context, target = batch
+        is_bad = self.trainer is not None and self.trainer.global_step == self.bad_step
+        return [context, torch.full_like(target, IGNORED) if is_bad else target]
 
     def train_dataloader(self) -> DataLoader[Any]:
         text = "\n".join(topics[key] for key in sorted(topics)).encode()[: 512 + CONTEXT]
@@ -120,6 +132,8 @@ def build_scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_schedule
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small language model with Lightning on Python's help text.")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="let nanhunt record the run, bundles into FOLDER")
+    parser.add_argument("--bad-step", type=int, help="leave no target that counts in this step")
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     pl.seed_everything(SEED)
@@ -131,17 +145,22 @@ def main() -> None:
         save_top_k=-1,
         enable_version_counter=False,
     )
+    callbacks: list[Callback] = [every_tenth, SaveRandomState()]
+    if arguments.record is not None:
+        from nanhunt.integrations.lightning import NanhuntCallback
+
+        callbacks.append(NanhuntCallback(out=arguments.record))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=arguments.steps,
         gradient_clip_val=1.0,
-        callbacks=[every_tenth, SaveRandomState()],
+        callbacks=callbacks,
         logger=CSVLogger(arguments.out, name="", version=""),
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(ByteModel(), datamodule=ByteText())
+    trainer.fit(ByteModel(), datamodule=ByteText(arguments.bad_step))
     print(f"saved {', '.join(sorted(path.name for path in arguments.out.glob('*.ckpt')))} in {arguments.out}")
 
 

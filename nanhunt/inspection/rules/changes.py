@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nanhunt.inspection.facts import Change, Facts, Reference, Role
 from nanhunt.inspection.finding import Finding, Severity
+from nanhunt.inspection.moved import moved
 
 __all__ = ["examine"]
 
@@ -21,15 +22,17 @@ def examine(facts: Facts) -> Iterator[Finding]:
     reference = facts.reference
     if reference is None:
         return
+    told = {(t.name, flip.index) for t in facts.tensors for flip in t.flips}
     for change in reference.changes:
-        yield from _flipped(change)
+        yield from _flipped(change, told)
         yield from _jumped(change)
     yield from _unmoved(facts, reference)
     yield from _retyped(reference)
 
 
-def _flipped(change: Change) -> Iterator[Finding]:
-    for flip in change.flips:
+def _flipped(change: Change, told: set[tuple[str, tuple[int, ...]]]) -> Iterator[Finding]:
+    """Yield the flips that the tensor did not show by itself."""
+    for flip in (f for f in change.flips if (change.name, f.index) not in told):
         yield Finding(
             severity=Severity.FAULT,
             kind="flipped-bit",
@@ -53,7 +56,7 @@ def _jumped(change: Change) -> Iterator[Finding]:
         kind="jumped",
         cause="poisoned-state" if replaced else "",
         tensor=change.name,
-        claim=f"{change.name} changed by {100 * change.relative:.3g} % of its norm, tensors like it by {100 * change.like:.2g} %",
+        claim=f"{change.name} changed by {moved(change.relative)}, tensors like it by {moved(change.like)}",
         value=change.relative,
         threshold=change.like,
         evidence=(f"{change.outlying:.1f} robust standard deviations of log change away from its like",),

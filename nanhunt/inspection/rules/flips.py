@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nanhunt.inspection.facts import FAULT_BINADES, Facts, Flip, TensorFacts
 from nanhunt.inspection.finding import Finding, Severity
@@ -13,9 +14,22 @@ __all__ = ["examine"]
 
 def examine(facts: Facts) -> Iterator[Finding]:
     """Yield a finding for each suspicious element; a wide gap is a fault, a narrower one a notice."""
+    changes = facts.reference.changes if facts.reference is not None else ()
+    before = {(c.name, flip.index): flip for c in changes for flip in c.flips}
     for t in facts.tensors:
         for flip in t.flips:
-            yield _finding(t, flip)
+            finding = _finding(t, flip)
+            earlier = before.get((t.name, flip.index))
+            yield finding if earlier is None else _confirmed(finding, flip, earlier)
+
+
+def _confirmed(finding: Finding, flip: Flip, earlier: Flip) -> Finding:
+    """Return the finding with what the reference has in that place: the same number but for one bit leaves no doubt."""
+    is_exact = earlier.log10_chance is None and not earlier.payload
+    told = "with the same fraction: the exponent's bit alone differs" if is_exact else ""
+    stood = f"the reference has {earlier.restored:.6g} there{f', {told}' if told else ''}"
+    severity = Severity.FAULT if is_exact else finding.severity
+    return replace(finding, severity=severity, evidence=(*finding.evidence, stood))
 
 
 def _finding(t: TensorFacts, flip: Flip) -> Finding:

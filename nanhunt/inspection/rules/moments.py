@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nanhunt.formats.catalogue import FP16
-from nanhunt.inspection.facts import Facts, OptimizerFacts
+from nanhunt.inspection.facts import Facts
 from nanhunt.inspection.finding import Finding, Severity
+from nanhunt.inspection.state_facts import OptimizerFacts
 
 __all__ = ["examine"]
 

@@ -12,6 +12,7 @@ __all__ = ["examine"]
 _TOLD = 4
 _KINDS = {
     Role.WEIGHT: "weights",
+    Role.AVERAGE: "averages of weights",
     Role.BUFFER: "buffers",
     Role.MOMENT: "tensors of optimizer state",
     Role.OTHER: "other tensors",
@@ -32,10 +33,16 @@ def examine(facts: Facts) -> Iterator[Finding]:
                 claim=f"{len(bad)} of {len(tensors)} {kind} {'holds' if len(bad) == 1 else 'hold'} NaN or Inf",
                 value=float(sum(t.bad for t in bad)),
                 threshold=0.0,
-                evidence=tuple(_lines(bad)),
+                evidence=(*_lines(bad), *(_ways_back(facts) if role is Role.WEIGHT else ())),
                 fix="resume from the last checkpoint that is finite; refuse to save one that is not",
                 next="nanhunt replay EARLIER_CKPT finds the step that spoiled it",
             )
+
+
+def _ways_back(facts: Facts) -> Iterator[str]:
+    for average in facts.averages:
+        if not average.spoiled:
+            yield f"their average under {average.name} is finite"
 
 
 def _lines(bad: Sequence[TensorFacts]) -> Iterator[str]:

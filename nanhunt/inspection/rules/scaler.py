@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nanhunt.inspection.facts import Facts, ScalerFacts, SchedulerFacts
+from nanhunt.inspection.facts import Facts
 from nanhunt.inspection.finding import Finding, Severity
+from nanhunt.inspection.state_facts import ScalerFacts, SchedulerFacts
 
 __all__ = ["examine"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nanhunt.inspection.facts import Facts, GroupFacts, OptimizerFacts, Role
+from nanhunt.inspection.facts import Facts, Role
 from nanhunt.inspection.finding import Finding, Severity
+from nanhunt.inspection.state_facts import GroupFacts, OptimizerFacts
 
 __all__ = ["examine"]
 

@@ -1,0 +1,156 @@
+"""The loss of a recorded script: its model's calls and what it made of their outputs, run again call by call.
+
+A batch is `{"inputs": constants by name, "tape": JSON}`, as `recorder.script.tape` leaves it. A call runs in a frame that
+bears the script's file and line, so that a report names the line that the user wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import get_overridable_functions, resolve_name
+
+from nanhunt.errors import ConfigError
+from nanhunt.training.names import clean_name
+
+__all__ = ["taped_loss"]
+
+#: The last line of a file that a frame may claim to stand at: code of so many lines is made for it.
+_LAST_LINE = 100_000
+
+
+def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) -> Tensor:
+    """Return the loss of a micro-step, so that its `accumulate`-th part is what the script's backward began with.
+
+    Raises ConfigError where the batch is no tape, and what the script's own calls raise.
+    """
+    try:
+        tape = json.loads(batch["tape"])
+        calls, results = tape["calls"], tape["results"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"loss: the batch is no tape of a recorded script: {error}") from error
+    replay = _Replay(model, batch["inputs"], any(call and "writes" in call for call in calls))
+    for index, call in enumerate(calls):
+        if call is not None:
+            replay.call(index, call)
+    if not results:  # the script raised in the last call; a trial that mends it goes on with what the call returns
+        return replay.broken_off(len(calls) - 1)
+    is_share = accumulate > 1 and tape["divisor"] == accumulate
+    losses: list[Tensor] = [replay.value(ref) for ref in ([tape["before"]] if is_share else results)]
+    loss = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
+    return loss * accumulate if accumulate > 1 and not is_share else loss
+
+
+class _Replay:
+    """The values of a tape while it runs."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], writes: bool) -> None:
+        self._model = model
+        # a tape that writes into its constants must not spoil the batch for the next run of the step
+        self._inputs = {n: v.clone() if writes and isinstance(v, Tensor) else v for n, v in inputs.items()}
+        self._leaves: set[str] = set()
+        self._parameters: dict[str, Tensor] | None = None
+        self._values: dict[int, Any] = {}
+
+    def call(self, index: int, call: dict[str, Any]) -> None:
+        """Make a call of the tape."""
+        function = _function(call["fn"]) if "fn" in call else self._model
+        args = [self.value(ref) for ref in call["args"]]
+        kwargs = {key: self.value(ref) for key, ref in call["kwargs"].items()}
+        with contextlib.ExitStack() as stack:
+            if "plain" in call and "fn" in call:
+                device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if "no_grad" in call:
+                stack.enter_context(torch.no_grad())
+            if "at" in call:
+                frame = {"call": function, "args": args, "kwargs": kwargs}
+                self._values[index] = eval(_at(*call["at"]), frame)
+            else:
+                self._values[index] = function(*args, **kwargs)
+
+    def broken_off(self, last: int) -> Tensor:
+        """Return the last call's loss, if it is one. Raises RuntimeError where the way to the loss is not known."""
+        loss = self._values.get(last)
+        if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+            return loss
+        raise RuntimeError("the recorded script raised here; what it would have done with this is not known")
+
+    def value(self, ref: Any) -> Any:
+        """Return what a reference stands for."""
+        if isinstance(ref, list):
+            return [self.value(item) for item in ref]
+        if not isinstance(ref, dict):
+            return ref
+        if "$v" in ref:
+            return _inside(self._values[ref["$v"][0]], ref["$v"][1:])
+        if "$c" in ref:
+            return self._constant(ref["$c"], "grad" in ref)
+        if "$p" in ref:
+            return self._parameter(ref["$p"])
+        tag = next(iter(ref))
+        return _VALUES[tag](self.value, ref[tag])
+
+    def _constant(self, name: str, grad: bool) -> Any:
+        if grad and name not in self._leaves:
+            self._leaves.add(name)
+            self._inputs[name] = self._inputs[name].detach().clone().requires_grad_()
+        return self._inputs[name]
+
+    def _parameter(self, name: str) -> Tensor:
+        if self._parameters is None:
+            self._parameters = {clean_name(n): p for n, p in self._model.named_parameters()}
+        return self._parameters[name]
+
+
+_VALUES: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
+    "$tuple": lambda value, items: tuple(value(item) for item in items),
+    "$map": lambda value, items: {key: value(item) for key, item in items.items()},
+    "$slice": lambda value, parts: slice(*(value(part) for part in parts)),
+    "$ellipsis": lambda value, _: Ellipsis,
+    "$torch": lambda value, name: _constant_of_torch(name),
+    "$device": lambda value, kind: torch.device(kind if kind != "cuda" or torch.cuda.is_available() else "cpu"),
+}
+
+
+def _constant_of_torch(name: str) -> Any:
+    """Return a dtype, layout or memory format; a tape names nothing else of torch but functions."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
+        raise ConfigError(f"loss: the tape names torch.{name:.60}, which is no dtype, layout or memory format")
+    return found
+
+
+def _inside(value: Any, path: list[Any]) -> Any:
+    for key in path:
+        value = value[key] if isinstance(value, (Mapping, list, tuple)) else getattr(value, key)
+    return value
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Return a function of torch by the name that torch gives it; others a tape must not name."""
+    found = _functions().get(name)
+    if found is None:
+        raise ConfigError(f"loss: the tape names {name}, which this version of torch does not have")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _functions() -> dict[str, Callable[..., Any]]:
+    every = [f for functions in get_overridable_functions().values() for f in functions]
+    return {name: f for f in every if (name := resolve_name(f)) is not None}
+
+
+@lru_cache(maxsize=1024)
+def _at(file: str, line: int) -> CodeType:
+    """Return code that makes a call as if it stood at a line of a file."""
+    line = min(max(line, 1), _LAST_LINE)
+    return compile("\n" * (line - 1) + "call(*args, **kwargs)", file, "eval").replace(co_name="<tape>")
