@@ -166,14 +166,15 @@ def _carried_by_samples(evidence: Evidence) -> Suspect | None:
 
 def _outlying(evidence: Evidence, outlier: _Outlier, carriers: list[int]) -> Suspect:
     samples = carriers or outlier.samples
+    where = f"field {outlier.field!r}" if outlier.field else "the batch"
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED if carriers else Grade.CONSISTENT,
-        summary=f"{_named(samples)} is {in_words(outlier.ratio)} times as large as its peers in field {outlier.field!r}",
+        summary=f"{_named(samples)} is {in_words(outlier.ratio)} times as large as its peers in {where}",
         location=_place(evidence, samples),
         exhibits=(
             Exhibit(claim=f"max|x| of {_named(samples)} over its peers' median", value=outlier.ratio, threshold=_FAR),
-            Exhibit(claim=f"max|x| in field {outlier.field!r}", value=outlier.amax),
+            Exhibit(claim=f"max|x| in {where}", value=outlier.amax),
         ),
         fixes=(
             "clip or standardise the field where batches are loaded, and drop what is beyond",
