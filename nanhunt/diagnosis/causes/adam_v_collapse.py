@@ -54,6 +54,9 @@ __all__ = ["CAUSE", "update_bound"]
 
 #: An update of this many times the parameter's own past, and above a coherent direction's 1, is an outlier.
 _OUTLIER, _COHERENT = 3.0, 1.05
+#: Least part of a weight's movement that was made after its update, and over the most of the steps before, from which
+#: the movement does not tell of the update: what is measured of such writing is a lower bound.
+_FOREIGN, _FOREIGN_MORE = 0.01, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if not evidence.hears("rms_t") or not any(s in series for series in updates.values() for s in blamed):
         return NotApplicable(reason=f"no moments were recorded at the steps that can be blamed ({_span(blamed)})")
-    worst = _worst(updates, blamed)
+    worst = _worst(_by_the_optimizer(evidence, updates, blamed), blamed)
     if worst is None:
         return None
     bound, fallen = update_bound(evidence), _fallen(evidence, worst)
@@ -85,6 +88,22 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if not proved and fallen is None and (stale is None or stale < _OUTLIER):
         return None
     return _accused(evidence, worst, bound, fallen, proved=proved)
+
+
+def _by_the_optimizer(
+    evidence: Evidence, updates: dict[str, dict[int, float]], blamed: tuple[int, ...]
+) -> dict[str, dict[int, float]]:
+    """Return the updates without those that something else made: a loop that writes into a weight after its update."""
+    outside, moved = evidence.health_series("moved_outside"), evidence.history("update", "l2")
+
+    def own(parameter: str, step: int) -> bool:
+        module, _, name = parameter.rpartition(".")
+        series = outside.get(parameter, {})
+        usual = max((v for s, v in series.items() if s < blamed[0]), default=0.0)
+        total = moved.get((module, name), {}).get(step, math.inf)
+        return not series.get(step, 0.0) > max(_FOREIGN * total, _FOREIGN_MORE * usual)
+
+    return {p: {s: v for s, v in series.items() if s not in blamed or own(p, s)} for p, series in updates.items()}
 
 
 def _worst(updates: dict[str, dict[int, float]], blamed: tuple[int, ...]) -> _Update | None:
