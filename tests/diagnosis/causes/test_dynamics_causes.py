@@ -98,6 +98,38 @@ def test_a_group_that_a_loop_adds_is_held_against_the_rate_of_the_first() -> Non
     assert not isinstance(learning_rate_too_high.examine(evidence(spike(36), scalars=calm)), Suspect)
 
 
+PAST_ITS_END = {s: 1e-3 * (1 - s / 34.5) for s in range(30, 41)}
+
+
+def test_a_rate_that_falls_below_zero_is_proof_by_itself() -> None:
+    found = accused(learning_rate_too_high.examine(run(spike(37), [], lr=PAST_ITS_END)))
+    assert found.grade is Grade.PROVED
+    assert (found.location.step, found.location.phase) == (35, "update")
+    second = run(spike(37), [], **{"lr.1": PAST_ITS_END})
+    assert accused(learning_rate_too_high.examine(second)).grade is Grade.PROVED
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        dict.fromkeys(range(30, 41), -1e-3),
+        {s: 1e-3 if s % 2 else -1e-3 for s in range(30, 41)},
+        {s: 1e-3 * (1 - s / 37.5) for s in range(30, 41)},
+        dict.fromkeys(range(30, 34), 1e-3) | dict.fromkeys(range(34, 41), -1e-19),
+    ],
+    ids=["from the beginning", "by turns", "behind the damage", "of rounding"],
+)
+def test_a_rate_below_zero_that_is_meant_or_comes_too_late_is_not_blamed(rates: dict[int, float]) -> None:
+    assert not isinstance(learning_rate_too_high.examine(run(spike(37), [], lr=rates)), Suspect)
+
+
+def test_a_rate_of_nan_is_seen_in_every_group() -> None:
+    rates = RATE | {36: math.nan, 37: math.nan, 38: math.nan}
+    found = accused(learning_rate_too_high.examine(run(spike(37), [], **{"lr.1": rates})))
+    assert (found.grade, found.location.step is not None) == (Grade.PROVED, True)
+    assert "nan from step 36" in found.summary
+
+
 def test_a_warm_up_that_begins_at_zero_is_no_jump() -> None:
     assert rate_jump(run(spike(34), [], lr={s: 1e-4 * (s - 30) for s in range(30, 40)})) is None
 
