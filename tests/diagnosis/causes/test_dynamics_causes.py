@@ -171,6 +171,21 @@ def test_an_update_beyond_what_any_gradients_allow_is_proof() -> None:
     assert any(e.value == pytest.approx(1e-3) and e.threshold == 0.999 for e in found.exhibits)
 
 
+def test_an_optimizer_of_ones_own_is_held_to_the_bound_that_it_kept_before() -> None:
+    own = ADAMW | {"class": "Adam8"}
+    found = accused(adam_v_collapse.examine(run(spike(36), adam(steady(30, 35, 0.3, s36=66.0)), own)))
+    assert (found.grade, found.location.parameter) == (Grade.SUPPORTED, "h.w")
+    assert [p.trial for p in found.predictions] == ["v-floor"]
+
+
+@pytest.mark.parametrize(("name", "usual", "last"), [("Lamb", 20.0, 66.0), ("RAdam", 0.3, 66.0), ("Adan", 0.3, 2.4)])
+def test_a_trust_ratio_a_formula_of_another_kind_and_an_update_within_the_bound_are_innocent(
+    name: str, usual: float, last: float
+) -> None:
+    rows = adam(steady(30, 35, usual, s36=last))
+    assert not isinstance(adam_v_collapse.examine(run(spike(36), rows, ADAMW | {"class": name})), Suspect)
+
+
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.95), (0.8, 0.99)])
 def test_no_sequence_of_gradients_takes_torchs_adam_past_the_bound(beta1: float, beta2: float) -> None:
     optimizer = {**ADAMW, "groups": [{"betas": [beta1, beta2], "weight_decay": 0.0}]}
