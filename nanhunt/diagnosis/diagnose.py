@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from nanhunt.diagnosis.advice import advice
@@ -204,7 +205,7 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
             here = f"no fault in the {_counted(steps)} that are here" if steps else "no finished step is here"
             return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
-        aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
+        aside = _aside(evidence, int(benign[0]["step"])) if benign else ""
         return f"{_counted(steps)} replayed and healthy.{aside}{_meant(evidence)}{_broken_recipe(evidence)}"
     best = next((s for s in suspects if s.grade is not Grade.REFUTED), None)
     if best is None:
@@ -212,6 +213,20 @@ def _summary(evidence: Evidence, suspects: list[Suspect]) -> str:
     # the onset of a fault without a NaN often says what the suspect says: once is enough
     what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
     return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+
+
+#: Rise of the gradient norm's median that no hard batch leaves behind, and steps on either side that tell it.
+_LONGER, _SIDE = 10.0, 5
+
+
+def _aside(evidence: Evidence, step: int) -> str:
+    """Say of a spike that the loss came back from it; where gradients are longer ever since, say that."""
+    norms = evidence.scalars("grad_norm")
+    before, since = evidence.before(norms, step), [v for s, v in sorted(norms.items()) if s >= step]
+    if len(before) >= _SIDE and len(since) >= _SIDE and min(since) >= _LONGER * max(before):
+        told = f"the gradient norm is {median(since):.4g} where it was {median(before):.4g}"
+        return f" But from step {step} on {told}, though the loss shows nothing of it."
+    return f" A spike at step {step} left no damage."
 
 
 def _broken_recipe(evidence: Evidence) -> str:
@@ -256,7 +271,7 @@ def _assumptions(evidence: Evidence) -> list[str]:
     if skipped:
         texts.append(f"the gradient scaler skipped {len(skipped)} steps while it found its scale: ordinary work")
     repeat = evidence.note(NoteKind.REPEAT)
-    if repeat and repeat.get("reproduced"):
+    if evidence.onset is not None and repeat and repeat.get("reproduced"):
         same = "bit for bit" if repeat.get("same_gradients") else "though not bit for bit"
         texts.append(f"the bad step was run again and failed again, {same}")
     return texts
@@ -290,9 +305,12 @@ def _series(trace: Trace, name: str) -> tuple[tuple[int, ...], tuple[float, ...]
 def _samples(evidence: Evidence) -> dict[str, Any]:
     body = evidence.note(NoteKind.SAMPLES) or evidence.note(NoteKind.SAMPLE_LOSSES) or {}
     positions = body.get("positions") or {}
+    onset = evidence.onset
+    is_update = onset is not None and onset.phase == "update" and evidence.is_nonfinite
     return {
         "positions": tuple((int(sample), tuple(places)) for sample, places in positions.items()),
-        "no_samples": str(body.get("reason", "")),
+        # loss and gradients of an update that breaks were finite: no sample has a part in it
+        "no_samples": "" if is_update else str(body.get("reason", "")),
     }
 
 

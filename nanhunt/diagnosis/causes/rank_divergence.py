@@ -15,7 +15,8 @@ Evidence
 --------
 Count, sum and extremes of every weight, by rank and step: equal in all ranks when the replay began, different later.
 Tensors that differ from the beginning are shards, and prove nothing. Where one process keeps the replicas itself, the
-same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike.
+same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike; or two
+single parameters, as of a tied embedding, whose gradients were one to the last bit for five steps, and then are two.
 
 Fix
 ---
