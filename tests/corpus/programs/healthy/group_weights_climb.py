@@ -4,7 +4,6 @@ below zero in one optimizer; warm-up brings it from 0 to -0.2."""
 import torch
 from torch import nn
 
-FAULTY = True
 TRUTH = {"family": "mlp"}
 CONFIG = {"train": {"steps": 40}}
 BEFORE = 8

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FAULTY = True
 TRUTH = {"family": "transformer"}
 CONFIG = {"train": {"steps": 24}}
 BEFORE = 8
