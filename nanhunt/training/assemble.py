@@ -122,17 +122,15 @@ def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) ->
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
-    if start_step is not None:
-        return start_step
-    if checkpoint.step is None:
+    if start_step is None and checkpoint.step is None:
         assumptions.append("the checkpoint does not tell its step: steps are counted from 0")
-    step = checkpoint.step or 0
-    if not 0 <= step < _STEPS:
-        raise CheckpointError(
-            f"{checkpoint.path}: tells the step {str(step)[:24]}, which is the number of no step",
-            hint="give the first one's with --start-step",
-        )
-    return step
+    step = (checkpoint.step or 0) if start_step is None else start_step
+    if 0 <= step < _STEPS:
+        return step
+    told = f"{checkpoint.path}: tells the step" if start_step is None else "--start-step:"
+    raise CheckpointError(
+        f"{told} {str(step)[:24]}, which is the number of no step", hint="name the first one's with --start-step"
+    )
 
 
 def _built_optimizer(
