@@ -15,7 +15,6 @@ Not covered: a clip that is written by hand, and an update that no `torch.optim.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nanhunt.trace.schema import CLIP_OF_NOTHING, GONE
+from nanhunt.training.called_through import called_through
 from nanhunt.training.clip import clip_gradients, gradient_norm
 from nanhunt.training.leftover import Leftovers
 from nanhunt.training.loss import checked_loss
@@ -142,7 +142,7 @@ class _Loop:
                 stack.callback(handle.remove)
             stack.callback(self._leftovers.release)
             for owner, name, listener in replaced:
-                stack.enter_context(_replaced(owner, name, listener))
+                stack.enter_context(called_through(owner, name, listener))
             yield
 
     def rates(self) -> tuple[float, ...]:
@@ -302,22 +302,6 @@ class _Loop:
         given = set(map(id, parameters))
         owners = [o for o in self._run.optimizers if given & set(map(id, _parameters_of(o)))]
         return not any(id(o) in self._unscaled for o in owners)
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, listener: Callable[..., Any]) -> Iterator[None]:
-    """Put a function of torch's in whose place the listener is called, with the call to go through with."""
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return listener(lambda: original(*args, **kwargs), *args, **kwargs)
-
-    setattr(owner, name, wrapper)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 def _nonzero(tensors: list[Tensor]) -> Tensor:
