@@ -133,7 +133,7 @@ def test_the_trial_takes_samples_away_as_the_search_did(tmp_path: Path, trials: 
 
     found = diagnose(hunted(tiny_run(nn.Linear(4, 4), noisy, rows(0.0)), tmp_path, trials=trials))
     outcomes = {t.name: (t.outcome, t.readback) for t in found.trials}
-    assert outcomes["drop-samples"] == ("cured", "samples 5 of 8 replaced by those of step 2")
+    assert outcomes["drop-samples"] == ("cured", "sample no. 5 (of 8) replaced by step 2's")
     assert outcomes["drop-placebo"][0] == "persists"
 
 

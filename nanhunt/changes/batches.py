@@ -23,7 +23,8 @@ def without_samples(bench: Bench, change: WithoutSamples) -> Iterator[Made]:
         raise NotApplicableError("the batch has no other samples")
     names = ", ".join(map(str, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
     if cutter.by == "replacement":
-        said = f"samples {names} of {cutter.size} replaced by those of step {step - 1}"
+        which = f"sample no. {names}" if len(samples) == 1 else f"samples no. {names}"
+        said = f"{which} (of {cutter.size}) replaced by step {step - 1}'s"
     else:
         said = f"batch of {cutter.size} → {cutter.size - len(samples)} samples, without {names}"
     read: list[int] = []

@@ -200,7 +200,7 @@ def _assumptions(evidence: Evidence) -> list[str]:
     if skipped:
         texts.append(f"the gradient scaler skipped {len(skipped)} steps while it found its scale: ordinary work")
     repeat = evidence.note(NoteKind.REPEAT)
-    if repeat and repeat.get("reproduced"):
+    if evidence.onset is not None and repeat and repeat.get("reproduced"):
         same = "bit for bit" if repeat.get("same_gradients") else "though not bit for bit"
         texts.append(f"the bad step was run again and failed again, {same}")
     return texts
@@ -234,9 +234,12 @@ def _series(trace: Trace, name: str) -> tuple[tuple[int, ...], tuple[float, ...]
 def _samples(evidence: Evidence) -> dict[str, Any]:
     body = evidence.note(NoteKind.SAMPLES) or evidence.note(NoteKind.SAMPLE_LOSSES) or {}
     positions = body.get("positions") or {}
+    onset = evidence.onset
+    is_update = onset is not None and onset.phase == "update" and evidence.is_nonfinite
     return {
         "positions": tuple((int(sample), tuple(places)) for sample, places in positions.items()),
-        "no_samples": str(body.get("reason", "")),
+        # loss and gradients of an update that breaks were finite: no sample has a part in it
+        "no_samples": "" if is_update else str(body.get("reason", "")),
     }
 
 

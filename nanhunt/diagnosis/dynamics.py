@@ -26,6 +26,7 @@ __all__ = [
     "growth",
     "over_baseline",
     "rate_jump",
+    "rate_series",
     "relative_updates",
 ]
 
@@ -101,13 +102,17 @@ def blamed_steps(evidence: Evidence) -> tuple[int, ...]:
     return tuple(range(start - 1, last + 1))
 
 
+def rate_series(evidence: Evidence) -> tuple[str, ...]:
+    """Return the name of each parameter group's rate: "lr", "lr.1" …."""
+    return tuple(takewhile(evidence.scalars, ("lr" if i == 0 else f"lr.{i}" for i in count())))
+
+
 def rate_jump(evidence: Evidence) -> RateJump | None:
     """Return the first jump of a parameter group's rate that comes early enough to be blamed; None without one."""
     blamed = blamed_steps(evidence)
     if not blamed:
         return None
-    names = takewhile(evidence.scalars, ("lr" if i == 0 else f"lr.{i}" for i in count()))
-    jumps = (_jump_of(evidence, name, blamed[0] - _REACH, blamed[-1]) for name in names)
+    jumps = (_jump_of(evidence, name, blamed[0] - _REACH, blamed[-1]) for name in rate_series(evidence))
     found = [j for j in jumps if j is not None]
     return max(found, key=lambda j: j.ratio, default=None)
 

@@ -86,7 +86,7 @@ def log_count(body: dict[str, Any], losses: dict[int, float], micros: int, round
 
 def pairs_of(body: dict[str, Any], losses: dict[int, float], micros: int, count: LogCount) -> Iterator[Pair]:
     """Yield the logged losses all of whose steps were replayed and recorded."""
-    hides = set(body["hides"])
+    hides = set(body.get("hides", ()))
     before: int | None = None
     for at, logged, resolution in zip(body["steps"], body["losses"], body["resolution"], strict=True):
         since = at if not count.mean else None if before is None else before + 1

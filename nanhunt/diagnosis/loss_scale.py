@@ -22,6 +22,9 @@ from nanhunt.formats.number_format import NumberFormat
 
 __all__ = ["FLUSHED", "GRADIENTS", "LossScales", "ScaleEnd", "loss_scales", "vanished"]
 
+#: Exponent of the largest power of two that a float holds.
+_HIGHEST = 1023
+
 #: Roles that carry the loss scale while they are in the format.
 GRADIENTS = ("grad_output", "grad")
 #: Share of a tensor's elements that may become zero: a fifth of the 5 % that cost fp16 training without fp32 master
@@ -85,7 +88,7 @@ def loss_scales(
     gradients = [t for t in tensors if t.role in roles and t.exponents is not None]
     if not gradients or vanished(tensors):
         return None
-    lows = [_end(t, _least(t, fmt), math.ldexp(1.0, _deepest(t))) for t in gradients]
+    lows = [_end(t, _least(t, fmt), math.ldexp(1.0, min(_deepest(t), _HIGHEST))) for t in gradients]
     highs = [_end(t, _most(t.amax, fmt), t.amax) for t in tensors if t.role in roles and t.amax > 0.0]
     return LossScales(
         format=fmt.name,

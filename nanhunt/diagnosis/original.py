@@ -85,16 +85,23 @@ class OriginalRun:
         return self.verdict in ("apart", "leaves")
 
 
+def _micros(config: dict[str, Any]) -> int:
+    """Return `train.accumulate` as the trace tells it; 1 where that is no number of micro-batches."""
+    train = config.get("train")
+    told = train.get("accumulate") if isinstance(train, dict) else None
+    return told if isinstance(told, int) and told > 0 else 1
+
+
 def original_run(evidence: Evidence) -> OriginalRun | None:
     """Return how the replay and the logged losses agree; None where the trace holds none."""
     body = evidence.note(NoteKind.ORIGINAL)
     if body is None:
         return None
     losses = evidence.scalars("loss")
-    micros = int(evidence.manifest.config.get("train", {}).get("accumulate") or 1)
+    micros = _micros(evidence.manifest.config)
     rounding = ROUNDING[_format(evidence.manifest.config.get("precision") or {}, evidence.manifest.settings)]
-    first, last = body["logged"]
-    unknown = OriginalRun(source=str(body["source"]), verdict="unknown", log_steps=(int(first), int(last)))
+    logged = body.get("logged") or body["steps"] or [0]
+    unknown = OriginalRun(source=str(body["source"]), verdict="unknown", log_steps=(int(logged[0]), int(logged[-1])))
     count = log_count(body, losses, micros, rounding)
     pairs = list(pairs_of(body, losses, micros, count))
     if not pairs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from nanhunt.diagnosis.cause import Grade, Suspect
 from nanhunt.diagnosis.evidence import Evidence
@@ -38,7 +39,7 @@ def summary(evidence: Evidence, suspects: Sequence[Suspect], original: OriginalR
             here = f"no fault in the {_counted(steps)} that are here" if steps else "no finished step is here"
             return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
-        aside = f" A spike at step {benign[0]['step']} left no damage." if benign else ""
+        aside = _aside(evidence, int(benign[0]["step"])) if benign else ""
         rest = f"{aside}{_meant(evidence)}{_broken_recipe(evidence)}"
         if original is not None and original.is_another:
             return f"{_another_run(original)} No fault was found in the {_counted(steps)} replayed.{rest}"
@@ -75,6 +76,20 @@ def _apart(original: OriginalRun) -> str:
 
 def _loss(value: float) -> str:
     return "NaN" if math.isnan(value) else f"{value:.6g}"
+
+
+#: Rise of the gradient norm's median that no hard batch leaves behind, and steps on either side that tell it.
+_LONGER, _SIDE = 10.0, 5
+
+
+def _aside(evidence: Evidence, step: int) -> str:
+    """Say of a spike that the loss came back from it; where gradients are longer ever since, say that."""
+    norms = evidence.scalars("grad_norm")
+    before, since = evidence.before(norms, step), [v for s, v in sorted(norms.items()) if s >= step]
+    if len(before) >= _SIDE and len(since) >= _SIDE and min(since) >= _LONGER * max(before):
+        told = f"the gradient norm is {median(since):.4g} where it was {median(before):.4g}"
+        return f" But from step {step} on {told}, though the loss shows nothing of it."
+    return f" A spike at step {step} left no damage."
 
 
 def _broken_recipe(evidence: Evidence) -> str:

@@ -12,6 +12,7 @@ import torch
 from nanhunt.hunt.silence import check_backwards, look_at
 from nanhunt.hunt.state import HuntState
 from nanhunt.precision import in_precision
+from nanhunt.probes.chance import chance_level
 from nanhunt.probes.probe import RowBuffer, dtype_name
 from nanhunt.probes.softmax import watch_softmax
 from nanhunt.probes.source import place
@@ -258,6 +259,11 @@ def _samples_at(state: HuntState, event: Event) -> dict[str, Any]:
     # a model that is sure of itself is now and then surely wrong: what healthy batches have as well is no outlier
     raw = loss_outliers(losses)
     far = [i for i in raw if not losses[i] <= _LIKE_HEALTHY * (body["usual"] or 0.0)]
+    if far:
+        rewind(run, state.ring, step)
+        # what a classifier gets less wrong than by guessing is a mistake of its own, and no bad sample
+        chance = chance_level(run, step) or 0.0
+        far = [i for i in far if not losses[i] <= chance]
     if not raw and len(norms) >= 3:
         far = [i for i, _ in (list(norms.items())[j] for j in loss_outliers(list(norms.values()), times=_NORMS))]
     return body | {"losses": losses, "norms": {str(i): n for i, n in norms.items()}, "outliers": sorted(far)}

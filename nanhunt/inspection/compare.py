@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -152,6 +153,11 @@ def _bit(dtype: torch.dtype, power: int) -> int:
     return fraction + power.bit_length() - 1
 
 
+def _is_float(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of ordinary numbers: not quantized, not an integer."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _moment_ratio(contents: Contents, earlier: Contents) -> float | None:
     """Return the median of m / earlier m over elements of all moments: β1^k where no gradient came in k steps.
 
@@ -165,7 +171,7 @@ def _moment_ratio(contents: Contents, earlier: Contents) -> float | None:
     for number, entry in (now.get("state") or {}).items():
         both = (entry, earlier_state.get(number))
         m, old = (e.get("exp_avg") if isinstance(e, Mapping) else None for e in both)
-        if isinstance(m, Tensor) and isinstance(old, Tensor) and m.shape == old.shape:
+        if _is_float(m) and _is_float(old) and m.shape == old.shape:
             x, y = (t.detach().reshape(-1)[:4096].double() for t in (m, old))
             ratios.append((x / y)[torch.isfinite(x) & torch.isfinite(y) & (y != 0)])
     every = torch.cat(ratios) if ratios else torch.empty(0)

@@ -11,12 +11,18 @@ away from its baseline on the steps after it. A hard batch that recovers at once
 
 The synthetic operating characteristics behind these numbers: no false alarm in 10 000 steps of a drifting Gaussian
 loss, 2.4 of a log-normal norm; a loss with a heavy upper tail (batches of one sample) does alarm by itself; a loss step of +0.2 at noise 0.03 is seen with probability 1.
+
+Near zero a loss is log-normal: what is left are a few mistakes, and from step to step it changes by factors. Where these
+are large (`HEAVY`), a rise of the loss must stand out on the log scale as well, and one that was seen before there was a
+baseline is held, when it is decided, against the noise of all that has come by then. Noise is what a straight line
+through both neighbours leaves: a steep fall is no noise, nor is a loss that doubles from step to step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -41,6 +47,13 @@ LIKE = 1.5
 RUN, RUN_RISE = 5, 8.0
 #: A slow rise: steps that it takes to see one, its size over the run's first third, and in units of the steps' noise.
 SLOW_STEPS, SLOW_RISE, SLOW_NOISE = 24, 1.3, 6.0
+
+#: Noise of the log of a loss from which it changes by factors from step to step; z on that scale counts so many times,
+#: for logs have no heavy tail; and noises that an early rise must have on it.
+HEAVY, HEAVY_TIMES, HEAVY_RISE = 0.5, 2.0, 2.5
+
+#: Least spread of a loss most of whose values are exactly zero: what rounds to that has a scale of its own.
+NOTHING = 1e-3
 
 #: A loss that fell and rose again: steps that it takes to see one, and its last level over its first.
 REBOUND_STEPS, REBOUND = 12, 1.1
@@ -70,7 +83,20 @@ class Series:
         rise = x - centre
         if rise < (self.material if self.log else self.material * abs(centre)):
             return min(rise, 0.0)
-        return rise / (1.4826 * max(spread, floor, 1e-12)) / (1.0 + 6.0 / len(self.accepted))
+        if centre == 0.0 and not self.log:
+            floor = NOTHING
+        z = rise / (1.4826 * max(spread, floor, 1e-12)) / (1.0 + 6.0 / len(self.accepted))
+        return z if self.log else min(z, self._on_the_log_scale(value))
+
+    def _on_the_log_scale(self, value: float) -> float:
+        """Return the robust z of a rise of the logs, which bounds it where the values change by factors; else inf."""
+        noise = log_noise(self.accepted)
+        if noise is None or noise < HEAVY or value <= 0.0:
+            return math.inf
+        logs = [math.log(max(a, 1e-300)) for a in self.accepted]
+        centre = median(logs)
+        spread = max(noise, 1.4826 * median(abs(a - centre) for a in logs))
+        return HEAVY_TIMES * (math.log(value) - centre) / spread / (1.0 + 6.0 / len(logs))
 
     def observe(self, step: int, value: float | None, *, accept: bool = True) -> float | None:
         """Score a value, remember the score, and let it into the baseline where it may."""
@@ -91,6 +117,13 @@ class Series:
 
     def _scaled(self, value: float) -> float:
         return math.log(max(value, 1e-300)) if self.log else value
+
+
+def log_noise(values: Iterable[float]) -> float | None:
+    """Return the robust deviation of the logs of positive values from the line through their neighbours; None of too few."""
+    logs = [math.log(max(x, 1e-300)) for x in values if x >= 0.0]
+    bends = [abs(b - 0.5 * (a + c)) for a, b, c in zip(logs, logs[1:], logs[2:], strict=False)]
+    return 1.4826 * median(bends) / math.sqrt(1.5) if len(bends) >= BASELINE - 2 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +327,14 @@ class SpikeWatch:
         is_peak = len(event.after) <= 3 or median(event.losses) < 0.5 * event.peak_loss
         return is_peak and event.peak_loss <= LIKE * max(before[low:], default=0.0)
 
+    def _is_noise(self, event: Event) -> bool:
+        """Whether what was seen without a baseline is what this loss does from step to step."""
+        noise = log_noise(x for _, x in sorted(self.losses.items()) if math.isfinite(x))
+        finite = [x for x in event.losses if math.isfinite(x)]
+        if not event.early or noise is None or noise < HEAVY or not finite or event.baseline_loss <= 0.0:
+            return False
+        return math.log(max(median(finite), 1e-300) / event.baseline_loss) < HEAVY_RISE * noise
+
     def _opened(self, scalars: StepScalars, severity: float) -> Event:
         lead_step, lead = self._lead(scalars.step)
         return Event(
@@ -341,7 +382,7 @@ class SpikeWatch:
     def _closed(self, verdict: str) -> Event:
         event = self.event
         assert event is not None
-        if verdict == "fault" and self._has_seen_such(event):
+        if verdict == "fault" and (self._has_seen_such(event) or self._is_noise(event)):
             verdict = "benign"
         event.verdict = verdict
         tail = event.losses[-3:]

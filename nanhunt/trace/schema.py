@@ -22,6 +22,7 @@ __all__ = [
     "CLIP_OF_NOTHING",
     "COLUMNS",
     "ENDED_KEY",
+    "GONE",
     "METADATA_KEY",
     "NOTES_KEY",
     "OF_AN_ONSET",
@@ -54,6 +55,8 @@ ENDED_KEY = b"ended"
 
 #: How the order of a step calls a clip that was given no gradient: `model.parameters()` is empty the second time.
 CLIP_OF_NOTHING = "clip of nothing"
+#: How it calls what comes before an update whose gradients, which backward gave, are gone or cleared.
+GONE = "gone"
 
 
 class Phase(StrEnum):

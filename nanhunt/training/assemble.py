@@ -33,6 +33,8 @@ from nanhunt.training.user_code import call_user, resolve, resolve_callable
 __all__ = ["assemble"]
 
 
+#: Steps that no run has: a trace counts in 64 bits.
+_STEPS = 1 << 53
 #: keys of `train:` that are the run's own fields
 _CLIPS = {"clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
 _LOOP = {"accumulate", *_CLIPS}
@@ -120,11 +122,15 @@ def _loaded(model: nn.Module, checkpoint: Checkpoint, assumptions: list[str]) ->
 
 
 def _first_step(checkpoint: Checkpoint, start_step: int | None, assumptions: list[str]) -> int:
-    if start_step is not None:
-        return start_step
-    if checkpoint.step is None:
+    if start_step is None and checkpoint.step is None:
         assumptions.append("the checkpoint does not tell its step: steps are counted from 0")
-    return checkpoint.step or 0
+    step = (checkpoint.step or 0) if start_step is None else start_step
+    if 0 <= step < _STEPS:
+        return step
+    told = f"{checkpoint.path}: tells the step" if start_step is None else "--start-step:"
+    raise CheckpointError(
+        f"{told} {str(step)[:24]}, which is the number of no step", hint="name the first one's with --start-step"
+    )
 
 
 def _built_optimizer(

@@ -15,7 +15,6 @@ Not covered: a clip that is written by hand, and an update that no `torch.optim.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from nanhunt.trace.schema import CLIP_OF_NOTHING
+from nanhunt.trace.schema import CLIP_OF_NOTHING, GONE
+from nanhunt.training.called_through import called_through
 from nanhunt.training.clip import clip_gradients, gradient_norm
 from nanhunt.training.leftover import Leftovers
 from nanhunt.training.loss import checked_loss
@@ -60,7 +60,7 @@ def custom_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         lr=loop.rates(),
         skipped=loop.updates == 0 and (loop.skipped > 0 or loop.withheld),
         by_hand=loop.skipped == 0 and loop.withheld,
-        order=tuple(loop.order),
+        order=loop.settled_order(),  # and here
         players=len(loop.players),
         reused=loop.reused(),  # and here
     )
@@ -111,6 +111,10 @@ class _Loop:
         #: each optimizer's learning rates as its update used them
         self._rates: dict[int, tuple[float, ...]] = {}
         self._leftovers = Leftovers(run.trainable(), run.stepped)
+        #: parameters that had a gradient after a backward, and no update since
+        self._fresh: set[int] = set()
+        #: places in the order of updates whose gradients had gone, where the count of what is left of them is zero
+        self._gone: list[tuple[int, Tensor | None]] = []
         #: optimizers inside their step: one may be a class around others, and what counts as an update is the outermost
         self._open: list[int] = []
         #: reentrant checkpointing calls backward inside of backward
@@ -138,7 +142,7 @@ class _Loop:
                 stack.callback(handle.remove)
             stack.callback(self._leftovers.release)
             for owner, name, listener in replaced:
-                stack.enter_context(_replaced(owner, name, listener))
+                stack.enter_context(called_through(owner, name, listener))
             yield
 
     def rates(self) -> tuple[float, ...]:
@@ -155,6 +159,14 @@ class _Loop:
             return ()
         names = {id(p): n for n, p in self._run.parameters().items()}
         return tuple((names[key], how) for how, keys in found.items() for key in sorted(keys & names.keys()))
+
+    def settled_order(self) -> tuple[str, ...]:
+        """Return what was done in its order, with `GONE` before each update of gradients that had gone (the host may wait)."""
+        order = list(self.order)
+        for place, left in reversed(self._gone):
+            if left is None or not int(left):
+                order.insert(place, GONE)
+        return tuple(order)
 
     def ended(self) -> None:
         """Tell the gradients of a step that made no update with them."""
@@ -182,6 +194,7 @@ class _Loop:
         finally:
             self._depth -= 1
         self.order.append("backward")
+        self._fresh = {id(p) for p in self._run.trainable() if p.grad is not None}
         self._told.clear()
         self._unscaled.clear()
         self._watch.turned_to("update")
@@ -240,6 +253,7 @@ class _Loop:
             if len(self._open) == 1:
                 self.players.add(frozenset(id(p) for p in _parameters_of(optimizer) if p.grad is not None))
                 self._leftovers.used(_parameters_of(optimizer))
+                self._note_gone(_parameters_of(optimizer))
             self._tell(_parameters_of(optimizer))
         self._watch.clipped(_parameters_of(optimizer))
 
@@ -251,6 +265,19 @@ class _Loop:
         self.updates += 1
         self.order.append("update")
         self._watch.update_made(_parameters_of(optimizer))
+
+    def _note_gone(self, parameters: list[Tensor]) -> None:
+        """Note an update of an optimizer whose parameters got gradients by backward, and all of them are gone or cleared."""
+        had = [p for p in parameters if id(p) in self._fresh]
+        self._fresh -= set(map(id, had))
+        if not had:
+            return
+        left = [p.grad for p in parameters if p.grad is not None]
+        since = self.order[len(self.order) - self.order[::-1].index("backward") :]
+        if not left:
+            self._gone.append((len(self.order), None))
+        elif "zero_grad" in since and not any(g.is_sparse for g in left):
+            self._gone.append((len(self.order), _nonzero(left)))
 
     # --- what is told --------------------------------------------------------------------------------------------
 
@@ -277,20 +304,10 @@ class _Loop:
         return not any(id(o) in self._unscaled for o in owners)
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, listener: Callable[..., Any]) -> Iterator[None]:
-    """Put a function of torch's in whose place the listener is called, with the call to go through with."""
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return listener(lambda: original(*args, **kwargs), *args, **kwargs)
-
-    setattr(owner, name, wrapper)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+def _nonzero(tensors: list[Tensor]) -> Tensor:
+    """Return how many elements are not zero, on the first one's device."""
+    counts = [torch.count_nonzero(t).to(tensors[0].device, non_blocking=True) for t in tensors]
+    return torch.stack(counts).sum()
 
 
 def _rates_of(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:

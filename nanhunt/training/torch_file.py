@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def _warn_of_old_torch(version: str) -> None:
 
 
 #: What zipfile raises on a list of contents that is damaged; ValueError is a name that is no text, or a place before 0.
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OverflowError, struct.error, OSError,
+)  # fmt: skip
 
 
 def _starts_with(path: Path, mark: bytes, *, within: int) -> bool:

@@ -154,7 +154,7 @@ def test_optimizer_groups_that_do_not_fit_are_counted(project, assert_refused):
         ("model: a:b\ndata: a:c\ntrain: {steps: 0}\n", ["train.steps", "at least 1"]),
         ("model: a:b\ndata: a:c\nprecision: {autocast: fp61}\n", ["precision.autocast", "'fp16'"]),
         ("model: a:b\ndata: a:c\nmodel: d:e\n", ["nanhunt.yaml:3:1", "model", "written twice", "line 1"]),
-        ("model: [a\ndata: b\n", ["nanhunt.yaml:2:", "data: b"]),
+        ("model: [a\ndata: b\n", ["nanhunt.yaml:1:8", "not closed", "model: [a"]),
         ("model: a:b\n\tdata: a:c\n", ["nanhunt.yaml:2:"]),
         ("- model\n- data\n", ["nanhunt.yaml:1:1", "key: value", "a list"]),
         ("", ["nanhunt.yaml: is empty", "model: train:build_model"]),

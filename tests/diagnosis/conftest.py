@@ -13,7 +13,7 @@ import torch
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.hunt import HuntSettings, hunt
 from nanhunt.trace.reader import Trace
-from nanhunt.trace.schema import Birth, Manifest, NoteKind, Observation, Onset
+from nanhunt.trace.schema import Birth, Hop, Manifest, NoteKind, Observation, Onset
 from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.run import TrainingRun
@@ -38,6 +38,7 @@ def evidence_of(tmp_path: Path) -> EvidenceOf:
         rows: Sequence[Observation] = (),
         notes: Iterable[tuple[NoteKind, dict[str, Any]]] = (),
         to: str = "loss",
+        way: Sequence[str] = (),
         config: dict[str, Any] | None = None,
     ) -> Evidence:
         path = tmp_path / f"trace{next(number)}.parquet"  # a trace is read when it is asked, so each has its file
@@ -48,7 +49,13 @@ def evidence_of(tmp_path: Path) -> EvidenceOf:
         for birth in births:
             writer.note(NoteKind.BIRTH, birth.to_json())
         if births:
-            writer.note(NoteKind.LINEAGE, {"hops": [], "to": to})
+            writer.note(
+                NoteKind.LINEAGE,
+                {
+                    "hops": [Hop(seq=i, phase="forward", op=op, module="").to_json() for i, op in enumerate(way)],
+                    "to": to,
+                },
+            )
         for kind, body in notes:
             writer.note(kind, body)
         writer.close()

@@ -122,4 +122,5 @@ def test_an_exception_of_the_loop_comes_out_as_it_was(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(RuntimeWarning, match="recorder has stopped"):
-        Loop(spoil=nan_at(3), recorder={"out": tmp_path / "file"}).run()
+        recorded = Loop(spoil=nan_at(3), recorder={"out": tmp_path / "file"}).run()
+    assert len(recorded["losses"]) == Loop.steps

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanhunt.cli import main
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.errors import TraceError, UsageError
 from nanhunt.report.repro import script_of
+from nanhunt.report.terminal import TerminalRenderer
 from nanhunt.trace.compact import parquet_writer
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import BACKEND_FLAGS, METADATA_KEY, ArrowSchema, NoteKind
@@ -172,7 +174,9 @@ def test_names_of_a_checkpoint_reach_the_terminal_inert(tmp_path, capsys, monkey
 @pytest.mark.parametrize("verdict", ["{format.__class__.__mro__}", "{0}", "{format:>999999999}", "{", "}"])
 def test_text_of_a_trace_is_no_template(verdict, written):
     notes = [(k, b | {"fp64": "odd", "fp64_detail": verdict} if k == "birth" else b) for k, b in NOTES]
-    traces.report(written(notes))
+    path = written(notes)
+    traces.report(path)
+    assert verdict in TerminalRenderer(width=100, verbose=True).render(diagnose(Trace.open(path)))
 
 
 # --- the script that `report --repro` writes -------------------------------------------------------------------------

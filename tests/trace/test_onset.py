@@ -151,3 +151,29 @@ def test_a_loss_that_comes_back_to_where_it_began_is_none() -> None:
     """Batches that were seen before, after a resume, and then new ones again."""
     losses = [2.0, 1.4, 1.2, 1.1, 1.0, 1.0, 1.1, 1.4, 1.7, 1.9, 2.0, 2.0, 1.9, 2.0, 2.0]
     assert not [e for e in watched(losses) if e.verdict == "fault"]
+
+
+#: A classifier near its end: most batches cost next to nothing, and one mistake makes a loss.
+NEARLY_SOLVED = [0.004, 0.003, 0.0003, 0.002, 0.0003, 0.006, 0.052, 0.005, 0.0003, 0.035, 0.001, 0.0004, 0.071, 0.002,
+                 0.0006, 0.009, 0.0002, 0.059, 0.003, 0.0011]  # fmt: skip
+
+
+def test_losses_near_zero_change_by_factors_without_a_fault() -> None:
+    assert not [e for e in watched(NEARLY_SOLVED) if e.verdict == "fault"]
+
+
+@pytest.mark.parametrize("start", [2, 3, 4])
+def test_low_first_losses_of_a_heavy_tail_are_no_baseline(start: int) -> None:
+    losses = [0.05, 0.12, 0.03, 0.06, 0.29, 0.07, 0.17, 0.38, 0.09, 0.3, 0.12, 0.37, 0.1, 0.25]
+    assert not [e for e in watched(losses[4 - start :]) if e.verdict == "fault"]
+
+
+def test_a_loss_near_zero_that_rises_for_good_is_a_fault() -> None:
+    events = watched([*NEARLY_SOLVED, *(2.0 + 0.1 * (i % 4) for i in range(16))])
+    assert [e.lead_step for e in events if e.verdict == "fault"] == [len(NEARLY_SOLVED)]
+
+
+def test_zeros_are_no_scale() -> None:
+    losses = [0.0] * 40
+    losses[10], losses[20], losses[21] = 1e-5, 5e-3, 1e-6
+    assert not [e for e in watched(losses) if e.verdict == "fault"]

@@ -375,3 +375,41 @@ def test_a_scaler_that_is_switched_off_is_heard_as_none_and_the_step_repeats() -
     assert (result.loss_scale, result.skipped, story.peaks) == (None, False, [3.0])
     before.restore(run)
     assert told_by(run)[1].loss == result.loss
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_that_are_cleared_before_the_update_show_in_the_order(to_none: bool) -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        loss = model(batch).mean()
+        loss.backward()
+        optimizer.zero_grad(set_to_none=to_none)
+        optimizer.step()
+        return loss
+
+    assert told_by(run_of(step))[1].order == ("backward", "zero_grad", "gone", "update")
+
+
+def test_gradients_that_the_loop_puts_together_itself_are_not_gone() -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        loss = model(batch).mean()
+        loss.backward()
+        own = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        optimizer.zero_grad()
+        for p, grad in zip(model.parameters(), own, strict=True):
+            p.grad = 0.5 * grad
+        optimizer.step()
+        return loss
+
+    assert "gone" not in told_by(run_of(step))[1].order
+
+
+def test_an_update_behind_the_one_that_used_the_gradients_has_lost_none() -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        loss = model(batch).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.step()
+        return loss
+
+    assert "gone" not in told_by(run_of(step))[1].order

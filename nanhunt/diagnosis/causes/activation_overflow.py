@@ -68,6 +68,7 @@ __all__ = ["CAUSE"]
 _WIDE = ("float32", "bfloat16")
 #: Unbroken growth of the loss before an overflow, from which the overflow is the end of something else.
 _AWAY = 100.0
+_SQUARES = ": `x.float().pow(2).mean(-1, keepdim=True)` for a norm's mean of squares"
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -186,6 +187,8 @@ def _erased(evidence: Evidence) -> Suspect | None:
     if found is None or onset is None:
         return None
     birth = Birth.from_json(found["birth"]) if found.get("birth") else None
+    if birth is not None and is_long_sum(birth):
+        return None
     made = birth.fp64_amax if birth is not None else None
     dtype, at = str(found["dtype"]), found["at"]
     code = f"`{found['code']}`" if found.get("code") else str(found["op"])
@@ -216,7 +219,7 @@ def _erased(evidence: Evidence) -> Suspect | None:
             samples=tuple(found["samples"]),
         ),
         exhibits=tuple(exhibits),
-        fixes=(f"compute {code} in fp32: `x.float().pow(2).mean(-1, keepdim=True)` for a norm's mean of squares",),
+        fixes=(f"compute {code} in fp32{_SQUARES if base(found['op']) in ('pow', 'mul', 'square') else ''}",),
         predictions=(Prediction(trial="fp32", expect="cured"),) if dtype == "float16" else (),
         depth=1,
     )

@@ -15,7 +15,7 @@ Evidence
 --------
 rms(Δw)/lr of a parameter against its own past: 0.23 is steady state, 1 a coherent direction. No sequence of gradients
 takes an intact Adam past (1 - β1)/sqrt(1 - β2)/sqrt(1 - β1²/β2), 7.3 at (0.9, 0.999): beyond that, v does not belong
-to these gradients. The mean of v cannot fall faster than β2 a step either. `v_zero`, `v_stale` and RMS_t say how.
+to these gradients. An optimizer of one's own is held to it where it kept it before. The mean of v cannot fall faster than β2 a step either. `v_zero`, `v_stale` and RMS_t say how.
 
 Fix
 ---
@@ -54,6 +54,11 @@ __all__ = ["CAUSE", "update_bound"]
 
 #: An update of this many times the parameter's own past, and above a coherent direction's 1, is an outlier.
 _OUTLIER, _COHERENT = 3.0, 1.05
+#: Least part of a weight's movement that was made after its update, and over the most of the steps before, from which
+#: the movement does not tell of the update: what is measured of such writing is a lower bound.
+_FOREIGN, _FOREIGN_MORE = 0.01, 10.0
+#: Ends of the names of optimizers that keep both moments and divide otherwise.
+_OTHERS = ("NAdam", "RAdam")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +81,31 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return None
     if not evidence.hears("rms_t") or not any(s in series for series in updates.values() for s in blamed):
         return NotApplicable(reason=f"no moments were recorded at the steps that can be blamed ({_span(blamed)})")
-    worst = _worst(updates, blamed)
+    worst = _worst(_by_the_optimizer(evidence, updates, blamed), blamed)
     if worst is None:
         return None
-    bound, fallen = update_bound(evidence), _fallen(evidence, worst)
+    bound, fallen = _bound(evidence), _fallen(evidence, worst)
     stale = over_baseline(evidence.health_series("v_stale").get(worst.parameter, {}), worst.step)
-    proved = bound is not None and worst.size > bound
-    if not proved and fallen is None and (stale is None or stale < _OUTLIER):
+    broken = bound is not None and worst.size > bound and _kept_before(evidence, worst, bound)
+    if not broken and fallen is None and (stale is None or stale < _OUTLIER):
         return None
-    return _accused(evidence, worst, bound, fallen, proved=proved)
+    return _accused(evidence, worst, bound if broken else None, fallen)
+
+
+def _by_the_optimizer(
+    evidence: Evidence, updates: dict[str, dict[int, float]], blamed: tuple[int, ...]
+) -> dict[str, dict[int, float]]:
+    """Return the updates without those that something else made: a loop that writes into a weight after its update."""
+    outside, moved = evidence.health_series("moved_outside"), evidence.history("update", "l2")
+
+    def own(parameter: str, step: int) -> bool:
+        module, _, name = parameter.rpartition(".")
+        series = outside.get(parameter, {})
+        usual = max((v for s, v in series.items() if s < blamed[0]), default=0.0)
+        total = moved.get((module, name), {}).get(step, math.inf)
+        return not series.get(step, 0.0) > max(_FOREIGN * total, _FOREIGN_MORE * usual)
+
+    return {p: {s: v for s, v in series.items() if s not in blamed or own(p, s)} for p, series in updates.items()}
 
 
 def _worst(updates: dict[str, dict[int, float]], blamed: tuple[int, ...]) -> _Update | None:
@@ -106,17 +127,39 @@ def update_bound(evidence: Evidence) -> float | None:
     By Cauchy-Schwarz over the two exponential sums; the decoupled decay adds at most wd · max|w|, and 5 % is left for
     rounding. NAdam, RAdam and optimizers with trust ratios follow other formulas.
     """
+    return _bound(evidence) if _is_adam(evidence) else None
+
+
+def _is_adam(evidence: Evidence) -> bool:
     name = str(evidence.optimizer.get("class", ""))
+    return name.endswith(("Adam", "AdamW")) and not name.endswith(_OTHERS)
+
+
+def _bound(evidence: Evidence) -> float | None:
+    """Return that bound by the betas alone, whatever the optimizer is called: the largest of its groups."""
     groups = evidence.optimizer.get("groups") or [{}]
     betas = [g.get("betas") for g in groups]
-    if not name.endswith(("Adam", "AdamW")) or name.endswith(("NAdam", "RAdam")) or any(b != betas[0] for b in betas):
+    if str(evidence.optimizer.get("class", "")).endswith(_OTHERS) or not all(_are_two(b) for b in betas):
         return None
-    beta1, beta2 = float(betas[0][0]), float(betas[0][1])
-    if not 0.0 <= beta1 * beta1 < beta2 < 1.0:
+    pairs = [(float(b[0]), float(b[1])) for b in betas]
+    if not all(0.0 <= beta1 * beta1 < beta2 < 1.0 for beta1, beta2 in pairs):
         return None
     largest = max((v for s in evidence.history("weight").values() for v in s.values() if math.isfinite(v)), default=0.0)
     decay = max(abs(float(g.get("weight_decay", 0.0))) for g in groups) * largest
-    return 1.05 * (1.0 - beta1) / math.sqrt(1.0 - beta2) / math.sqrt(1.0 - beta1 * beta1 / beta2) + decay
+    longest = max((1.0 - a) / math.sqrt(1.0 - b) / math.sqrt(1.0 - a * a / b) for a, b in pairs)
+    return 1.05 * longest + decay
+
+
+def _are_two(betas: object) -> bool:
+    return isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, (int, float)) for b in betas)
+
+
+def _kept_before(evidence: Evidence, update: _Update, bound: float) -> bool:
+    """Whether the bound is this optimizer's: Adam's by name, or of one that kept moments and stayed within it before.
+
+    A trust ratio or a scale of its own shows in each update, not in one.
+    """
+    return _is_adam(evidence) or (update.usual is not None and update.usual <= bound)
 
 
 def _fallen(evidence: Evidence, update: _Update) -> float | None:
@@ -130,17 +173,17 @@ def _fallen(evidence: Evidence, update: _Update) -> float | None:
     return None
 
 
-def _accused(evidence: Evidence, worst: _Update, bound: float | None, fallen: float | None, *, proved: bool) -> Suspect:
+def _accused(evidence: Evidence, worst: _Update, bound: float | None, fallen: float | None) -> Suspect:
     onset = evidence.onset
     assert onset is not None
     certain = evidence.is_spike and worst.step >= onset.step
     module, _, _name = worst.parameter.rpartition(".")
     return Suspect(
         cause="adam-v-collapse",
-        grade=Grade.PROVED if proved else Grade.SUPPORTED,
+        grade=Grade.PROVED if bound is not None and _is_adam(evidence) else Grade.SUPPORTED,
         summary=f"{worst.parameter} moved by {in_words(worst.size)} learning rates, because its second moment is too small",
         location=Location(step=worst.step, phase="update", module=module, parameter=worst.parameter),
-        exhibits=_exhibits(evidence, worst, bound, fallen, proved=proved),
+        exhibits=_exhibits(evidence, worst, bound, fallen),
         fixes=(
             "keep exp_avg_sq in fp32 and do not round, reset or reload it without exp_avg",
             "clip each tensor's update by its own RMS (lr / max(1, RMS_t), as StableAdamW does)",
@@ -151,13 +194,11 @@ def _accused(evidence: Evidence, worst: _Update, bound: float | None, fallen: fl
     )
 
 
-def _exhibits(
-    evidence: Evidence, worst: _Update, bound: float | None, fallen: float | None, *, proved: bool
-) -> tuple[Exhibit, ...]:
+def _exhibits(evidence: Evidence, worst: _Update, bound: float | None, fallen: float | None) -> tuple[Exhibit, ...]:
     exhibits = [
         Exhibit(claim=f"rms(Δw)/lr of {worst.parameter}, against its own past", value=worst.size, threshold=worst.usual)
     ]
-    if proved:
+    if bound is not None:
         exhibits.append(
             Exhibit(claim="no gradients take an intact Adam beyond this", value=worst.size, threshold=bound)
         )

@@ -25,7 +25,8 @@ past a pocket, skip its batches; fix the source: a division in the preprocessing
 How it is confirmed
 -------------------
 drop-samples leaves these samples out and must cure; drop-placebo leaves out as many others and must not. Where the whole
-batch is bad, swap-batch must cure.
+batch is bad, swap-batch must cure. A mean falls without its largest term by itself: of a finite loss that comes back with
+the next batch it tells nothing, unless the sample's input stands out as well.
 
 When it is mistaken
 -------------------
@@ -62,6 +63,8 @@ _FAR = 1e3
 _SPREAD = 10.0
 #: Loss of a batch over the baseline from which it is other data, and not merely hard.
 _OWN = 2.0
+#: Losses before a spike, and behind it, that say whether it stays.
+_AROUND, _BEHIND = 8, 3
 #: Loss over the worst sample's from which a sample is called bad beside it.
 _SHARE = 0.1
 #: Repetitions of one n-gram from which OLMo 2 masks a sequence.
@@ -72,6 +75,11 @@ _FEW = 0.25
 _DIVERGED = 3.0
 
 _DROP = (Prediction(trial="drop-samples", expect="cured"), Prediction(trial="drop-placebo", expect="persists"))
+#: The same of a loss that is back at once: without its largest term a mean is always lower.
+_DROPPED_IN_VAIN = (
+    Prediction(trial="drop-samples", expect="cured", confirms=False),
+    Prediction(trial="drop-placebo", expect="persists"),
+)
 _SWAP = (Prediction(trial="swap-batch", expect="cured"),)
 
 
@@ -158,14 +166,15 @@ def _carried_by_samples(evidence: Evidence) -> Suspect | None:
 
 def _outlying(evidence: Evidence, outlier: _Outlier, carriers: list[int]) -> Suspect:
     samples = carriers or outlier.samples
+    where = f"field {outlier.field!r}" if outlier.field else "the batch"
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED if carriers else Grade.CONSISTENT,
-        summary=f"{_named(samples)} is {in_words(outlier.ratio)} times as large as its peers in field {outlier.field!r}",
+        summary=f"{_named(samples)} is {in_words(outlier.ratio)} times as large as its peers in {where}",
         location=_place(evidence, samples),
         exhibits=(
             Exhibit(claim=f"max|x| of {_named(samples)} over its peers' median", value=outlier.ratio, threshold=_FAR),
-            Exhibit(claim=f"max|x| in field {outlier.field!r}", value=outlier.amax),
+            Exhibit(claim=f"max|x| in {where}", value=outlier.amax),
         ),
         fixes=(
             "clip or standardise the field where batches are loaded, and drop what is beyond",
@@ -207,8 +216,16 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
         location=_place(evidence, bad),
         exhibits=(Exhibit(claim=f"largest {what} among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
         fixes=(f"look at {_named(bad)} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
-        predictions=_DROP,
+        predictions=_DROP if _outlier(evidence) or _stays_up(evidence, note["step"]) else _DROPPED_IN_VAIN,
     )  # fmt: skip
+
+
+def _stays_up(evidence: Evidence, step: int) -> bool:
+    """Whether the losses behind a spike are away from those before it: then its update has done harm."""
+    losses = sorted(evidence.scalars("loss").items())
+    before = [x for s, x in losses if s < step][-_AROUND:]
+    after = [x for s, x in losses if s > step][:_BEHIND]
+    return bool(before and after) and not median(after) <= _OWN * median(before)
 
 
 def _repetitions(evidence: Evidence) -> tuple[str, list[int], list[int]]:

@@ -2,24 +2,27 @@
 
 What it looks like
 ------------------
-NaN or inf at one op of the forward pass, in any precision: log of a negative number, sqrt of a variance that came out as
--1e-9, a similarity below zero raised to 0.0448, `acos(1.0000001)`, an entropy `p * log(p)` with p = 0.
+NaN or inf at one op, in any precision: log of a negative number, sqrt of a variance that came out as -1e-9, a similarity
+below zero raised to 0.0448, `acos(1.0000001)`, an entropy `p * log(p)` with p = 0. Mostly in the forward pass, and in an
+optimizer of one's own as well: the inverse fourth root of an eigenvalue of -2e-11, as Shampoo takes it.
 
 Why training breaks
 -------------------
 log(x) needs x > 0, sqrt and fractional powers x >= 0, acos and asin |x| <= 1. Rounding is enough to step over: a cosine
-of 1 + 1.2e-7, E[x²] - E[x]² of -0.19. log(0) is -inf, and 0 · (-inf) is NaN: entropy over masked logits.
+of 1 + 1.2e-7, E[x²] - E[x]² of -0.19, an eigenvalue of a matrix without negative ones. log(0) is -inf, and 0 · (-inf) is NaN: entropy over masked logits.
 
 Evidence
 --------
 The op's inputs are finite and, at every bad element, outside its domain; in fp64 it is non-finite as well. For products:
-0 and inf stand at the same element, and the inf is deliberate (a mask), not an overflow.
+0 and inf stand at the same element, and the inf is deliberate (a mask), not an overflow. A number below zero that is some
+ulp of the largest beside it is what rounding left of zero.
 
 Fix
 ---
 Clamp to the domain before the op: `x.clamp(min=1e-6).log()`, `torch.acos(x.clamp(-1, 1))`. For p·log(p) under a mask:
 fill the logits with a large finite number (-1e4), take `log_p = log_softmax(…)` and `p = log_p.exp()`. `torch.xlogy`
-mends the value and not its gradient, which is NaN at 0. Two-pass variance.
+mends the value and not its gradient, which is NaN at 0. Two-pass variance. Lift eigenvalues by the least of them before a
+root is taken.
 
 How it is confirmed
 -------------------
@@ -46,8 +49,8 @@ from nanhunt.diagnosis.births import bad_output, is_discarded, masked_softmax, n
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import probability_of, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import base, number
-from nanhunt.trace.schema import Birth, NoteKind
+from nanhunt.diagnosis.ops import base, format_of, number
+from nanhunt.trace.schema import Birth, NoteKind, Operand
 
 __all__ = ["CAUSE"]
 
@@ -55,6 +58,8 @@ _POSITIVE: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "x > 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "x >= 0")
 _UNIT: tuple[Callable[[float], bool], str] = (lambda x: abs(x) <= 1, "|x| <= 1")
 _LOGS = ("log", "log2", "log10")
+#: Ulps of the largest eigenvalue by which one of zero may come out negative: a small multiple of the matrix's size.
+_ULPS = 64.0
 _MASKED = "mask the logits with a large finite number and take `log_p = log_softmax` and `p = log_p.exp()` from it"
 #: Where an op is finite.
 _DOMAINS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -92,9 +97,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Hold the inputs at the bad elements against the op's domain."""
     if evidence.onset is not None and evidence.onset.kind == "exception" and not evidence.births:
         return _refused(evidence)
-    birth = root(evidence, "forward")
-    if birth is None:
-        return no_births(evidence)
+    birth = root(evidence, "forward", "clip", "update")
+    if birth is None or (birth.phase != "forward" and birth.source is None):
+        return no_births(evidence)  # what torch's own optimizer takes a root of is a moment: another cause's
     if base(birth.op) in _MATRICES and birth.fp64 == "non-finite":
         return _singular(birth, evidence)
     if is_discarded(birth, evidence) or birth.fp64 in ("beyond-range", "in-range"):
@@ -119,16 +124,24 @@ def _outside(birth: Birth, evidence: Evidence) -> Suspect | None:
     by_mask = source is not None and source[1]
     # a number that stands in the batch itself is a target's or a sample's fault
     is_from_batch = given.origin.startswith("batch")
+    rounded = _is_rounding(worst, given)
+    fix = f"lift or clamp the argument of {name} to above zero, which rounding alone took it below" if rounded else ""
     return _suspect(
         birth,
         evidence,
         f"{name} of 0: a mask has set that probability to zero"
         if by_mask
-        else f"{name} of {number(worst)}, outside {domain}",
+        else f"{name} of {number(worst)}, outside {domain}{', of a size that rounding leaves of 0' if rounded else ''}",
         Exhibit(claim=f"argument of {name} at a bad element; it needs {domain}", value=worst, threshold=_edge(name)),
         Grade.CONSISTENT if is_from_batch else Grade.PROVED,
-        fix=_MASKED if by_mask else f"clamp the argument of {name} to its domain",
+        fix=_MASKED if by_mask else fix or f"clamp the argument of {name} to its domain",
     )
+
+
+def _is_rounding(worst: float, given: Operand) -> bool:
+    """Whether a number below zero is within some ulp of the largest beside it."""
+    fmt = format_of(given.dtype)
+    return fmt is not None and worst < 0.0 and given.numel > 1 and -worst <= _ULPS * fmt.eps * given.amax
 
 
 def _singular(birth: Birth, evidence: Evidence) -> Suspect:

@@ -114,8 +114,10 @@ def _fixes(by_scale: bool, peak: float, end: float) -> tuple[str, ...]:
         return (
             "start the scaler lower (`init_scale=1024`), and let it skip: do not step on a skipped step's gradients",
         )
+    # a scaler multiplies the loss: it finds the scale of fp16, and makes an overflow of fp8 worse
+    scaled = ", with a GradScaler after it" if end == limit("float16") else ", or what the code multiplies it by"
     return (
-        f"divide the loss by at least {number(max(2.0, 2 * peak / end))} (a mean instead of a sum), with a GradScaler after it",
+        f"divide the loss by at least {number(max(2.0, 2 * peak / end))} (a mean instead of a sum){scaled}",
         "run in bf16, whose range is that of fp32",
     )
 

@@ -1,25 +1,30 @@
-"""The learning rate is too high for the state that it meets: a jump, a missing warm-up, or a rate beyond stability.
+"""The learning rate is too high for the state that it meets, or no rate at all: a jump, no warm-up, a number below zero.
 
 What it looks like
 ------------------
 The loss rises or oscillates and does not come back, on every batch alike; or it doubles from step to step until it
-overflows. It begins at a restart of the schedule, at the end of the warm-up, or at the first steps.
+overflows. It begins at a restart of the schedule, at the end of the warm-up, at the first steps, or where a schedule
+is asked for steps beyond its end.
 
 Why training breaks
 -------------------
 A step overshoots where rate × curvature > 2 (gradient descent), or > 38 for Adam's preconditioned curvature at
-β1 = 0.9. Beyond that each step is larger than the one before: growth is geometric, whatever the format.
+β1 = 0.9. Beyond that each step is larger than the one before: growth is geometric, whatever the format. A rate below
+zero is beyond it at any size: each step climbs the loss that it should descend.
 
 Evidence
 --------
 The rate at or just before the onset over its median before, 3 or more (a linear warm-up never passes 2); updates per
 rate that stay as they were, so that it is the rate and not the gradient; and the update's norm over the weights' norm,
 1e-3 to 1e-2 in ordinary training, 0.1 and more here, of the first replayed update too. A parameter group that a loop
-adds is held against the first one's rate. A rate that is no finite number is proof by itself.
+adds is held against the first one's rate. A rate that is no finite number is proof by itself, and so is one that goes
+from above zero to below it and stays there up to a loss that rises; a rate that is below zero from the first step on, as
+of a min-max player, may be meant.
 
 Fix
 ---
 Undo the jump, or lower the peak by 3 to 10; warm up over 1/(1 - β2) steps or more; clip the gradient norm at 1.0.
+Bound a schedule from below: `max(0.0, 1 - step / total)`.
 After a change of batch size or data, re-warm.
 
 How it is confirmed
@@ -41,10 +46,11 @@ short warm-up); BLOOM-176B and OLMo 2 logs (spikes at the end of the warm-up).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
-from nanhunt.diagnosis.dynamics import RateJump, blamed_steps, growth, rate_jump, relative_updates
+from nanhunt.diagnosis.dynamics import RateJump, blamed_steps, growth, rate_jump, rate_series, relative_updates
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.interventions import Prediction
@@ -58,6 +64,8 @@ _TRIED = (Prediction(trial="lr-0.1", expect="cured", refutes=False, confirms=Fal
 _FAR = 0.1
 #: Rise of the loss before a NaN that counts as divergence.
 _DIVERGED = 3.0
+#: A rate below zero by less than this share of the rate before is what a schedule's arithmetic leaves of zero.
+_ROUNDING = 1e-4
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -70,6 +78,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     ratios, jump = relative_updates(evidence), rate_jump(evidence)
     blamed = blamed_steps(evidence)
     far = max((ratios[s] for s in blamed if s in ratios), default=None)
+    climbing = _below_zero(evidence, blamed[-1])
+    if climbing is not None and (evidence.is_spike or (far or 0.0) >= _FAR or _rise(evidence) >= _DIVERGED):
+        return climbing
     if jump is not None and (evidence.is_spike or (far or 0.0) >= _FAR or _rise(evidence) >= _DIVERGED):
         return _jumped(evidence, jump, far)
     if evidence.is_nonfinite and _rise(evidence) < _DIVERGED:
@@ -109,21 +120,64 @@ def _undefined_rate(evidence: Evidence) -> Suspect | None:
     """A schedule that gives NaN or inf: 0/0 in a warm-up of no steps, a cosine past its end."""
     onset = evidence.onset
     assert onset is not None
-    bad = {s: v for s, v in evidence.scalars("lr").items() if not math.isfinite(v) and s <= onset.step}
+    bad = [
+        (step, name, rate)
+        for name in rate_series(evidence)
+        for step, rate in evidence.scalars(name).items()
+        if not math.isfinite(rate) and step <= onset.step
+    ]
     if not bad:
         return None
-    step = min(bad)
+    step, name, rate = min(bad)
     return Suspect(
         cause="learning-rate-too-high",
         grade=Grade.PROVED,
-        summary=f"the learning rate is {bad[step]} from step {step} on",
-        location=_place(evidence),
-        exhibits=(Exhibit(claim=f"learning rate at step {step}", value=bad[step]),),
+        summary=f"the learning rate is {rate} from step {step} on",
+        location=_place(evidence, name),
+        exhibits=(Exhibit(claim=f"learning rate at step {step}", value=rate),),
         fixes=(
             "guard the schedule's ends: a warm-up of no steps is 0/0, and beyond its last step a root has a negative base",
         ),
         depth=1,
     )
+
+
+def _below_zero(evidence: Evidence, last: int) -> Suspect | None:
+    """A schedule that passes through zero, and climbs from there on up to the last step that can be blamed."""
+    found = [c for name in rate_series(evidence) if (c := _crossing(evidence, name, last)) is not None]
+    if not found:
+        return None
+    step, name, before, lowest = min(found)
+    return Suspect(
+        cause="learning-rate-too-high",
+        grade=Grade.PROVED,
+        summary=f"the learning rate is below zero from step {step} on: its updates go the wrong way",
+        location=replace(_place(evidence, name), step=step),
+        exhibits=(
+            Exhibit(claim=f"lowest {name} from step {step} to {last}, before that {in_words(before)}", value=lowest,
+                    threshold=0.0),
+        ),
+        fixes=(
+            "bound the schedule from below: `max(0.0, 1 - step / total)`, or let it run over the steps that are trained",
+        ),
+        depth=1,
+    )  # fmt: skip
+
+
+def _crossing(evidence: Evidence, name: str, last: int) -> tuple[int, str, float, float] | None:
+    """Return where a rate falls below zero for good: the step, its name, the median before and the lowest after.
+
+    A rate that ends at -1e-17 is rounding; one that comes and goes, or has no past above zero, is meant.
+    """
+    rates = {s: v for s, v in sorted(evidence.scalars(name).items()) if s <= last}
+    first = next((s for s, v in rates.items() if v < 0.0), None)
+    if first is None:
+        return None
+    past = [v for s, v in rates.items() if s < first and v > 0.0]
+    since = [v for s, v in rates.items() if s >= first]
+    if not past or max(since) > 0.0 or -min(since) < _ROUNDING * median(past):
+        return None
+    return first, name, median(past), min(since)
 
 
 def _jumped(evidence: Evidence, jump: RateJump, far: float | None) -> Suspect:

@@ -14,7 +14,8 @@ are rounded away against the gradient that is there already.
 
 Evidence
 --------
-Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end. Of
+Of a sum: in fp64 it is finite and beyond its format, though its largest term is at least eight times below the end; what
+is divided by it is NaN, or exactly zero. Of
 a running sum that is finite: additions in place, counted, that leave every bit of it as it was. Of a spike in half
 precision: the same weights and batch in fp32, where the loss is as it used to be.
 
@@ -51,7 +52,7 @@ from nanhunt.diagnosis.births import (
 )
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import format_of, limit, number
+from nanhunt.diagnosis.ops import base, format_of, limit, number
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind
 
@@ -71,7 +72,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a sum of small terms beyond its format; say so where gradients accumulate in half precision."""
     if not evidence.is_nonfinite:
         return (
-            _absorbed(evidence)
+            _divided_by(evidence)
+            or _absorbed(evidence)
             or _rounded(evidence)
             or _stuck(evidence)
             or _accumulated(evidence)
@@ -131,6 +133,37 @@ def _gone_in_fp32(evidence: Evidence) -> Suspect | None:
         predictions=(Prediction(trial="fp32", expect="cured", refutes=False),),
         depth=1,
     )
+
+
+def _divided_by(evidence: Evidence) -> Suspect | None:
+    """A sum of small terms that became an infinity, and made zeros of what it divides: a loss of 0, and nothing said."""
+    onset = evidence.onset
+    found = next((b for b in evidence.silent("erased") if onset is None or b["step"] <= onset.step), None)
+    if onset is None or not evidence.is_stall or found is None or not found.get("birth"):
+        return None
+    birth, at = Birth.from_json(found["birth"]), found["at"]
+    terms, total = operand(birth, "self"), birth.fp64_amax
+    if terms is None or total is None or not is_long_sum(birth):
+        return None
+    dtype = str(found["dtype"])
+    is_count = terms.amax == 1.0 and total == round(total)
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=f"a sum of {number(total)} is infinite in {dtype}, which ends at {number(limit(dtype))}, and what {base(at['op'])} divides by it is 0",
+        location=Location(
+            step=onset.step, phase="forward", module=found["module"], op=found["op"], source=found["source"],
+            samples=tuple(found["samples"]),
+        ),
+        exhibits=(
+            Exhibit(claim=f"in fp64 {found['op']} is finite and beyond {dtype}", value=total, threshold=limit(dtype)),
+            Exhibit(claim="largest of its terms", value=terms.amax, threshold=limit(dtype)),
+            Exhibit(claim=f"zeros that {at['op']} puts out, of {found['of']}, where fp64 has values", value=float(found["elements"])),
+        ),
+        fixes=(f"{'count in integers' if is_count else 'sum in fp32'}, in `{found['code'] or birth.op}`",),
+        predictions=(Prediction(trial="fp32", expect="cured", refutes=False),) if dtype == "float16" else (),
+        depth=1,
+    )  # fmt: skip
 
 
 def _absorbed(evidence: Evidence) -> Suspect | None:

@@ -58,6 +58,8 @@ _STABLE = {
     "sigmoid": "`F.logsigmoid` (of -x for 1 - sigmoid)",
     "exp": "`torch.logsumexp`, `F.softplus` or a log-space formula",
 }
+#: What takes up the exponential where a softmax, a sigmoid, a softplus or a log-sum is written out.
+_SPELLED = frozenset({"sum", "cumsum", "div", "reciprocal", "log", "log1p", "log2", "log10"})
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -97,11 +99,24 @@ def _overflowed(birth: Birth, evidence: Evidence) -> Suspect | None:
             ),
             Exhibit(claim=f"elements that are inf, of {birth.of}", value=float(birth.bad)),
         ),
-        fixes=(
-            f"replace `{birth.code.strip() or birth.op}` by log_softmax, logsumexp or softplus, whichever it spells out",
-            "where it is a variance or a ratio, bound the exponent: `logvar.clamp(-10, 10)`",
-        ),
+        fixes=_fixes(birth, evidence),
         predictions=(Prediction(trial="fp32", expect="cured"),) if wide and argument < 40 else (),
+    )
+
+
+def _fixes(birth: Birth, evidence: Evidence) -> tuple[str, ...]:
+    """Return the stable op where the exponential goes into a sum, a quotient or a logarithm; else the bound comes first."""
+    behind = (base(hop.op) for hop in evidence.lineage[1:])
+    first = next((op for op in behind if op != "add"), "")  # 1 + exp(x)
+    code = birth.code.strip() or birth.op
+    if first in _SPELLED:
+        return (
+            f"replace `{code}` by log_softmax, logsumexp or softplus, whichever it spells out",
+            "where it is a variance or a ratio, bound the exponent: `logvar.clamp(-10, 10)`",
+        )
+    return (
+        f"bound the exponent in `{code}`, as `logvar.clamp(-10, 10)` does for a variance",
+        "where it is a part of a softmax, a sigmoid or a softplus, call that instead",
     )
 
 

@@ -15,7 +15,8 @@ Evidence
 --------
 Count, sum and extremes of every weight, by rank and step: equal in all ranks when the replay began, different later.
 Tensors that differ from the beginning are shards, and prove nothing. Where one process keeps the replicas itself, the
-same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike.
+same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike; or two
+single parameters, as of a tied embedding, whose gradients were one to the last bit for five steps, and then are two.
 
 Fix
 ---
@@ -145,6 +146,8 @@ def _inside(evidence: Evidence, parted: Parted) -> Suspect:
     """Replicas that one process keeps."""
     since = f"from step {parted.step} on" if parted.alike else "when the replay begins"
     before = f", and {parted.alike} steps had moved them alike" if parted.alike else ", though updates move both alike"
+    if not parted.parameter:
+        return _copies(parted)
     return Suspect(
         cause="rank-divergence",
         grade=Grade.PROVED if parted.alike else Grade.SUPPORTED,
@@ -157,6 +160,26 @@ def _inside(evidence: Evidence, parted: Parted) -> Suspect:
             Exhibit(claim="steps of the replay that moved both alike before", value=float(parted.alike)),
         ),
         fixes=_FIXES,
+        depth=1,
+    )  # fmt: skip
+
+
+def _copies(parted: Parted) -> Suspect:
+    """Two single parameters: the copies of a tied weight, or of a norm that every rank keeps beside its shards."""
+    return Suspect(
+        cause="rank-divergence",
+        grade=Grade.SUPPORTED,
+        summary=f"{parted.one} and {parted.other}, which {parted.alike} steps had moved alike, differ from step {parted.step} on",
+        location=Location(
+            step=parted.step, phase="update", module=parted.other.rpartition(".")[0], parameter=parted.other
+        ),
+        exhibits=(
+            Exhibit(claim="steps in which both had one gradient, to the last bit, before those differ", value=float(parted.alike)),
+        ),
+        fixes=(
+            "add up the gradients of both copies before every update, over the ranks that hold one",
+            "or hold the parameter once: `last.weight = first.weight`",
+        ),
         depth=1,
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ from typing import Any
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
-from nanhunt.trace.schema import CLIP_OF_NOTHING, NoteKind
+from nanhunt.trace.schema import CLIP_OF_NOTHING, GONE, NoteKind
 
 __all__ = ["CAUSE"]
 
@@ -58,6 +58,8 @@ __all__ = ["CAUSE"]
 _WRITTEN, _WRITTEN_MORE = 1e-3, 10.0
 #: Steps alike from which an order is the loop's own and no exception.
 _OFTEN = 3
+#: Reasons of a stall that say that no weight has moved in steps on end.
+_STILL = frozenset({"no-gradient", "zero-gradient", "no-motion"})
 _GUARD = (
     "skip the update where the norm is not finite: clip_grad_norm_ returns it, or raises with error_if_nonfinite=True"
 )
@@ -71,7 +73,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if onset.kind == "mismatch":
         return _reused(evidence)
     told = (
-        _by_reason(evidence)
+        _gone(evidence)
+        or _by_reason(evidence)
         or _stale(evidence)
         or _kept(evidence)
         or _reused(evidence)
@@ -91,6 +94,30 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             reason=f"the loop makes {passes} backward passes a step: whether their losses are divided by {passes} cannot be told"
         )
     return None
+
+
+def _gone(evidence: Evidence) -> Suspect | None:
+    """Gradients that backward gave, and that are no more when the optimizer makes its update."""
+    loop = evidence.note(NoteKind.LOOP) or {}
+    order = loop.get("order") or []
+    if GONE not in order or not evidence.is_stall:
+        return None
+    alike = int(loop.get("alike", 0))
+    since = order[: order.index(GONE)]
+    cleared = "zero_grad" in since[len(since) - since[::-1].index("backward") :]
+    who = "zero_grad clears the gradients" if cleared else "the gradients are thrown away"
+    return _suspect(
+        evidence,
+        f"{who} between backward and the optimizer's step: the update is made without them",
+        (
+            Exhibit(claim=f"order of the step: {_order(loop)}"),
+            Exhibit(claim="gradients other than zero when the optimizer's step begins, of those that backward gave", value=0.0, threshold=1.0),
+            Exhibit(claim="steps of the replay with that order", value=float(alike), threshold=1.0),
+        ),
+        ("call `zero_grad` at the head of the step or after `optimizer.step()`, never between backward and `optimizer.step()`",),
+        grade=Grade.PROVED if evidence.stall_reason in _STILL or alike >= _OFTEN else Grade.SUPPORTED,
+        phase="update",
+    )  # fmt: skip
 
 
 def _by_reason(evidence: Evidence) -> Suspect | None:
@@ -318,7 +345,7 @@ def _reused(evidence: Evidence) -> Suspect | None:
 
 
 def _order(loop: dict[str, Any]) -> str:
-    names = {"kept": "gradients kept from before"}
+    names = {"kept": "gradients kept from before", GONE: "gradients gone"}
     return " → ".join(names.get(part, part) for part in loop.get("order") or []) or "not heard"
 
 

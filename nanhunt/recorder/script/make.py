@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.script_recorder import ScriptRecorder
 from nanhunt.recorder.script.settings import Settings
 from nanhunt.recorder.script.tape_mode import TapeMode
+from nanhunt.training.called_through import called_through
 
 __all__ = ["made_recorder"]
 
@@ -68,39 +68,22 @@ def _steps_done(optimizer: torch.optim.Optimizer) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _without(mode: TapeMode, owner: Any, name: str) -> Any:
+def _without(mode: TapeMode, owner: Any, name: str) -> AbstractContextManager[None]:
     """Let a function that goes through all parameters run without the mode."""
-    yield from _replaced(owner, name, lambda call, args, kwargs: _lifted(mode, call))
+    return called_through(owner, name, lambda call, *args, **kwargs: _lifted(mode, call))
 
 
-@contextlib.contextmanager
-def _scaling(mode: TapeMode, recorder: ScriptRecorder) -> Any:
+def _scaling(mode: TapeMode, recorder: ScriptRecorder) -> AbstractContextManager[None]:
     """Take what a gradient scaler makes of a loss for the loss."""
 
-    def scale(call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def scale(call: Callable[[], Any], scaler: Any, outputs: Any) -> Any:
         result = _lifted(mode, call)
-        recorder.scaled(result, args[1] if len(args) > 1 else kwargs.get("outputs"))
+        recorder.scaled(result, outputs)
         return result
 
-    yield from _replaced(torch.amp.GradScaler, "scale", scale)
+    return called_through(torch.amp.GradScaler, "scale", scale)
 
 
 def _lifted(mode: TapeMode, call: Callable[[], Any]) -> Any:
     with mode.lifted():
         return call()
-
-
-def _replaced(owner: Any, name: str, listener: Callable[..., Any]) -> Any:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return listener(lambda: original(*args, **kwargs), args, kwargs)
-
-    setattr(owner, name, wrapper)
-    try:
-        yield
-    finally:
-        if getattr(owner, name) is wrapper:
-            setattr(owner, name, original)

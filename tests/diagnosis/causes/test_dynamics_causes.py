@@ -98,6 +98,38 @@ def test_a_group_that_a_loop_adds_is_held_against_the_rate_of_the_first() -> Non
     assert not isinstance(learning_rate_too_high.examine(evidence(spike(36), scalars=calm)), Suspect)
 
 
+PAST_ITS_END = {s: 1e-3 * (1 - s / 34.5) for s in range(30, 41)}
+
+
+def test_a_rate_that_falls_below_zero_is_proof_by_itself() -> None:
+    found = accused(learning_rate_too_high.examine(run(spike(37), [], lr=PAST_ITS_END)))
+    assert found.grade is Grade.PROVED
+    assert (found.location.step, found.location.phase) == (35, "update")
+    second = run(spike(37), [], **{"lr.1": PAST_ITS_END})
+    assert accused(learning_rate_too_high.examine(second)).grade is Grade.PROVED
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        dict.fromkeys(range(30, 41), -1e-3),
+        {s: 1e-3 if s % 2 else -1e-3 for s in range(30, 41)},
+        {s: 1e-3 * (1 - s / 37.5) for s in range(30, 41)},
+        dict.fromkeys(range(30, 34), 1e-3) | dict.fromkeys(range(34, 41), -1e-19),
+    ],
+    ids=["from the beginning", "by turns", "behind the damage", "of rounding"],
+)
+def test_a_rate_below_zero_that_is_meant_or_comes_too_late_is_not_blamed(rates: dict[int, float]) -> None:
+    assert not isinstance(learning_rate_too_high.examine(run(spike(37), [], lr=rates)), Suspect)
+
+
+def test_a_rate_of_nan_is_seen_in_every_group() -> None:
+    rates = RATE | {36: math.nan, 37: math.nan, 38: math.nan}
+    found = accused(learning_rate_too_high.examine(run(spike(37), [], **{"lr.1": rates})))
+    assert (found.grade, found.location.step is not None) == (Grade.PROVED, True)
+    assert "nan from step 36" in found.summary
+
+
 def test_a_warm_up_that_begins_at_zero_is_no_jump() -> None:
     assert rate_jump(run(spike(34), [], lr={s: 1e-4 * (s - 30) for s in range(30, 40)})) is None
 
@@ -137,6 +169,21 @@ def test_an_update_beyond_what_any_gradients_allow_is_proof() -> None:
     assert (found.grade, found.location.parameter, found.location.step) == (Grade.PROVED, "h.w", 36)
     assert [p.trial for p in found.predictions] == ["v-floor"]
     assert any(e.value == pytest.approx(1e-3) and e.threshold == 0.999 for e in found.exhibits)
+
+
+def test_an_optimizer_of_ones_own_is_held_to_the_bound_that_it_kept_before() -> None:
+    own = ADAMW | {"class": "Adam8"}
+    found = accused(adam_v_collapse.examine(run(spike(36), adam(steady(30, 35, 0.3, s36=66.0)), own)))
+    assert (found.grade, found.location.parameter) == (Grade.SUPPORTED, "h.w")
+    assert [p.trial for p in found.predictions] == ["v-floor"]
+
+
+@pytest.mark.parametrize(("name", "usual", "last"), [("Lamb", 20.0, 66.0), ("RAdam", 0.3, 66.0), ("Adan", 0.3, 2.4)])
+def test_a_trust_ratio_a_formula_of_another_kind_and_an_update_within_the_bound_are_innocent(
+    name: str, usual: float, last: float
+) -> None:
+    rows = adam(steady(30, 35, usual, s36=last))
+    assert not isinstance(adam_v_collapse.examine(run(spike(36), rows, ADAMW | {"class": name})), Suspect)
 
 
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.95), (0.8, 0.99)])

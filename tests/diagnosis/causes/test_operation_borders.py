@@ -397,6 +397,26 @@ def test_exp_is_accused_from_its_formats_end_on(
     assert (naive_exp_log.CAUSE.examine(evidence_of(ONSET, birth)) is not None) == told
 
 
+@pytest.mark.parametrize(
+    ("way", "first"),
+    [
+        (["aten.exp", "aten.div.Tensor"], "replace"),
+        (["aten.exp", "aten.sum.dim_IntList", "aten.div.Tensor"], "replace"),
+        (["aten.exp", "aten.add.Tensor", "aten.log"], "replace"),
+        (["aten.exp", "aten.mul.Tensor", "aten.add.Tensor"], "bound"),
+        (["aten.exp", "aten.sub.Tensor", "aten.sum.dim_IntList"], "bound"),
+        ([], "bound"),
+    ],
+)
+def test_the_first_fix_of_an_exp_is_a_stable_op_only_where_one_is_written_out(
+    way: list[str], first: str, evidence_of: EvidenceOf
+) -> None:
+    birth = overflow("aten.exp", operand("self", high=700.0, amax=700.0), 1e200)
+    answer = naive_exp_log.CAUSE.examine(evidence_of(ONSET, birth, way=way))
+    assert isinstance(answer, Suspect)
+    assert answer.fixes[0].startswith(first)
+
+
 def test_a_divisor_is_followed_to_the_op_that_made_it(evidence_of: EvidenceOf) -> None:
     notes = above({"op": "aten.clamp_min", "numel": 4, "zero": 1}, {"op": "aten.linalg_vector_norm"})
     given = operand("other", "float16", 12, zero=3, amax=2.0, amin=0.5, origin="op 30")
