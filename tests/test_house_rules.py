@@ -83,6 +83,7 @@ FLOOR_OF = {
     "nanhunt.changes": "T2",
     "nanhunt.counterfactual": "T2",
     "nanhunt.recorder": "T2",
+    "nanhunt.ranks": "T2",
     "nanhunt.hunt": "T3",
     "nanhunt.demo": "T3",
     "nanhunt.draft": "T3",

@@ -169,7 +169,7 @@ class HuntState:
         """Return a context around a step, whose collectives may wait for a rank that has left it."""
         return nullcontext() if self.team is None else self.team.lookout.step()
 
-    def judged(self, sign: Sign | None, judge: Callable[[], _T | None]) -> _T | None:
+    def judged(self, sign: Sign | None, judge: Callable[[], Onset | None]) -> Onset | None:
         """Return what `judge` makes of a step: here, or on the first rank that has something to look into."""
         return judge() if self.team is None else self.team.judged(self, sign, judge)
 

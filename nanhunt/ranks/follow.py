@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
+#: What a rank that listens puts into the exchange.
+_NOTHING: tuple[str, tuple[Any, ...]] = ("", ())
+
 
 def follow(state: HuntState, world: World, lookout: Lookout, leader: int) -> Any:
     """Do as the leading rank does until it is done; return what it says came of it. Raises RankLostError."""
     follower = _Follower(state, lookout)
     try:
         while True:
-            what, details = world.told(None, by=leader)  # type: ignore[misc]
+            what, details = world.told(_NOTHING, by=leader)
             if what == "done":
                 return details[0]
             follower.do(what, details)

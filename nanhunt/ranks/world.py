@@ -111,8 +111,10 @@ def entered(device: torch.device) -> Iterator[World | None]:
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0][:200]
         raise UsageError(f"the {rank_and_size()[1]} ranks do not find each other: {said}") from error
-    store = dist.distributed_c10d._get_default_store()
-    yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, store=dist.PrefixStore("nanhunt", store))
+    from torch.distributed import distributed_c10d as c10d
+
+    store = c10d.PrefixStore("nanhunt", c10d._get_default_store())
+    yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, store=store)
 
 
 @contextlib.contextmanager
