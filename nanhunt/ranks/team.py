@@ -83,6 +83,8 @@ class Team:
     #: what all ranks held alike when the replay began
     _agreed: tuple[str, ...] = field(default=(), init=False)
     _held: Held = field(default_factory=Held, init=False)
+    #: digests of each rank's batch, of the last step that was looked into
+    _batches: list[dict[str, int]] = field(default_factory=list, init=False)
 
     def begin(self, run: TrainingRun) -> None:
         """Find out what the ranks agree on."""
@@ -100,23 +102,25 @@ class Team:
         self.leader = 0
         judge = partial(self._own, judge)
         if self.world.rank != 0 or sign is not None:
-            return self._looked_into(state, sign, judge, told=self._exchange(sign, acts=False))
+            return self._looked_into(state, sign, judge, told=self._exchange(state, sign, acts=False))
         counts: list[_Told] = []
 
         def opened() -> None:
-            counts.append(self._exchange(None, acts=True))
+            counts.append(self._exchange(state, None, acts=True))
             if counts[0].signs or counts[0].is_apart:
                 raise _YieldError
+            self._lead_by(state, 0)
 
         try:
             result = self._conducted(state, judge, opened)
         except _YieldError:
             return self._looked_into(state, None, judge, told=counts[0])
         if not counts:
-            counts.append(self._exchange(None, acts=result is not None))
+            counts.append(self._exchange(state, None, acts=result is not None))
             if counts[0].signs or counts[0].is_apart:  # theirs is a fault of this very step
                 return self._looked_into(state, None, judge, told=counts[0])
         if counts[0].acts:
+            self._lead_by(state, 0)
             state.ring.let_go_of_held(state.run)
             self._done(result)
         return result
@@ -144,8 +148,11 @@ class Team:
         """Return the smallest of all ranks' values."""
         return min(self.world.gathered(value))
 
-    def _exchange(self, sign: Sign | None, *, acts: bool) -> _Told:
-        """Return how many ranks have a sign, whether rank 0 is about to run steps, and whether all hold the same."""
+    def _exchange(self, state: HuntState, sign: Sign | None, *, acts: bool) -> _Told:
+        """Return how many ranks have a sign, whether rank 0 is about to run steps, and whether all hold the same.
+
+        Where steps are about to be run again, the ranks tell each other besides which batch each of them reads.
+        """
         number = float(whole(self._held.state, self._agreed))
         left = sign is not None and sign.order == 0
         if sign is not None and left:
@@ -159,7 +166,11 @@ class Team:
                 raise AloneError from None
             raise
         # all numbers are equal where their variance is zero; they are whole, so this is exact
-        return _Told(signs=signs > 0, acts=acting > 0, is_apart=squares * self.world.size != total**2)
+        told = _Told(signs=signs > 0, acts=acting > 0, is_apart=squares * self.world.size != total**2)
+        if told.signs or told.acts:
+            batch = state.run.batches.peek(state.rows.step, 0)
+            self._batches = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
+        return told
 
     def _looked_into(
         self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None], *, told: _Told
@@ -167,10 +178,8 @@ class Team:
         """Let the ranks that have a sign look into it, one after another, until one finds a fault; else rank 0."""
         signs = [s for s in self.world.gathered(sign) if s is not None] if told.signs else []
         order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
-        if order:
-            state.run.shares_batches = self._share_batches(state)
         for leader in order:
-            self.leader = leader
+            self._lead_by(state, leader)
             result = self.led(state, judge)
             if result is not None:
                 return result
@@ -198,11 +207,12 @@ class Team:
             rank=body["ranks"][0],
         )
 
-    def _share_batches(self, state: HuntState) -> bool:
-        """Whether all ranks read the same batch in this step."""
-        batch = state.run.batches.peek(state.rows.step, 0)
-        every = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
-        return bool(every[0]) and not differing(every)
+    def _lead_by(self, state: HuntState, leader: int) -> None:
+        """Let a rank lead, and find out whether this one reads the leading one's batches, as tensor-parallel ranks do."""
+        self.leader = leader
+        mine, rank = self._batches[leader], self.world.rank
+        others = [b for r, b in enumerate(self._batches) if r != leader] if rank == leader else [self._batches[rank]]
+        state.run.shares_batches = bool(mine) and mine in others
 
     def _own(self, judge: Callable[[], Onset | None]) -> Onset | None:
         """Judge, and put this rank's number to what was found."""
