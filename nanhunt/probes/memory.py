@@ -96,10 +96,11 @@ def shows_all(tensor: Tensor, cell: Cell) -> bool:
 def _inside(tensor: Tensor) -> Tensor:
     """Return the tensor that a wrapper is of: what this rank holds of a DTensor, what a collective has yet to fill."""
     while hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        if len(names) != 1:
+        # a DTensor names its mesh, too
+        inner = [t for name in tensor.__tensor_flatten__()[0] if isinstance(t := getattr(tensor, name), Tensor)]
+        if len(inner) != 1:
             return tensor
-        tensor = getattr(tensor, names[0])
+        tensor = inner[0]
     return tensor
 
 
