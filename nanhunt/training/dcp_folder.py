@@ -152,7 +152,9 @@ class _Shards:
             _fill(small, reader)
         outline |= small
         names = {id(value): name for name, value in outline.items() if isinstance(value, Tensor) and value.is_meta}
-        return cls(path=path, reader=reader, metadata=metadata, outline=outline, paths=metadata.planner_data or {}, names=names)
+        return cls(
+            path=path, reader=reader, metadata=metadata, outline=outline, paths=metadata.planner_data or {}, names=names
+        )
 
     def read(self, placeholder: Tensor, part: Part | None = None, /) -> Tensor:
         """Return the tensor that a placeholder stands for, or a part of it, put together from its shards."""
