@@ -18,6 +18,7 @@ from nanhunt.errors import TraceError
 from nanhunt.trace.columns import codes
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
+from nanhunt.trace.whole import is_whole, read_as_whole
 from nanhunt.trace.writer import partial_path
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Trace:
     def __init__(self, path: Path, files: Sequence[RankFile]) -> None:
         """Put the files of all ranks together; `open` is the way to get one from a path."""
         self.path = path
-        self._files = tuple(sorted(files, key=lambda f: f.manifest.rank))
+        self._files = read_as_whole(sorted(files, key=lambda f: f.manifest.rank))
         self._frames: dict[tuple[Any, ...], pd.DataFrame] = {}
         self.manifest: Manifest = self._files[0].manifest
         self.notes: tuple[Note, ...] = tuple(note for file in self._files for note in _standing(file.notes))
@@ -137,7 +138,9 @@ class Trace:
 
         Text comes as dictionaries. `ranks` is how many ranks are read, None for all.
         """
-        for file in self._files[:ranks]:
+        # what ranks hold in parts is read whole from the rank that looked into the fault
+        files = sorted(self._files, key=lambda f: not is_whole(f)) if ranks is not None else self._files
+        for file in files[:ranks]:
             yield from file.parts(list(columns), _conditions(roles, passes))
 
     def scalars(self, name: str) -> dict[int, float]:

@@ -59,6 +59,19 @@ class _Parted(TypedDict):
     lr: list[float | None]
 
 
+class _Shard(TypedDict):
+    """The part that a rank holds of a tensor."""
+
+    shape: list[int]
+    held: list[int]
+    offset: list[int]
+    partial: bool
+
+
+class _Shards(TypedDict):
+    tensors: dict[str, _Shard]
+
+
 class _Original(TypedDict, total=False):
     """What the original run logged of the steps that are replayed."""
 
@@ -184,4 +197,5 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.BLOCKS: _Blocks,
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
+    NoteKind.SHARDS: _Shards,
 }

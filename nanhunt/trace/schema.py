@@ -163,6 +163,8 @@ class NoteKind(StrEnum):
     ORIGINAL = "original"
     #: ranks that hold different values where they must agree: `{"step", "tensor", "ranks", "gradients", …}`, see `ranks.parted`
     PARTED = "parted"
+    #: which part this rank holds of each tensor that ranks share: `{"tensors": {name: {"shape", "held", "offset", …}}}`
+    SHARDS = "shards"
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 

@@ -63,7 +63,7 @@ def _of_this_rank(build: Callable[..., Any], spec: ModelSpec) -> dict[str, objec
     rank, size = rank_and_size()
     if size == 1:  # as a run in one process has always been built
         return {}
-    available = {"mesh": mesh_of(spec.mesh), "rank": rank, "world_size": size}
+    available: dict[str, object] = {"mesh": mesh_of(spec.mesh), "rank": rank, "world_size": size}
     return {name: v for name, v in fill_parameters(build, available).items() if name not in spec.kwargs}
 
 
