@@ -41,7 +41,9 @@ class Histograms:
     def take(self, rows: _Ints) -> Histograms:
         """Return some rows."""
         bins, starts = self.bins[rows], (np.cumsum(self.bins) - self.bins)[rows]
-        return Histograms(low=self.low[rows], bins=bins, counts=self.counts[_spans(starts, bins)], known=self.known[rows])
+        return Histograms(
+            low=self.low[rows], bins=bins, counts=self.counts[_spans(starts, bins)], known=self.known[rows]
+        )
 
     def without(self, rows: _Bools) -> Histograms:
         """Return them with no count in some rows."""
@@ -50,7 +52,9 @@ class Histograms:
 
     def followed_by(self, other: Histograms) -> Histograms:
         """Return the rows of both."""
-        both = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("low", "bins", "counts", "known")]
+        both = [
+            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("low", "bins", "counts", "known")
+        ]
         return Histograms(low=both[0], bins=both[1], counts=both[2], known=both[3])
 
     def plus(self, other: Histograms, at: _Ints) -> Histograms:

@@ -18,7 +18,7 @@ from nanhunt.errors import TraceError
 from nanhunt.trace.columns import codes
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
-from nanhunt.trace.whole import is_whole, read_as_whole
+from nanhunt.trace.whole import PartCount, is_whole, part_counts, read_as_whole
 from nanhunt.trace.writer import partial_path
 
 if TYPE_CHECKING:
@@ -142,6 +142,10 @@ class Trace:
         files = sorted(self._files, key=lambda f: not is_whole(f)) if ranks is not None else self._files
         for file in files[:ranks]:
             yield from file.parts(list(columns), _conditions(roles, passes))
+
+    def part_counts(self, step: int) -> dict[tuple[str, ...], tuple[PartCount, ...]]:
+        """Return what each rank's part has of a step's sharded tensors, by phase, role, module and name; {} without any."""
+        return part_counts(self._files, step)
 
     def scalars(self, name: str) -> dict[int, float]:
         """Return a scalar of the replay by step ("loss", "grad_norm", "lr"): first rank, last value of a step.

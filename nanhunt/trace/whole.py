@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from nanhunt.trace.columns import codes, floats, integers, mask
 from nanhunt.trace.rank_file import Condition, RankFile
-from nanhunt.trace.schema import NoteKind, Role
+from nanhunt.trace.schema import NoteKind, Phase, Role
 from nanhunt.trace.shard_sums import MEASURED, ShardSums, with_sums
 
-__all__ = ["ROLES", "Spread", "is_whole", "read_as_whole"]
+__all__ = ["ROLES", "PartCount", "Spread", "is_whole", "part_counts", "read_as_whole"]
 
 #: Roles of rows that are cut as their parameter is.
 ROLES = (Role.WEIGHT, Role.GRAD, Role.EXP_AVG, Role.EXP_AVG_SQ, Role.UPDATE)
@@ -34,6 +34,16 @@ _KEYS = ("step", "micro", "pass", *_SITE)
 
 _Ints = npt.NDArray[np.int64]
 _Site = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartCount:
+    """One rank's part of a tensor in one step: elements that are not finite, of how many, and where the part begins."""
+
+    rank: int
+    bad: int
+    numel: int
+    offset: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +89,22 @@ class Spread:
         qualified = f"{module}.{name}" if module else name
         is_addend = role == Role.GRAD and qualified in self.partial
         return qualified if role in ROLES and qualified in self.shapes and not is_addend else ""
+
+    def part_counts(self, step: int) -> dict[_Site, tuple[PartCount, ...]]:
+        """Return the parts of each spread tensor in a step by phase, role, module and name, in their order."""
+        found: dict[_Site, dict[int, PartCount]] = {}
+        columns = [*_SITE, "numel", "nan", "posinf", "neginf"]
+        for at, file in enumerate(self.files):
+            offsets = {name: tuple(body["offset"]) for name, body in _told(file).items()}
+            for table in self.window(at, columns, step, step):
+                for *site, numel, nan, posinf, neginf in zip(*(c.to_pylist() for c in table.columns), strict=True):
+                    name = self.name_of(tuple(site))
+                    if name in self.counted[at] and site[0] != Phase.LOAD and numel is not None:
+                        count = PartCount(
+                            rank=file.manifest.rank, bad=nan + posinf + neginf, numel=numel, offset=offsets[name]
+                        )
+                        found.setdefault(tuple(site), {})[at] = count
+        return {site: tuple(parts.values()) for site, parts in found.items()}
 
     def window(self, at: int, columns: list[str], first: int, last: int) -> Iterator[Any]:
         """Yield a file's own rows of `ROLES` in some steps; groups of rows that have none are not read."""
@@ -139,6 +165,12 @@ def read_as_whole(files: Sequence[RankFile]) -> tuple[RankFile, ...]:
 def is_whole(file: RankFile) -> bool:
     """Whether the file's rows show whole tensors, where others of its trace show none."""
     return isinstance(file, _Whole)
+
+
+def part_counts(files: Sequence[RankFile], step: int) -> dict[_Site, tuple[PartCount, ...]]:
+    """Return `Spread.part_counts` of what is spread in these files; {} where nothing is."""
+    whole = next((file for file in files if isinstance(file, _Whole)), None)
+    return {} if whole is None else whole.spread.part_counts(step)
 
 
 def _told(file: RankFile) -> dict[str, Any]:
