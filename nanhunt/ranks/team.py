@@ -107,6 +107,7 @@ class Team:
             counts.append(self._exchange(None, acts=True))
             if counts[0].signs or counts[0].is_apart:
                 raise _YieldError
+            self._compare_batches(state)
 
         try:
             result = self._conducted(state, judge, opened)
@@ -116,6 +117,8 @@ class Team:
             counts.append(self._exchange(None, acts=result is not None))
             if counts[0].signs or counts[0].is_apart:  # theirs is a fault of this very step
                 return self._looked_into(state, None, judge, told=counts[0])
+            if counts[0].acts:
+                self._compare_batches(state)
         if counts[0].acts:
             state.ring.let_go_of_held(state.run)
             self._done(result)
@@ -168,7 +171,7 @@ class Team:
         signs = [s for s in self.world.gathered(sign) if s is not None] if told.signs else []
         order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
         if order:
-            state.run.shares_batches = self._share_batches(state)
+            self._compare_batches(state)
         for leader in order:
             self.leader = leader
             result = self.led(state, judge)
@@ -198,11 +201,11 @@ class Team:
             rank=body["ranks"][0],
         )
 
-    def _share_batches(self, state: HuntState) -> bool:
-        """Whether all ranks read the same batch in this step."""
+    def _compare_batches(self, state: HuntState) -> None:
+        """Find out whether all ranks read the same batch in this step: every rank, before one leads."""
         batch = state.run.batches.peek(state.rows.step, 0)
         every = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
-        return bool(every[0]) and not differing(every)
+        state.run.shares_batches = bool(every[0]) and not differing(every)
 
     def _own(self, judge: Callable[[], Onset | None]) -> Onset | None:
         """Judge, and put this rank's number to what was found."""

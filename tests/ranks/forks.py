@@ -1,0 +1,96 @@
+"""Starts ranks as torchrun does, from a process that has imported torch already: a start costs a fork and not seconds.
+
+Reads one launch a line on stdin, `{"folder", "argv", "size", "within"}`, and answers with the ranks' exit codes, negative
+the number of a signal, and the seconds until the last one ended. Whoever still runs after `within` seconds is aborted, and
+leaves where it stood. Each rank runs in the folder and writes what it says to `rank-N.log`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+#: What a rank would import: torch's own of DDP and of a first step among it.
+_HELD = (
+    "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.onnx.operators",
+    "nanhunt.commands.replay", "nanhunt.stats.cpu_kernel", "tests.ranks.programs.net",
+)  # fmt: skip
+
+
+def serve() -> None:
+    """Answer until stdin ends."""
+    for name in _HELD:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        print(json.dumps(_launch(**json.loads(line))), flush=True)
+
+
+def _launch(folder: str, argv: list[str], size: int, within: float) -> dict[str, Any]:
+    port, began = _free_port(), time.monotonic()
+    running = {_fork(Path(folder), argv, rank, size, port): rank for rank in range(size)}
+    codes: dict[int, int] = {}
+    while running:
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > within:
+            for pid in running:
+                os.kill(pid, signal.SIGABRT)
+            within += 1.0
+        time.sleep(0.01)
+    return {"codes": [codes[rank] for rank in range(size)], "seconds": time.monotonic() - began}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _fork(folder: Path, argv: list[str], rank: int, size: int, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.chdir(folder)
+        log = os.open(f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        faulthandler.enable()
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        code = _run(argv)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    from nanhunt.cli import main
+
+    sys.argv = ["nanhunt", *argv]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    serve()
