@@ -22,7 +22,7 @@ from typing import Any
 #: What a rank would import: torch's own of DDP and of a first step among it.
 _HELD = (
     "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.onnx.operators",
-    "nanhunt.commands.replay", "nanhunt.stats.cpu_kernel", "tests.ranks.programs.net",
+    "nanhunt.commands.replay", "pandas", "nanhunt.stats.cpu_kernel", "tests.ranks.programs.net",
 )  # fmt: skip
 
 
@@ -30,8 +30,18 @@ def serve() -> None:
     """Answer until stdin ends."""
     for name in _HELD:
         importlib.import_module(name)
+    _load_kernel()
     for line in sys.stdin:
         print(json.dumps(_launch(**json.loads(line))), flush=True)
+
+
+def _load_kernel() -> None:
+    """Let Numba load what it compiled, which takes it a second or two."""
+    import torch
+
+    from nanhunt.stats.cpu_kernel import measure_on_cpu
+
+    measure_on_cpu(torch.ones(8), torch.finfo(torch.float32).tiny, histogram=True)
 
 
 def _launch(folder: str, argv: list[str], size: int, within: float) -> dict[str, Any]:
