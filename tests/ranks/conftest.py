@@ -52,13 +52,20 @@ class Ranks:
         self._launches = 0
 
     def replay(
-        self, *options: str, size: int = 2, within: float = 60.0, wrap: str = "ddp", config: str = "", **fault: Any
+        self,
+        *options: str,
+        size: int = 2,
+        within: float = 60.0,
+        wrap: str = "ddp",
+        config: str = "",
+        data: str = "",
+        **fault: Any,
     ) -> Launched:
         """Replay eight steps, from step 10; `fault` goes to the batches, `config` is added to the file."""
         folder = self._folder / str(self._launches)
         self._launches += 1
         folder.mkdir()
-        (folder / "nanhunt.yaml").write_text(_config(wrap, fault) + config)
+        (folder / "nanhunt.yaml").write_text(_config(wrap, fault, data) + config)
         argv = ["replay", str(self._checkpoint), *options]
         return self.launch(folder, argv, size=size, within=within)
 
@@ -76,12 +83,12 @@ class Ranks:
         return launched
 
 
-def _config(wrap: str, fault: dict[str, Any]) -> str:
+def _config(wrap: str, fault: dict[str, Any], data: str) -> str:
     net = "tests.ranks.programs.net"
     return "".join(
         (
             "" if wrap == "" else f"model: {{call: {net}:build_model, kwargs: {{wrap: {wrap}}}}}\n",
-            f"data: {{call: {net}:batches, kwargs: {json.dumps(fault)}}}\n",
+            f"data: {{call: {data or net + ':batches'}, kwargs: {json.dumps(fault)}}}\n",
             f"loss: {net}:compute_loss\n",
             "optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3}}\n",
         )
