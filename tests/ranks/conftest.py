@@ -51,23 +51,13 @@ class Ranks:
         self._folder = folder
         self._launches = 0
 
-    def replay(
-        self,
-        *options: str,
-        size: int = 2,
-        within: float = 60.0,
-        wrap: str = "ddp",
-        config: str = "",
-        data: str = "",
-        **fault: Any,
-    ) -> Launched:
-        """Replay eight steps, from step 10; `fault` goes to the batches, `config` is added to the file."""
+    def replay(self, *options: str, size: int = 2, within: float = 60.0, **config: Any) -> Launched:
+        """Replay from step 10, by a config as `config_text` writes it."""
         folder = self._folder / str(self._launches)
         self._launches += 1
         folder.mkdir()
-        (folder / "nanhunt.yaml").write_text(_config(wrap, fault, data) + config)
-        argv = ["replay", str(self._checkpoint), *options]
-        return self.launch(folder, argv, size=size, within=within)
+        (folder / "nanhunt.yaml").write_text(config_text(**config))
+        return self.launch(folder, ["replay", str(self._checkpoint), *options], size=size, within=within)
 
     def launch(self, folder: Path, argv: list[str], *, size: int = 2, within: float = 60.0) -> Launched:
         """Run `nanhunt argv` by so many ranks in a folder."""
@@ -83,14 +73,16 @@ class Ranks:
         return launched
 
 
-def _config(wrap: str, fault: dict[str, Any], data: str) -> str:
+def config_text(*, wrap: str, more: str = "", data: str = "", **arguments: Any) -> str:
+    """Return a config of the small net; `arguments` go to its batches, `more` is added."""
     net = "tests.ranks.programs.net"
     return "".join(
         (
-            "" if wrap == "" else f"model: {{call: {net}:build_model, kwargs: {{wrap: {wrap}}}}}\n",
-            f"data: {{call: {data or net + ':batches'}, kwargs: {json.dumps(fault)}}}\n",
+            f"model: {{call: {net}:build_model, kwargs: {{wrap: {wrap}}}}}\n" if wrap else "",
+            f"data: {{call: {data or f'{net}:batches'}, kwargs: {json.dumps(arguments)}}}\n",
             f"loss: {net}:compute_loss\n",
             "optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3}}\n",
+            more,
         )
     )
 

@@ -11,7 +11,7 @@ QUIET = "train: {steps: 8}\n"
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp", "tp"])
 def test_the_rank_that_saw_it_first_is_named(ranks: Ranks, wrap: str) -> None:
-    seen = ranks.replay("--no-trials", wrap=wrap, config=QUIET, fault="zeros", shared=wrap == "tp")
+    seen = ranks.replay("--no-trials", wrap=wrap, more=QUIET, fault="zeros", shared=wrap == "tp")
     onset = seen.diagnosis.onset
     assert seen.codes == [0, 0]
     assert onset is not None
@@ -23,7 +23,7 @@ def test_the_rank_that_saw_it_first_is_named(ranks: Ranks, wrap: str) -> None:
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp", "tp"])
 def test_a_healthy_run_of_two_ranks_is_healthy(ranks: Ranks, wrap: str) -> None:
-    seen = ranks.replay(wrap=wrap, config=QUIET, shared=wrap == "tp")
+    seen = ranks.replay(wrap=wrap, more=QUIET, shared=wrap == "tp")
     assert seen.codes == [0, 0]
     assert seen.diagnosis.outcome == "healthy"
     assert seen.trace.rank_count == 2

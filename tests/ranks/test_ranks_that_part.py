@@ -13,10 +13,9 @@ APART = "tests.ranks.programs.apart"
 
 def replay(ranks: Ranks, step: str, model: str = "", **arguments: Any) -> Any:
     """Replay a loop of `apart`, its batches with these arguments."""
-    config = f"train: {{steps: 6}}\ntrain_step: {APART}:{step}\n{model}"
-    return ranks.replay(
-        data=f"{APART}:batches", wrap="" if model else arguments.pop("wrap", "ddp"), config=config, **arguments
-    )
+    more = f"train: {{steps: 6}}\ntrain_step: {APART}:{step}\n{model}"
+    wrap = "" if model else arguments.pop("wrap", "ddp")
+    return ranks.replay(data=f"{APART}:batches", wrap=wrap, more=more, **arguments)
 
 
 @pytest.mark.parametrize(
