@@ -51,26 +51,36 @@ class Ranks:
         self._folder = folder
         self._launches = 0
 
-    def replay(self, *options: str, size: int = 2, within: float = 60.0, **config: Any) -> Launched:
+    def replay(self, *options: str, size: int = 2, **config: Any) -> Launched:
         """Replay from step 10, by a config as `config_text` writes it."""
-        folder = self._folder / str(self._launches)
-        self._launches += 1
-        folder.mkdir()
-        (folder / "nanhunt.yaml").write_text(config_text(**config))
-        return self.launch(folder, ["replay", str(self._checkpoint), *options], size=size, within=within)
+        return self.replay_all({"options": options, "size": size, **config})[0]
 
-    def launch(self, folder: Path, argv: list[str], *, size: int = 2, within: float = 60.0) -> Launched:
-        """Run `nanhunt argv` by so many ranks in a folder."""
+    def replay_all(self, *asked: dict[str, Any]) -> list[Launched]:
+        """Replay several times side by side: what waits takes no time."""
+        launches = []
+        for one in asked:
+            folder = self._folder / str(self._launches)
+            self._launches += 1
+            folder.mkdir()
+            own = {"size": 2, "within": 60.0, "term": None, "options": (), **one}
+            config = {key: own.pop(key) for key in list(own) if key not in ("size", "within", "term", "options")}
+            (folder / "nanhunt.yaml").write_text(config_text(**config))
+            own["argv"] = ["replay", str(self._checkpoint), *own.pop("options")]
+            launches.append({"folder": str(folder), **own})
+        return self.launch(*launches)
+
+    def launch(self, *launches: dict[str, Any]) -> list[Launched]:
+        """Run commands of nanhunt by several ranks, side by side."""
         assert self._forks.stdin is not None
         assert self._forks.stdout is not None
-        asked = {"folder": str(folder), "argv": argv, "size": size, "within": within}
-        print(json.dumps(asked), file=self._forks.stdin, flush=True)
-        answer = json.loads(self._forks.stdout.readline())
-        launched = Launched(folder=folder, **answer)
-        for rank in range(size):
-            print(f"--- rank {rank}: {launched.codes[rank]}\n{launched.said(rank)}")
-        print(f"--- {launched.seconds:.1f} s")
-        return launched
+        print(json.dumps(launches), file=self._forks.stdin, flush=True)
+        answers = json.loads(self._forks.stdout.readline())
+        found = [Launched(folder=Path(one["folder"]), **a) for one, a in zip(launches, answers, strict=True)]
+        for launched in found:
+            print(f"=== {launched.folder}: {launched.seconds:.1f} s")
+            for rank, code in enumerate(launched.codes):
+                print(f"--- rank {rank}: {code}\n{launched.said(rank)}")
+        return found
 
 
 def config_text(*, wrap: str, more: str = "", data: str = "", **arguments: Any) -> str:

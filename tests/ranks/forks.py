@@ -1,8 +1,9 @@
 """Starts ranks as torchrun does, from a process that has imported torch already: a start costs a fork and not seconds.
 
-Reads one launch a line on stdin, `{"folder", "argv", "size", "within"}`, and answers with the ranks' exit codes, negative
-the number of a signal, and the seconds until the last one ended. Whoever still runs after `within` seconds is aborted, and
-leaves where it stood. Each rank runs in the folder and writes what it says to `rank-N.log`.
+Reads a list of launches a line on stdin, each `{"folder", "argv", "size", "within", "term"}`, runs them side by side, and
+answers with the ranks' exit codes, negative the number of a signal, and the seconds until the last one ended. After `term`
+seconds all are told to end; whoever still runs after `within` is aborted, and leaves where it stood. Each rank runs in the
+folder and writes what it says to `rank-N.log`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def serve() -> None:
         importlib.import_module(name)
     _load_kernel()
     for line in sys.stdin:
-        print(json.dumps(_launch(**json.loads(line))), flush=True)
+        print(json.dumps(_launched(json.loads(line))), flush=True)
 
 
 def _load_kernel() -> None:
@@ -44,21 +45,30 @@ def _load_kernel() -> None:
     measure_on_cpu(torch.ones(8), torch.finfo(torch.float32).tiny, histogram=True)
 
 
-def _launch(folder: str, argv: list[str], size: int, within: float) -> dict[str, Any]:
-    port, began = _free_port(), time.monotonic()
-    running = {_fork(Path(folder), argv, rank, size, port): rank for rank in range(size)}
-    codes: dict[int, int] = {}
+def _launched(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run some launches side by side, and return what came of each."""
+    began = time.monotonic()
+    running: dict[int, tuple[int, int]] = {}
+    for number, launch in enumerate(asked):
+        port = _free_port()
+        for rank in range(launch["size"]):
+            running[_fork(Path(launch["folder"]), launch["argv"], rank, launch["size"], port)] = number, rank
+    answers: list[dict[str, Any]] = [{"codes": [None] * launch["size"], "seconds": 0.0} for launch in asked]
     while running:
-        for pid in list(running):
+        time.sleep(0.01)
+        passed = time.monotonic() - began
+        for pid, (number, rank) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() - began > within:
-            for pid in running:
+                del running[pid]
+                answers[number]["codes"][rank] = os.waitstatus_to_exitcode(status)
+                answers[number]["seconds"] = passed
+            elif passed > asked[number]["within"]:
                 os.kill(pid, signal.SIGABRT)
-            within += 1.0
-        time.sleep(0.01)
-    return {"codes": [codes[rank] for rank in range(size)], "seconds": time.monotonic() - began}
+            elif passed > (asked[number]["term"] or passed):
+                os.kill(pid, signal.SIGTERM)
+                asked[number]["term"] = None
+    return answers
 
 
 def _free_port() -> int:

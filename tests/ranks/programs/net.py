@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,6 +85,9 @@ def spoiled(fault: str, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels[3] = CLASSES
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
     return x, labels
 
 
