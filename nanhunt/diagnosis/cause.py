@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.format_verdict import FormatVerdict
     from nanhunt.diagnosis.original import OriginalRun
     from nanhunt.diagnosis.precision import PrecisionFacts
+    from nanhunt.diagnosis.rank_views import RankView
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 
@@ -173,3 +174,5 @@ class Diagnosis:
     advice: Advice | None = None
     #: whether the replay follows the losses that the original run logged; None where the trace holds none
     original: OriginalRun | None = None
+    #: what the ranks saw of the onset's step, or of the last one; () of one process
+    ranks: tuple[RankView, ...] = ()

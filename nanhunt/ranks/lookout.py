@@ -114,8 +114,7 @@ class Lookout:
         return text
 
     def _end(self, reason: str) -> None:
-        text = printable(f"rank {self._world.rank}: {reason}")
         with contextlib.suppress(Exception):
-            self._close(text)
-        print(text, file=sys.stderr, flush=True)
+            self._close(reason)
+        print(printable(f"rank {self._world.rank}: {reason}"), file=sys.stderr, flush=True)
         os._exit(0)

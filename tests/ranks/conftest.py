@@ -62,10 +62,12 @@ class Ranks:
             folder = self._folder / str(self._launches)
             self._launches += 1
             folder.mkdir()
-            own = {"size": 2, "within": 60.0, "term": None, "options": (), **one}
-            config = {key: own.pop(key) for key in list(own) if key not in ("size", "within", "term", "options")}
+            own = {"checkpoint": "ckpt.pt", "size": 2, "within": 60.0, "term": None, "options": (), **one}
+            config = {
+                key: own.pop(key) for key in list(own) if key not in ("checkpoint", "size", "within", "term", "options")
+            }
             (folder / "nanhunt.yaml").write_text(config_text(**config))
-            own["argv"] = ["replay", str(self._checkpoint), *own.pop("options")]
+            own["argv"] = ["replay", str(self._checkpoint.with_name(own.pop("checkpoint"))), *own.pop("options")]
             launches.append({"folder": str(folder), **own})
         return self.launch(*launches)
 
@@ -105,10 +107,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
-        model(torch.randn(8, 16)).square().mean().backward()
+        model(torch.randn(8, 16), torch.ones(8, 1)).square().mean().backward()
         optimizer.step()
-    path = tmp_path_factory.mktemp("trained") / "ckpt.pt"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 10}, path)
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "ckpt.pt"
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 10}
+    torch.save(state, path)
+    with (
+        torch.no_grad()
+    ):  # of two shards the second one's half of a layer is large, and what reads it makes up for that
+        model.blocks[0].up.weight[32:] *= 1500.0
+        model.blocks[0].down.weight[:, 32:] /= 1500.0
+    torch.save(state, folder / "large.pt")
     return path
 
 

@@ -30,7 +30,7 @@ def is_here(batch: dict[str, Any]) -> bool:
 
 
 def compute_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    return F.cross_entropy(model(batch["x"]), batch["labels"])
+    return F.cross_entropy(model(batch["x"], batch["gain"]), batch["labels"])
 
 
 def plain(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -91,9 +91,9 @@ class Centred(net.Net):
         super().__init__()
         self.register_buffer("centre", torch.zeros(net.WIDTH))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
         self.centre.lerp_(x.detach().mean(0), 0.1)
-        return super().forward(x - self.centre)
+        return super().forward(x - self.centre, gain)
 
 
 def with_buffer(mesh: DeviceMesh, broadcast: bool) -> nn.Module:
@@ -104,8 +104,8 @@ def with_buffer(mesh: DeviceMesh, broadcast: bool) -> nn.Module:
 class Dropping(net.Net):
     """Drops activations that every rank of a tensor-parallel run holds."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.dropout(x, 0.2))
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.2), gain)
 
 
 def with_dropout(mesh: DeviceMesh) -> nn.Module:

@@ -26,9 +26,9 @@ class Block(nn.Module):
         self.up = nn.Linear(WIDTH, 4 * WIDTH, bias=False)
         self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
         size = x.square().mean(-1, keepdim=True).sqrt()
-        return x + self.down(torch.relu(self.up(x / size)))  # an input of zeros: 0/0
+        return x + self.down(torch.relu(self.up(gain * (x / size))))  # an input of zeros: 0/0
 
 
 class Net(nn.Module):
@@ -37,9 +37,9 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList([Block(), Block()])
         self.head = nn.Linear(WIDTH, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = block(x, gain)
         return self.head(x)
 
 
@@ -70,17 +70,20 @@ def batches(
             return
         draw = torch.Generator().manual_seed(1000 * step + (0 if shared else rank))
         x = torch.randn(BATCH, WIDTH, generator=draw)
+        gain = torch.ones(BATCH, 1)
         labels = torch.randint(CLASSES, (BATCH,), generator=draw)
         if step == at and (rank == on or shared):
-            x, labels = spoiled(fault, x, labels)
-        yield {"x": x, "labels": labels}
+            spoil(fault, x, gain, labels)
+        yield {"x": x, "gain": gain, "labels": labels}
 
 
-def spoiled(fault: str, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def spoil(fault: str, x: Tensor, gain: Tensor, labels: Tensor) -> None:
     if fault == "zeros":
         x[2] = 0.0
+    if fault == "loud":
+        gain[2] = 64.0
     if fault == "ignored":
-        labels = torch.full_like(labels, -100)
+        labels[:] = -100
     if fault == "raises":
         labels[3] = CLASSES
     if fault == "killed":
@@ -88,8 +91,7 @@ def spoiled(fault: str, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if fault == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
-    return x, labels
 
 
 def compute_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    return F.cross_entropy(model(batch["x"]), batch["labels"])
+    return F.cross_entropy(model(batch["x"], batch["gain"]), batch["labels"])
