@@ -42,7 +42,9 @@ def rank_views(evidence: Evidence) -> tuple[RankView, ...]:
 def _view(rank: int, step: int, rows: Any) -> RankView:
     bad = rows[(rows["nan"] > 0) | (rows["posinf"] > 0)]
     first = "" if bad.empty else _place(bad.iloc[0])
-    return RankView(rank=rank, step=step, loss=_scalar(rows, "loss"), grad_norm=_scalar(rows, "grad_norm"), bad=first)
+    return RankView(
+        rank=int(rank), step=step, loss=_scalar(rows, "loss"), grad_norm=_scalar(rows, "grad_norm"), bad=first
+    )
 
 
 def _scalar(rows: Any, name: str) -> float | None:

@@ -40,7 +40,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "buffer": launch("plain", model=with_buffer("true")),
     "seeds": launch("plain", model=DROPPING, shared=True),
     "tp_clip": launch("whole_clip", wrap="tp", shared=True),
-    "fsdp_clip": launch("whole_clip", wrap="fsdp"),
+    "fsdp_clip": launch("usual_clip", wrap="fsdp"),
 }
 
 

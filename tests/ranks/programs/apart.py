@@ -5,7 +5,6 @@ They build on `net`. The batch says which step it is: a step that runs again doe
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,12 +135,23 @@ def clipped(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer, *, o
     optimizer.zero_grad()
     loss = compute_loss(model, batch)
     loss.backward()
-    grads = [p.grad for p in model.parameters()]
-    if own:
-        grads = [g.to_local() if hasattr(g, "to_local") else g for g in grads]
-    norm = torch.nn.utils.get_total_norm(grads)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    with contextlib.suppress(AttributeError):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
+    squares = torch.stack([squared(p.grad, own=own) for p in model.parameters()])
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, squares.sum().sqrt(), foreach=False)
+    optimizer.step()
+    return loss
+
+
+def squared(grad: Any, *, own: bool) -> Tensor:
+    """Return a gradient's sum of squares, that of its whole or of what this rank holds of it."""
+    if hasattr(grad, "placements"):
+        grad = grad.to_local() if own else grad.full_tensor()
+    return grad.square().sum()
+
+
+def usual_clip(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+    optimizer.zero_grad()
+    loss = compute_loss(model, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     return loss
