@@ -36,8 +36,6 @@ def save_call(culprit: Culprit, path: Path) -> dict[str, Any]:
     capture, op = culprit.capture, str(culprit.capture.func)
     if not isinstance(capture.func, torch._ops.OpOverload) or capture.func.namespace != "aten":
         return {"reason": f"{op} is no op of torch's own"}
-    if capture.spread:
-        return {"reason": f"{op} is of tensors that are spread over ranks"}
     found = _small_enough(culprit)
     if found is None:
         size = bytes_of([capture.args, capture.kwargs]) / (1 << 20)

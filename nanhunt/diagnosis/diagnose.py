@@ -25,6 +25,7 @@ from nanhunt.diagnosis.format_verdict import format_verdicts
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
+from nanhunt.diagnosis.rank_views import rank_views
 from nanhunt.diagnosis.shards import bad_shards
 from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.diagnosis.verdict import outcome_of, summary
@@ -36,6 +37,8 @@ from nanhunt.trace.schema import NoteKind, Onset
 __all__ = ["diagnose"]
 
 _ORDER = {grade: index for index, grade in enumerate(Grade)}
+#: Assumptions of other ranks that are told.
+_SHOWN = 8
 _SERIES = ("loss", "grad_norm", "loss_scale", "lr")
 
 
@@ -70,6 +73,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         precision=precision_facts(evidence),
         original=original,
         shards=bad_shards(evidence),
+        ranks=rank_views(evidence),
     )
 
 
@@ -205,7 +209,19 @@ def _assumptions(evidence: Evidence) -> list[str]:
     if evidence.onset is not None and repeat and repeat.get("reproduced"):
         same = "bit for bit" if repeat.get("same_gradients") else "though not bit for bit"
         texts.append(f"the bad step was run again and failed again, {same}")
-    return texts
+    return [*texts, *_of_others(evidence)]
+
+
+def _of_others(evidence: Evidence) -> list[str]:
+    """Return what other ranks assumed, and the one that looked into the fault did not."""
+    if evidence.ranks.rank_count < 2:
+        return []
+    own = {str(body["text"]) for body in evidence.notes(NoteKind.ASSUMPTION)}
+    return [
+        f"rank {rank}: {body['text']}"
+        for rank, body in evidence.ranks.notes_by_rank(NoteKind.ASSUMPTION)
+        if body["text"] not in own
+    ][:_SHOWN]
 
 
 def _run_facts(trace: Trace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nanhunt.hunt.state import HuntState
 from nanhunt.hunt.what_if import note_recipe
 from nanhunt.probes.blocks import is_looked_at
 from nanhunt.probes.update_bound import UpdateBound
-from nanhunt.ranks.digest import GradientDigest, state_digests
+from nanhunt.ranks.digest import GradientDigest, rng_digest, state_digests
 from nanhunt.ranks.parted import Held
 from nanhunt.ranks.shard_note import partial_gradients, shards_body
 from nanhunt.ranks.team import AloneError, Sign
@@ -148,7 +148,7 @@ def _hold(state: HuntState, seen: Replayed, digests: Sequence[GradientDigest]) -
         state.writer.note(NoteKind.SHARDS, shards_body(state.run, partial_gradients(state.run)))
     held = None
     if digests and seen.error is None:
-        held = Held(state=state_digests(state.run), gradients=digests[0].digests, result=seen.result)
+        held = Held(state=state_digests(state.run), gradients=digests[0].digests, result=seen.result, rng=rng_digest())
     state.team.hold(held)
 
 
@@ -158,10 +158,18 @@ def _sign(state: HuntState, rows: StepRows | None, fault: StepFault | None, even
         out = event is not None
         return Sign(order=5, severity=-event.severity, rank=state.rank) if out and event is not None else None
     orders = {"exception": 0, "loss": 1, "gradient": 3}
+    first = _first_bad(rows) if rows is not None else 0
     order = orders.get(fault.kind, 4)
     if order == 3 and rows is not None and _is_bad_inside(rows):
         order = 2
-    return Sign(order=order, micro=fault.micro, rank=state.rank, said=fault.detail)
+    return Sign(order=order, micro=fault.micro, place=first, rank=state.rank, said=fault.detail)
+
+
+def _first_bad(rows: StepRows) -> int:
+    """Return how many rows of the step come before the first NaN or +inf: a shard that made it is before who received it."""
+    has_stats = rows.ticket >= 0
+    bad = (rows.stats.nan + rows.stats.posinf)[rows.ticket] > 0
+    return int(np.argmax(bad & has_stats)) if len(rows) and bool((bad & has_stats).any()) else len(rows)
 
 
 def _is_bad_inside(rows: StepRows) -> bool:

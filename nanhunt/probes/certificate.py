@@ -23,8 +23,6 @@ from nanhunt.training.tree import map_tensors, tensors_of
 __all__ = ["Wide", "bad_mask", "draws", "in_fp64", "slope_in_fp64", "tensor_arguments", "verdict_of", "worst_output"]
 
 _WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
-#: Namespaces of ops that all ranks of a group run together.
-_COLLECTIVES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "fsdp", "symm_mem", "_dtensor"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +37,6 @@ def in_fp64(capture: Capture) -> Wide:
     """Run the op on its recorded inputs in fp64."""
     if draws(capture):
         return Wide(outputs={}, trouble="the op draws random numbers: another run is not this run")
-    if not _is_of_one_rank(capture):
-        return Wide(outputs={}, trouble="the op needs the other ranks: it cannot be run by one")
     args, kwargs = _wide_arguments(capture)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -63,8 +59,6 @@ def slope_in_fp64(capture: Capture, slope: Slope) -> Wide:
     """
     if draws(capture):
         return Wide(outputs={}, trouble="the forward op drew random numbers")
-    if not _is_of_one_rank(capture):
-        return Wide(outputs={}, trouble="the forward op needs the other ranks")
     leaves: list[Tensor] = []
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -89,30 +83,6 @@ def slope_in_fp64(capture: Capture, slope: Slope) -> Wide:
             outputs[f"grad.{index}"] = twin
             found = tuple(g for g in found if g is not twin)
     return Wide(outputs=outputs, trouble="" if outputs else "the node's gradients are not those of the op's inputs")
-
-
-def _is_of_one_rank(capture: Capture) -> bool:
-    """Whether one rank can run the op: it is no collective, and of spread tensors it makes this rank's part of this rank's.
-
-    An op of spread tensors may have sent some of them around first. So it is run again in its own format, and must make
-    the very same.
-    """
-    if getattr(capture.func, "namespace", "") in _COLLECTIVES:
-        return False
-    if not capture.spread:
-        return True
-    args, kwargs = map_tensors(torch.clone, (capture.args, capture.kwargs))
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            made = dict(tensors_of(capture.func(*args, **kwargs), "output"))
-    except Exception:
-        return False
-    return all(
-        name in made
-        and made[name].shape == tensor.shape
-        and torch.allclose(made[name], tensor, rtol=0.0, atol=0.0, equal_nan=True)
-        for name, tensor in capture.outputs
-    )
 
 
 def _wide_arguments(capture: Capture) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,6 @@ from torch.autograd.function import BackwardCFunction
 from nanhunt.probes.event import Capture, OpEvent, Place, Slope
 from nanhunt.probes.op_facts import lane_of
 from nanhunt.stats.torch_kernel import is_measurable
-from nanhunt.training.shards import is_spread, own_part
 from nanhunt.training.tree import map_tensors, tensors_of
 
 #: Bytes of one call's operands, from which it is not kept.
@@ -88,13 +87,12 @@ class Closer:
             self._spared += bytes_of([args, kwargs, [t for _, t in made]])
             if self._spared > SPARE_BYTES:
                 return
-        named = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, _copy(t)) for n, t in made]
+        named = [(f"{n.rpartition('.')[0]}.0" if lane_of(event.op, n) else n, t.detach().clone()) for n, t in made]
         arguments = [a.name for a in func._schema.arguments]
         given = [p for n, v in [*zip(arguments, args, strict=False), *kwargs.items()] for p in tensors_of(v, n)]
         # what an op wrote into stands among both; its arguments are copies then, and its outputs are not
-        places = {name: Place.of(own_part(tensor)) for name, tensor in [*given, *made]}
-        spread = any(is_spread(tensor) for _, tensor in [*given, *made])
-        self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane, places, spread)
+        places = {name: Place.of(tensor) for name, tensor in [*given, *made]}
+        self.captures[event.index] = Capture(func, copied(args), copied(kwargs), named, lane, places)
         self._made = event.index, [tensor for _, tensor in made]
 
     def settle(self) -> None:
@@ -125,16 +123,12 @@ def _of_lane(value: Any, lane: str) -> Any:
 
 def _kept(grads: Any) -> tuple[Tensor | None, ...]:
     several = grads if isinstance(grads, tuple) else (grads,)
-    return tuple(None if g is None else _copy(g) for g in several)
+    return tuple(None if g is None else g.detach().clone() for g in several)
 
 
 def copied(value: Any) -> Any:
-    """Return the value with every tensor copied; of one that is spread over ranks the part that this one holds."""
-    return map_tensors(_copy, value)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return own_part(tensor.detach()).clone()
+    """Return the value with every tensor copied."""
+    return map_tensors(lambda t: t.detach().clone(), value)
 
 
 def bytes_of(value: Any) -> int:

@@ -114,8 +114,6 @@ class Capture:
     lane: str = ""
     #: by name, of arguments and outputs
     places: dict[str, Place | None] = field(default_factory=dict)
-    #: some of its tensors are spread over ranks: what is kept are this rank's parts
-    spread: bool = False
 
 
 @dataclass(slots=True)

@@ -54,8 +54,6 @@ class Memory:
 
     def of(self, tensor: Tensor) -> Cell:
         """Return the cell of the tensor's storage."""
-        if type(tensor) not in _PLAIN:
-            tensor = _inside(tensor)
         try:  # the way of nearly all, some thousand times a step
             return self._cells[tensor.untyped_storage()._cdata]
         except (KeyError, RuntimeError, NotImplementedError):
@@ -87,21 +85,10 @@ def shows_all(tensor: Tensor, cell: Cell) -> bool:
     """Whether a tensor shows all of its storage, whose cell it is."""
     if cell.size < 0:
         return False
-    held = tensor if type(tensor) in _PLAIN else _holder(_inside(tensor))
+    held = tensor if type(tensor) in _PLAIN else _holder(tensor)
     if held.layout is not torch.strided:
         held = _holder(held)
     return (held.nbytes if held.is_contiguous() else _distinct(held) * held.element_size()) == cell.size
-
-
-def _inside(tensor: Tensor) -> Tensor:
-    """Return the tensor that a wrapper is of: what this rank holds of a DTensor, what a collective has yet to fill."""
-    while hasattr(tensor, "__tensor_flatten__"):
-        # a DTensor names its mesh, too
-        inner = [t for name in tensor.__tensor_flatten__()[0] if isinstance(t := getattr(tensor, name), Tensor)]
-        if len(inner) != 1:
-            return tensor
-        tensor = inner[0]
-    return tensor
 
 
 def _holder(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from nanhunt.probes.autograd import backward_node, forward_sequence
 from nanhunt.probes.closer import KEEP_BYTES, Closer, OpWatch, bytes_of, copied
 from nanhunt.probes.event import Capture, Look, OpEvent, Terminal
 from nanhunt.probes.memory import Memory, shows_all
-from nanhunt.probes.op_facts import OpFacts, facts_of, fresh_outputs, taken_apart
+from nanhunt.probes.op_facts import WAIT, OpFacts, facts_of, fresh_outputs, taken_apart
 from nanhunt.probes.probe import ModuleStack, RowBuffer
 from nanhunt.probes.provenance import Asked, Given, Log, resolve
 from nanhunt.probes.source import SourceLine, caller_line, is_checkpointing, place
@@ -48,6 +48,8 @@ __all__ = ["OpProbe"]
 
 #: Every number of the first is one of the second.
 _HALF, _WIDE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+#: Where torch has its tensors of several ranks: DTensor, and the result of a collective that nobody waited for yet.
+_SPREAD = "torch.distributed."
 #: Phases that a module's forward ends.
 _BEHIND = (Phase.BACKWARD, Phase.UNSCALE, Phase.CLIP, Phase.UPDATE)
 
@@ -81,6 +83,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         self._memory = Memory()
         self._flags = FlagQueue()
         self._log: Log = []
+        #: results of collectives that were not waited for yet, by memory: who sent, and which of its outputs
+        self._sent: dict[int, tuple[OpEvent, int]] = {}
         self._by_sequence: dict[int, int] = {}
         #: module and line of the views that made a node
         self._views: dict[int, tuple[str, SourceLine | None]] = {}
@@ -153,7 +157,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def updated(self) -> None:
         """Note weights, buffers and optimizer state that are non-finite after the update."""
         run = self._run
-        self._look_at("weight", {name: parameter.detach() for name, parameter in self._parameters.items()})
+        self._look_at("weight", run.weights())
         self._look_at("state", run.state_tensors(self._parameters))  # some are made in the first step
         self._look_at("buffer", run.buffers())
 
@@ -166,11 +170,15 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run the op as it is, and note what it did."""
+        """Run the op as it is, and note what it did. What is spread over ranks runs ops on its own part, which come here."""
+        if any(t.__module__.startswith(_SPREAD) for t in types):
+            return NotImplemented
         kwargs = kwargs or {}
         facts = facts_of(func)
         if self._rows.is_aside:
             return func(*args, **kwargs)
+        if facts.name == WAIT:
+            return self._waited_for(func(*args, **kwargs))
         if facts.is_transparent:
             return self._viewed(func, args, kwargs)
         self._closer.settle()
@@ -195,7 +203,19 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         if self._rows.recording:
             for name, tensor in outputs:
                 self._record(event, name, tensor)
-        self._closer.took(event, func, before, outputs)
+        if facts.is_collective:
+            self._sent |= {id(look[1]): (event, index) for index, look in enumerate(event.made)}
+        else:
+            self._closer.took(event, func, before, outputs)
+        return result
+
+    def _waited_for(self, result: Tensor) -> Tensor:
+        """Look at what a collective gave, now that it is there."""
+        cell = self._memory.of(result)
+        event, index = self._sent.pop(id(cell), (None, 0))
+        if event is not None:
+            name, _, _, origin = event.made[index]
+            event.made[index] = (name, cell, self._flags.look(result, signed=self._exact), origin)
         return result
 
     def _viewed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -318,6 +338,8 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
         """Look at what an op wrote, unless the look that tells of it is known."""
         looks: list[Look] = []
         of = self._memory.of
+        if facts.is_collective and facts.name.startswith("_"):
+            return [(name, cell, 0, cell.origin) for name, cell in ((n, of(t)) for n, t in outputs)]
         tickets = self._looks(facts, [t for _, t in outputs]) if known is None else [known]
         for (name, tensor), ticket in zip(outputs, tickets, strict=True):
             cell = of(tensor)
@@ -352,7 +374,7 @@ class OpProbe(TorchDispatchMode, StepWatch):  # type: ignore[no-untyped-call]
     def _name_state(self) -> None:
         """Give weights, buffers and optimizer state their names."""
         run = self._run
-        named = {"parameter": self._parameters, "state": run.state_tensors(self._parameters), "buffer": run.buffers()}
+        named = {"parameter": run.weights(), "state": run.state_tensors(self._parameters), "buffer": run.buffers()}
         for kind, tensors in named.items():
             for name, tensor in tensors.items():
                 self._memory.name(tensor, f"{kind} {name}")

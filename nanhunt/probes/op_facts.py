@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["OpFacts", "facts_of", "fresh_outputs", "lane_of", "taken_apart"]
+__all__ = ["WAIT", "OpFacts", "facts_of", "fresh_outputs", "lane_of", "taken_apart"]
 
 #: Ops whose memory is whatever it was.
 _FACTORIES = ("aten.empty", "aten.new_empty", "aten.resize_", "aten.set_")
@@ -25,6 +25,8 @@ _OVERWRITES = frozenset(
 _UNDECLARED = frozenset({"running_mean", "running_var"})
 #: Ops whose output has the elements of their one operand.
 _COPIES = frozenset({"aten.clone", "aten._to_copy"})
+#: Ops of torch.distributed, and the one that waits for a functional one's result.
+_COLLECTIVES, WAIT = ("c10d.", "_c10d_functional.", "c10d_functional.", "symm_mem."), "_c10d_functional.wait_tensor"
 #: Ops whose list arguments run side by side.
 _LISTS = ("aten._foreach_", "aten._fused_", "aten._amp_foreach_")
 
@@ -41,6 +43,8 @@ class OpFacts:
     is_factory: bool
     #: it copies one tensor, into another format at most
     is_copy: bool
+    #: it sends to other ranks: never run by one rank alone, and what it gives is there once it was waited for
+    is_collective: bool
     #: it does the same to each tensor of its lists, a lane each
     has_lanes: bool
     arguments: tuple[str, ...]
@@ -65,7 +69,7 @@ def facts_of(func: Any) -> OpFacts:
 def _read(func: Any) -> OpFacts:
     if not isinstance(func, torch._ops.OpOverload):
         nothing: frozenset[str] = frozenset()
-        return OpFacts(str(func), True, False, False, False, (), nothing, nothing, ())
+        return OpFacts(str(func), True, False, False, False, False, (), nothing, nothing, ())
     name = str(func).removesuffix(".default")
     base = name.split(".")[1]
     arguments, returns = func._schema.arguments, func._schema.returns
@@ -78,6 +82,7 @@ def _read(func: Any) -> OpFacts:
         is_transparent=bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns),
         is_factory=name.startswith(_FACTORIES),
         is_copy=name in _COPIES,
+        is_collective=name.startswith(_COLLECTIVES) and name != WAIT,
         has_lanes=name.startswith(_LISTS) and any("Tensor" in str(a.type) and "List" in str(a.type) for a in arguments),
         arguments=tuple(a.name for a in arguments),
         written=written,

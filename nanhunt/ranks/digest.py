@@ -5,9 +5,9 @@ A sum sees any change of one element, and not two that cancel or an exchange of 
 step. The sums of all tensors are hashed to one number below 2^20, which goes into the step's exchange: ranks agree where
 the sum of squares says that all numbers are equal. Only where they do not are names exchanged.
 
-What is compared: weights, and the tensors that optimizers keep of them. A shard of a DTensor is its rank's own. Statistics
-of batch norms are each rank's own too, whether they are broadcast or not. What differs when the replay begins is a shard
-that the model cuts by hand, and is left out.
+What is compared: weights, the tensors that optimizers keep of them, and buffers. A shard of a DTensor is its rank's own. So
+are the statistics of batch norms, and the buffers that DistributedDataParallel broadcasts before each forward pass. What
+differs when the replay begins is a shard that the model cuts by hand, and is left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepWatch
 
-__all__ = ["LARGEST", "GradientDigest", "differing", "digests_of", "is_replicated", "state_digests", "whole"]
+__all__ = [
+    "LARGEST",
+    "GradientDigest",
+    "differing",
+    "digests_of",
+    "is_replicated",
+    "rng_digest",
+    "state_digests",
+    "whole",
+]
 
 #: `whole` is below this: squares of it are exact in fp64, added up over 8192 ranks.
 LARGEST = 1 << 20
@@ -29,9 +40,21 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def state_digests(run: TrainingRun) -> dict[str, int]:
-    """Return a digest of each replicated weight and optimizer tensor, by name (waits for the device)."""
+    """Return a digest of each replicated weight, optimizer tensor and buffer, by name (waits for the device)."""
     named = run.parameters()
-    return digests_of(named | run.state_tensors(named))
+    return digests_of(named | run.state_tensors(named) | _common_buffers(run))
+
+
+def _common_buffers(run: TrainingRun) -> dict[str, Tensor]:
+    """Return the buffers that nobody but the model keeps alike."""
+    own: set[int] = set()
+    for root in run.roots().values():
+        for module in root.modules():
+            if isinstance(module, _NormBase):
+                own |= {id(b) for b in module.buffers(recurse=False)}
+            elif isinstance(module, DistributedDataParallel) and module.broadcast_buffers:
+                own |= {id(b) for b in module.buffers()}
+    return {name: buffer for name, buffer in run.buffers().items() if id(buffer) not in own}
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -55,6 +78,14 @@ def is_replicated(tensor: Tensor) -> bool:
         return False
     placements = getattr(tensor, "placements", None)
     return placements is None or all(placement.is_replicate() for placement in placements)
+
+
+def rng_digest() -> int:
+    """Return a digest of torch's random state on the CPU and of the present GPU (waits for it)."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return zlib.crc32(b"".join(state.numpy().tobytes() for state in states))
 
 
 def whole(digests: Mapping[str, int], names: Iterable[str]) -> int:

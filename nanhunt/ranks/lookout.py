@@ -3,12 +3,17 @@
 A rank whose step raises takes part in none of that step's further collectives, and the others wait in one, inside of
 torch, where no exception of ours reaches them. The rank that left says so in the store. Who still is in that step
 `GRACE` seconds later will not come out of it: its trace is closed with the reason, and its process ends.
+
+A launcher whose process was killed ends the others by SIGTERM. Python acts on it between two of its own instructions, and
+a rank that waits in a collective never comes to the next: the thread sees the signal in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +29,8 @@ GRACE = 10.0
 #: Seconds between two looks, and ranks from which looks grow rarer: the store is one process.
 _OFTEN, _MANY = 0.5, 256
 _KEY = "left"
+#: Seconds that the main thread has to act on a signal by itself.
+_MERCY = 3.0
 
 
 class Lookout:
@@ -35,10 +42,19 @@ class Lookout:
         self._over = threading.Event()
         self._steps = 0
         self._is_inside = False
+        #: where the number of each signal comes out, and goes in
+        self._signals: socket.socket | None = None
+        self._woken: socket.socket | None = None
+        self._before = -1
         self._thread = threading.Thread(target=self._watch, name="nanhunt-lookout", daemon=True)
 
     def __enter__(self) -> Self:
         """Begin."""
+        if threading.current_thread() is threading.main_thread():
+            self._signals, self._woken = socket.socketpair()
+            for end in (self._signals, self._woken):
+                end.setblocking(False)
+            self._before = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         self._thread.start()
         return self
 
@@ -46,6 +62,10 @@ class Lookout:
         """End."""
         self._over.set()
         self._thread.join()
+        if self._signals is not None and self._woken is not None:
+            signal.set_wakeup_fd(self._before)
+            self._signals.close()
+            self._woken.close()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -64,9 +84,9 @@ class Lookout:
     def _watch(self) -> None:
         seen, often = "", _OFTEN * max(1.0, self._world.size / _MANY)
         while not self._over.wait(often):
+            if self._is_told_to_end() and not self._over.wait(_MERCY):
+                self._end("the launcher ends it, as another rank has gone")
             said = self._said()
-            if said is None:
-                return
             count, _, reason = said.partition(" ")
             if said == seen or reason.startswith(f"rank {self._world.rank}:"):
                 continue
@@ -74,21 +94,27 @@ class Lookout:
             if self._over.wait(GRACE):
                 return
             if self._is_inside and str(self._steps) == count:  # the very step that was left
-                self._end(reason)
+                self._end(f"it waits in a step that another rank has left, and ends ({reason})")
 
-    def _said(self) -> str | None:
-        """Return who left, and why, '' of nobody; None where the process that keeps the store has gone."""
+    def _is_told_to_end(self) -> bool:
+        """Whether SIGTERM has come since the last look."""
+        try:
+            return self._signals is not None and signal.SIGTERM in self._signals.recv(64)
+        except BlockingIOError:
+            return False
+
+    def _said(self) -> str:
+        """Return who left, and why; '' of nobody, and where the process that keeps the store has gone."""
         try:
             if not self._world.store.check([_KEY]):
                 return ""
             text: str = self._world.store.get(_KEY).decode(errors="replace")
         except RuntimeError:
-            return None
+            return ""
         return text
 
     def _end(self, reason: str) -> None:
         with contextlib.suppress(Exception):
             self._close(reason)
-        text = f"rank {self._world.rank} waits in a step that another rank has left, and ends ({reason})"
-        print(printable(text), file=sys.stderr, flush=True)
+        print(printable(f"rank {self._world.rank}: {reason}"), file=sys.stderr, flush=True)
         os._exit(0)

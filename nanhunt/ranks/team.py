@@ -19,15 +19,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from nanhunt.probes.probe import split_name
 from nanhunt.ranks.conductor import Conductor
-from nanhunt.ranks.digest import differing, digests_of, state_digests, whole
+from nanhunt.ranks.digest import differing, digests_of, state_digests
 from nanhunt.ranks.follow import follow
 from nanhunt.ranks.lookout import GRACE, Lookout
-from nanhunt.ranks.parted import Held, parted_body
+from nanhunt.ranks.parted import Held, parted_body, parted_onset
 from nanhunt.ranks.world import PATIENCE, RankLostError, World
-from nanhunt.trace.schema import NoteKind, Onset, Phase
+from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import is_spread
 from nanhunt.training.tree import tensors_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Sign:
     #: 0 an exception, 1 a loss, 2 a gradient of its own, 3 one that came from another rank, 4 what it leads to, 5 a spike
     order: int
     micro: int = 0
+    #: how many rows of the step come before the first that is bad
+    place: int = 0
     #: of a spike: how far it is out, negative
     severity: float = 0.0
     rank: int = 0
@@ -82,6 +84,7 @@ class Team:
     leader: int = 0
     #: what all ranks held alike when the replay began
     _agreed: tuple[str, ...] = field(default=(), init=False)
+    _is_one_model: bool = field(default=False, init=False)
     _held: Held = field(default_factory=Held, init=False)
     #: digests of each rank's batch, of the last step that was looked into
     _batches: list[dict[str, int]] = field(default_factory=list, init=False)
@@ -92,35 +95,39 @@ class Team:
         every = self.world.gathered(mine)
         apart = set(differing(every))
         self._agreed = tuple(n for n in every[0] if n not in apart and all(n in digests for digests in every))
+        self._is_one_model = bool(self._agreed) or any(is_spread(p) for p in run.parameters().values())
 
     def hold(self, held: Held | None) -> None:
         """Take what this rank holds after a recorded step; None after another."""
         self._held = held or Held()
+        if not self._is_one_model and self._held.result is not None:  # each rank has a model, and a clip, of its own
+            self._held = replace(self._held, result=replace(self._held.result, clip_coefficient=None))
 
     def judged(self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None]) -> Onset | None:
         """Return the onset that a step shows, of the first rank whose `judge` finds one. The one exchange of a step."""
         self.leader = 0
         judge = partial(self._own, judge)
         if self.world.rank != 0 or sign is not None:
-            return self._looked_into(state, sign, judge, told=self._exchange(state, sign, acts=False))
+            return self._looked_into(state, sign, judge, told=self._exchange(sign, acts=False))
         counts: list[_Told] = []
 
         def opened() -> None:
-            counts.append(self._exchange(state, None, acts=True))
+            counts.append(self._exchange(None, acts=True))
             if counts[0].signs or counts[0].is_apart:
                 raise _YieldError
-            self._lead_by(state, 0)
+            self._compare_batches(state)
 
         try:
             result = self._conducted(state, judge, opened)
         except _YieldError:
             return self._looked_into(state, None, judge, told=counts[0])
         if not counts:
-            counts.append(self._exchange(state, None, acts=result is not None))
+            counts.append(self._exchange(None, acts=result is not None))
             if counts[0].signs or counts[0].is_apart:  # theirs is a fault of this very step
                 return self._looked_into(state, None, judge, told=counts[0])
+            if counts[0].acts:
+                self._compare_batches(state)
         if counts[0].acts:
-            self._lead_by(state, 0)
             state.ring.let_go_of_held(state.run)
             self._done(result)
         return result
@@ -148,12 +155,9 @@ class Team:
         """Return the smallest of all ranks' values."""
         return min(self.world.gathered(value))
 
-    def _exchange(self, state: HuntState, sign: Sign | None, *, acts: bool) -> _Told:
-        """Return how many ranks have a sign, whether rank 0 is about to run steps, and whether all hold the same.
-
-        Where steps are about to be run again, the ranks tell each other besides which batch each of them reads.
-        """
-        number = float(whole(self._held.state, self._agreed))
+    def _exchange(self, sign: Sign | None, *, acts: bool) -> _Told:
+        """Return how many ranks have a sign, whether rank 0 is about to run steps, and whether all hold the same."""
+        number = float(self._held.number(self._agreed))
         left = sign is not None and sign.order == 0
         if sign is not None and left:
             self.lookout.leave(sign.said)
@@ -166,11 +170,7 @@ class Team:
                 raise AloneError from None
             raise
         # all numbers are equal where their variance is zero; they are whole, so this is exact
-        told = _Told(signs=signs > 0, acts=acting > 0, is_apart=squares * self.world.size != total**2)
-        if told.signs or told.acts:
-            batch = state.run.batches.peek(state.rows.step, 0)
-            self._batches = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
-        return told
+        return _Told(signs=signs > 0, acts=acting > 0, is_apart=squares * self.world.size != total**2)
 
     def _looked_into(
         self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None], *, told: _Told
@@ -178,6 +178,8 @@ class Team:
         """Let the ranks that have a sign look into it, one after another, until one finds a fault; else rank 0."""
         signs = [s for s in self.world.gathered(sign) if s is not None] if told.signs else []
         order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
+        if order:
+            self._compare_batches(state)
         for leader in order:
             self._lead_by(state, leader)
             result = self.led(state, judge)
@@ -189,26 +191,23 @@ class Team:
         """Return the onset of ranks that part in this step; rank 0 writes what they show."""
         self.leader = 0
         step = state.rows.step
-        body = parted_body(step, self._agreed, self.world.gathered(self._held))
-        if not body["count"]:
+        self._compare_batches(state)
+        every = self.world.gathered(self._held)
+        body = parted_body(step, self._agreed, every, same_batch=state.run.shares_batches)
+        if not body["count"] and not body["clip"]:
             return None
         if self.world.rank == 0:
             state.writer.note(NoteKind.PARTED, body)
-        module, name = split_name(body["tensor"])
-        who = " and ".join(map(str, body["ranks"]))
-        said = f"{body['tensor']} is not the same on all ranks: rank {who} differs"
-        return Onset(
-            kind="mismatch",
-            step=step,
-            phase=Phase.UPDATE.value,
-            module=module,
-            name=name,
-            detail=said,
-            rank=body["ranks"][0],
-        )
+        return parted_onset(body)
+
+    def _compare_batches(self, state: HuntState) -> None:
+        """Find out which ranks read the same batch in this step: every rank, before one leads."""
+        batch = state.run.batches.peek(state.rows.step, 0)
+        self._batches = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
+        self._lead_by(state, 0)
 
     def _lead_by(self, state: HuntState, leader: int) -> None:
-        """Let a rank lead, and find out whether this one reads the leading one's batches, as tensor-parallel ranks do."""
+        """Let a rank lead; of its batches this one is told whether it reads them, too, as tensor-parallel ranks do."""
         self.leader = leader
         mine, rank = self._batches[leader], self.world.rank
         others = [b for r, b in enumerate(self._batches) if r != leader] if rank == leader else [self._batches[rank]]

@@ -72,6 +72,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
                 "file": diagnosis.code_file,
                 "lines": [{"line": line, "text": text, "onset": here} for line, text, here in diagnosis.code],
             },
+            "ranks": [asdict(view) for view in diagnosis.ranks],
             "series": {name: {"steps": steps, "values": v} for name, (steps, v) in diagnosis.series.items()},
         }
     )

@@ -38,6 +38,7 @@ class MarkdownRenderer(Options):
             *_folded("Headroom", _headroom(diagnosis)),
             *_folded("Precision advice", _advice(diagnosis)),
             *_folded("Trials", _trials(diagnosis)),
+            *_folded("Ranks", _ranks(diagnosis)),
             *_folded("Lineage", _lineage(diagnosis)),
             *_folded("Offending elements", _elements(diagnosis)),
             *_folded("Could not tell", [bullets(f"{span(slug)}: {escape(why)}" for slug, why in diagnosis.untold)]),
@@ -194,6 +195,11 @@ def _lineage(diagnosis: Diagnosis) -> list[str]:
         for op, module, source, does in diagnosis.lineage
     ]
     return [table(("does", "op", "module", "source"), rows)] if rows else []
+
+
+def _ranks(diagnosis: Diagnosis) -> list[str]:
+    rows = [tuple(map(escape, row)) for row in reading.rank_cells(diagnosis)]
+    return [table(("", "", "", f"at step {diagnosis.ranks[0].step}"), rows)] if rows else []
 
 
 def _elements(diagnosis: Diagnosis) -> list[str]:

@@ -22,6 +22,7 @@ __all__ = [
     "is_incomplete",
     "leading_suspect",
     "next_commands",
+    "rank_cells",
     "replayed",
     "sampled",
     "sharded",
@@ -50,6 +51,24 @@ def why_incomplete(diagnosis: Diagnosis) -> str:
     """Return why the trace ends early, as far as it says; '' for a complete one."""
     note = diagnosis.run.get("note") if is_incomplete(diagnosis) else None
     return _word(note) if note else ""
+
+
+def rank_cells(diagnosis: Diagnosis) -> list[tuple[str, str, str, str]]:
+    """Return (rank, loss, gradient norm, what of its own was not finite first) of each rank that is shown."""
+    onset = diagnosis.onset
+    cells = []
+    for view in diagnosis.ranks:
+        loss, norm = ("" if value is None else number(value) for value in (view.loss, view.grad_norm))
+        said = (
+            f"not finite first: {printable(view.bad)}"
+            if view.bad
+            else "all finite"
+            if loss
+            else "did not finish the step"
+        )
+        said += ", looked into" if onset is not None and onset.rank == view.rank else ""
+        cells.append((f"rank {view.rank}", f"loss {loss}" if loss else "", f"grad norm {norm}" if norm else "", said))
+    return cells
 
 
 def leading_suspect(diagnosis: Diagnosis) -> Suspect | None:

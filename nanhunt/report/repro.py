@@ -73,8 +73,7 @@ def find_repro(trace: Trace, script: Path) -> Repro:
 
 def _operands(trace: Trace, body: dict[str, Any], script: Path) -> Path:
     """Return the file that the note means: by its name, or beside a trace that was renamed with it."""
-    folder = trace.path if trace.path.is_dir() else trace.path.parent
-    named = folder / Path(str(body.get("file"))).name
+    named = trace.path.parent / Path(str(body.get("file"))).name
     found = [p for p in dict.fromkeys((named, repro_path(trace.path))) if p.is_file()]
     if not found:
         raise UsageError(f"--repro {script}: {named} is gone, which held the operands", hint=_AGAIN)

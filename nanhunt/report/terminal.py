@@ -183,6 +183,16 @@ def _curves(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         page.put(Text(f"{label:<12}", "dim"), line.append(f"  {_told(steps, values, onset)}"))
 
 
+def _ranks(page: Page, diagnosis: Diagnosis, options: Options) -> None:
+    cells = reading.rank_cells(diagnosis)
+    if not cells:
+        return
+    page.heading("ranks", f"at step {diagnosis.ranks[0].step}")
+    rank, loss, norm = (max(len(row[i]) for row in cells) for i in range(3))
+    for row in cells:
+        page.put(Text(f"{row[0]:<{rank}}  ", "dim"), Text(f"{row[1]:<{loss}}  {row[2]:<{norm}}  {row[3]}"))
+
+
 def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) -> str:
     """Return a curve's ends and, where it is neither of them, its value at the onset."""
     if len(set(values)) == 1:
@@ -232,6 +242,7 @@ _SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
     _verdict,
     _where,
     _curves,
+    _ranks,
     put_suspects,
     put_trials,
     _innocent,

@@ -77,6 +77,11 @@ class Trace:
         """Return the bodies of all notes of a kind, in the order in which they were written."""
         return [note.body for note in self.notes if note.kind == str(kind)]
 
+    def notes_by_rank(self, kind: NoteKind) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (rank, body) of the notes of a kind, rank by rank."""
+        for file in self._files:
+            yield from ((file.manifest.rank, note.body) for note in _standing(file.notes) if note.kind == str(kind))
+
     def note_of(self, kind: NoteKind | str) -> dict[str, Any] | None:
         """Return the body of the first note of a kind, or None."""
         return next(iter(self.notes_of(kind)), None)

@@ -55,6 +55,9 @@ class _Parted(TypedDict):
     gradients: int | None
     gradient: str
     gradient_ranks: list[int]
+    clip: list[float | None]
+    same_batch: bool
+    same_rng: bool
     skipped: list[int]
     lr: list[float | None]
 

@@ -44,8 +44,11 @@ def partial_path(path: Path) -> Path:
 
 
 def repro_path(path: Path) -> Path:
-    """Return where the culprit's call lies that belongs to the trace `path`, finished or partial."""
-    return path.with_name(path.name.removesuffix(".partial").removesuffix(".parquet") + ".repro.pt")
+    """Return where the operands of a trace's culprit lie: beside it, of a rank's file beside the folder of all ranks."""
+    whole = (
+        path.parent if path.parent.suffix == ".parquet" else path
+    )  # what reads the folder takes each file for Parquet
+    return whole.with_name(whole.name.removesuffix(".partial").removesuffix(".parquet") + ".repro.pt")
 
 
 class TraceWriter:

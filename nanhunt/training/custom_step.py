@@ -30,6 +30,7 @@ from nanhunt.training.clip import clip_gradients, gradient_norm
 from nanhunt.training.leftover import Leftovers
 from nanhunt.training.loss import checked_loss
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import is_spread
 from nanhunt.training.step_watch import StepResult, StepWatch
 
 __all__ = ["closure_step", "custom_step", "needs_closure"]
@@ -129,6 +130,8 @@ class _Loop:
             (torch.autograd, "backward", self._backward),
             (clips, "_get_total_norm", self._norm),
             (clips, "_clip_grads_with_norm_", self._clip_by_norm),
+            # the two halves of the clip under their public names, which FSDP2's loops call: torch has them from 2.6 on
+            *((torch.nn.utils, name, heard) for name, heard in self._halves.items() if hasattr(torch.nn.utils, name)),
             (scaler, "unscale_", self._unscale),
             (scaler, "step", self._scaler_step),
             (torch.optim.Optimizer, "zero_grad", self._zero_grad),
@@ -144,6 +147,10 @@ class _Loop:
             for owner, name, listener in replaced:
                 stack.enter_context(called_through(owner, name, listener))
             yield
+
+    @property
+    def _halves(self) -> dict[str, Callable[..., Any]]:
+        return {"get_total_norm": self._norm, "clip_grads_with_norm_": self._clip_by_norm}
 
     def rates(self) -> tuple[float, ...]:
         """Return the learning rate of each group of each optimizer: that of its update, else the present one."""
@@ -226,7 +233,8 @@ class _Loop:
         self.order.append(CLIP_OF_NOTHING if self._is_nothing(given) else "clip")
         if not self._is_scaled(given):
             self._tell(given)
-        self.coefficient = torch.clamp(max_norm / (total_norm.detach().float() + 1e-6), max=1.0)
+        norm = total_norm.full_tensor() if is_spread(total_norm) else total_norm  # type: ignore[attr-defined]
+        self.coefficient = torch.clamp(max_norm / (norm.detach().float() + 1e-6), max=1.0)
         self._watch.turned_to("clip")
         result = call()
         self._watch.turned_to("update")

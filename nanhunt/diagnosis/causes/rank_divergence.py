@@ -92,6 +92,8 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
 
 def _seen(body: dict[str, Any]) -> Suspect:
     """What the ranks showed each other after the step that parted them: the reason, where the step shows one."""
+    if not body["count"]:
+        return _clipped_apart(body)
     step, tensor, world = int(body["step"]), str(body["tensor"]), int(body["world_size"])
     why, fixes = _why(body)
     exhibits = [
@@ -115,8 +117,16 @@ def _seen(body: dict[str, Any]) -> Suspect:
 def _why(body: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """Return what parted them, and its mend, by what was still equal: the gradient, the update, the rate."""
     world, skipped, apart = int(body["world_size"]), body["skipped"], _ranks(body["ranks"])
+    if body["clip"] and not body["gradients"]:
+        return f"gradients are equal, and {_factors(body['clip'])}", _CLIP_FIXES
     if body["gradients"]:
         who = _ranks(body["gradient_ranks"])
+        if body["same_batch"] and not body["same_rng"]:
+            said = f"the gradient of {body['gradient']} differs already, by {who}: the ranks draw different random numbers on the same batch"
+            return said, (
+                "seed alike what is drawn on activations that every rank holds (a dropout outside of the shards)",
+                _FIXES[1],
+            )
         said = f"the gradient of {body['gradient']} differs already, by {who}: it was not reduced over all ranks"
         return said, (
             "run every backward pass that an update follows through the wrapper that reduces, and not under no_sync()",
@@ -133,6 +143,34 @@ def _why(body: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             "give every rank the same optimizer settings and state, and draw what an update draws from one seed", _FIXES[1],
         )  # fmt: skip
     return f"{apart} differs", _FIXES
+
+
+def _clipped_apart(body: dict[str, Any]) -> Suspect:
+    """Shards, none of which is held twice, cut by different factors."""
+    step = int(body["step"])
+    factors = [factor for factor in body["clip"] if factor is not None]
+    return Suspect(
+        cause="rank-divergence",
+        grade=Grade.PROVED,
+        summary=f"step {step}: {_factors(body['clip'])}",
+        location=Location(step=step, phase="clip"),
+        exhibits=(
+            Exhibit(claim="smallest factor of the ranks' clips, against the largest", value=min(factors), threshold=max(factors)),
+        ),
+        fixes=_CLIP_FIXES,
+        depth=1,
+    )  # fmt: skip
+
+
+_CLIP_FIXES = (
+    "clip by one norm: add the squares over all ranks that hold a shard, then take the root",
+    "with FSDP2 and DTensor pass the gradients themselves, not their to_local(); with FSDP1 call model.clip_grad_norm_()",
+)
+
+
+def _factors(clip: Sequence[float | None]) -> str:
+    shown = ", ".join(f"rank {r} by {'none' if c is None else f'{c:.3g}'}" for r, c in enumerate(clip[:_SHOWN]))
+    return f"each rank clips by the norm of its own shard ({shown})"
 
 
 def _ranks(ranks: Sequence[int]) -> str:
