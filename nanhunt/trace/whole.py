@@ -25,7 +25,7 @@ from nanhunt.trace.rank_file import Condition, RankFile
 from nanhunt.trace.schema import NoteKind, Phase, Role
 from nanhunt.trace.shard_sums import MEASURED, ShardSums, with_sums
 
-__all__ = ["ROLES", "PartCount", "Spread", "is_whole", "part_counts", "read_as_whole"]
+__all__ = ["ROLES", "PartCount", "Spread", "as_written", "is_whole", "part_counts", "read_as_whole"]
 
 #: Roles of rows that are cut as their parameter is.
 ROLES = (Role.WEIGHT, Role.GRAD, Role.EXP_AVG, Role.EXP_AVG_SQ, Role.UPDATE)
@@ -165,6 +165,12 @@ def read_as_whole(files: Sequence[RankFile]) -> tuple[RankFile, ...]:
 def is_whole(file: RankFile) -> bool:
     """Whether the file's rows show whole tensors, where others of its trace show none."""
     return isinstance(file, _Whole)
+
+
+def as_written(files: Sequence[RankFile]) -> Sequence[RankFile]:
+    """Return the files that `read_as_whole` was given."""
+    whole = next((file for file in files if isinstance(file, _Whole)), None)
+    return files if whole is None else whole.spread.files
 
 
 def part_counts(files: Sequence[RankFile], step: int) -> dict[_Site, tuple[PartCount, ...]]:
