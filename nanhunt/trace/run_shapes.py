@@ -62,6 +62,15 @@ class _Parted(TypedDict):
     lr: list[float | None]
 
 
+class _Swap(TypedDict):
+    """The bad step, each rank on its neighbour's batch."""
+
+    step: int
+    failed: list[int]
+    swapped: list[int]
+    world_size: int
+
+
 class _Original(TypedDict, total=False):
     """What the original run logged of the steps that are replayed."""
 
@@ -187,4 +196,5 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.BLOCKS: _Blocks,
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
+    NoteKind.SWAP: _Swap,
 }
