@@ -75,6 +75,15 @@ class _Shards(TypedDict):
     tensors: dict[str, _Shard]
 
 
+class _Swap(TypedDict):
+    """The bad step, each rank on its neighbour's batch."""
+
+    step: int
+    failed: list[int]
+    swapped: list[int]
+    world_size: int
+
+
 class _Original(TypedDict, total=False):
     """What the original run logged of the steps that are replayed."""
 
@@ -201,4 +210,5 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
     NoteKind.SHARDS: _Shards,
+    NoteKind.SWAP: _Swap,
 }
