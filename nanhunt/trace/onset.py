@@ -123,7 +123,7 @@ def log_noise(values: Iterable[float]) -> float | None:
     """Return the robust deviation of the logs of positive values from the line through their neighbours; None of too few."""
     logs = [math.log(max(x, 1e-300)) for x in values if x >= 0.0]
     bends = [abs(b - 0.5 * (a + c)) for a, b, c in zip(logs, logs[1:], logs[2:], strict=False)]
-    return 1.4826 * median(bends) / math.sqrt(1.5) if len(bends) >= BASELINE - 2 else None
+    return 1.4826 * median(bends) / math.sqrt(1.5) if len(bends) >= max(1, BASELINE - 2) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
