@@ -328,9 +328,10 @@ class SpikeWatch:
         return is_peak and event.peak_loss <= LIKE * max(before[low:], default=0.0)
 
     def _is_noise(self, event: Event) -> bool:
-        """Whether what was seen without a baseline is what this loss does from step to step."""
-        noise = log_noise(x for _, x in sorted(self.losses.items()) if math.isfinite(x))
+        """Whether what was seen without a baseline is what this loss does from step to step, elsewhere."""
         finite = [x for x in event.losses if math.isfinite(x)]
+        elsewhere = range(event.lead_step + len(event.losses), 1 << 63)  # a loss that leaps about has its own noise there
+        noise = log_noise(x for s, x in sorted(self.losses.items()) if s in elsewhere and math.isfinite(x))
         if not event.early or noise is None or noise < HEAVY or not finite or event.baseline_loss <= 0.0:
             return False
         return math.log(max(median(finite), 1e-300) / event.baseline_loss) < HEAVY_RISE * noise
