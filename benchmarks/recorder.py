@@ -2,8 +2,8 @@
 
 `make bench-recorder` runs it. The variants take turns on the same model. A turn is a stretch of steps as a user's loop makes
 them, on a GPU with nothing that waits between them; the clock runs from behind the first steps, in which snapshots and
-statistics allocate what they keep. Of each recorder one turn has no snapshot behind its first, and one has three: what such
-a step takes beyond an ordinary one, the snapshot and the close look, is a third of their difference. A period of `every`
+statistics allocate what they keep. Of each recorder one turn has no snapshot behind its first, and one has two: what such
+a step takes beyond an ordinary one, the snapshot and the close look, is half of their difference. A period of `every`
 steps is one of these and the rest of those. What is printed is the median of the ratios to the bare turn of the same round.
 """
 
@@ -28,7 +28,7 @@ from nanhunt.recorder.recorder import Recorder
 from nanhunt.training.run import TrainingRun
 
 #: Steps before the clock runs, snapshots behind them, and steps between two of these.
-_WARM, _CLOSE, _APART = 11, 3, 5
+_WARM, _CLOSE, _APART = 11, 2, 5
 _STEPS = _CLOSE * _APART
 #: Periods that are printed: the default, and a short one.
 _PERIODS = (100, 10)
