@@ -1,9 +1,10 @@
 """What the recorder costs: a user's bare loop against the same loop with `nanhunt.Recorder`, by default and looking closer.
 
-`make bench-recorder` runs it. The variants take turns on the same model; a turn is some steps with a snapshot at each fifth,
-and what the first two snapshots allocate is left out. Ordinary steps and those that take a snapshot and a close look are
-told apart; a period of `every` steps is one of these and the rest of those. What is printed is the median of the ratios to
-the bare step of the same round.
+`make bench-recorder` runs it. The variants take turns on the same model. A turn is a stretch of steps as a user's loop makes
+them, on a GPU with nothing that waits between them; the clock runs from behind the first steps, in which snapshots and
+statistics allocate what they keep. Of each recorder one turn has no snapshot behind its first, and one has two: what such
+a step takes beyond an ordinary one, the snapshot and the close look, is half of their difference. A period of `every`
+steps is one of these and the rest of those. What is printed is the median of the ratios to the bare turn of the same round.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from benchmarks.hunt import SIZES
 from nanhunt.recorder.recorder import Recorder
 from nanhunt.training.run import TrainingRun
 
-#: Steps between two snapshots here, and of a turn.
-_EVERY, _TURN = 5, 16
+#: Steps before the clock runs, snapshots behind them, and steps between two of these.
+_WARM, _CLOSE, _APART = 11, 2, 5
+_STEPS = _CLOSE * _APART
 #: Periods that are printed: the default, and a short one.
 _PERIODS = (100, 10)
 
@@ -54,15 +56,16 @@ class Ratios:
     closely: list[float] = field(default_factory=list)
 
 
-def turn(run: TrainingRun, numbers: Iterator[int], detect: Any, device: str, folder: Path) -> list[float]:
-    """Return the seconds of each step of a turn."""
-    seconds = []
-    made = Recorder(run.model, run.optimizer, out=folder, every=_EVERY, detect=detect) if detect else None
+def turn(run: TrainingRun, numbers: Iterator[int], detect: Any, device: str, folder: Path, every: int) -> float:
+    """Return the seconds that a step of a turn takes on average."""
+    made = Recorder(run.model, run.optimizer, out=folder, every=every, detect=detect) if detect else None
+    began = 0.0
     with made if made is not None else contextlib.nullcontext():
-        for step in itertools.islice(numbers, _TURN):
+        for number, step in enumerate(itertools.islice(numbers, _WARM + _STEPS)):
+            if number == _WARM:
+                _wait(device)
+                began = time.perf_counter()
             batch = run.batches.get(step, 0)
-            _wait(device)
-            began = time.perf_counter()
             if made is not None:
                 made.step(batch)
             run.optimizer.zero_grad()
@@ -71,17 +74,8 @@ def turn(run: TrainingRun, numbers: Iterator[int], detect: Any, device: str, fol
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
             run.optimizer.step()
-            _wait(device)
-            seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-def _split(seconds: list[float]) -> tuple[float, float]:
-    """Return the median of the ordinary steps and of those with a snapshot, where nothing is allocated any more."""
-    steady = [(number, s) for number, s in enumerate(seconds) if number > _EVERY]
-    return tuple(  # type: ignore[return-value]
-        statistics.median(s for number, s in steady if (number % _EVERY == 0) == is_close) for is_close in (False, True)
-    )
+        _wait(device)
+        return (time.perf_counter() - began) / _STEPS
 
 
 def _wait(device: str) -> None:
@@ -96,12 +90,12 @@ def report(name: str, device: str, rounds: int) -> None:
     bare, found = [], {variant: Ratios() for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds + 1):
-            plain, _ = _split(turn(run, numbers, None, device, Path(folder)))
+            plain = turn(run, numbers, None, device, Path(folder), 1)
             bare.append(plain)
             for variant in VARIANTS:
-                ordinary, closely = _split(turn(run, numbers, variant.detect, device, Path(folder)))
-                found[variant].ordinary.append(ordinary / plain)
-                found[variant].closely.append(closely / plain)
+                rare, often = (turn(run, numbers, variant.detect, device, Path(folder), e) for e in (1000, _APART))
+                found[variant].ordinary.append(rare / plain)
+                found[variant].closely.append((rare + (often - rare) * _APART) / plain)
     millions = sum(p.numel() for p in run.model.parameters()) / 1e6
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     print(

@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "hunt.md"
+#: What the commands find in their environment.
+SURROUNDINGS = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 #: What the page leaves out of a report: it is much the same for all.
 _END = "\ncleared"
 
@@ -75,16 +78,20 @@ class Hunt:
     report: dict[str, Any]
 
 
-def hunt(entry: Entry, folder: Path) -> Hunt:
-    """Run an entry's commands in a copy of its folder below `folder`, which must not hold one yet."""
+def hunt(entry: Entry, folder: Path, run: Callable[..., str] | None = None) -> Hunt:
+    """Run an entry's commands in a copy of its folder below `folder`, which must not hold one yet.
+
+    `run` is given a folder and what follows `python` on its command line, and returns what that prints.
+    """
+    run = run or _run
     place = folder / entry.name
     shutil.copytree(
         DOCS / "gallery" / entry.name, place, ignore=shutil.ignore_patterns("__pycache__", "*.pt", "*.parquet")
     )
-    _run(place, "train.py")
-    _run(place, "-m", "nanhunt", "replay", "ckpt.pt", "--quiet")
-    text = _run(place, "-m", "nanhunt", "report", "trace.parquet")
-    report = json.loads(_run(place, "-m", "nanhunt", "report", "trace.parquet", "--format", "json"))
+    run(place, "train.py")
+    run(place, "-m", "nanhunt", "replay", "ckpt.pt", "--quiet")
+    text = run(place, "-m", "nanhunt", "report", "trace.parquet")
+    report = json.loads(run(place, "-m", "nanhunt", "report", "trace.parquet", "--format", "json"))
     return Hunt(text=text, report=report)
 
 
@@ -112,7 +119,7 @@ def fault_lines(source: str, around: int = 2) -> str:
 
 
 def _run(place: Path, *command: str) -> str:
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | SURROUNDINGS
     done = subprocess.run([sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{place.name}: {' '.join(command)} ended with {done.returncode}\n{done.stderr}")

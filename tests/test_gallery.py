@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.forked import python
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -39,9 +41,15 @@ def section_of_page(name: str) -> str:
     return page[start : end if end >= 0 else None]
 
 
+def forked(place: Path, *command: str) -> str:
+    done = python(*command, cwd=place, env=gallery.SURROUNDINGS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("entry", gallery.ENTRIES, ids=lambda e: e.name)
 def test_a_hunt_of_the_gallery_finds_the_fault_and_prints_what_the_page_shows(entry: Any, tmp_path: Path) -> None:
-    found = gallery.hunt(entry, tmp_path)
+    found = gallery.hunt(entry, tmp_path, forked)
     assert found.report["outcome"] == "fault"
     assert found.report["suspects"][0]["cause"] == entry.cause
     assert words(gallery.section(entry, found)) == words(section_of_page(entry.name))

@@ -123,7 +123,7 @@ def log_noise(values: Iterable[float]) -> float | None:
     """Return the robust deviation of the logs of positive values from the line through their neighbours; None of too few."""
     logs = [math.log(max(x, 1e-300)) for x in values if x >= 0.0]
     bends = [abs(b - 0.5 * (a + c)) for a, b, c in zip(logs, logs[1:], logs[2:], strict=False)]
-    return 1.4826 * median(bends) / math.sqrt(1.5) if len(bends) >= BASELINE - 2 else None
+    return 1.4826 * median(bends) / math.sqrt(1.5) if len(bends) >= max(1, BASELINE - 2) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,9 +328,10 @@ class SpikeWatch:
         return is_peak and event.peak_loss <= LIKE * max(before[low:], default=0.0)
 
     def _is_noise(self, event: Event) -> bool:
-        """Whether what was seen without a baseline is what this loss does from step to step."""
-        noise = log_noise(x for _, x in sorted(self.losses.items()) if math.isfinite(x))
+        """Whether what was seen without a baseline is what this loss does from step to step, elsewhere."""
         finite = [x for x in event.losses if math.isfinite(x)]
+        elsewhere = range(event.lead_step + len(event.losses), 1 << 63)  # a loss that leaps about has its own noise there
+        noise = log_noise(x for s, x in sorted(self.losses.items()) if s in elsewhere and math.isfinite(x))
         if not event.early or noise is None or noise < HEAVY or not finite or event.baseline_loss <= 0.0:
             return False
         return math.log(max(median(finite), 1e-300) / event.baseline_loss) < HEAVY_RISE * noise

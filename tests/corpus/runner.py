@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from nanhunt.stats.cpu_kernel import measure_on_cpu
 from tests.corpus.program import Program
 
 __all__ = ["Around", "Job", "Run", "load_shared", "replay_again", "run_all", "run_one"]
@@ -75,10 +76,15 @@ def run_all(jobs: Sequence[Job], root: Path, workers: int, around: Around = _not
 
 
 def load_shared() -> None:
-    """Load what the children share, once: dynamo is asked for by the first optimizer of a process, and takes 1.5 s."""
+    """Load what the children share, once.
+
+    Dynamo is asked for by the first optimizer of a process, and takes 1.5 s; Numba's code by the first statistics, and
+    takes as long.
+    """
     own = ("nanhunt.commands.replay", "nanhunt.commands.report")
     for module in (*own, "pandas", "pyarrow.parquet", "pydantic.type_adapter", "torch._dynamo"):
         importlib.import_module(module)
+    measure_on_cpu(torch.ones(1), 1.0, histogram=True)
     torch.set_num_threads(1)  # sums of several threads differ in their last bits, and a run near its edge tips over
 
 

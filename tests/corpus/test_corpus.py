@@ -41,13 +41,16 @@ def test_there_are_three_programs_of_each_cause_from_different_families_and_thir
 
 
 def spread() -> list[Program]:
-    """Return one program of each cause, another one than the first in the list where there are several, and six healthy."""
+    """Return one program of each third cause, another one than the first in the list, and two healthy ones.
+
+    `make corpus` runs them all.
+    """
     chosen = []
-    for slug in sorted(SLUGS):
+    for slug in sorted(SLUGS)[::3]:
         own = [p for p in EVERY if p.cause == slug]
         chosen.append(own[len(own) // 2])
     healthy = [p for p in EVERY if p.cause is None]
-    return chosen + healthy[:: max(1, len(healthy) // 6)]
+    return chosen + healthy[:: max(1, len(healthy) // 2)]
 
 
 def test_a_spread_of_the_corpus_is_diagnosed_rightly(tmp_path: Path) -> None:

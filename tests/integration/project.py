@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 import yaml
+
+from tests.forked import python
 
 PROJECTS = Path(__file__).resolve().parents[2] / "configs" / "projects"
 
@@ -29,11 +29,11 @@ class Project:
         return self.folder / "trace.parquet"
 
     def train(self, *arguments: str) -> None:
-        done = self._run(sys.executable, "train.py", *arguments)
+        done = python("train.py", *arguments, cwd=self.folder, timeout=500)
         assert done.returncode == 0, done.stderr
 
     def nanhunt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._run(sys.executable, "-m", "nanhunt", *arguments)
+        return python("-m", "nanhunt", *arguments, cwd=self.folder, timeout=500)
 
     def replay(
         self,
@@ -59,12 +59,6 @@ class Project:
         document: dict[str, Any] = json.loads(told.stdout)
         assert done.returncode == int(document["outcome"] == "fault")
         return document
-
-    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, env=environment, check=False, timeout=500
-        )
 
 
 def copied(name: str, folder: Path) -> Project:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+
+from tests.forked import python
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "projects" / "accelerate"
 
@@ -22,10 +22,7 @@ BAD = 25
 
 
 def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env=environment, check=False
-    )
+    return python(*command, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+
+from tests.forked import python
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -23,18 +23,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nanogpt")
     shutil.copytree(CONFIGS / "nanogpt", folder / "nanogpt")
     shutil.copy(CONFIGS / "nanogpt.yaml", folder / "nanogpt.yaml")
-    command = [sys.executable, "train.py", "--out", str(folder / "ckpt.pt"), "--steps", "20"]
-    subprocess.run(command, cwd=folder / "nanogpt", check=True, env=environment())
+    python("train.py", "--out", str(folder / "ckpt.pt"), "--steps", "20", cwd=folder / "nanogpt").check_returncode()
     return folder
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def nanhunt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nanhunt", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment(), check=False)
+    return python("-m", "nanhunt", *arguments, cwd=folder)
 
 
 def report_of(folder: Path, data: dict[str, Any]) -> dict[str, Any]:

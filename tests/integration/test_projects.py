@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
+
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = ROOT / "configs" / "projects"
@@ -38,11 +38,7 @@ def commands(name: str) -> list[list[str]]:
 def typed(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command line as a user does, from a folder that has `configs/` in it."""
     program, *rest = words
-    command = [sys.executable, "-m", "nanhunt", *rest] if program == "nanhunt" else [sys.executable, *rest]
-    here = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here}, timeout=600
-    )
+    return python(*(("-m", "nanhunt") if program == "nanhunt" else ()), *rest, cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +51,7 @@ SCRIPTS = {
 
 
 def ran(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    return python(*words, cwd=folder, env={"HF_HUB_OFFLINE": "1"})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pandas as pd
 import pytest
 
+from tests.forked import python
 from tests.integration.project import Project, copied, losses
 
 
@@ -38,8 +36,8 @@ def test_the_folder_replays_bit_for_bit(project: Project) -> None:
 
 def test_the_converted_file_replays_bit_for_bit_without_trust(project: Project) -> None:
     module = "torch.distributed.checkpoint.format_utils"
-    command = [sys.executable, "-m", module, "dcp_to_torch", "out/checkpoint/step-20", "step-20.pt"]
-    subprocess.run(command, cwd=project.folder, check=True, capture_output=True)
+    done = python("-m", module, "dcp_to_torch", "out/checkpoint/step-20", "step-20.pt", cwd=project.folder)
+    done.check_returncode()
     assert project.replay("step-20.pt", steps=10)["outcome"] == "healthy"
     assert losses(project.trace) == of_the_run(project)
 

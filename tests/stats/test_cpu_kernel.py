@@ -30,7 +30,7 @@ def test_both_kernels_of_a_cpu_count_the_same(
 ) -> None:
     tensor = (torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2.0**scale).to(dtype)
     for place, value in special:
-        tensor[place % size] = value
+        tensor[place % size] = torch.tensor(value, dtype=torch.float64)  # as a number, one beyond the dtype is refused
     found = summarize(tensor)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_kernel, "_code", lambda: None)

@@ -102,7 +102,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         return no_births(evidence)  # what torch's own optimizer takes a root of is a moment: another cause's
     if base(birth.op) in _MATRICES and birth.fp64 == "non-finite":
         return _singular(birth, evidence)
-    if is_discarded(birth, evidence) or birth.fp64 in ("beyond-range", "in-range"):
+    # a trial in which a bad element's value is used after all takes the select's word back
+    is_lost = is_discarded(birth, evidence) and evidence.outcome("safe-argument") != "persists"
+    if is_lost or birth.fp64 in ("beyond-range", "in-range"):
         return None
     if birth.kind == "nan-from-inf":
         return _zero_times_infinity(birth, evidence)

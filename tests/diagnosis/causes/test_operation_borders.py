@@ -478,6 +478,21 @@ def test_a_double_where_that_shows_the_value_to_be_used_refutes_a_trap(
     assert told["where-trap"] == grade
 
 
+@pytest.mark.parametrize(("outcome", "found"), [("cured", "where-trap"), ("persists", "domain-error")])
+def test_a_root_of_a_negative_that_a_select_leaves_out_is_a_domain_error_where_its_values_are_used_after_all(
+    outcome: str, found: str, evidence_of: EvidenceOf
+) -> None:
+    root = Birth(
+        kind="nan-from-finite", seq=3, phase="forward", op="aten.sqrt", node=None, fp64="non-finite", bad=2, of=8,
+        inputs=[operand("self", amax=1.0)], outputs=[operand("output", nan=2)],
+        elements=[Element(coordinate=[0], inputs=[-2e-4], output=math.nan)], facts=ALL,
+    )  # fmt: skip
+    ran: dict[str, Any] = {"exact": "persists", "safe-argument": outcome}
+    notes = [(NoteKind.TRIAL, Trial(name=n, outcome=o, detail="").to_json()) for n, o in ran.items()]
+    evidence = evidence_of(Onset(kind="nan", step=7, phase="forward"), root, to="gradient", notes=notes)
+    assert diagnose(evidence.trace).suspects[0].cause == found
+
+
 # --- FP8 --------------------------------------------------------------------------------------------------------------
 
 
