@@ -35,6 +35,7 @@ from nanhunt.stats.sampling import looked_at
 from nanhunt.stats.summarize import has_triton
 from nanhunt.trace.schema import Phase, Role
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import own_part
 from nanhunt.training.step import StepWatch
 
 if TYPE_CHECKING:
@@ -242,10 +243,11 @@ def _part(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a DTensor; any other tensor as it is."""
-    held = tensor.detach()
-    to_local = getattr(held, "to_local", None)
-    return held if to_local is None else to_local()
+    """Return what this rank holds of a DTensor; any other tensor as it is.
+
+    The part is taken first: a `detach` of a DTensor goes through its dispatcher, 0.2 ms for each of thousands.
+    """
+    return own_part(tensor).detach()
 
 
 def _kept(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -254,9 +256,9 @@ def _kept(tensor: Tensor, parameter: Tensor) -> Tensor:
     return part.clone() if part.data_ptr() == _local(tensor).data_ptr() else part
 
 
-def _sum_and_norm(tensor: Tensor) -> Tensor:
-    """Return [Σw / sqrt(n), |w|] in fp64: what either of them changes by is a lower bound of |Δw|."""
-    held = _local(tensor)
+def _sum_and_norm(parameter: Tensor) -> Tensor:
+    """Return [Σw / sqrt(n), |w|] in fp64 of what is looked at: what either changes by is a lower bound of |Δw|."""
+    held = _part(parameter, parameter)
     wide = (torch.view_as_real(held) if held.is_complex() else held).double()
     return torch.stack([wide.sum() / math.sqrt(max(1, wide.numel())), torch.linalg.vector_norm(wide)])
 

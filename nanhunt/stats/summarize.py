@@ -165,9 +165,12 @@ def _own_part(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a DTensor; any other tensor as it is."""
     if type(tensor) in _PLAIN:
         return tensor
-    held = tensor.detach()
-    to_local = getattr(held, "to_local", None)
-    return held if to_local is None else to_local()
+    to_local = getattr(tensor, "to_local", None)
+    if to_local is None:
+        return tensor.detach()
+    with torch.no_grad():  # a detach of the whole goes through the dispatcher, 0.2 ms
+        part: Tensor = to_local().detach()
+    return part
 
 
 def _measured(tensor: Tensor, *, histogram: bool, exact: bool = False) -> Tensor | None:

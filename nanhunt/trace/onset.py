@@ -330,7 +330,9 @@ class SpikeWatch:
     def _is_noise(self, event: Event) -> bool:
         """Whether what was seen without a baseline is what this loss does from step to step, elsewhere."""
         finite = [x for x in event.losses if math.isfinite(x)]
-        elsewhere = range(event.lead_step + len(event.losses), 1 << 63)  # a loss that leaps about has its own noise there
+        elsewhere = range(
+            event.lead_step + len(event.losses), 1 << 63
+        )  # a loss that leaps about has its own noise there
         noise = log_noise(x for s, x in sorted(self.losses.items()) if s in elsewhere and math.isfinite(x))
         if not event.early or noise is None or noise < HEAVY or not finite or event.baseline_loss <= 0.0:
             return False
