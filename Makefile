@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder docs gallery clean
+.PHONY: help setup demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -46,7 +46,7 @@ fuzz: $(STAMP)  ## read damaged and odd checkpoints, configs and traces, half an
 corpus: $(STAMP)  ## run the corpus of failures through the command line, write docs/scoreboard.md (ARGS="bad-sample" for a part)
 	$(BIN)/python -m tests.corpus $(if $(ARGS),$(ARGS),--thresholds -o docs/scoreboard.md)
 
-bench: bench-hunt bench-headroom bench-report bench-snapshots bench-recorder  ## every benchmark; docs/performance.md has what came out
+bench: bench-hunt bench-headroom bench-report bench-snapshots bench-recorder bench-ranks  ## every benchmark; docs/performance.md has what came out
 
 bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and other tools (ARGS="--rounds 30")
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,bench]'
@@ -63,6 +63,9 @@ bench-snapshots: $(STAMP)  ## what snapshots cost, and what they take (ARGS="--d
 
 bench-recorder: $(STAMP)  ## what the recorder costs beside a bare loop (ARGS="--device cuda --sizes 134M")
 	$(BIN)/python -m benchmarks.recorder $(ARGS)
+
+bench-ranks: $(STAMP)  ## what looking costs each of 1, 2 and 4 ranks, and `report` over their traces (ARGS="--device cuda --sizes 134M --ranks 1,2")
+	$(BIN)/python -m benchmarks.ranks $(ARGS)
 
 docs: $(STAMP)  ## make the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

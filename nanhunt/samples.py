@@ -94,7 +94,7 @@ class Cutter:
 
 
 def cut_to(run: TrainingRun, cutter: Cutter, samples: Sequence[int]) -> AbstractContextManager[None]:
-    """Return a context in which the batch has these samples alone; on all ranks, where they read the same one."""
+    """Return a context in which the batch has these samples alone, on all ranks that read it."""
     body = _transformed(run, cutter.only(samples))
     if run.together is None or not run.shares_batches:
         return body

@@ -35,7 +35,7 @@ from nanhunt.changes.scaler import fresh_scaler, halved_scale, held_scale, zeroe
 from nanhunt.changes.scores import other_scores
 from nanhunt.changes.second_moment import raised_floor
 
-__all__ = ["CHANGES", "change_made"]
+__all__ = ["CHANGES", "change_made", "is_of_batches"]
 
 CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextManager[Made]]], ...] = (
     (what.Precision, whole_step),
@@ -65,9 +65,9 @@ CHANGES: tuple[tuple[type[what.Change], Callable[[Bench, Any], AbstractContextMa
 )
 
 
-#: What is changed on the leading rank alone: its own samples, unless all ranks read them, and an op of its own.
-_OF_BATCHES = (what.WithoutSamples, what.OtherBatch)
-_OF_ONE_RANK = (*_OF_BATCHES, what.SafeArgument)
+def is_of_batches(change: what.Change | None) -> bool:
+    """Whether only ranks that read the leading one's batches make the change: it is one of those."""
+    return isinstance(change, (what.WithoutSamples, what.OtherBatch))
 
 
 def change_made(bench: Bench, change: what.Change | None) -> AbstractContextManager[Made]:
@@ -76,7 +76,8 @@ def change_made(bench: Bench, change: what.Change | None) -> AbstractContextMana
         return nullcontext(Made(readback=["nothing was changed"]))
     make = next(function for kind, function in CHANGES if isinstance(change, kind))
     body, together = make(bench, change), bench.run.together
-    own = isinstance(change, _OF_ONE_RANK) and not (bench.run.shares_batches and isinstance(change, _OF_BATCHES))
+    # an op of its own, or samples that no other rank reads
+    own = isinstance(change, what.SafeArgument) or (is_of_batches(change) and not bench.run.shares_batches)
     if together is None or own:
         return body
     details = (change, bench.onset, bench.window, bench.seen, bench.update_norms)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.original import OriginalRun
     from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.diagnosis.rank_views import RankView
+    from nanhunt.diagnosis.shards import BadShards
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 
@@ -174,5 +175,7 @@ class Diagnosis:
     advice: Advice | None = None
     #: whether the replay follows the losses that the original run logged; None where the trace holds none
     original: OriginalRun | None = None
+    #: sharded tensors that are not finite at the onset, and which ranks' parts hold the bad elements
+    shards: tuple[BadShards, ...] = ()
     #: what the ranks saw of the onset's step, or of the last one; () of one process
     ranks: tuple[RankView, ...] = ()

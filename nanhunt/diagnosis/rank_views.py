@@ -32,7 +32,7 @@ def rank_views(evidence: Evidence) -> tuple[RankView, ...]:
     if trace.rank_count < 2 or not trace.steps:
         return ()
     step = evidence.onset.step if evidence.onset is not None else trace.steps[-1]
-    frame = trace.frame(_COLUMNS, passes=["replay"], steps=(step, step)).sort_values("seq")
+    frame = trace.in_parts().frame(_COLUMNS, passes=["replay"], steps=(step, step)).sort_values("seq")
     views = [_view(rank, step, frame[frame["rank"] == rank]) for rank in sorted(frame["rank"].unique())]
     odd = [view for view in views if view.bad]
     shown = (odd + [view for view in views if not view.bad])[:_SHOWN]

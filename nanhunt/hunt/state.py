@@ -145,6 +145,8 @@ class HuntState:
     lost_device: bool = False
     #: the other ranks are in a step that this one has left
     is_alone: bool = False
+    #: what this rank holds of sharded tensors is in the trace
+    tells_shards: bool = False
     #: of the run's assumptions, how many are written
     assumed: int = 0
 

@@ -24,6 +24,7 @@ from nanhunt.probes.blocks import is_looked_at
 from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.ranks.digest import GradientDigest, rng_digest, state_digests
 from nanhunt.ranks.parted import Held
+from nanhunt.ranks.shard_note import partial_gradients, shards_body
 from nanhunt.ranks.team import AloneError, Sign
 from nanhunt.ranks.world import RankLostError, is_of_a_lost_rank
 from nanhunt.replay import Replayed, device_is_lost, replay_step
@@ -142,6 +143,9 @@ def _hold(state: HuntState, seen: Replayed, digests: Sequence[GradientDigest]) -
     """Take down what this rank holds after a recorded step, to be held against the others'."""
     if state.team is None:
         return
+    if not state.tells_shards:
+        state.tells_shards = True
+        state.writer.note(NoteKind.SHARDS, shards_body(state.run, partial_gradients(state.run)))
     held = None
     if digests and seen.error is None:
         held = Held(state=state_digests(state.run), gradients=digests[0].digests, result=seen.result, rng=rng_digest())

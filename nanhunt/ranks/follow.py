@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from nanhunt.bench import Bench
-from nanhunt.changes import change_made
+from nanhunt.changes import change_made, is_of_batches
 from nanhunt.precision import in_precision
 from nanhunt.ranks.lookout import Lookout
 from nanhunt.ranks.swap import swapped
@@ -112,6 +112,8 @@ class _Follower:
 def _changed(
     state: HuntState, change: Any, onset: Any, window: Any, seen: Any, update_norms: Any
 ) -> AbstractContextManager[Any]:
+    if is_of_batches(change) and not state.run.shares_batches:
+        return contextlib.nullcontext()
     bench = Bench(
         run=state.run, ring=state.ring, onset=onset, known=state.known, window=window, seen=seen,
         update_norms=update_norms, reference=state.settings.reference_tensors,
@@ -120,7 +122,7 @@ def _changed(
 
 
 def _cut(state: HuntState, step: int, micro: int, by: str, samples: list[int]) -> AbstractContextManager[Any]:
-    cutter = Cutter.of(state.run, step, micro)
+    cutter = Cutter.of(state.run, step, micro) if state.run.shares_batches else None
     if cutter is None:
         return contextlib.nullcontext()
     return cut_to(state.run, cutter if cutter.by == by else cutter.by_removal(), samples)

@@ -90,6 +90,8 @@ class Team:
     #: whose loss is not finite in this step, by rank
     _bad: list[bool] = field(default_factory=list, init=False)
     _held: Held = field(default_factory=Held, init=False)
+    #: digests of each rank's batch, of the last step that was looked into
+    _batches: list[dict[str, int]] = field(default_factory=list, init=False)
 
     def begin(self, run: TrainingRun) -> None:
         """Find out what the ranks agree on."""
@@ -198,7 +200,7 @@ class Team:
         if order:
             self._compare_batches(state)
         for leader in order:
-            self.leader = leader
+            self._lead_by(state, leader)
             result = self.led(state, judge)
             if result is not None:
                 return result
@@ -218,10 +220,17 @@ class Team:
         return parted_onset(body)
 
     def _compare_batches(self, state: HuntState) -> None:
-        """Find out whether all ranks read the same batch in this step: every rank, before one leads."""
+        """Find out which ranks read the same batch in this step: every rank, before one leads."""
         batch = state.run.batches.peek(state.rows.step, 0)
-        every = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
-        state.run.shares_batches = bool(every[0]) and not differing(every)
+        self._batches = self.world.gathered(digests_of(dict(tensors_of(batch))) if batch is not None else {})
+        self._lead_by(state, 0)
+
+    def _lead_by(self, state: HuntState, leader: int) -> None:
+        """Let a rank lead; of its batches this one is told whether it reads them, too, as tensor-parallel ranks do."""
+        self.leader = leader
+        mine, rank = self._batches[leader], self.world.rank
+        others = [b for r, b in enumerate(self._batches) if r != leader] if rank == leader else [self._batches[rank]]
+        state.run.shares_batches = bool(mine) and mine in others
 
     def _own(self, judge: Callable[[], Onset | None]) -> Onset | None:
         """Judge, and put this rank's number to what was found."""

@@ -64,6 +64,7 @@ def document(diagnosis: Diagnosis) -> dict[str, Any]:
                 for op, module, source, does in diagnosis.lineage
             ],
             "damage": diagnosis.damage,
+            "shards": [asdict(shards) | {"bad": shards.bad} for shards in diagnosis.shards],
             "certificate": _certificate(diagnosis.certificate),
             "positions": {str(sample): places for sample, places in diagnosis.positions},
             "no_samples": diagnosis.no_samples,

@@ -84,6 +84,7 @@ def _where(diagnosis: Diagnosis) -> Iterable[str]:
         ("source", span(onset.source)),
         ("samples", escape(reading.sampled(diagnosis))),
         ("damage", escape(diagnosis.damage)),
+        ("shards", escape(reading.sharded(diagnosis))),
     ]
     yield "### Where"
     yield table(("", ""), [(name, value) for name, value in facts if value])

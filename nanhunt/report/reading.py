@@ -25,6 +25,7 @@ __all__ = [
     "rank_cells",
     "replayed",
     "sampled",
+    "sharded",
     "tried",
     "why_incomplete",
 ]
@@ -205,3 +206,22 @@ def replayed(diagnosis: Diagnosis) -> str:
 
 def _word(value: object) -> str:
     return prose(str(value))
+
+
+def sharded(diagnosis: Diagnosis) -> str:
+    """Return whose part holds the bad elements of the first sharded tensor that some part is free of; '' without one."""
+    for shards in diagnosis.shards:
+        holders = shards.holders
+        if len(holders) == len(shards.parts):
+            continue
+        where = ".".join(part for part in (shards.module, shards.name) if part)
+        who = [f"rank {part.rank} has {part.bad}" for part in holders[:3]]
+        if len(holders) == 1:
+            begins = f" from {list(holders[0].offset)} on" if any(holders[0].offset) else ""
+            who = [f"all in the part of rank {holders[0].rank}{begins}"]
+        more = f" and {len(holders) - 3} ranks more" if len(holders) > 3 else ""
+        said = (
+            f"{shards.role} of {where}: {shards.bad} of {shards.numel} elements are not finite, {', '.join(who)}{more}"
+        )
+        return prose(said)
+    return ""

@@ -99,6 +99,9 @@ def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         page.field("samples", samples, style="" if onset.samples else "dim")
     if diagnosis.damage:
         page.field("damage", words.prose(diagnosis.damage))
+    shards = reading.sharded(diagnosis)
+    if shards:
+        page.field("shards", shards)
     _code(page, diagnosis)
     _lineage(page, diagnosis, options)
     _elements(page, diagnosis, options)

@@ -75,13 +75,18 @@ class RankFile:
         """
         return pa.concat_tables([pa.Table.from_batches([], _READ).select(columns), *self.parts(columns, conditions)])
 
-    def parts(self, columns: list[str], conditions: Sequence[Condition] = ()) -> Iterator[Any]:
+    def parts(
+        self, columns: list[str], conditions: Sequence[Condition] = (), near: Sequence[bool] | None = None
+    ) -> Iterator[Any]:
         """Yield what `read` returns in tables of which one at a time fits into memory.
 
-        Where no row meets the conditions, only the columns that these look at are read.
+        Where no row meets the conditions, only the columns that these look at are read; of groups of rows that are not
+        `near`, where that is told of each, none.
         """
         try:
-            for read in self._groups():
+            for at, read in enumerate(self.groups()):
+                if near is not None and not near[at]:
+                    continue
                 looked_at = self._sound(read(list(dict.fromkeys(name for name, _, _ in conditions))))
                 met = _met(looked_at, conditions)
                 if met is None or met.any():
@@ -97,7 +102,7 @@ class RankFile:
             raise damaged(self.path, wrong)
         return table
 
-    def _groups(self) -> Iterator[Callable[[list[str]], Any]]:
+    def groups(self) -> Iterator[Callable[[list[str]], Any]]:
         """Yield a function a group of rows that fits into memory; it reads columns of the group.
 
         Row groups are filtered here rather than by `pyarrow.dataset`, which looks up statistics in the footer first and

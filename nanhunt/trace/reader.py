@@ -18,6 +18,7 @@ from nanhunt.errors import TraceError
 from nanhunt.trace.columns import codes
 from nanhunt.trace.rank_file import MAKE_ONE, Condition, NoStepError, RankFile, read_rank_file
 from nanhunt.trace.schema import COLUMNS, OF_AN_ONSET, ArrowSchema, Manifest, Note, NoteKind, Phase
+from nanhunt.trace.whole import PartCount, as_written, is_whole, part_counts, read_as_whole
 from nanhunt.trace.writer import partial_path
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ class Trace:
     `reason` then says why, and up to which step the trace reaches.
     """
 
-    def __init__(self, path: Path, files: Sequence[RankFile]) -> None:
-        """Put the files of all ranks together; `open` is the way to get one from a path."""
+    def __init__(self, path: Path, files: Sequence[RankFile], *, in_parts: bool = False) -> None:
+        """Put the files of all ranks together; `open` is the way to get one from a path.
+
+        Tensors that ranks hold in parts are read whole, from one rank, unless `in_parts`.
+        """
         self.path = path
-        self._files = tuple(sorted(files, key=lambda f: f.manifest.rank))
+        by_rank = tuple(sorted(files, key=lambda f: f.manifest.rank))
+        self._files = by_rank if in_parts else read_as_whole(by_rank)
         self._frames: dict[tuple[Any, ...], pd.DataFrame] = {}
         self.manifest: Manifest = self._files[0].manifest
         self.notes: tuple[Note, ...] = tuple(note for file in self._files for note in _standing(file.notes))
@@ -71,6 +76,10 @@ class Trace:
         """Return the part of the first rank that has a note of this kind; of the first rank where none has."""
         file = next((f for f in self._files if any(n.kind == kind for n in f.notes)), self._files[0])
         return Trace(file.path, [file])
+
+    def in_parts(self) -> Trace:
+        """Return the same trace with each rank's own rows, those of its parts of sharded tensors among them."""
+        return Trace(self.path, as_written(self._files), in_parts=True)
 
     def notes_of(self, kind: NoteKind | str) -> list[dict[str, Any]]:
         """Return the bodies of all notes of a kind, in the order in which they were written."""
@@ -142,8 +151,14 @@ class Trace:
 
         Text comes as dictionaries. `ranks` is how many ranks are read, None for all.
         """
-        for file in self._files[:ranks]:
+        # what ranks hold in parts is read whole from the rank that looked into the fault
+        files = sorted(self._files, key=lambda f: not is_whole(f)) if ranks is not None else self._files
+        for file in files[:ranks]:
             yield from file.parts(list(columns), _conditions(roles, passes))
+
+    def part_counts(self, step: int) -> dict[tuple[str, ...], tuple[PartCount, ...]]:
+        """Return what each rank's part has of a step's sharded tensors, by phase, role, module and name; {} without any."""
+        return part_counts(self._files, step)
 
     def scalars(self, name: str) -> dict[int, float]:
         """Return a scalar of the replay by step ("loss", "grad_norm", "lr"): first rank, last value of a step.

@@ -71,6 +71,19 @@ class _Swap(TypedDict):
     world_size: int
 
 
+class _Shard(TypedDict):
+    """The part that a rank holds of a tensor."""
+
+    shape: list[int]
+    held: list[int]
+    offset: list[int]
+    partial: bool
+
+
+class _Shards(TypedDict):
+    tensors: dict[str, _Shard]
+
+
 class _Original(TypedDict, total=False):
     """What the original run logged of the steps that are replayed."""
 
@@ -197,4 +210,5 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
     NoteKind.SWAP: _Swap,
+    NoteKind.SHARDS: _Shards,
 }

@@ -165,6 +165,8 @@ class NoteKind(StrEnum):
     PARTED = "parted"
     #: the bad step with each rank on its neighbour's batch: `{"step", "failed", "swapped", "world_size"}`, see `ranks.swap`
     SWAP = "swap"
+    #: which part this rank holds of each tensor that ranks share: `{"tensors": {name: {"shape", "held", "offset", …}}}`
+    SHARDS = "shards"
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 

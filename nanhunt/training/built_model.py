@@ -11,8 +11,9 @@ from torch import nn
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.checkpoint import Checkpoint
-from nanhunt.training.config import ImportSpec, RunConfig
+from nanhunt.training.config import ModelSpec, RunConfig
 from nanhunt.training.launch import rank_and_size
+from nanhunt.training.mesh import mesh_of
 from nanhunt.training.model_from_config import build_from_config, config_beside
 from nanhunt.training.recipe_choice import PrecisionChoice
 from nanhunt.training.run import DTYPES
@@ -45,7 +46,7 @@ def built_model(
     return placed
 
 
-def _users_model(spec: ImportSpec, root: Path) -> nn.Module:
+def _users_model(spec: ModelSpec, root: Path) -> nn.Module:
     build = resolve_callable(spec.call, key="model", root=root)
     if isinstance(build, nn.Module):
         model: Any = build
@@ -57,19 +58,13 @@ def _users_model(spec: ImportSpec, root: Path) -> nn.Module:
     return model
 
 
-def _of_this_rank(build: Callable[..., Any], spec: ImportSpec) -> dict[str, object]:
-    """Return what the callable asks for of `mesh` (all ranks in a row), `rank` and `world_size`; the config's own go before."""
+def _of_this_rank(build: Callable[..., Any], spec: ModelSpec) -> dict[str, object]:
+    """Return what the callable asks for of `mesh`, `rank` and `world_size`; the config's own go before."""
     rank, size = rank_and_size()
-    asked = fill_parameters(build, {"mesh": None, "rank": rank, "world_size": size})
-    filled = {name: value for name, value in asked.items() if name not in spec.kwargs}
     if size == 1:  # as a run in one process has always been built
         return {}
-    if "mesh" in filled:
-        from torch.distributed.device_mesh import init_device_mesh
-
-        kind = "cuda" if torch.cuda.is_available() and torch.distributed.get_backend() != "gloo" else "cpu"
-        filled["mesh"] = init_device_mesh(kind, (size,))
-    return filled
+    available: dict[str, object] = {"mesh": mesh_of(spec.mesh), "rank": rank, "world_size": size}
+    return {name: v for name, v in fill_parameters(build, available).items() if name not in spec.kwargs}
 
 
 def _described_model(checkpoint: Checkpoint, assumptions: list[str]) -> nn.Module:

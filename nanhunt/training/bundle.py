@@ -7,7 +7,8 @@
     losses.csv       the losses that the run had in them
     trace.parquet    what was recorded of the steps before
 
-A recorder's own folder holds bundles, `step-1237` each; it stands for the newest.
+A recorder's own folder holds bundles, `step-1237` each; it stands for the newest. Of a run of several ranks each has left
+its own, `step-1237-rank1`: where several ranks replay, each takes that of its number.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from nanhunt.errors import CheckpointError
 from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
+from nanhunt.training.launch import is_launched, rank_and_size
 from nanhunt.training.user_code import call_user
 
 __all__ = ["BATCHES", "CHECKPOINT", "CONFIG", "FORMAT", "LOSSES", "RUN", "TRACE", "Bundle", "Script", "bundle_at"]
@@ -100,7 +102,8 @@ class Bundle:
 def bundle_at(path: Path) -> Bundle | None:
     """Return the bundle that a folder is, or the newest that it holds; None where it is none.
 
-    Raises CheckpointError where its run.json is damaged.
+    One of several ranks gets its own of the same step. Raises CheckpointError where run.json is damaged, or this rank
+    left none.
     """
     if not path.is_dir():
         return None
@@ -110,6 +113,8 @@ def bundle_at(path: Path) -> Bundle | None:
     body = read_json(path / RUN)
     if body.get("format") != FORMAT:
         return None
+    if is_launched() and (own := _of_this_rank(path)) != path:
+        path, body = own, read_json(own / RUN)
     paths: Any = body.get("paths")
     remarks: Any = body.get("remarks")
     sources: Any = body.get("sources")
@@ -117,6 +122,20 @@ def bundle_at(path: Path) -> Bundle | None:
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     scripts = _scripts(body.get("scripts", {}), path / RUN)
     return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts)
+
+
+def _of_this_rank(path: Path) -> Path:
+    """Return the bundle that this rank left of the same step."""
+    named, rank = _NAME.fullmatch(path.resolve().name), rank_and_size()[0]
+    if named is None:
+        return path
+    own = path.resolve().with_name(f"step-{named[1]}" + (f"-rank{rank}" if rank else ""))
+    if not (own / RUN).is_file():
+        raise CheckpointError(
+            f"{path}: rank {rank} left no bundle of step {named[1]} beside it",
+            hint="replay this one in one process, without torchrun",
+        )
+    return own
 
 
 def _scripts(value: Any, where: Path) -> dict[str, Script]:

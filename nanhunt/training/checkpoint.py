@@ -30,6 +30,8 @@ __all__ = ["LOADERS", "Checkpoint", "Loader", "Match", "load_checkpoint", "load_
 #: Files up to this size are hashed whole; of a larger one both ends and the size.
 WHOLE = 1 << 30
 ENDS = 64 << 20
+#: The same of a shard of torch.distributed.checkpoint.
+SHARD = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     #: device tags that the tensors were saved from, {"cuda:0"}; empty where the container does not tell
     locations: frozenset[str] = frozenset()
-    #: "sha256:…", or "sha256-ends:…" of the size and both ends of files above 1 GiB
+    #: "sha256:…", or "sha256-ends:…" of the size and both ends of large files
     digest: str = ""
     #: what was taken for granted while reading
     notes: tuple[str, ...] = ()
@@ -240,7 +242,8 @@ def _digest(path: Path) -> str:
     else:
         hashed, partial = hashlib.sha256(), False
         for file in _files(path):
-            cut, inner = _file_digest(file)
+            # of the shards of many ranks each rank would read every byte
+            cut, inner = _file_digest(file, SHARD, SHARD // 2) if is_dcp_shard(file) else _file_digest(file)
             partial = partial or cut
             hashed.update(f"{file.relative_to(path).as_posix()} {inner.hexdigest()}\n".encode())
     return f"{'sha256-ends' if partial else 'sha256'}:{hashed.hexdigest()}"
@@ -250,16 +253,16 @@ def _files(folder: Path) -> Iterable[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def _file_digest(path: Path) -> tuple[bool, Any]:
-    """Return whether the file was too large to be hashed whole, and its hash."""
+def _file_digest(path: Path, whole: int = WHOLE, ends: int = ENDS) -> tuple[bool, Any]:
+    """Return whether the file has more bytes than `whole`, of which the `ends` are hashed, and its hash."""
     size, hashed = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
-        if size <= WHOLE:
+        if size <= whole:
             while block := file.read(1 << 20):
                 hashed.update(block)
             return False, hashed
         hashed.update(str(size).encode())
-        hashed.update(file.read(ENDS))
-        file.seek(-ENDS, 2)
-        hashed.update(file.read(ENDS))
+        hashed.update(file.read(ends))
+        file.seek(-ends, 2)
+        hashed.update(file.read(ends))
     return True, hashed

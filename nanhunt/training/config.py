@@ -20,6 +20,7 @@ __all__ = [
     "SCHEMA_FILE",
     "CheckpointKeys",
     "ImportSpec",
+    "ModelSpec",
     "RunConfig",
     "TrainConfig",
     "find_config",
@@ -52,6 +53,15 @@ class ImportSpec(Section):
         """Say that the plain string may stand for the mapping."""
         mapping = handler.resolve_ref_schema(handler(core_schema))
         return {"anyOf": [{"type": "string", "pattern": "^.+:.+$"}, mapping]}
+
+
+class ModelSpec(ImportSpec):
+    """The callable that returns the model; where several ranks replay it may ask for their `mesh`, `rank`, `world_size`."""
+
+    mesh: dict[Text, Annotated[Whole, Field(ge=1)]] | None = Field(
+        default=None,
+        description="dimensions of the mesh of ranks, outermost first, as {dp: 2, tp: 4}; without it all are in a row",
+    )
 
 
 class TrainConfig(Section):
@@ -92,7 +102,7 @@ class RunConfig(Section):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="nanhunt.yaml")
 
-    model: ImportSpec | None = Field(
+    model: ModelSpec | None = Field(
         default=None,
         description="callable that returns the nn.Module; may be left out where the checkpoint's folder has a config.json",
     )

@@ -8,7 +8,7 @@ batch is taken for the checkpoint's step. What is not known of the order is said
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nanhunt.training.config_data import DataSpec
 from nanhunt.training.data_order import holds_order, order_told
 from nanhunt.training.epochs import Epochs, Track, is_endless, length_of, set_epoch, untracked
 from nanhunt.training.launch import rank_and_size
+from nanhunt.training.mesh import mesh_of
 from nanhunt.training.user_code import call_user, fill_parameters, resolve
 
 __all__ = ["batch_source"]
@@ -49,7 +50,8 @@ def batch_source(
     if config.data.file is not None:
         batches = _from_file(root / config.data.file, step, accumulate, assumptions)
     else:
-        batches = _from_code(config.data, checkpoint, root, step, accumulate, assumptions, track)
+        mesh = config.model.mesh if config.model is not None else None
+        batches = _from_code(config.data, checkpoint, root, step, accumulate, assumptions, track, mesh)
     return BatchSource(batches, first_step=step, accumulate=accumulate, device=device, floats=floats)
 
 
@@ -83,8 +85,9 @@ def _from_code(
     accumulate: int,
     assumptions: list[str],
     track: Track | None,
+    mesh: Mapping[str, int] | None,
 ) -> Iterable[Any]:
-    data, filled = _built(spec, root, step)
+    data, filled = _built(spec, root, step, mesh)
     _say_which_rank(spec, filled, assumptions)
     is_resumed = _resumed(data, spec, checkpoint, step, assumptions)
     is_ordered = is_resumed and holds_order(checkpoint.loader)
@@ -108,14 +111,17 @@ def _from_code(
     return epochs
 
 
-def _built(spec: DataSpec, root: Path, step: int) -> tuple[object, dict[str, object]]:
+def _built(spec: DataSpec, root: Path, step: int, mesh: Mapping[str, int] | None) -> tuple[object, dict[str, object]]:
     """Return the user's data, and the arguments that were filled in; the config's own go before them."""
     assert spec.call is not None
     target = resolve(spec.call, key="data", root=root)
     if not callable(target) or _is_loader(target):
         return target, {}
-    rank = rank_and_size()
-    asked = fill_parameters(target, {"start_step": step, "rank": rank[0], "world_size": rank[1]})
+    rank, size = rank_and_size()
+    available: dict[str, object] = {"start_step": step, "rank": rank, "world_size": size}
+    if size > 1:  # in one process a parameter of that name may mean anything
+        available["mesh"] = mesh_of(mesh)
+    asked = fill_parameters(target, available)
     filled = {name: value for name, value in asked.items() if name not in spec.kwargs}
     with call_user("data"):
         data = target(**filled, **spec.kwargs)
@@ -130,7 +136,7 @@ def _is_loader(target: object) -> bool:
 def _say_which_rank(spec: DataSpec, filled: dict[str, object], assumptions: list[str]) -> None:
     size = rank_and_size()[1]
     if size > 1:
-        if "rank" not in filled and spec.kwargs.keys().isdisjoint(("rank", "world_size")):
+        if filled.keys().isdisjoint(("rank", "mesh")) and spec.kwargs.keys().isdisjoint(("rank", "world_size")):
             assumptions.append(
                 f"data: {spec.name} takes no rank: unless it asks torch for it, all {size} ranks read the same batches"
             )

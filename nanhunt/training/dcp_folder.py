@@ -2,14 +2,14 @@
 
 The index `.metadata` and the plain values are pickles that torch reads without a guard, so nothing here is read without
 the user's trust. Small tensors are read at once, for a step or a random state may be among them; large ones stay in
-their shards until they are copied into the model.
+their shards until they are copied into the model, and of one that is spread over ranks each rank reads its part.
 """
 
 from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nanhunt.errors import CheckpointError
 from nanhunt.training.checkpoint_layout import Parts, find_parts
-from nanhunt.training.on_demand import OnDemand
+from nanhunt.training.on_demand import OnDemand, Read
+from nanhunt.training.shards import Part
 from nanhunt.training.torch_file import read_torch_file
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _conversion(path: Path) -> str:
     return f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} {target}"
 
 
-def _lazy_optimizer(saved: dict[str, Any], read: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def _lazy_optimizer(saved: dict[str, Any], read: Read) -> dict[str, Any]:
     """Return an optimizer's state whose tensors are read when they are looked at, a parameter at a time."""
 
     def lazy(state: Any) -> Any:
@@ -102,7 +103,7 @@ def _lazy_optimizer(saved: dict[str, Any], read: Callable[[Tensor], Tensor]) -> 
     return {**saved, "state": {key: lazy(state) for key, state in saved["state"].items()}}
 
 
-def _read_all(value: Any, read: Callable[[Tensor], Tensor]) -> Any:
+def _read_all(value: Any, read: Read) -> Any:
     if isinstance(value, Tensor):
         return read(value) if value.is_meta else value
     if isinstance(value, Mapping):
@@ -118,6 +119,7 @@ class _Shards:
 
     path: Path
     reader: FileSystemReader
+    metadata: Metadata = field(repr=False)
     #: flat name -> value, or a meta tensor in the place of a large one
     outline: dict[str, Any]
     #: flat name -> the keys that lead to it in the dict that was saved
@@ -150,15 +152,19 @@ class _Shards:
             _fill(small, reader)
         outline |= small
         names = {id(value): name for name, value in outline.items() if isinstance(value, Tensor) and value.is_meta}
-        return cls(path=path, reader=reader, outline=outline, paths=metadata.planner_data or {}, names=names)
+        return cls(
+            path=path, reader=reader, metadata=metadata, outline=outline, paths=metadata.planner_data or {}, names=names
+        )
 
-    def read(self, placeholder: Tensor) -> Tensor:
-        """Return the tensor that a placeholder stands for, put together from its shards."""
-        name = self.names[id(placeholder)]
-        wanted = {name: torch.empty_like(placeholder, device="cpu")}
+    def read(self, placeholder: Tensor, part: Part | None = None, /) -> Tensor:
+        """Return the tensor that a placeholder stands for, or a part of it, put together from its shards."""
+        from nanhunt.training.dcp_part import read_part
+
+        part = part or Part(offset=(0,) * placeholder.dim(), shape=tuple(placeholder.shape))
+        held = torch.empty(part.shape, dtype=placeholder.dtype)
         with _reading(self.path):
-            _fill(wanted, self.reader)
-        return wanted[name]
+            read_part(self.reader, self.metadata, self.names[id(placeholder)], held, part)
+        return held
 
 
 def _check_complete(path: Path, metadata: Metadata) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from nanhunt.errors import CheckpointError
 from nanhunt.training.checkpoint_layout import Parts, find_parts
 from nanhunt.training.json_file import read_json
+from nanhunt.training.launch import rank_and_size
 from nanhunt.training.safetensors_file import indexed_files, read_tensors
 from nanhunt.training.saved_rng import rng_states
 from nanhunt.training.saved_value import as_step
@@ -171,16 +172,19 @@ class _Folder:
         return state
 
     def of_a_rank(self, pattern: str) -> Any:
-        """Return what the file of the lowest rank holds, and note which of how many it was; None without one."""
+        """Return what this rank's file holds, else that of the lowest; note where that is another's. None without one."""
         ranks = sorted(int(m[1]) for p in self.path.iterdir() if (m := _rank(pattern, p.name)))
         if not ranks:
             return None
-        if len(ranks) > 1 or ranks[0]:
-            self.notes.append(f"random state: of rank {ranks[0]}, one of {len(ranks)} in the folder")
-        return self.read(pattern.format(ranks[0]))
+        own, size = rank_and_size()
+        taken = own if own in ranks else ranks[0]
+        if taken != own or len(ranks) != size:
+            here = f", to rank {own} of {size}" if size > 1 else ""
+            self.notes.append(f"random state: of rank {taken}, one of {len(ranks)} in the folder{here}")
+        return self.read(pattern.format(taken))
 
     def random_states(self, pattern: str, single: str) -> dict[str, Any] | None:
-        """Return the generators' states: of a run in one process, else of the lowest rank."""
+        """Return the generators' states: of a run in one process, else `of_a_rank`."""
         alone = self.read(single)
         return rng_states(self.of_a_rank(pattern) if alone is None else alone)
 

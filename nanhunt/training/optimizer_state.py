@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from nanhunt.errors import CheckpointError
 from nanhunt.training.names import clean_name
-from nanhunt.training.on_demand import OnDemand
+from nanhunt.training.on_demand import OnDemand, outline, part_of
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
 from nanhunt.training.parameter_orders import fits, names_in_groups, usual_orders
 from nanhunt.training.saved_value import is_optimizer_state
-from nanhunt.training.shards import Spread, is_spread, own_part, sharded_like
+from nanhunt.training.shards import Spread, is_spread, own_part
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
@@ -154,13 +154,15 @@ def _own_moments(state: Mapping[str, Any], parameter: Tensor | None) -> dict[str
     if parameter is None or spread is None:
         return dict(state)
 
-    def own(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != parameter.shape or is_spread(value):
-            return value
-        part = sharded_like(value, parameter)
-        return spread.joined(part.to(own_part(parameter).device, copy=True))
+    saved = outline(state)
 
-    return {key: own(value) for key, value in state.items()}
+    def own(key: str) -> Any:
+        held = saved[key]
+        if not isinstance(held, Tensor) or held.shape != parameter.shape or is_spread(held):
+            return state[key]
+        return spread.joined(part_of(state, key, parameter).to(own_part(parameter).device, copy=True))
+
+    return {key: own(key) for key in saved}
 
 
 def _switched_off(group: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class TrainingRun:
     taken: int = 0
     #: the other ranks, where this one leads them
     together: Together | None = field(default=None, repr=False)
-    #: whether they read the same batches, as ranks that share one model do (tensor parallelism)
+    #: whether another rank reads the leading one's batches as well, or this one does where it follows: ranks that share
+    #: one model do (tensor parallelism)
     shares_batches: bool = False
 
     @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanhunt.training.launch import rank_and_size
+
 __all__ = ["RNG_KEYS", "RNG_NAMES", "rng_states"]
 
 #: dicts that hold random states
@@ -25,10 +27,12 @@ RNG_NAMES = {
 def rng_states(content: object) -> dict[str, Any] | None:
     """Return random states by generator (`torch`, `cuda`, `numpy`, `python`), None where there is none.
 
-    A list is taken for one entry a rank, of which the first counts; a bare tensor is torch's own state.
+    A list is taken for one entry a rank: this rank's counts, the first where there are fewer. A bare tensor is torch's
+    own state.
     """
     if isinstance(content, (list, tuple)) and content and isinstance(content[0], Mapping):
-        content = content[0]
+        rank = rank_and_size()[0]
+        content = content[rank if rank < len(content) else 0]
     if isinstance(content, Tensor):
         return {"torch": content} if content.dtype == torch.uint8 else None
     if not isinstance(content, Mapping):

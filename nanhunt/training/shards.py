@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nanhunt.errors import CheckpointError
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Spread", "is_spread", "own_part", "own_parts", "sharded_like", "total_norm"]
+__all__ = ["Part", "Spread", "is_spread", "own_part", "own_parts", "part_like", "sharded_like", "total_norm"]
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -60,18 +62,46 @@ class Spread:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A box of a tensor: where it begins and how far it reaches, by dimension."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return the view of a whole tensor."""
+        return whole[tuple(slice(at, at + size) for at, size in zip(self.offset, self.shape, strict=True))]
+
+
+def part_like(like: Tensor) -> Part | None:
+    """Return the box that this rank holds of a DTensor; None of a tensor that is not spread.
+
+    Raises CheckpointError where what it holds is no box: rows that a stride deals out to the ranks unevenly.
+    """
+    if not is_spread(like):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    spread: Any = like
+    shape, offset = compute_local_shape_and_global_offset(like.shape, spread.device_mesh, spread.placements)
+    held = tuple(own_part(like).shape)
+    if tuple(shape) != held:
+        raise CheckpointError(
+            f"a tensor of shape {tuple(like.shape)} is cut by {spread.placements} into parts of {held} here, and torch "
+            f"tells {tuple(shape)}",
+            hint="cut it evenly, or load the checkpoint by one process",
+        )
+    return Part(offset=tuple(offset), shape=held)
+
+
 def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of a whole tensor, as `like`, of its shape, is spread; a tensor that is not as it is.
 
     Every rank has the whole one, of its own file: nothing is sent.
     """
-    if not is_spread(like) or is_spread(whole):
-        return whole
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    spread: Any = like
-    shape, offset = compute_local_shape_and_global_offset(like.shape, spread.device_mesh, spread.placements)
-    return whole[tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))]
+    part = None if is_spread(whole) else part_like(like)
+    return whole if part is None else part.of(whole)
 
 
 def total_norm(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:

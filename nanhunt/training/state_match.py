@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from nanhunt.errors import CheckpointError
 from nanhunt.inert import few
 from nanhunt.training.names import best_renaming, clean_name
-from nanhunt.training.on_demand import outline
+from nanhunt.training.on_demand import outline, part_of
 from nanhunt.training.safetensors_file import shard_of
+from nanhunt.training.shards import own_part
 from nanhunt.training.transformers_names import converted_state
 
 if TYPE_CHECKING:
     from nanhunt.training.checkpoint import Checkpoint
-from nanhunt.training.shards import own_part, sharded_like
 
 __all__ = ["Match", "load_into", "match_state", "tensors_for"]
 
@@ -114,10 +114,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> Match:
     casts: Counter[str] = Counter()
     with torch.no_grad():
         for name, key in match.matched.items():
-            saved = state[key]
+            saved = part_of(state, key, live[name])
             if saved.dtype != live[name].dtype:
                 casts[f"{_dtype(saved)} to {_dtype(live[name])}"] += 1
-            own_part(live[name]).copy_(sharded_like(saved, live[name]))
+            own_part(live[name]).copy_(saved)
     told = ", ".join(f"{number} from {change}" for change, number in casts.items())
     return replace(match, cast=f"cast: {told}" if told else "")
 
