@@ -62,6 +62,15 @@ class _Parted(TypedDict):
     lr: list[float | None]
 
 
+class _Swap(TypedDict):
+    """The bad step, each rank on its neighbour's batch."""
+
+    step: int
+    failed: list[int]
+    swapped: list[int]
+    world_size: int
+
+
 class _Shard(TypedDict):
     """The part that a rank holds of a tensor."""
 
@@ -73,15 +82,6 @@ class _Shard(TypedDict):
 
 class _Shards(TypedDict):
     tensors: dict[str, _Shard]
-
-
-class _Swap(TypedDict):
-    """The bad step, each rank on its neighbour's batch."""
-
-    step: int
-    failed: list[int]
-    swapped: list[int]
-    world_size: int
 
 
 class _Original(TypedDict, total=False):
@@ -209,6 +209,6 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.BLOCKS: _Blocks,
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
-    NoteKind.SHARDS: _Shards,
     NoteKind.SWAP: _Swap,
+    NoteKind.SHARDS: _Shards,
 }

@@ -163,10 +163,10 @@ class NoteKind(StrEnum):
     ORIGINAL = "original"
     #: ranks that hold different values where they must agree: `{"step", "tensor", "ranks", "gradients", …}`, see `ranks.parted`
     PARTED = "parted"
-    #: which part this rank holds of each tensor that ranks share: `{"tensors": {name: {"shape", "held", "offset", …}}}`
-    SHARDS = "shards"
     #: the bad step with each rank on its neighbour's batch: `{"step", "failed", "swapped", "world_size"}`, see `ranks.swap`
     SWAP = "swap"
+    #: which part this rank holds of each tensor that ranks share: `{"tensors": {name: {"shape", "held", "offset", …}}}`
+    SHARDS = "shards"
     #: `{"last_step", "reason"}`: the replay ended by itself
     COMPLETE = "complete"
 

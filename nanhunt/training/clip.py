@@ -34,7 +34,9 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
     if told is not None:
         told(parameters, norms)
     if run.clip_grad_norm is not None and parameters:
-        seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm)
+        # torch's fused way takes no DTensors beside plain tensors
+        foreach = False if len({is_spread(g) for g in grads}) == 2 else None
+        seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm, foreach=foreach)
         seen = seen.full_tensor() if is_spread(seen) else seen  # type: ignore[attr-defined]
         return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
     if run.clip_param_norm is not None:

@@ -86,6 +86,8 @@ def spoil(fault: str, x: Tensor, gain: Tensor, labels: Tensor) -> None:
         labels[:] = -100
     if fault == "raises":
         labels[3] = CLASSES
+    if fault == "short":
+        labels.resize_(len(labels) - 1)
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "deaf":
