@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hunt, long_trace, recorder, snapshots
-from benchmarks.gpt import Size
+from benchmarks import hunt, long_trace, rank_traces, ranks, recorder, snapshots
+from benchmarks.gpt import Size, build
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.trace.compact import compact
 from nanhunt.trace.reader import Trace
@@ -76,3 +76,22 @@ def test_a_recorded_loop_is_timed_beside_the_bare_one(
     recorder.report("tiny", "cpu", rounds=1)
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("bare step", "every=100", "every=10", *(v.name for v in recorder.VARIANTS)))
+
+
+def test_a_rank_is_timed_step_by_step_and_says_what_it_wrote(tmp_path: Path) -> None:
+    tiny = Size(layers=1, width=8, heads=2, vocabulary=16, batch=1, context=4)
+    rank = ranks.Rank(build(tiny, "cpu"), None, tmp_path)
+    found = ranks.measured(rank, rounds=1)
+    assert found["plain"] > 0.0
+    assert found["detection"] > 0.0
+    assert found["recording"] > 0.0
+    assert found["rows"] > 50
+    assert found["bytes"] > 100 * found["rows"]
+
+
+def test_a_trace_is_written_again_as_that_of_many_ranks(tmp_path: Path) -> None:
+    one = long_trace.replay(tmp_path, layers=1, steps=long_trace.REPLAYED, fault=True)
+    rank_traces.write_folder(one, tmp_path / "many", 4, sharded=True)
+    many, weights = Trace.open(tmp_path / "many"), {"roles": ["weight"], "phases": ["load"]}
+    assert many.frame(**weights)["numel"].tolist() == (4 * Trace.open(one).frame(**weights)["numel"]).tolist()
+    assert diagnose(many).suspects[0].cause == "empty-reduction"

@@ -160,7 +160,9 @@ def _own_moments(state: Mapping[str, Any], parameter: Tensor | None) -> dict[str
         held = saved[key]
         if not isinstance(held, Tensor) or held.shape != parameter.shape or is_spread(held):
             return state[key]
-        return spread.joined(part_of(state, key, parameter).to(own_part(parameter).device, copy=True))
+        part, device = part_of(state, key, parameter), own_part(parameter).device
+        # what was read for this is nobody else's
+        return spread.joined(part.to(device, copy=not isinstance(state, OnDemand)))
 
     return {key: own(key) for key in saved}
 
