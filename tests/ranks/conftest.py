@@ -62,7 +62,7 @@ class Ranks:
             folder = self._folder / str(self._launches)
             self._launches += 1
             folder.mkdir()
-            own = {"checkpoint": "ckpt.pt", "size": 2, "within": 60.0, "term": None, "options": (), **one}
+            own = {"checkpoint": "ckpt.pt", "size": 2, "within": 240.0, "term": None, "options": (), **one}
             config = {
                 key: own.pop(key) for key in list(own) if key not in ("checkpoint", "size", "within", "term", "options")
             }

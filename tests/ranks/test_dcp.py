@@ -54,7 +54,7 @@ def replays(ranks: Ranks, checkpoint: Path, tmp_path_factory: pytest.TempPathFac
         {"folder": str(first), "argv": ["replay", str(checkpoint)], "size": 4, "within": 120.0, "term": None}
     )
     argv = ["replay", str(saved), "--trust-pickle", "--no-trials"]
-    resharded = ranks.launch({"folder": str(second), "argv": argv, "size": 2, "within": 60.0, "term": None})
+    resharded = ranks.launch({"folder": str(second), "argv": argv, "size": 2, "within": 120.0, "term": None})
     return Replays(saved=saved, mesh=mesh[0], resharded=resharded[0])
 
 
