@@ -53,7 +53,7 @@ def test_the_rows_of_a_trace_are_those_of_a_replay_without_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_looks = hunted(tmp_path).frame()
-    monkeypatch.setattr("nanhunt.hunt.plan.is_looked_at", lambda _: False)
+    monkeypatch.setattr("nanhunt.hunt.steps.is_looked_at", lambda _: False)
     (tmp_path / "trace1.parquet").unlink()
     without = hunted(tmp_path)
     assert without.notes_of(NoteKind.BLOCKS) == []
