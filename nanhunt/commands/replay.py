@@ -146,6 +146,10 @@ def _replayed(options: ReplayOptions, given: _Given, device: torch.device, world
         precision=options.precision,
         seed=options.seed,
     )
+    if (
+        world is not None and given.bundle is not None
+    ):  # a checkpoint a rank: the first one's digest stands for them all
+        manifest = dataclasses.replace(manifest, checkpoint_digest=world.told(manifest.checkpoint_digest, by=0))
     path = out if world is None else own_file(out, world, force=options.force)
     writer, bar = TraceWriter(path, manifest, force=options.force), Bar(settings.steps, quiet=options.quiet)
     with _terminable(), _accounted(options.out, writer, bar), writer, bar:
@@ -188,6 +192,7 @@ def _assembled(options: ReplayOptions, given: _Given, device: torch.device) -> T
         seed=options.seed,
         # a dry run skips no batch: that may take hours
         track=None if options.dry_run else partial(counting, what="skipping batches", quiet=options.quiet),
+        replication=given.bundle.replication if given.bundle is not None else None,
     )
     run.assumptions += given.bundle.assumptions() if given.bundle is not None else ()
     return run

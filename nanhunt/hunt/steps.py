@@ -226,6 +226,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
+    swap = state.team.swap(state, seen.step) if state.team is not None and fault.kind == "loss" else None
+    if swap is not None:
+        state.writer.note(NoteKind.SWAP, swap)
     wrong = check_backwards(state, seen.step) if zoomed.onset.phase == Phase.BACKWARD.value else []
     if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
         check_backwards(state, lead)

@@ -57,6 +57,19 @@ class Conductor:
             self._lookout.leave(f"step {step} raised {type(error).__name__} on the leading rank")
             raise
 
+    def alike(self, what: str, details: tuple[Any, ...], body: Callable[[], _T]) -> _T:
+        """Do what the others do as well, and what they send one another in it. Raises whatever the body raises."""
+        self.tell(what, *details)
+        self._quiet += 1
+        try:
+            with self._lookout.step():
+                return body()
+        except Exception as error:
+            self._lookout.leave(f"{what} raised {type(error).__name__} on the leading rank")
+            raise
+        finally:
+            self._quiet -= 1
+
     @contextlib.contextmanager
     def standing(self, what: str, details: tuple[Any, ...], body: AbstractContextManager[_T]) -> Iterator[_T]:
         """Enter a context that the others enter too; steps that entering it runs are part of the word."""

@@ -41,7 +41,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def state_digests(run: TrainingRun) -> dict[str, int]:
     """Return a digest of each replicated weight, optimizer tensor and buffer, by name (waits for the device)."""
-    named = run.parameters()
+    named = {name: p for name, p in run.parameters().items() if is_replicated(p)}
     return digests_of(named | run.state_tensors(named) | _common_buffers(run))
 
 

@@ -11,7 +11,8 @@ from nanhunt.bench import Bench
 from nanhunt.changes import change_made, is_of_batches
 from nanhunt.precision import in_precision
 from nanhunt.ranks.lookout import Lookout
-from nanhunt.ranks.world import World
+from nanhunt.ranks.swap import swapped
+from nanhunt.ranks.world import RankLostError, World
 from nanhunt.samples import Cutter, cut_to
 from nanhunt.training.state import Snapshot
 from nanhunt.training.step import StepWatch, train_step
@@ -28,7 +29,7 @@ _NOTHING: tuple[str, tuple[Any, ...]] = ("", ())
 
 def follow(state: HuntState, world: World, lookout: Lookout, leader: int) -> Any:
     """Do as the leading rank does until it is done; return what it says came of it. Raises RankLostError."""
-    follower = _Follower(state, lookout)
+    follower = _Follower(state, world, lookout)
     try:
         while True:
             what, details = world.told(_NOTHING, by=leader)
@@ -42,9 +43,10 @@ def follow(state: HuntState, world: World, lookout: Lookout, leader: int) -> Any
 class _Follower:
     """What was told and stands."""
 
-    def __init__(self, state: HuntState, lookout: Lookout) -> None:
+    def __init__(self, state: HuntState, world: World, lookout: Lookout) -> None:
         self._state = state
         self._run = state.run
+        self._world = world
         self._lookout = lookout
         self._held: dict[int, Snapshot] = {}
         self._standing: list[ExitStack] = []
@@ -53,7 +55,7 @@ class _Follower:
         """Do one thing."""
         doers: dict[str, Callable[..., None]] = {
             "step": self._step, "take": self._take, "restore": self._restore, "release": self._release,
-            "leave": self._leave,
+            "leave": self._leave, "swap": self._swap,
         }  # fmt: skip
         if what in doers:
             doers[what](*details)
@@ -74,6 +76,15 @@ class _Follower:
                 train_step(self._run, step, StepWatch())
         except Exception as error:  # the leading rank judges; it may wait for us in this step
             self._lookout.leave(f"step {step} raised {type(error).__name__} under the leading rank's trial")
+
+    def _swap(self, step: int) -> None:
+        try:
+            with self._lookout.step():
+                swapped(self._run, self._world, step)
+        except RankLostError:
+            raise
+        except Exception as error:
+            self._lookout.leave(f"step {step} raised {type(error).__name__} on its neighbour's batch")
 
     def _take(self, number: int, step: int, grads: bool) -> None:
         self._run.taken = number - 1

@@ -51,7 +51,9 @@ def parted_body(step: int, names: Sequence[str], by_rank: Sequence[Held], *, sam
     """
     agreed = set(names)
     apart = [name for name in differing([held.state for held in by_rank]) if name in agreed]
-    gradients = differing([held.gradients for held in by_rank]) if all(h.gradients for h in by_rank) else None
+    gradients = None  # of what every rank holds: those of shards are each rank's own
+    if all(held.gradients for held in by_rank):
+        gradients = [name for name in differing([held.gradients for held in by_rank]) if name in agreed]
     results = [held.result for held in by_rank]
     return {
         "step": step,

@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanhunt.ranks.conductor import Conductor
 from nanhunt.ranks.digest import differing, digests_of, state_digests
 from nanhunt.ranks.follow import follow
 from nanhunt.ranks.lookout import GRACE, Lookout
 from nanhunt.ranks.parted import Held, parted_body, parted_onset
+from nanhunt.ranks.swap import swap_body, swapped
 from nanhunt.ranks.world import PATIENCE, RankLostError, World
+from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.shards import is_spread
@@ -85,6 +87,8 @@ class Team:
     #: what all ranks held alike when the replay began
     _agreed: tuple[str, ...] = field(default=(), init=False)
     _is_one_model: bool = field(default=False, init=False)
+    #: whose loss is not finite in this step, by rank
+    _bad: list[bool] = field(default_factory=list, init=False)
     _held: Held = field(default_factory=Held, init=False)
     #: digests of each rank's batch, of the last step that was looked into
     _batches: list[dict[str, int]] = field(default_factory=list, init=False)
@@ -142,6 +146,19 @@ class Team:
         self._done(result)
         return result
 
+    def swap(self, state: HuntState, step: int) -> dict[str, Any] | None:
+        """Run a step again on the neighbours' batches, on the rank that leads; the note's body, None where it tells nothing.
+
+        The run is put back.
+        """
+        run, conductor = state.run, state.run.together
+        if not isinstance(conductor, Conductor) or run.shares_batches or len(self._bad) < self.world.size:
+            return None
+        with kept(run, step + 1):
+            rewind(run, state.ring, step, hold=True)
+            after = conductor.alike("swap", (step,), lambda: swapped(run, self.world, step))
+        return swap_body(step, self._bad, after)
+
     def all_ended(self, reason: str) -> bool:
         """Whether every rank's data end at this step; where not, the others are told."""
         self.lookout.leave(reason)
@@ -176,7 +193,9 @@ class Team:
         self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None], *, told: _Told
     ) -> Onset | None:
         """Let the ranks that have a sign look into it, one after another, until one finds a fault; else rank 0."""
-        signs = [s for s in self.world.gathered(sign) if s is not None] if told.signs else []
+        every = self.world.gathered(sign) if told.signs else []
+        signs = [s for s in every if s is not None]
+        self._bad = [s is not None and s.order == 1 for s in every]
         order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
         if order:
             self._compare_batches(state)

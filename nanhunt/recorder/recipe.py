@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
 from nanhunt.recorder.history import Micro
-from nanhunt.training.bundle import BATCHES, LOSSES
+from nanhunt.training.bundle import BATCHES, LOSSES, alone
 from nanhunt.training.run import DTYPES, TrainingRun
 
 __all__ = ["Code", "Recipe", "config_of"]
@@ -32,6 +32,8 @@ class Recipe:
     code: dict[str, Code]
     model: nn.Module
     world_size: int = 1
+    #: how DistributedDataParallel is around it; None where it is not
+    replication: dict[str, bool] | None = None
     #: "fp16", "bf16" or None, in the first forward pass
     autocast: str | None = None
     #: of the clip by a global norm that was heard
@@ -99,10 +101,8 @@ class Recipe:
         for key, code in self.code.items():
             if code is not None and self._refs[key] is None:
                 found.append(f"{key}: {_named(code)} has no import string: give the recorder a function of a module")
-        if self.world_size > 1:
-            found.append(
-                f"this is one rank of {self.world_size}: gradients that were averaged over ranks are its own here"
-            )
+        if self.world_size > 1 and self.replication is None:
+            found.append(alone(self.world_size))
         if self.max_norm is not None and self.max_value is not None and self._refs.get("train_step") is None:
             found.append("the loop clips by a norm and by a value: the replay does the first alone")
         if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
@@ -121,6 +121,8 @@ class Recipe:
         kind = type(self.model)
         return {
             "code": {key: ref.call for key, ref in refs.items()},
+            "world_size": self.world_size,
+            "replication": self.replication,
             "model_class": f"{kind.__module__}:{kind.__qualname__}",
             "paths": list(dict.fromkeys(ref.folder for ref in refs.values() if ref.folder)),
             "sources": digests(sources_of([c for c in self.code.values() if callable(c)], self.model)),

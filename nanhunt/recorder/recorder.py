@@ -43,6 +43,7 @@ from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
 from nanhunt.training.clip import gradient_norm
+from nanhunt.training.replicated import replication_of
 
 __all__ = ["Recorder", "guarded"]
 
@@ -307,7 +308,12 @@ class Recorder(Ear):
 
     def _made_recipe(self, world_size: int) -> Recipe:
         return Recipe(
-            code=self._code, model=self._run.model, world_size=world_size, autocast=self._autocast, known=self._known
+            code=self._code,
+            model=self._run.model,
+            world_size=world_size,
+            replication=replication_of(self._model),
+            autocast=self._autocast,
+            known=self._known,
         )
 
     @guarded

@@ -62,6 +62,15 @@ class _Parted(TypedDict):
     lr: list[float | None]
 
 
+class _Swap(TypedDict):
+    """The bad step, each rank on its neighbour's batch."""
+
+    step: int
+    failed: list[int]
+    swapped: list[int]
+    world_size: int
+
+
 class _Shard(TypedDict):
     """The part that a rank holds of a tensor."""
 
@@ -200,5 +209,6 @@ RUN_SHAPES: dict[str, Any] = {
     NoteKind.BLOCKS: _Blocks,
     NoteKind.ORIGINAL: _Original,
     NoteKind.PARTED: _Parted,
+    NoteKind.SWAP: _Swap,
     NoteKind.SHARDS: _Shards,
 }

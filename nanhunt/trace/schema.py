@@ -163,6 +163,8 @@ class NoteKind(StrEnum):
     ORIGINAL = "original"
     #: ranks that hold different values where they must agree: `{"step", "tensor", "ranks", "gradients", …}`, see `ranks.parted`
     PARTED = "parted"
+    #: the bad step with each rank on its neighbour's batch: `{"step", "failed", "swapped", "world_size"}`, see `ranks.swap`
+    SWAP = "swap"
     #: which part this rank holds of each tensor that ranks share: `{"tensors": {name: {"shape", "held", "offset", …}}}`
     SHARDS = "shards"
     #: `{"last_step", "reason"}`: the replay ended by itself
@@ -173,7 +175,7 @@ class NoteKind(StrEnum):
 OF_AN_ONSET = frozenset(
     {
         NoteKind.ONSET, NoteKind.WINDOW, NoteKind.TRIAL, NoteKind.BATCH, NoteKind.LOOP, NoteKind.SAMPLES, NoteKind.SAMPLE_LOSSES,
-        NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SOURCE, NoteKind.DAMAGE, NoteKind.REPRO,
+        NoteKind.FACTORIAL, NoteKind.LOSS_TWIN, NoteKind.REPEAT, NoteKind.SWAP, NoteKind.SOURCE, NoteKind.DAMAGE, NoteKind.REPRO,
     }
 )  # fmt: skip
 

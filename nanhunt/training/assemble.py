@@ -50,19 +50,20 @@ def assemble(
     start_step: int | None = None,
     seed: int | None = None,
     track: Track | None = untracked,
+    replication: dict[str, bool] | None = None,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
     stands in `assumptions`. `track` shows how far the skipping of batches is;
-    None skips none, for a look at what would be done.
+    None skips none, for a look at what would be done. `replication` is how a bundle's model was wrapped.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
     if seed is not None:
         seed_everything(seed)
     choice = chosen_precision(config.precision, precision)
-    model = built_model(config, root, device, choice, checkpoint, assumptions)
+    model = built_model(config, root, device, choice, checkpoint, assumptions, replication)
     match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
     _compare_clips(config, checkpoint, assumptions)

@@ -27,7 +27,19 @@ from nanhunt.training.json_file import read_json
 from nanhunt.training.launch import is_launched, rank_and_size
 from nanhunt.training.user_code import call_user
 
-__all__ = ["BATCHES", "CHECKPOINT", "CONFIG", "FORMAT", "LOSSES", "RUN", "TRACE", "Bundle", "Script", "bundle_at"]
+__all__ = [
+    "BATCHES",
+    "CHECKPOINT",
+    "CONFIG",
+    "FORMAT",
+    "LOSSES",
+    "RUN",
+    "TRACE",
+    "Bundle",
+    "Script",
+    "alone",
+    "bundle_at",
+]
 
 FORMAT = "nanhunt.bundle"
 RUN, CONFIG, CHECKPOINT, BATCHES, LOSSES, TRACE = (
@@ -58,6 +70,9 @@ class Bundle:
     sources: dict[str, str] = field(default_factory=dict)
     #: what a replay cannot repeat, in sentences
     remarks: tuple[str, ...] = ()
+    #: how many ranks the run had, and how DistributedDataParallel was around its model; None where it was not
+    world_size: int = 1
+    replication: dict[str, bool] | None = None
     #: scripts that must not be run again, by their module's name
     scripts: dict[str, Script] = field(default_factory=dict)
 
@@ -86,6 +101,8 @@ class Bundle:
     def assumptions(self) -> Iterator[str]:
         """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
         yield from (f"bundle: {remark}" for remark in self.remarks)
+        if self.replication is not None and self.world_size > 1 and not is_launched():
+            yield f"bundle: {alone(self.world_size)}"
         for script in self.scripts.values():
             kept = f", and the values that {len(script.values)} of its names had" if script.values else ""
             yield f"bundle: {script.file.name} trains when it is imported: only its definitions are taken{kept}"
@@ -121,7 +138,18 @@ def bundle_at(path: Path) -> Bundle | None:
     if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     scripts = _scripts(body.get("scripts", {}), path / RUN)
-    return Bundle(folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts)
+    world_size, replication = body.get("world_size", 1), body.get("replication")
+    if not isinstance(world_size, int) or not (replication is None or _flags(replication)):
+        raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
+    return Bundle(
+        folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
+        world_size=world_size, replication=replication,
+    )  # fmt: skip
+
+
+def alone(world_size: int) -> str:
+    """Return what a replay of one rank alone takes for granted."""
+    return f"this is one rank of {world_size}: gradients that were averaged over ranks are its own here"
 
 
 def _of_this_rank(path: Path) -> Path:
@@ -147,6 +175,10 @@ def _scripts(value: Any, where: Path) -> dict[str, Script]:
             raise CheckpointError(f"{where}: scripts: is damaged", hint="use another bundle of the run")
         found[name] = Script(file=Path(file), values=values, unkept=tuple(unkept))
     return found
+
+
+def _flags(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, bool) for item in value.values())
 
 
 def _texts(value: Any) -> bool:

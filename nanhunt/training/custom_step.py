@@ -130,13 +130,14 @@ class _Loop:
             (torch.autograd, "backward", self._backward),
             (clips, "_get_total_norm", self._norm),
             (clips, "_clip_grads_with_norm_", self._clip_by_norm),
-            # the two halves of the clip under their public names, which FSDP2's loops call: torch has them from 2.6 on
-            *((torch.nn.utils, name, heard) for name, heard in self._halves.items() if hasattr(torch.nn.utils, name)),
             (scaler, "unscale_", self._unscale),
             (scaler, "step", self._scaler_step),
             (torch.optim.Optimizer, "zero_grad", self._zero_grad),
             (torch.nn.Module, "zero_grad", self._zero_grad),
         ]
+        # the clip's second half by its public name, which loops of FSDP2 and TP call
+        if getattr(torch.nn.utils, "clip_grads_with_norm_", None) is clips._clip_grads_with_norm_:
+            replaced.insert(0, (torch.nn.utils, "clip_grads_with_norm_", _clip_of_list))
         with contextlib.ExitStack() as stack:
             for handle in (
                 register_optimizer_step_pre_hook(self._before_update),
@@ -147,10 +148,6 @@ class _Loop:
             for owner, name, listener in replaced:
                 stack.enter_context(called_through(owner, name, listener))
             yield
-
-    @property
-    def _halves(self) -> dict[str, Callable[..., Any]]:
-        return {"get_total_norm": self._norm, "clip_grads_with_norm_": self._clip_by_norm}
 
     def rates(self) -> tuple[float, ...]:
         """Return the learning rate of each group of each optimizer: that of its update, else the present one."""
@@ -310,6 +307,12 @@ class _Loop:
         given = set(map(id, parameters))
         owners = [o for o in self._run.optimizers if given & set(map(id, _parameters_of(o)))]
         return not any(id(o) in self._unscaled for o in owners)
+
+
+def _clip_of_list(call: Callable[[], Any], parameters: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call what is listened to, with a list: who listens reads the parameters, and a generator is read once."""
+    given = parameters if isinstance(parameters, Tensor) else list(parameters)
+    return torch.nn.utils.clip_grad._clip_grads_with_norm_(given, *args, **kwargs)
 
 
 def _nonzero(tensors: list[Tensor]) -> Tensor:

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.original import original_run
 from nanhunt.recorder.recorder import Recorder
+from nanhunt.trace.reader import Trace
 from nanhunt.training.bundle import bundle_at
 from nanhunt.training.rng import seed_everything
 from tests.recorder.loop import batches, bits, build_model, compute_loss, nan_at
@@ -70,6 +73,21 @@ def test_each_rank_leaves_its_own_bundle_and_no_bit_differs(tmp_path: Path) -> N
         bundle = bundle_at(tmp_path / "bundles" / name)
         assert bundle is not None
         assert any("gradients that were averaged over ranks are its own here" in t for t in bundle.assumptions())
+    command = [sys.executable, "-m", "nanhunt", "replay", "bundles/step-10", "--device", "cpu", "--no-trials"]
+    ranks = [
+        subprocess.Popen(command, env={**shared, "RANK": str(r)}, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for r in (0, 1)
+    ]
+    told = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    trace = Trace.open(tmp_path / "trace.parquet")
+    onset = Evidence(trace).onset
+    assert onset is not None
+    assert (onset.step, onset.rank) == (10, 1)
+    for rank in (0, 1):
+        own = original_run(Evidence(Trace.open(tmp_path / "trace.parquet" / f"rank-000{rank}.parquet")))
+        assert own is not None
+        assert own.bitwise, told
 
 
 def accelerated(out: Path, *, recorded: bool) -> tuple[list[bytes], list[Path]]:

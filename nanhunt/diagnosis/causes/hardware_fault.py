@@ -17,6 +17,9 @@ repetitions agree with each other in every bit of the loss and of every gradient
 step's repetitions do, or as deterministic kernels show. Then the first run stands alone. What it left in the weights is
 compared with what a repetition leaves: few elements, by one bit or an exact power of two, are a flip.
 
+Of a replay on several ranks the step also runs with each rank on its neighbour's batch. A device that is wrong each time
+fails again on another's batch, and its own batch is healthy elsewhere; a bad batch takes the fault with it.
+
 Fix
 ---
 Drain the device after a second such event and test it with this very checkpoint and batch: synthetic benchmarks miss
@@ -24,7 +27,7 @@ more than 60 % of bad devices. Hash tensors at stage boundaries. Change nothing 
 
 How it is confirmed
 -------------------
-Only by repetition. All trials cure a fault that does not come back, so no cure counts. Healthy repetitions do not clear
+Only by repetition, on the same rank and on another. All trials cure a fault that does not come back, so no cure counts. Healthy repetitions do not clear
 a device: bad ones were wrong in 100 % down to 1e-6 % of replays; 95 % sure at 1 % takes 299.
 
 When it is mistaken
@@ -45,6 +48,7 @@ from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import place_of_onset
 from nanhunt.diagnosis.repetition import Repetitions, repetitions
 from nanhunt.interventions import Prediction
+from nanhunt.trace.schema import NoteKind
 
 __all__ = ["CAUSE"]
 
@@ -54,6 +58,9 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     onset, again = evidence.onset, repetitions(evidence)
     if onset is None:
         return None
+    stays = _stays(evidence)
+    if stays is not None:
+        return stays
     if again is None and onset.kind == "mismatch":
         return None  # backward against forward, and not one run against another
     if again is None:
@@ -74,6 +81,34 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             "make sure that no state lives outside of model, optimizer, scaler, scheduler and random generators",
         ),
     )
+
+
+def _stays(evidence: Evidence) -> Suspect | None:
+    """A rank that fails on its neighbour's batch as well, while its own is healthy elsewhere."""
+    swap = evidence.note(NoteKind.SWAP)
+    if (
+        swap is None
+        or not swap["failed"]
+        or swap["failed"] != swap["swapped"]
+        or len(swap["failed"]) == swap["world_size"]
+    ):
+        return None
+    who = " and ".join(map(str, swap["failed"]))
+    return Suspect(
+        cause="hardware-fault",
+        grade=Grade.SUPPORTED,
+        summary=f"rank {who} fails on another rank's batch too, and no other rank fails on its own one: the fault stays with the rank",
+        location=place_of_onset(evidence),
+        exhibits=(
+            Exhibit(claim=f"ranks that fail with their own batches, of {swap['world_size']}", value=float(len(swap["failed"]))),
+            Exhibit(claim="of them those that fail with their neighbours' batches", value=float(len(swap["swapped"]))),
+        ),
+        fixes=(
+            f"run rank {who} on another device: the same checkpoint and batches are healthy on the others",
+            "look for what differs on that rank alone: a library, an environment variable, state that no checkpoint holds",
+        ),
+        depth=1,
+    )  # fmt: skip
 
 
 def _exhibits(again: Repetitions) -> list[Exhibit]:

@@ -155,3 +155,25 @@ def usual_clip(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     return loss
+
+
+@torch.library.custom_op("nanhunt_tests::passed_on", mutates_args=())
+def passed_on(x: Tensor, is_worn: bool) -> Tensor:
+    """Return x, as a device does that is wrong in one place."""
+    y = x.clone()
+    if is_worn:
+        y.view(-1)[3] = float("nan")
+    return y
+
+
+passed_on.register_autograd(lambda ctx, grad: (grad, None))
+
+
+def worn(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+    """From one step on a rank computes wrongly, whatever it is given."""
+    optimizer.zero_grad()
+    is_worn = batch["step"] >= AT and dist.get_rank() == ON
+    loss = F.cross_entropy(passed_on(model(batch["x"], batch["gain"]), is_worn), batch["labels"])
+    loss.backward()
+    optimizer.step()
+    return loss
