@@ -89,7 +89,7 @@ class World:
 
 def own_device(name: str | None) -> str | None:
     """Return the device of this rank on its host: with `cuda`, or without a name where there are GPUs, the one of its number."""
-    if name not in (None, "cuda") or not torch.cuda.is_available():
+    if not is_launched() or name not in (None, "cuda") or not torch.cuda.is_available():
         return name
     return f"cuda:{local_rank()}"
 

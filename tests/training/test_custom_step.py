@@ -70,6 +70,25 @@ def test_gradients_are_told_before_the_clip_with_its_factor() -> None:
     assert result.order == ("zero_grad", "backward", "clip", "update")
 
 
+@pytest.mark.skipif(not hasattr(torch.nn.utils, "clip_grads_with_norm_"), reason="torch has it from 2.6 on")
+def test_a_clip_in_two_halves_is_heard_and_its_generator_left_to_it() -> None:
+    def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
+        optimizer.zero_grad()
+        loss = model(batch).mean()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.5, norm)  # a generator, which is read once
+        optimizer.step()
+        return loss
+
+    run = run_of(step)
+    _, result = told_by(run)
+    assert result.clip_coefficient == pytest.approx(0.5 / 18**0.5, rel=1e-4)
+    grad = next(run.model.parameters()).grad
+    assert grad is not None
+    assert float(grad.norm()) == pytest.approx(0.5, rel=1e-4)
+
+
 def scaled_step(scaler: torch.amp.GradScaler, order: str) -> Callable[..., Any]:
     def step(model: nn.Module, batch: Tensor, optimizer: Any) -> Any:
         optimizer.zero_grad()

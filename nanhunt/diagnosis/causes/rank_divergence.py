@@ -8,19 +8,24 @@ NaN entered the all-reduce; or replicated weights differ in their bits while tra
 Why training breaks
 -------------------
 Data parallelism averages gradients and takes identical weights for granted. A rank that decides a skip alone, a buffer
-that is not broadcast, another seed or a missed collective breaks that, and nothing restores it: BLOOM's layer norms were
-out of step over tensor-parallel ranks for 17 000 steps before anybody saw.
+that is not broadcast, another seed, a clip by the norm of one shard or a missed collective breaks that, and nothing
+restores it: BLOOM's layer norms were out of step over tensor-parallel ranks for 17 000 steps before anybody saw.
 
 Evidence
 --------
-Count, sum and extremes of every weight, by rank and step: equal in all ranks when the replay began, different later.
-Tensors that differ from the beginning are shards, and prove nothing. Where one process keeps the replicas itself, the
+A sum of the bits of every weight, moment and buffer that all ranks hold, after each recorded step: equal when the replay
+began, different later. Tensors that differ from the beginning are shards, and prove nothing. What the ranks show each
+other of that step tells why: whether the gradient differed already, who made no update, the rates, the factors of the
+clip, random numbers on a batch that all of them read. Factors of a clip that differ are told where no weight is held
+twice, too: each rank has clipped by the norm of its own shard.
+
+Where one process keeps the replicas itself, the
 same numbers are compared between them: parts of the model that begin equal, and that updates have moved alike; or two
 single parameters, as of a tied embedding, whose gradients were one to the last bit for five steps, and then are two.
 
 Fix
 ---
-Reduce the finiteness flag over all ranks before any of them skips; broadcast weights and buffers after load; compare a
+Reduce the finiteness flag over all ranks before any of them skips, and the squares before a clip; broadcast weights and buffers after load; compare a
 hash of the weights every N steps; seed alike what is replicated, and apart what is not.
 
 How it is confirmed
