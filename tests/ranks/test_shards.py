@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -142,3 +145,25 @@ def test_the_rank_whose_part_holds_the_bad_elements_is_named(tmp_path: Path) -> 
         (2, 1, 10, (2, 0)),
     ]
     assert (shards[0].bad, shards[0].numel) == (1, 20)
+
+
+def test_the_queries_of_the_plan_run_over_the_folder(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    queries = re.findall(r"```sql\n(.*?)```", text, flags=re.S)
+    assert len(queries) == 2
+    whole = torch.ones(4, 5)
+    whole[3, 1] = math.nan
+    written(tmp_path / "trace.parquet", (2,), [Case(whole, (0,))], bad=1)
+    table = pq.read_table(tmp_path / "trace.parquet")
+    known = {"as", *table.column_names}
+    for query in queries:
+        words = re.findall(r"[a-z_][a-z_0-9]*", re.sub(r"'[^']*'", "", query))
+        functions = set(re.findall(r"([a-z_]+)\(", query))
+        named = set(re.findall(r"AS ([a-z_0-9]+)", query))
+        assert set(words) <= known | functions | named, "columns that a trace does not have"
+    duckdb = pytest.importorskip("duckdb")
+    asked = [query.replace("'trace.parquet/", f"'{tmp_path}/trace.parquet/") for query in queries]
+    first = duckdb.sql(asked[0]).fetchall()
+    assert [(row[0], row[1], row[4]) for row in first] == [(0, 1, 1), (1, 1, 1)]
+    sizes = duckdb.sql(asked[1]).fetchall()
+    assert [(row[4], row[5]) for row in sizes] == [(20, 1), (20, 1)]
