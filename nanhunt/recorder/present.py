@@ -35,6 +35,8 @@ class PresentStep:
     outputs: list[tuple[str, Tensor]] = field(default_factory=list)
     #: ids of the optimizers whose gradients were looked at since the last backward pass
     ready: set[int] = field(default_factory=set)
+    #: numbers of the optimizers whose update this step waits for, where it is one of several
+    awaited: set[int] = field(default_factory=set)
     updates: int = 0
     scaler_steps: int = 0
     _host: Tensor | None = None
@@ -45,7 +47,7 @@ class PresentStep:
     @property
     def is_over(self) -> bool:
         """Whether the next batch belongs to another step."""
-        return self.updates > 0 or self.scaler_steps > 0
+        return (self.updates > 0 or self.scaler_steps > 0) and not self.awaited
 
     def add_root(self, root: Tensor, scale: Tensor | None) -> None:
         """Keep what a backward pass starts from; copied, for a loop may write into it."""

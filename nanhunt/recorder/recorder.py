@@ -24,7 +24,7 @@ import functools
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self
@@ -206,7 +206,7 @@ class Recorder(Ear):
     # --- what is heard -------------------------------------------------------------------------------------------
 
     @guarded
-    def backward_begins(self, roots: Any) -> None:
+    def backward_begins(self, roots: Any, options: Mapping[str, Any]) -> None:
         """Keep the loss, and the scale that is in it."""
         root = roots[0] if isinstance(roots, Sequence) and len(roots) == 1 else roots
         if self._present is None or not isinstance(root, Tensor) or root.numel() != 1:
@@ -226,14 +226,14 @@ class Recorder(Ear):
         self._gradients_ready(optimizer)
 
     @guarded
-    def clip_begins(self, max_norm: float) -> None:
+    def clip_begins(self, max_norm: float, parameters: Any) -> None:
         """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
         self._recipe.max_norm = float(max_norm)
         if len(self._run.optimizers) == 1 and not self._is_scaled:
             self._gradients_ready(self._run.optimizer)
 
     @guarded
-    def value_clip_begins(self, bound: float) -> None:
+    def value_clip_begins(self, bound: float, parameters: Any) -> None:
         """Take the gradients' norm, and the clip's own bound."""
         self._recipe.max_value = float(bound)
         if len(self._run.optimizers) == 1 and not self._is_scaled:

@@ -7,7 +7,7 @@ calls, and the calls that lead from their outputs to what backward begins with.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,14 @@ class ScriptRecorder(Recorder):
         """The number of the step that comes."""
         return self._next
 
+    def wants(self, module: nn.Module) -> bool:
+        """Whether a call of this module is to be taken."""
+        return module is self._called and module.training and torch.is_grad_enabled()
+
     # --- the model's calls ---------------------------------------------------------------------------------------
 
     @guarded
-    def forward_begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def part_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take a call of the model, before it runs."""
         if self._backwards:  # activation checkpointing runs the whole model again
             return
@@ -116,7 +120,7 @@ class ScriptRecorder(Recorder):
     # --- what is heard -------------------------------------------------------------------------------------------
 
     @guarded
-    def backward_begins(self, roots: Any) -> None:
+    def backward_begins(self, roots: Any, options: Mapping[str, Any]) -> None:
         """Let the tape end with what backward begins with."""
         self._backwards += 1
         self._updated.clear()
@@ -130,7 +134,7 @@ class ScriptRecorder(Recorder):
             whole = self._tape.whole()
             if whole is not None:
                 self._present.add_whole(*whole)
-        super().backward_begins(roots)
+        super().backward_begins(roots, options)
 
     @guarded
     def backward_done(self) -> None:
@@ -167,6 +171,9 @@ class ScriptRecorder(Recorder):
         """Take a loss with its scale for the loss."""
         if self._tape is not None and isinstance(result, Tensor) and isinstance(losses, Tensor):
             self._tape.alias(result, losses)
+
+    def zeroed(self, owner: Any, *, to_none: bool) -> None:
+        """Take that an optimizer or a module drops its gradients."""
 
     # --- from step to step ---------------------------------------------------------------------------------------
 
