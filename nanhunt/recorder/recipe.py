@@ -40,6 +40,8 @@ class Recipe:
     max_value: float | None = None
     #: whether the loop told its losses itself
     told: bool = False
+    #: whether losses are known by what backward begins with alone
+    hears_shares: bool = True
     #: what the framework around the loop knows that a replay cannot repeat, in sentences
     known: tuple[str, ...] = ()
     _refs: dict[str, CodeRef | None] = field(init=False)
@@ -71,6 +73,8 @@ class Recipe:
         precision = self._precision(run)
         found |= {"precision": precision} if precision else {}
         found["train"] = {"steps": steps, "accumulate": accumulate}
+        if step is None and not self.told and self.hears_shares and accumulate & (accumulate - 1):
+            found["train"]["loss_from_shares"] = True
         if self.max_norm is not None and step is None:
             found["train"]["clip_grad_norm"] = self.max_norm
         elif self.max_value is not None and step is None:

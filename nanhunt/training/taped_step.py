@@ -39,7 +39,7 @@ def taped_step(model: nn.Module, batch: Mapping[str, Any], optimizers: Sequence[
         if call is not None:
             replay.call(index, call)
     if not results:  # the script raised in the last call
-        return replay.broken_off(len(calls) - 1)
+        return replay.broken_off(max(index for index, call in enumerate(calls) if call and "do" not in call))
     last = next(call for call in reversed(calls) if call and call.get("do") == "backward")
     total: Tensor = at_line(last, _sum, replay.losses)
     return total

@@ -37,7 +37,8 @@ def executed(folder: Path, *command: str, bare: bool = False) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_bundle_of_a_script_replays_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_the_bundle_of_a_script_replays_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "train", raising=False)
     if name == "llama.py":
         pytest.importorskip("transformers")
     shutil.copy(SCRIPTS / name, tmp_path / "train.py")

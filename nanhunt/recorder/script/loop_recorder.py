@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.recorder.guard import guarded
 from nanhunt.recorder.live import parameters_of
+from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Recipe
-from nanhunt.recorder.recorder import guarded
 from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.loop_recipe import LoopRecipe
 from nanhunt.recorder.script.parts import Parts
@@ -256,6 +257,9 @@ class LoopRecorder(ScriptRecorder):
     def _made_recipe(self, world_size: int) -> Recipe:
         self._hear_inside()
         return LoopRecipe(code={}, model=self._bare, world_size=world_size, births=self._births, told=True)
+
+    def _is_behind(self, present: PresentStep) -> bool:
+        return present.is_over
 
     def _forget(self) -> None:
         super()._forget()

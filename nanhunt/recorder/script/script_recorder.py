@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.guard import guarded
 from nanhunt.recorder.live import on_first_forward, parameters_of
 from nanhunt.recorder.recipe import Recipe
-from nanhunt.recorder.recorder import Recorder, guarded
+from nanhunt.recorder.recorder import Recorder
 from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.script_recipe import ScriptRecipe
@@ -161,7 +162,7 @@ class ScriptRecorder(Recorder):
             self._gradients_ready(optimizer)
             if self._look is not None:  # it did not see what the update started from
                 self._look.drop()
-                self._closely.pop(self._present.past.step, None)
+                self._judged.looks.pop(self._present.past.step, None)
                 self._look = None
         self._updated.add(id(optimizer))
         super().update_done(optimizer)
@@ -178,11 +179,9 @@ class ScriptRecorder(Recorder):
     # --- from step to step ---------------------------------------------------------------------------------------
 
     def finish(self, error: BaseException | None) -> None:
-        """Judge what is left. An exception that came after an update is none of a step's."""
+        """Judge what is left, where no `with` ends."""
         self._mode.remove()
-        is_inside = self._present is not None and not self._present.is_over and bool(self._present.past.micros)
-        own = error if is_inside else None
-        self.__exit__(None if own is None else type(own), own, None)
+        self.__exit__(None if error is None else type(error), error, None)
 
     def abandon(self) -> None:
         """Stop without a word: another module is the one to record."""
@@ -194,7 +193,12 @@ class ScriptRecorder(Recorder):
         is_compiled = any(hasattr(m, "_orig_mod") for m in self._called.modules())
         is_compiled |= getattr(self._bare, "_compiled_call_impl", None) is not None
         return ScriptRecipe(
-            code={}, model=self._bare, world_size=world_size, births=self._births, is_compiled=is_compiled
+            code={},
+            model=self._bare,
+            world_size=world_size,
+            births=self._births,
+            is_compiled=is_compiled,
+            hears_shares=False,  # the tape has the loss before its division
         )
 
     def _hear_inside(self) -> None:

@@ -211,9 +211,10 @@ class Tape:
     def _needed(self) -> set[int]:
         """Return the calls that the results come from; the model's own, and any that writes, with what they take."""
         always = [index for index, call in enumerate(self._calls) if self._is_needed_always(call)]
-        # one that raised and was followed by others did not end the step
-        last = [self._broken] if self._broken is not None and self._is_last(self._broken) else []
-        queue = [*always, *(ref["$v"][0] for ref in self._results), *last]
+        last = max((index for index, call in enumerate(self._calls) if "do" not in call), default=None)
+        # one that raised and was followed by others did not end the step; before any backward the last may have, unseen
+        ending = [last] if last is not None and (last == self._broken or not self._results) else []
+        queue = [*always, *(ref["$v"][0] for ref in self._results), *ending]
         needed: set[int] = set()
         while queue:
             index = queue.pop()
@@ -221,9 +222,6 @@ class Tape:
                 needed.add(index)
                 queue += [ref["$v"][0] for ref in references_in(self._calls[index]) if "$v" in ref]
         return needed
-
-    def _is_last(self, index: int) -> bool:
-        return all("do" in call for call in self._calls[index + 1 :])
 
     def _is_needed_always(self, call: dict[str, Any]) -> bool:
         return ("fn" not in call and "unkept" not in call) or "writes" in call

@@ -8,7 +8,9 @@ from torch import nn
 
 
 def mlp(*widths):
-    return nn.Sequential(*[m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2), nn.Dropout(0.1))])
+    return nn.Sequential(
+        *[m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2), nn.Dropout(0.1))]
+    )
 
 
 class Generator(nn.Module):
