@@ -166,7 +166,10 @@ def test_an_exception_of_the_loop_is_a_fault_that_replays(tmp_path: Path) -> Non
 def test_what_is_raised_behind_an_update_is_no_fault_of_the_step(tmp_path: Path) -> None:
     model = build_model()
     optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(OSError), Recorder(model, optimizer, out=tmp_path / "bundles") as recorder:
+    with (
+        pytest.raises(OSError, match="disk is full"),
+        Recorder(model, optimizer, out=tmp_path / "bundles") as recorder,
+    ):
         for batch in batches(9):
             recorder.step(batch)
             optimizer.zero_grad()

@@ -29,13 +29,15 @@ class LoopRecipe(ScriptRecipe):
     def batches(self, micros: Sequence[Micro], accumulate: int) -> list[Any]:
         """Return the tapes, one a step."""
         self._speller, self._notes, self._missing = Speller(self.births), [], {}
-        self._refs["train_step"] = CodeRef(call=_STEP)
+        self._refs["train_step"] = None
         tapes: list[StepTape] = [micro.batch["tape"] for micro in micros]
         try:
-            return [{"inputs": tape.inputs, "tape": tape.text()} for tape in tapes]
+            found = [{"inputs": tape.inputs, "tape": tape.text()} for tape in tapes]
         except UntapedError as error:
             self._missing["train_step"] = f"train_step: the script's step could not be kept: {error}"
             return [{"inputs": tape.inputs} for tape in tapes]
+        self._refs["train_step"] = CodeRef(call=_STEP)
+        return found
 
     def _model_ref(self) -> CodeRef:
         parts = {n: reconstruction(m, self.births, self._speller) for n, m in self.model.named_children()}

@@ -48,7 +48,8 @@ class LoopRecorder(ScriptRecorder):
     ) -> None:
         """Record what the parts are trained on; `wrote` is told of each bundle."""
         super().__init__(parts, parts, optimizers, births, mode, wrote, **settings)
-        self._paths = {id(module): name for name, module in parts.named_modules() if name}
+        self._parts = parts
+        self._paths = {id(module): name for name, module in parts.named_modules() if name} | parts.wrapped
         self._owners = {id(p): i for i, o in enumerate(optimizers) for p in parameters_of(o)}
         self._step_tape: StepTape | None = None
         self._updates = 0
@@ -89,7 +90,8 @@ class LoopRecorder(ScriptRecorder):
             self._hear_autocast({torch.float16: "fp16", torch.bfloat16: "bf16"}.get(kind))
         self._present.awaited |= self._owners_of(module.parameters()) - self._idle - self._done
         try:
-            self._step_tape.part_begins(self._paths[id(module)], module, args, kwargs)
+            path = self._paths[id(module)]
+            self._step_tape.part_begins(path, self._bare.get_submodule(path), args, kwargs)
         except UntapedError as error:
             self._step_tape.fail(f"the argument {error}")
 
@@ -256,7 +258,15 @@ class LoopRecorder(ScriptRecorder):
 
     def _made_recipe(self, world_size: int) -> Recipe:
         self._hear_inside()
-        return LoopRecipe(code={}, model=self._bare, world_size=world_size, births=self._births, told=True)
+        return LoopRecipe(
+            code={},
+            model=self._bare,
+            world_size=world_size,
+            births=self._births,
+            is_compiled=self._parts.is_compiled
+            or any(getattr(m, "_compiled_call_impl", None) for m in self._bare.modules()),
+            told=True,
+        )
 
     def _is_behind(self, present: PresentStep) -> bool:
         return present.is_over

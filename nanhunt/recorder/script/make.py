@@ -13,7 +13,7 @@ from torch import nn
 from nanhunt.recorder.hearing import unwrapped, wrapped
 from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.loop_recorder import LoopRecorder
-from nanhunt.recorder.script.parts import Parts
+from nanhunt.recorder.script.parts import Parts, bare_module
 from nanhunt.recorder.script.script_recorder import ScriptRecorder
 from nanhunt.recorder.script.settings import Settings
 from nanhunt.recorder.script.tape_mode import TapeMode
@@ -33,7 +33,7 @@ def made_recorder(
     """Return a recorder that has begun, of the script's module number `ride`."""
     mode = TapeMode()
     told = _settings(settings, ride, optimizers)
-    return _begun(ScriptRecorder(module, _bare(module), optimizers, births, mode, wrote, **told), mode)
+    return _begun(ScriptRecorder(module, bare_module(module), optimizers, births, mode, wrote, **told), mode)
 
 
 def made_loop_recorder(
@@ -77,14 +77,6 @@ def _begun(recorder: ScriptRecorder, mode: TapeMode) -> ScriptRecorder:
         hooks.enter_context(_zeroing(mode, recorder, owner))
     hooks.enter_context(_scaling(mode, recorder))
     return recorder
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """Return the module inside of wrappers: DDP, DataParallel, torch.compile."""
-    inner = getattr(module, "_orig_mod", None)
-    if inner is None and isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        inner = module.module
-    return _bare(inner) if isinstance(inner, nn.Module) else module
 
 
 def _steps_done(optimizer: torch.optim.Optimizer) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanhunt.recorder.live import parameters_of
 from nanhunt.recorder.script.births import Births
 
-__all__ = ["Parts", "parts_of"]
+__all__ = ["Parts", "bare_module", "parts_of"]
 
 
 class Parts(nn.Module):
@@ -25,6 +25,9 @@ class Parts(nn.Module):
         super().__init__()
         for name, module in networks.items():
             self.add_module(name, module)
+        #: names of networks by the id of what the script calls in their place: DDP or torch.compile around them
+        self.wrapped: dict[int, str] = {}
+        self.is_compiled = False
         # past the check for a Parameter: any leaf can be trained
         self._parameters.update(loose)  # type: ignore[arg-type]
 
@@ -35,27 +38,33 @@ def parts_of(births: Births) -> Parts:
     modules = [module for module in births.modules() if not isinstance(module, Parts)]
     inside = {id(child) for module in modules for child in module._modules.values()}
     roots = [module for module in modules if id(module) not in inside]
-    found = list({id(bare): bare for root in roots if any(id(p) in trained for p in root.parameters())
-                  for bare in [_bare(root)]}.values())  # fmt: skip
+    bare = {id(root): bare_module(root) for root in roots if any(id(p) in trained for p in root.parameters())}
+    found = list({id(module): module for module in bare.values()}.values())
     held = {id(p) for module in found for p in module.parameters()}
     loose = [p for key, p in trained.items() if key not in held]
-    names = _named([*found, *loose])
-    return Parts({names[id(m)]: m for m in found}, {names[id(p)]: p for p in loose})
+    names = _named([*found, *loose], {outer: id(module) for outer, module in bare.items()})
+    parts = Parts({names[id(m)]: m for m in found}, {names[id(p)]: p for p in loose})
+    parts.wrapped = {outer: names[id(module)] for outer, module in bare.items() if outer != id(module)}
+    parts.is_compiled = any(hasattr(root, "_orig_mod") for root in roots if id(root) in parts.wrapped)
+    return parts
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """Return the module inside of DDP or DataParallel; torch.compile's wrapper bears its own names, and stays."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return _bare(module.module) if isinstance(module, wrappers) else module
+def bare_module(module: nn.Module) -> nn.Module:
+    """Return the module inside of wrappers: DDP, DataParallel, torch.compile."""
+    inner = getattr(module, "_orig_mod", None)
+    if inner is None and isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        inner = module.module
+    return bare_module(inner) if isinstance(inner, nn.Module) else module
 
 
-def _named(values: list[nn.Module | Tensor]) -> dict[int, str]:
-    """Return a name for each: a variable of the script's that holds it, else its class's."""
+def _named(values: list[nn.Module | Tensor], inside: dict[int, int]) -> dict[int, str]:
+    """Return a name for each: a variable of the script's that holds it or what is around it, else its class's."""
     wanted = {id(value) for value in values}
     found: dict[int, str] = {}
     for name, value in _variables():
-        if id(value) in wanted and id(value) not in found and name.isidentifier() and name not in found.values():
-            found[id(value)] = name
+        key = inside.get(id(value), id(value))
+        if key in wanted and key not in found and name.isidentifier() and name not in found.values():
+            found[key] = name
     taken = set(found.values())
     for value in values:
         if id(value) not in found:
