@@ -86,7 +86,7 @@ class Bundle:
         yield from (f"bundle: {remark}" for remark in self.remarks)
         for script in self.scripts.values():
             kept = f", and the values that {len(script.values)} of its names had" if script.values else ""
-            yield f"bundle: {script.file.name} trains when it is imported: only its definitions are taken{kept}"
+            yield f"bundle: {script.file.name} does more than define when it is imported: only its definitions are taken{kept}"
             if script.unkept:
                 yield f"bundle: its classes use {', '.join(script.unkept)}, which the bundle does not hold"
         for name, digest in self.sources.items():

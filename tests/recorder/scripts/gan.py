@@ -1,10 +1,15 @@
 """A critic that is updated twice before its generator, with a penalty on its slope and clamped weights; in fp16 with a
 scaler; a real sample of the ninth update of the critic, in step 4, is NaN."""
 
+import argparse
 from itertools import pairwise
 
 import torch
 from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, default=32)
+arguments = parser.parse_args()
 
 
 def mlp(*widths):
@@ -16,7 +21,7 @@ def mlp(*widths):
 class Generator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net, self.norm = mlp(4, 32, 2), nn.BatchNorm1d(2)
+        self.net, self.norm = mlp(4, arguments.width, 2), nn.BatchNorm1d(2)
 
     def forward(self, z):
         return self.norm(self.net(z))
