@@ -19,6 +19,7 @@ from nanhunt.recorder.outputs import Outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Recipe
 from nanhunt.training.clip import gradient_norm
+from nanhunt.training.recorded_rates import settings_of
 from nanhunt.training.run import TrainingRun
 
 __all__ = ["Listener"]
@@ -75,6 +76,7 @@ class Listener(Guarded, Ear):
         self._gradients_ready(optimizer)
         if optimizer is self._run.optimizer:
             self._present.lr = tuple(float(group["lr"]) for group in optimizer.param_groups)
+            self._present.settings = settings_of(optimizer)
         if self._look is not None:
             self._look.update_begins(parameters_of(optimizer))
 

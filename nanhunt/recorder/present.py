@@ -22,6 +22,8 @@ class PresentStep:
     past: PastStep
     #: of each parameter group, as the update used it
     lr: tuple[float, ...]
+    #: what else schedules move, of each parameter group
+    settings: tuple[dict[str, Any], ...] = ()
     #: what each backward pass started from, and the loss scale in it
     roots: list[Tensor] = field(default_factory=list)
     scales: list[Tensor] = field(default_factory=list)
@@ -101,6 +103,7 @@ class PresentStep:
             grad_norm=float(torch.tensor(norms, dtype=torch.float64).norm()) if norms else None,
             loss_scale=scales[0] if scales else None,
             lr=self.lr,
+            settings=self.settings,
             skipped=self.scaler_steps > 0 and self.updates == 0,
             outputs=tuple((name, v) for (name, _), v in zip(self.outputs, numbers, strict=True) if not v < math.inf),
         )

@@ -41,6 +41,7 @@ from nanhunt.recorder.live import live_run, on_first_forward, rank_and_world
 from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
+from nanhunt.training.recorded_rates import settings_of
 
 __all__ = ["Recorder"]
 
@@ -196,7 +197,7 @@ class Recorder(Listener):
         closely = self._history.is_due(step)
         past = self._history.begin(step)
         rates = tuple(float(group["lr"]) for group in self._run.optimizer.param_groups)
-        self._present = PresentStep(past=past, lr=rates)
+        self._present = PresentStep(past=past, lr=rates, settings=settings_of(self._run.optimizer))
         if self._outputs is not None:
             self._outputs.peaks = self._present.outputs
         if closely:

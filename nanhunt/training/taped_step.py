@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.recorded_rates import put_settings
 from nanhunt.training.taped_loss import TapeReplay, at_line
 
 __all__ = ["SCALERS", "taped_step"]
@@ -138,6 +139,7 @@ class _StepReplay(TapeReplay):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        put_settings(optimizer, call.get("settings", ()))
         if "scaled" in call and self._scaler is not None:
             self._scaler.step(optimizer)
         else:

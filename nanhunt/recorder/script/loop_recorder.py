@@ -27,6 +27,7 @@ from nanhunt.recorder.script.script_recorder import ScriptRecorder
 from nanhunt.recorder.script.step_tape import StepTape
 from nanhunt.recorder.script.tape import parameter_names
 from nanhunt.recorder.script.tape_mode import TapeMode
+from nanhunt.training.recorded_rates import settings_of
 
 __all__ = ["LoopRecorder"]
 
@@ -175,7 +176,7 @@ class LoopRecorder(ScriptRecorder):
         """Note the update, with its rates."""
         self._mode.remove()
         if self._scaling is not optimizer:
-            self._did("update", optimizer, lr=_rates(optimizer))
+            self._did("update", optimizer, **_settings(optimizer))
         super(ScriptRecorder, self).update_begins(optimizer)
 
     @guarded
@@ -189,7 +190,7 @@ class LoopRecorder(ScriptRecorder):
     def scaler_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """Note that a gradient scaler steps an optimizer, or skips its step."""
         self._scaling = optimizer
-        self._did("update", optimizer, lr=_rates(optimizer), scaled=1)
+        self._did("update", optimizer, **_settings(optimizer), scaled=1)
 
     @guarded
     def scaler_stepped(self) -> None:
@@ -276,8 +277,9 @@ class LoopRecorder(ScriptRecorder):
         self._step_tape = None
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    return {"lr": rates, "settings": settings_of(optimizer)}
 
 
 def _listed(parameters: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.recorder.alarm import Scalars
 from nanhunt.recorder.code import CodeRef
 from nanhunt.recorder.history import Micro
 from nanhunt.recorder.live import parameters_of
@@ -63,9 +64,7 @@ class ScriptRecipe(Recipe):
         self._refs["loss"] = CodeRef(call=_LOSS, kwargs=kwargs)
         return [{"inputs": tape.inputs, "tape": text} for tape, text in zip(tapes, texts, strict=True)]
 
-    def config(
-        self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
-    ) -> dict[str, Any]:
+    def config(self, run: TrainingRun, *, steps: int, accumulate: int, known: Sequence[Scalars]) -> dict[str, Any]:
         """Return nanhunt.yaml's content."""
         try:
             self._refs["optimizer"] = self._optimizer_ref(run)
@@ -77,7 +76,7 @@ class ScriptRecipe(Recipe):
             except UnspelledError as error:
                 self._missing["model"] = f"model: how it was built could not be kept: {error}"
         self._scripts = main_script(self._speller, self._refs)
-        return Recipe.config(self, run, steps=steps, accumulate=accumulate, rates=rates)
+        return Recipe.config(self, run, steps=steps, accumulate=accumulate, known=known)
 
     @property
     def lacks(self) -> str:

@@ -37,7 +37,7 @@ def train():
     torch.manual_seed(0)
     generator, critic = Generator(), mlp(2, 8, 1)
     of_g, of_c = torch.optim.Adam(generator.parameters(), 1e-3), torch.optim.RMSprop(critic.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(of_g, 0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(of_g, 1e-3, total_steps=9)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
     generator(torch.randn(8, 4))
     for update in range(12):
