@@ -24,7 +24,7 @@ from nanhunt.recorder.script.loop_recipe import LoopRecipe
 from nanhunt.recorder.script.parts import Parts
 from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.script_recorder import ScriptRecorder
-from nanhunt.recorder.script.step_tape import StepTape
+from nanhunt.recorder.script.step_tape import Part, StepTape
 from nanhunt.recorder.script.tape import parameter_names
 from nanhunt.recorder.script.tape_mode import TapeMode
 from nanhunt.training.recorded_rates import settings_of
@@ -52,6 +52,8 @@ class LoopRecorder(ScriptRecorder):
         self._parts = parts
         self._paths = {id(module): name for name, module in parts.named_modules() if name} | parts.wrapped
         self._owners = {id(p): i for i, o in enumerate(optimizers) for p in parameters_of(o)}
+        self._names = parameter_names(parts)
+        self._looked_into: dict[str, Part] = {}
         self._step_tape: StepTape | None = None
         self._updates = 0
         self._idle: set[int] = set()
@@ -89,12 +91,18 @@ class LoopRecorder(ScriptRecorder):
         if torch.is_autocast_enabled(self._run.device.type):
             kind = torch.get_autocast_dtype(self._run.device.type)
             self._hear_autocast({torch.float16: "fp16", torch.bfloat16: "bf16"}.get(kind))
-        self._present.awaited |= self._owners_of(module.parameters()) - self._idle - self._done
+        part = self._part(module)
+        self._present.awaited |= self._owners_of(p for _, p in part.parameters) - self._idle - self._done
         try:
-            path = self._paths[id(module)]
-            self._step_tape.part_begins(path, self._bare.get_submodule(path), args, kwargs)
+            self._step_tape.part_begins(part, args, kwargs)
         except UntapedError as error:
             self._step_tape.fail(f"the argument {error}")
+
+    def _part(self, module: nn.Module) -> Part:
+        path = self._paths[id(module)]
+        if path not in self._looked_into:
+            self._looked_into[path] = Part.of(path, self._bare.get_submodule(path))
+        return self._looked_into[path]
 
     @guarded
     def forward_ends(self, output: Any) -> None:
@@ -112,11 +120,9 @@ class LoopRecorder(ScriptRecorder):
 
     def _begin_tape(self) -> None:
         self._step_tape, self._updates, self._done = None, 0, set()
-        trained = frozenset(id(p) for o in self._births.optimizers() for p in parameters_of(o))
-        names = parameter_names(self._bare)
         self.step({})
         if self._present is not None:
-            self._step_tape = StepTape(names, trained, self._run.device)
+            self._step_tape = StepTape(self._names, frozenset(self._owners), self._run.device)
             batch = self._present.past.micros[-1].batch
             batch["tape"], batch["inputs"] = self._step_tape, self._step_tape.inputs
             self.micros += 1
@@ -278,8 +284,7 @@ class LoopRecorder(ScriptRecorder):
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    return {"lr": rates, "settings": settings_of(optimizer)}
+    return {"lr": [float(group["lr"]) for group in optimizer.param_groups], "settings": settings_of(optimizer)}
 
 
 def _listed(parameters: Any) -> list[Tensor]:

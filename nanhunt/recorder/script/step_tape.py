@@ -21,6 +21,7 @@ import base64
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,10 +31,25 @@ from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.tape import CALLS, Tape
 from nanhunt.recorder.script.torch_calls import attribute_of, labels, script_line, tensors_in, writes_into
 
-__all__ = ["StepTape"]
+__all__ = ["Part", "StepTape"]
 
 #: Names of functions that may draw.
 _DRAWS = ("rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "rrelu", "gumbel", "poisson", "attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module whose calls are noted, and what is inside of it by name: found once, for a step has many calls."""
+
+    path: str
+    module: nn.Module
+    modules: tuple[tuple[str, nn.Module], ...]
+    parameters: tuple[tuple[str, Tensor], ...]
+
+    @classmethod
+    def of(cls, path: str, module: nn.Module) -> Part:
+        """Look into a module."""
+        return cls(path, module, tuple(module.named_modules()), tuple(module.named_parameters()))
 
 
 class StepTape(Tape):
@@ -49,13 +65,13 @@ class StepTape(Tape):
 
     # --- the parts' calls ----------------------------------------------------------------------------------------
 
-    def part_begins(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def part_begins(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call of one of the modules. Raises UntapedError where a file cannot hold its arguments."""
-        names = labels(part.forward, "input", len(args))
-        evaluating = [name for name, module in part.named_modules() if not module.training]
-        frozen = [name for name, p in part.named_parameters() if not p.requires_grad]
+        names = labels(part.module.forward, "input", len(args))
+        evaluating = [name for name, module in part.modules if not module.training]
+        frozen = [name for name, p in part.parameters if not p.requires_grad]
         call: dict[str, Any] = {
-            "on": path,
+            "on": part.path,
             "args": [self._refer.ref(value, names[i]) for i, value in enumerate(args)],
             "kwargs": {key: self._refer.ref(value, key) for key, value in kwargs.items()},
         }

@@ -88,6 +88,8 @@ class Tape:
 
     def begins(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Note a call that is about to be made; return whether it was noted."""
+        if not self._refer.may_concern(args) and not (kwargs and self._refer.may_concern(kwargs.values())):
+            return False
         name = getattr(function, "__name__", "")
         if not self._belongs(function, name, args, kwargs):
             return False
