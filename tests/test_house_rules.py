@@ -89,6 +89,7 @@ FLOOR_OF = {
     "nanhunt.draft": "T3",
     "nanhunt.integrations": "T3",
     "nanhunt.commands": "C",
+    "nanhunt.signatures": "C",
     "nanhunt.cli": "C",
     "nanhunt.__main__": "C",
 }

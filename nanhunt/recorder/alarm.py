@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
 from nanhunt.trace.schema import OnsetKind
@@ -42,6 +43,8 @@ class Scalars:
     #: what the backward pass used
     loss_scale: float | None
     lr: tuple[float, ...]
+    #: what else schedules move, of each parameter group
+    settings: tuple[dict[str, Any], ...] = ()
     skipped: bool
     #: modules with an output that is not finite, and its largest element, in the order in which they ended
     outputs: tuple[tuple[str, float], ...] = ()

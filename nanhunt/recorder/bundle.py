@@ -62,9 +62,7 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
     every = history.since(snapshot.step)
     steps, accumulate = _regular(every)
     checkpoint = snapshot.saved(run)
-    rates = [past.scalars.lr for past in steps if past.scalars is not None]
-    if len(set(rates)) > 1 and len(run.optimizers) == 1:
-        checkpoint["scheduler"] = {"position": 0}
+    known = [past.scalars for past in steps if past.scalars is not None]
     batches = recipe.batches([micro for past in steps for micro in past.micros], accumulate)
     remarks = recipe.remarks(accumulate)
     if len(steps) < len(every):
@@ -72,7 +70,11 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
         remarks.append(
             f"steps behind {at} are left out: step {at} has not {accumulate} batches, as those before it had"
         )
-    config = recipe.config(run, steps=len(steps), accumulate=accumulate, rates=rates)
+    config = recipe.config(run, steps=len(steps), accumulate=accumulate, known=known)
+    if "scheduler" in config:
+        checkpoint["scheduler"] = {"position": 0}
+    if not _with_losses(steps):
+        config.pop("losses", None)  # it broke in its first step: a log without a loss is none
     contents = _Contents(
         fault=fault,
         checkpoint=checkpoint,
@@ -95,6 +97,10 @@ def write_bundle(out: Path, fault: Fault, history: History, run: TrainingRun, re
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _with_losses(steps: Sequence[PastStep]) -> list[Scalars]:
+    return [past.scalars for past in steps if past.scalars is not None and past.scalars.losses]
+
+
 def _regular(steps: list[PastStep]) -> tuple[list[PastStep], int]:
     """Return the steps up to the first irregular one, and the batches of each: a file of batches counts by division."""
     accumulate = len(steps[0].micros)
@@ -112,7 +118,7 @@ def _write(folder: Path, contents: _Contents, history: History, recipe: Recipe, 
         accumulate=contents.accumulate,
         random_states=[micro.rng.saved() for micro in micros],
     )
-    known = [past.scalars for past in contents.steps if past.scalars is not None and past.scalars.losses]
+    known = _with_losses(contents.steps)
     if "losses" in contents.config:
         # every digit written out, or a short one would be taken for a rounded one
         rows = [f"{scalars.step},{scalars.loss:.16e}" for scalars in known]

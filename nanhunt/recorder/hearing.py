@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 __all__ = ["Ear", "listening", "unwrapped", "wrapped"]
 
+#: What `torch.autograd.backward` takes, in its order.
+_OF_BACKWARD = ("tensors", "grad_tensors", "retain_graph", "create_graph", "grad_variables", "inputs")
+
 
 class Ear:
     """What is told. Every method here does nothing: override those you need."""
 
-    def backward_begins(self, roots: Any) -> None:
-        """Call with what an outermost backward pass starts from."""
+    def backward_begins(self, roots: Any, options: Mapping[str, Any]) -> None:
+        """Call with what an outermost backward pass starts from, and what else `torch.autograd.backward` was given."""
 
     def backward_done(self) -> None:
         """Call after an outermost backward pass."""
@@ -36,10 +39,10 @@ class Ear:
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """Call after a gradient scaler has divided this optimizer's gradients by its scale."""
 
-    def clip_begins(self, max_norm: float) -> None:
+    def clip_begins(self, max_norm: float, parameters: Any) -> None:
         """Call before gradients are clipped by a norm."""
 
-    def value_clip_begins(self, bound: float) -> None:
+    def value_clip_begins(self, bound: float, parameters: Any) -> None:
         """Call before each element of the gradients is clipped."""
 
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
@@ -62,7 +65,10 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
         nonlocal depth
         depth += 1
         if depth == 1:
-            ear.backward_begins(args[0] if args else kwargs.get("tensors"))
+            given = dict(zip(_OF_BACKWARD, args, strict=False)) | kwargs
+            ear.backward_begins(
+                given.pop("tensors", None), {k: v for k, v in given.items() if v is not None and v is not False}
+            )
 
     def done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal depth
@@ -81,10 +87,12 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
         ear.unscaled(unwrapped(args[1] if len(args) > 1 else kwargs["optimizer"]))
 
     def clips_begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ear.clip_begins(args[1] if len(args) > 1 else kwargs["max_norm"])
+        given = dict(zip(("parameters", "max_norm"), args, strict=False)) | kwargs
+        ear.clip_begins(given["max_norm"], given["parameters"])
 
     def value_clip_begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ear.value_clip_begins(args[1] if len(args) > 1 else kwargs["clip_value"])
+        given = dict(zip(("parameters", "clip_value"), args, strict=False)) | kwargs
+        ear.value_clip_begins(given["clip_value"], given["parameters"])
 
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:

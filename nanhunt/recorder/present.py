@@ -22,6 +22,8 @@ class PresentStep:
     past: PastStep
     #: of each parameter group, as the update used it
     lr: tuple[float, ...]
+    #: what else schedules move, of each parameter group
+    settings: tuple[dict[str, Any], ...] = ()
     #: what each backward pass started from, and the loss scale in it
     roots: list[Tensor] = field(default_factory=list)
     scales: list[Tensor] = field(default_factory=list)
@@ -35,6 +37,8 @@ class PresentStep:
     outputs: list[tuple[str, Tensor]] = field(default_factory=list)
     #: ids of the optimizers whose gradients were looked at since the last backward pass
     ready: set[int] = field(default_factory=set)
+    #: numbers of the optimizers whose update this step waits for, where it is one of several
+    awaited: set[int] = field(default_factory=set)
     updates: int = 0
     scaler_steps: int = 0
     _host: Tensor | None = None
@@ -45,7 +49,7 @@ class PresentStep:
     @property
     def is_over(self) -> bool:
         """Whether the next batch belongs to another step."""
-        return self.updates > 0 or self.scaler_steps > 0
+        return (self.updates > 0 or self.scaler_steps > 0) and not self.awaited
 
     def add_root(self, root: Tensor, scale: Tensor | None) -> None:
         """Keep what a backward pass starts from; copied, for a loop may write into it."""
@@ -99,6 +103,7 @@ class PresentStep:
             grad_norm=float(torch.tensor(norms, dtype=torch.float64).norm()) if norms else None,
             loss_scale=scales[0] if scales else None,
             lr=self.lr,
+            settings=self.settings,
             skipped=self.scaler_steps > 0 and self.updates == 0,
             outputs=tuple((name, v) for (name, _), v in zip(self.outputs, numbers, strict=True) if not v < math.inf),
         )

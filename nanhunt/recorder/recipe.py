@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanhunt.recorder.alarm import Scalars
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
 from nanhunt.recorder.history import Micro
 from nanhunt.training.bundle import BATCHES, LOSSES, alone
@@ -42,6 +43,8 @@ class Recipe:
     max_value: float | None = None
     #: whether the loop told its losses itself
     told: bool = False
+    #: whether losses are known by what backward begins with alone
+    hears_shares: bool = True
     #: what the framework around the loop knows that a replay cannot repeat, in sentences
     known: tuple[str, ...] = ()
     _refs: dict[str, CodeRef | None] = field(init=False)
@@ -54,9 +57,7 @@ class Recipe:
         """Return the batches as the loss function takes them, of steps of so many micro-batches each."""
         return [micro.batch for micro in micros]
 
-    def config(
-        self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
-    ) -> dict[str, Any]:
+    def config(self, run: TrainingRun, *, steps: int, accumulate: int, known: Sequence[Scalars]) -> dict[str, Any]:
         """Return nanhunt.yaml's content; `described` stands for a model that lies as config.json beside it."""
         found: dict[str, Any] = {key: ref.spec for key in ("model", "loss") if (ref := self._refs.get(key)) is not None}
         if "model" not in found and config_of(self.model) is not None:
@@ -64,15 +65,17 @@ class Recipe:
         found["data"] = BATCHES
         ref = self._refs.get("optimizer")
         found["optimizer"] = ref.spec if ref is not None else _optimizer(run.optimizer)
-        if len(set(rates)) > 1 and len(run.optimizers) == 1:
-            rows = [list(row) for row in rates]
-            found["scheduler"] = {"call": "nanhunt.training.recorded_rates:RecordedRates", "kwargs": {"rates": rows}}
+        moved = _moved(known) if len(run.optimizers) == 1 else {}
+        if moved:
+            found["scheduler"] = {"call": "nanhunt.training.recorded_rates:RecordedRates", "kwargs": moved}
         step = self._refs.get("train_step")
         if step is not None:
             found["train_step"] = step.spec
         precision = self._precision(run)
         found |= {"precision": precision} if precision else {}
         found["train"] = {"steps": steps, "accumulate": accumulate}
+        if step is None and not self.told and self.hears_shares and accumulate & (accumulate - 1):
+            found["train"]["loss_from_shares"] = True
         if self.max_norm is not None and step is None:
             found["train"]["clip_grad_norm"] = self.max_norm
         elif self.max_value is not None and step is None:
@@ -127,6 +130,15 @@ class Recipe:
             "paths": list(dict.fromkeys(ref.folder for ref in refs.values() if ref.folder)),
             "sources": digests(sources_of([c for c in self.code.values() if callable(c)], self.model)),
         }
+
+
+def _moved(known: Sequence[Scalars]) -> dict[str, Any]:
+    """Return the rates of each step, and what else a schedule moved; {} where nothing was moved."""
+    rates, settings = [list(s.lr) for s in known], [list(s.settings) for s in known]
+    is_more = any(row != settings[0] for row in settings)
+    if not is_more and all(row == rates[0] for row in rates):
+        return {}
+    return {"rates": rates} | ({"settings": settings} if is_more else {})
 
 
 def _named(code: Code) -> str:

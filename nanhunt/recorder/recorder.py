@@ -20,61 +20,34 @@ run on several ranks each rank leaves its own, whose gradients are not averaged 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
-import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self
+from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from nanhunt.compiled import is_compiled
-from nanhunt.recorder.alarm import Alarm, Fault
+from nanhunt.recorder.alarm import Fault
 from nanhunt.recorder.bundle import write_bundle
-from nanhunt.recorder.closely import CloseLook, guarded_hook, nonfinite
-from nanhunt.recorder.hearing import Ear, listening
+from nanhunt.recorder.closely import CloseLook, guarded_hook
+from nanhunt.recorder.guard import guarded
+from nanhunt.recorder.hearing import listening
 from nanhunt.recorder.history import History
-from nanhunt.recorder.live import live_run, on_first_forward, parameters_of, rank_and_world
+from nanhunt.recorder.judge import Judge
+from nanhunt.recorder.listener import Listener
+from nanhunt.recorder.live import live_run, on_first_forward, rank_and_world
 from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
-from nanhunt.training.clip import gradient_norm
+from nanhunt.training.recorded_rates import settings_of
 from nanhunt.training.replicated import replication_of
 
-__all__ = ["Recorder", "guarded"]
-
-#: Bundles that a run leaves at most: the first fault is the cause, later ones are what it led to.
-BUNDLES = 3
-#: Healthy steps after which the next fault is a new one.
-HEALTHY = 20
-#: Steps whose numbers may be on their way to the host.
-LATE = 2
-
-_P = ParamSpec("_P")
+__all__ = ["Recorder"]
 
 
-def guarded(method: Callable[_P, None]) -> Callable[_P, None]:
-    """Run a method while the recorder is on; what it raises ends the recording, and goes no further."""
-
-    @functools.wraps(method)
-    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        recorder = args[0]
-        assert isinstance(recorder, Recorder)
-        if not recorder._on:
-            return
-        try:
-            method(*args, **kwargs)
-        except Exception as error:
-            recorder._give_up(error)
-
-    return guarded
-
-
-class Recorder(Ear):
+class Recorder(Listener):
     """Records a training loop; a context manager.
 
     `build`, `loss`, `build_optimizer` and `train_step` are the functions of nanhunt.yaml's keys `model`, `loss`,
@@ -110,7 +83,6 @@ class Recorder(Ear):
     ) -> None:
         #: bundles that were written
         self.bundles: list[Path] = []
-        self._on = False
         self._arguments = (optimizer, scaler, scheduler, loss, every, max(2, keep))
         self._model = model
         self._code: dict[str, Code] = {
@@ -123,14 +95,7 @@ class Recorder(Ear):
         if detect not in ("scalars", "outputs"):
             raise ValueError(f"detect is 'scalars' or 'outputs', not {detect!r}")
         self._outputs = Outputs() if detect == "outputs" else None
-        self._present: PresentStep | None = None
-        self._pending: deque[PresentStep] = deque()
-        self._look: CloseLook | None = None
-        self._closely: dict[int, CloseLook] = {}
-        self._alarm = Alarm()
-        #: the last faulty step
-        self._faulty: int | None = None
-        self._is_silent_told = False
+        self._judged = Judge()
         self._hooks = contextlib.ExitStack()
 
     # --- the user's calls ----------------------------------------------------------------------------------------
@@ -201,96 +166,8 @@ class Recorder(Ear):
         if self._look is not None:
             self._look.drop()
             self._look = None
-        self._closely.pop(present.past.step, None)
+        self._judged.looks.pop(present.past.step, None)
         self._present, self._next = None, present.past.step
-
-    # --- what is heard -------------------------------------------------------------------------------------------
-
-    @guarded
-    def backward_begins(self, roots: Any) -> None:
-        """Keep the loss, and the scale that is in it."""
-        root = roots[0] if isinstance(roots, Sequence) and len(roots) == 1 else roots
-        if self._present is None or not isinstance(root, Tensor) or root.numel() != 1:
-            return
-        scale = getattr(self._run.scaler, "_scale", None)
-        self._present.add_root(root, scale)
-
-    @guarded
-    def backward_done(self) -> None:
-        """Wait for gradients anew."""
-        if self._present is not None:
-            self._present.ready.clear()
-
-    @guarded
-    def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the gradients' norm."""
-        self._gradients_ready(optimizer)
-
-    @guarded
-    def clip_begins(self, max_norm: float) -> None:
-        """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
-        self._recipe.max_norm = float(max_norm)
-        if len(self._run.optimizers) == 1 and not self._is_scaled:
-            self._gradients_ready(self._run.optimizer)
-
-    @guarded
-    def value_clip_begins(self, bound: float) -> None:
-        """Take the gradients' norm, and the clip's own bound."""
-        self._recipe.max_value = float(bound)
-        if len(self._run.optimizers) == 1 and not self._is_scaled:
-            self._gradients_ready(self._run.optimizer)
-
-    @guarded
-    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the gradients' norm where nothing did before, and the rates."""
-        if self._present is None:
-            return
-        self._gradients_ready(optimizer)
-        if optimizer is self._run.optimizer:
-            self._present.lr = tuple(float(group["lr"]) for group in optimizer.param_groups)
-        if self._look is not None:
-            self._look.update_begins(parameters_of(optimizer))
-
-    @guarded
-    def update_done(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note that the step is over with the batch that comes."""
-        if self._present is None:
-            return
-        self._present.updates += 1
-        self._pause()
-        if self._look is not None:
-            self._look.update_done(parameters_of(optimizer))
-            if len(self._run.optimizers) == 1:
-                self._look.end()  # before the loop drops its gradients
-                self._look = None
-
-    @guarded
-    def scaler_stepped(self) -> None:
-        """Note that the step is over, skipped or not."""
-        if self._present is not None:
-            self._present.scaler_steps += 1
-            self._pause()
-
-    def _pause(self) -> None:
-        """Look at no output until the next batch: an evaluation may come."""
-        if self._outputs is not None and len(self._run.optimizers) == 1:
-            self._outputs.pause()
-
-    @property
-    def _is_scaled(self) -> bool:
-        scaler = self._run.scaler
-        return scaler is not None and scaler.is_enabled()
-
-    def _gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._present is None or id(optimizer) in self._present.ready:
-            return
-        self._present.ready.add(id(optimizer))
-        parameters = [p for p in parameters_of(optimizer) if p.grad is not None]
-        with torch.no_grad():
-            norm = gradient_norm([p.grad for p in parameters if p.grad is not None], self._run.device)
-        self._present.norms.append(norm)
-        if self._look is not None:
-            self._look.gradients_ready(parameters)
 
     # --- from step to step ---------------------------------------------------------------------------------------
 
@@ -326,11 +203,11 @@ class Recorder(Ear):
         closely = self._history.is_due(step)
         past = self._history.begin(step)
         rates = tuple(float(group["lr"]) for group in self._run.optimizer.param_groups)
-        self._present = PresentStep(past=past, lr=rates)
+        self._present = PresentStep(past=past, lr=rates, settings=settings_of(self._run.optimizer))
         if self._outputs is not None:
             self._outputs.peaks = self._present.outputs
         if closely:
-            self._look = self._closely[step] = CloseLook(self._run, step, self._give_up)
+            self._look = self._judged.looks[step] = CloseLook(self._run, step, self._give_up)
 
     def _end_step(self) -> None:
         if self._present is None:
@@ -340,67 +217,39 @@ class Recorder(Ear):
             self._look = None
         if self._outputs is not None:
             self._outputs.pause()
-        self._present.send()
-        self._pending.append(self._present)
+        self._judged.add(self._present)
         self._present = None
 
     def _judge(self, *, all_of_them: bool = False) -> None:
-        """Judge the steps whose numbers have arrived; of more than LATE the oldest is waited for."""
-        while self._pending and (all_of_them or len(self._pending) > LATE or self._pending[0].has_arrived()):
-            present = self._pending.popleft()
-            scalars = present.scalars()
-            present.past.scalars = scalars
-            self._history.scalars.append(scalars)
-            fault = self._alarm.heard(scalars)
-            look = self._closely.pop(scalars.step, None)
-            if look is not None:
-                rows = look.take()
-                self._history.rows.append(rows)
-                fault = fault or self._alarm.seen(scalars.step, nonfinite(rows, skipped=scalars.skipped))
-            if fault is not None:
-                self._write(fault)
+        for fault in self._judged.faults(self._history, all_of_them=all_of_them):
+            self._write(fault)
 
     @guarded
     def _finish(self, error: BaseException | None) -> None:
         broken = self._present
+        is_inside = broken is not None and bool(broken.past.micros) and not self._is_behind(broken)
         self._end_step()
         self._judge(all_of_them=True)
-        fault = self._alarm.ended()
-        if isinstance(error, Exception) and broken is not None:
+        fault = self._judged.ended()
+        if isinstance(error, Exception) and broken is not None and is_inside:
             fault = _broken(error, broken)
         if fault is not None:
             self._write(fault)
 
-    def _write(self, fault: Fault) -> None:
-        """Write the bundle of a fault; of one that goes on since the last bundle none, and one of all that is silent.
+    def _is_behind(self, present: PresentStep) -> bool:
+        """Whether what is raised now is none of the step's: a log, a checkpoint, the next batch.
 
-        What is silent may be so by design: it must not keep from a bundle what is loud. Behind a loud fault it is what
-        that has left.
+        Of several optimizers another may still have to update.
         """
-        if fault.silent:
-            if self._is_silent_told or self._faulty is not None:
-                return
-            is_known, self._is_silent_told = False, True
-        else:
-            goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
-            is_known, self._faulty = goes_on or len(self.bundles) - self._is_silent_told >= BUNDLES, fault.step
-        if is_known:
+        return present.is_over and len(self._run.optimizers) == 1
+
+    def _write(self, fault: Fault) -> None:
+        """Write the bundle of a fault that gets one."""
+        if not self._judged.is_written(fault):
             return
         folder = write_bundle(self._out, fault, self._history, self._run, self._recipe, self._rank)
         self.bundles.append(folder)
         print(f"nanhunt: step {fault.step}: {fault.detail}; nanhunt replay {folder}", file=sys.stderr)
-
-    def _give_up(self, error: Exception) -> None:
-        """Stop for good, and say so once."""
-        if not self._on:
-            return
-        self._on = False  # the hooks stay until the end: one that runs must not be taken off
-        self._forget()
-        text = f"nanhunt's recorder has stopped, the training goes on: {type(error).__name__}: {error}".splitlines()[0]
-        try:
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-        except RuntimeWarning:  # where warnings are errors
-            print(text, file=sys.stderr)
 
     def _stop(self) -> None:
         self._on = False
@@ -418,12 +267,10 @@ class Recorder(Ear):
         if self._outputs is not None:
             self._outputs.pause()
         self._present, self._look = None, None
-        self._pending.clear()
-        self._closely.clear()
+        self._judged.forget()
 
 
 def _broken(error: Exception, present: PresentStep) -> Fault:
-    """Return the fault of an exception that left a step, or came behind it."""
+    """Return the fault of an exception that left a step."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    text = f"{text} (behind the step's update)" if present.is_over else text
     return Fault(kind="exception", step=present.past.step, lead_step=present.past.step, detail=text)

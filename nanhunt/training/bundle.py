@@ -105,7 +105,7 @@ class Bundle:
             yield f"bundle: {alone(self.world_size)}"
         for script in self.scripts.values():
             kept = f", and the values that {len(script.values)} of its names had" if script.values else ""
-            yield f"bundle: {script.file.name} trains when it is imported: only its definitions are taken{kept}"
+            yield f"bundle: {script.file.name} does more than define when it is imported: only its definitions are taken{kept}"
             if script.unkept:
                 yield f"bundle: its classes use {', '.join(script.unkept)}, which the bundle does not hold"
         for name, digest in self.sources.items():

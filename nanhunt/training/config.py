@@ -69,6 +69,10 @@ class TrainConfig(Section):
 
     steps: Annotated[Whole, Field(ge=1)] = Field(default=50, description="optimizer steps to replay")
     accumulate: Annotated[Whole, Field(ge=1)] = Field(default=1, description="micro-batches a step")
+    loss_from_shares: bool = Field(
+        default=False,
+        description="report a step's loss as a recorder hears it: what backward begins with, times accumulate",
+    )
     clip_grad_norm: Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
     clip_grad_value: Positive | None = Field(default=None, description="largest magnitude of a gradient element")
     clip_param_norm: Positive | None = Field(default=None, description="largest L2 norm of each parameter's gradient")

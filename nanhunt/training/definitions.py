@@ -1,4 +1,4 @@
-"""The definitions of a script that trains as soon as it is run: its classes and functions, without what it does.
+"""The definitions of a script that trains, or reads its arguments, as soon as it is imported, without what it does.
 
 What is taken. Imports, classes, functions, names for other names, and literals at the top of the file; imports inside of
 `try` and `if` too. Then the plain values that the recorded run had in the globals that these use: a size that was
@@ -17,8 +17,10 @@ from typing import Any
 from nanhunt.errors import ConfigError
 from nanhunt.training.spelled import value_of
 
-__all__ = ["has_guard", "load_definitions", "parsed"]
+__all__ = ["is_importable", "load_definitions", "parsed"]
 
+#: Names that read the command line: argparse's, Hugging Face's parser, `sys.argv`, `tyro.cli`.
+_ARGUMENTS = {"argv", "cli", "parse_args", "parse_args_into_dataclasses", "parse_known_args"}
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -30,9 +32,17 @@ def parsed(file: Path) -> ast.Module:
         raise ConfigError(f"model: {file} of the recorded run cannot be read: {error}") from error
 
 
-def has_guard(tree: ast.Module) -> bool:
-    """Whether a script keeps what it does under `if __name__ == "__main__":`."""
-    return any(isinstance(node, ast.If) and _is_guard(node) for node in tree.body)
+def is_importable(tree: ast.Module) -> bool:
+    """Whether a script keeps what it does under `if __name__ == "__main__":`, the reading of its arguments too."""
+    body = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    guards = [node for node in body if isinstance(node, ast.If) and _is_guard(node)]
+    names = {
+        getattr(inner, "attr", None) or getattr(inner, "id", None)
+        for node in body
+        if node not in guards
+        for inner in ast.walk(node)
+    }
+    return bool(guards) and names.isdisjoint(_ARGUMENTS)
 
 
 def load_definitions(name: str, file: Path, values: Mapping[str, Any]) -> ModuleType:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from nanhunt.errors import ConfigError
 from nanhunt.training.names import clean_name
 from nanhunt.training.spelled import imported, made, value_of
+from nanhunt.training.taped_step import SCALERS
 
-__all__ = ["rebuilt_model", "rebuilt_optimizer"]
+__all__ = ["rebuilt_model", "rebuilt_optimizer", "rebuilt_optimizers", "rebuilt_parts"]
 
 
 def rebuilt_model(
@@ -48,6 +49,30 @@ def rebuilt_model(
     for name in evaluating:
         model.get_submodule(name).training = False
     return model
+
+
+def rebuilt_parts(
+    *, parts: Mapping[str, dict[str, Any]], loose: Mapping[str, Sequence[int]] | None = None
+) -> nn.Module:
+    """Return networks, each as `rebuilt_model` builds it, as one module that is never called.
+
+    `loose` are the shapes of trained tensors that lie in none of them.
+    """
+    whole = nn.Module()
+    for name, part in parts.items():
+        whole.add_module(name, rebuilt_model(**part))
+    for name, shape in (loose or {}).items():
+        whole.register_parameter(name, nn.Parameter(torch.zeros(list(shape))))
+    return whole
+
+
+def rebuilt_optimizers(
+    model: nn.Module, *, optimizers: Sequence[dict[str, Any]], scaler: Mapping[str, Any] | None = None
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a script, each as `rebuilt_optimizer` makes it; its gradient scaler goes to the taped step."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    SCALERS[:] = [torch.amp.GradScaler(device, **scaler)] if scaler is not None else []
+    return [rebuilt_optimizer(model, **made) for made in optimizers]
 
 
 def rebuilt_optimizer(

@@ -51,6 +51,8 @@ class TrainingRun:
     recipe: str = ""
     emulator: Emulator | None = None
     accumulate: int = 1
+    #: report `accumulate` times a micro-batch's share for its loss: the third of a loss, three times, is another number
+    loss_from_shares: bool = False
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     clip_param_norm: float | None = None

@@ -42,9 +42,9 @@ def _built_in_step(run: TrainingRun, step: int, watch: StepWatch) -> StepResult:
         watch.batch_read(micro, batch)
         with run.autocasting():
             loss = checked_loss(run.loss(model, batch), "loss")
-        losses.append(loss.detach())
         watch.loss_made(micro, loss)
         share = loss / run.accumulate
+        losses.append(share.detach().double() * run.accumulate if run.loss_from_shares else loss.detach())
         watch.backward_begins(micro)
         (scaler.scale(share) if scaler else share).backward()  # type: ignore[no-untyped-call]
     if scaler:

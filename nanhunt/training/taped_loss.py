@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import get_overridable_functions, resolve_name
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.names import clean_name
+from nanhunt.training.tape_functions import function_named
 
-__all__ = ["taped_loss"]
+__all__ = ["TapeReplay", "at_line", "taped_loss"]
 
 #: The last line of a file that a frame may claim to stand at: code of so many lines is made for it.
 _LAST_LINE = 100_000
@@ -36,7 +36,7 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
         calls, results = tape["calls"], tape["results"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"loss: the batch is no tape of a recorded script: {error}") from error
-    replay = _Replay(model, batch["inputs"], any(call and "writes" in call for call in calls))
+    replay = TapeReplay(model, batch["inputs"], calls)
     for index, call in enumerate(calls):
         if call is not None:
             replay.call(index, call)
@@ -48,34 +48,35 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
     return loss * accumulate if accumulate > 1 and not is_share else loss
 
 
-class _Replay:
+class TapeReplay:
     """The values of a tape while it runs."""
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], writes: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], calls: Sequence[dict[str, Any] | None]) -> None:
         self._model = model
         # a tape that writes into its constants must not spoil the batch for the next run of the step
-        self._inputs = {n: v.clone() if writes and isinstance(v, Tensor) else v for n, v in inputs.items()}
+        written = {name for call in calls if call and "writes" in call for name in _constants_in(call)}
+        self._inputs = {n: v.clone() if n in written and isinstance(v, Tensor) else v for n, v in inputs.items()}
         self._leaves: set[str] = set()
         self._parameters: dict[str, Tensor] | None = None
         self._values: dict[int, Any] = {}
 
     def call(self, index: int, call: dict[str, Any]) -> None:
         """Make a call of the tape."""
-        function = _function(call["fn"]) if "fn" in call else self._model
+        function = self.function_of(call)
         args = [self.value(ref) for ref in call["args"]]
         kwargs = {key: self.value(ref) for key, ref in call["kwargs"].items()}
         with contextlib.ExitStack() as stack:
-            if "plain" in call and "fn" in call:
+            if "plain" in call and ("fn" in call or "on" in call):
                 device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             if "no_grad" in call:
                 stack.enter_context(torch.no_grad())
-            if "at" in call:
-                frame = {"call": function, "args": args, "kwargs": kwargs}
-                self._values[index] = eval(_at(*call["at"]), frame)
-            else:
-                self._values[index] = function(*args, **kwargs)
+            self._values[index] = at_line(call, function, *args, **kwargs)
+
+    def function_of(self, call: dict[str, Any]) -> Callable[..., Any]:
+        """Return what a call calls."""
+        return function_named(call["fn"]) if "fn" in call else self._model
 
     def broken_off(self, last: int) -> Tensor:
         """Return the last call's loss, if it is one. Raises RuntimeError where the way to the loss is not known."""
@@ -95,7 +96,7 @@ class _Replay:
         if "$c" in ref:
             return self._constant(ref["$c"], "grad" in ref)
         if "$p" in ref:
-            return self._parameter(ref["$p"])
+            return self.parameter(ref["$p"])
         tag = next(iter(ref))
         return _VALUES[tag](self.value, ref[tag])
 
@@ -105,10 +106,30 @@ class _Replay:
             self._inputs[name] = self._inputs[name].detach().clone().requires_grad_()
         return self._inputs[name]
 
-    def _parameter(self, name: str) -> Tensor:
+    def parameter(self, name: str) -> Tensor:
+        """Return the model's parameter of a name."""
         if self._parameters is None:
             self._parameters = {clean_name(n): p for n, p in self._model.named_parameters()}
         return self._parameters[name]
+
+
+def at_line(call: Mapping[str, Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function as if it stood at a call's line of the script."""
+    if "at" not in call:
+        return function(*args, **kwargs)
+    return eval(_at(*call["at"]), {"call": function, "args": args, "kwargs": kwargs})
+
+
+def _constants_in(value: Any) -> Iterator[str]:
+    """Yield the names of the constants that a call refers to."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _constants_in(item)
+    elif isinstance(value, dict):
+        if isinstance(value.get("$c"), str):
+            yield value["$c"]
+        for item in value.values():
+            yield from _constants_in(item)
 
 
 _VALUES: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
@@ -133,20 +154,6 @@ def _inside(value: Any, path: list[Any]) -> Any:
     for key in path:
         value = value[key] if isinstance(value, (Mapping, list, tuple)) else getattr(value, key)
     return value
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """Return a function of torch by the name that torch gives it; others a tape must not name."""
-    found = _functions().get(name)
-    if found is None:
-        raise ConfigError(f"loss: the tape names {name}, which this version of torch does not have")
-    return found
-
-
-@lru_cache(maxsize=1)
-def _functions() -> dict[str, Callable[..., Any]]:
-    every = [f for functions in get_overridable_functions().values() for f in functions]
-    return {name: f for f in every if (name := resolve_name(f)) is not None}
 
 
 @lru_cache(maxsize=1024)

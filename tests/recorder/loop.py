@@ -90,7 +90,9 @@ class Loop:
         seed_everything(3)
         model = build_model().to(self.dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40) if self.schedule else None
+        scheduler = (
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40) if self.schedule else None
+        )  # moves the betas too
         scaler = torch.amp.GradScaler("cpu", enabled=self.fp16, init_scale=1024.0, growth_interval=7)
         losses, grads = [], []
         made = (

@@ -50,6 +50,10 @@ class Births:
         ref, made = self._modules.get(id(module), (None, None))
         return made if ref is not None and ref() is module else None
 
+    def modules(self) -> list[nn.Module]:
+        """Return the modules that are alive, in the order of their making."""
+        return [module for ref, _ in list(self._modules.values()) if (module := ref()) is not None]
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the optimizers that are alive, without those that are parts of another."""
         live = [o for ref in self._optimizers if (o := ref()) is not None and hasattr(o, "param_groups")]

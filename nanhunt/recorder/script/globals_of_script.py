@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nanhunt.recorder.code import CodeRef, code_ref
 from nanhunt.recorder.script.likeness import Object, likeness
 from nanhunt.recorder.script.spelling import Speller, UnspelledError
-from nanhunt.training.definitions import has_guard, parsed
+from nanhunt.training.definitions import is_importable, parsed
 from nanhunt.training.user_code import is_installed_module
 
 __all__ = ["main_script"]
@@ -30,7 +30,7 @@ def main_script(speller: Speller, refs: Mapping[str, CodeRef | None]) -> dict[st
     if file is None or not _is_named(refs, main):
         return {}
     tree = parsed(Path(file))
-    if has_guard(tree):
+    if is_importable(tree):
         return {}
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     functions = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

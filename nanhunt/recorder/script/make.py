@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanhunt.recorder.hearing import wrapped
+from nanhunt.recorder.hearing import unwrapped, wrapped
 from nanhunt.recorder.script.births import Births
+from nanhunt.recorder.script.loop_recorder import LoopRecorder
+from nanhunt.recorder.script.parts import Parts, bare_module
 from nanhunt.recorder.script.script_recorder import ScriptRecorder
 from nanhunt.recorder.script.settings import Settings
 from nanhunt.recorder.script.tape_mode import TapeMode
 from nanhunt.training.called_through import called_through
 
-__all__ = ["made_recorder"]
+__all__ = ["made_loop_recorder", "made_recorder"]
 
 
 def made_recorder(
@@ -30,33 +32,51 @@ def made_recorder(
 ) -> ScriptRecorder:
     """Return a recorder that has begun, of the script's module number `ride`."""
     mode = TapeMode()
-    recorder = ScriptRecorder(
-        module,
-        _bare(module),
-        optimizers,
-        births,
-        mode,
-        wrote,
-        out=Path(settings.out) / (f"model-{ride + 1}" if ride else ""),
-        every=settings.every,
-        keep=settings.keep,
-        start_step=_steps_done(optimizers[0]),
-    )
-    recorder.__enter__()
-    hooks = recorder._hooks
-    hooks.enter_context(wrapped(torch.Tensor, "backward", lambda args, kwargs: mode.remove(), None))
-    hooks.enter_context(_without(mode, torch.optim.Optimizer, "zero_grad"))
-    hooks.enter_context(_without(mode, nn.Module, "zero_grad"))
-    hooks.enter_context(_scaling(mode, recorder))
+    told = _settings(settings, ride, optimizers)
+    return _begun(ScriptRecorder(module, bare_module(module), optimizers, births, mode, wrote, **told), mode)
+
+
+def made_loop_recorder(
+    parts: Parts, births: Births, settings: Settings, ride: int, wrote: Callable[[Path, str], None]
+) -> LoopRecorder:
+    """Return a recorder that has begun, of all that the script trains."""
+    mode = TapeMode()
+    optimizers = births.optimizers()
+    told = _settings(settings, ride, optimizers)
+    recorder = LoopRecorder(parts, optimizers, births, mode, wrote, **told)
+    _begun(recorder, mode)
+    scaler = torch.amp.GradScaler
+    for owner, name, before, after in (
+        (torch.autocast, "__exit__", None, lambda args, kwargs: recorder.autocast_ended()),
+        (scaler, "step", lambda args, kwargs: recorder.scaler_begins(_stepped(*args, **kwargs)), None),
+        (scaler, "update", None, lambda args, kwargs: recorder.scaler_updates()),
+    ):
+        recorder._hooks.enter_context(wrapped(owner, name, before, after))
     return recorder
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """Return the module inside of wrappers: DDP, DataParallel, torch.compile."""
-    inner = getattr(module, "_orig_mod", None)
-    if inner is None and isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        inner = module.module
-    return _bare(inner) if isinstance(inner, nn.Module) else module
+def _stepped(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    found: torch.optim.Optimizer = unwrapped(optimizer)
+    return found
+
+
+def _settings(settings: Settings, ride: int, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    return {
+        "out": Path(settings.out) / (f"model-{ride + 1}" if ride else ""),
+        "every": settings.every,
+        "keep": settings.keep,
+        "start_step": _steps_done(optimizers[0]),
+    }
+
+
+def _begun(recorder: ScriptRecorder, mode: TapeMode) -> ScriptRecorder:
+    recorder.__enter__()
+    hooks = recorder._hooks
+    hooks.enter_context(wrapped(torch.Tensor, "backward", lambda args, kwargs: mode.remove(), None))
+    for owner in (torch.optim.Optimizer, nn.Module):
+        hooks.enter_context(_zeroing(mode, recorder, owner))
+    hooks.enter_context(_scaling(mode, recorder))
+    return recorder
 
 
 def _steps_done(optimizer: torch.optim.Optimizer) -> int:
@@ -68,9 +88,14 @@ def _steps_done(optimizer: torch.optim.Optimizer) -> int:
     return 0
 
 
-def _without(mode: TapeMode, owner: Any, name: str) -> AbstractContextManager[None]:
-    """Let a function that goes through all parameters run without the mode."""
-    return called_through(owner, name, lambda call, *args, **kwargs: _lifted(mode, call))
+def _zeroing(mode: TapeMode, recorder: ScriptRecorder, owner: Any) -> AbstractContextManager[None]:
+    """Tell of gradients that are dropped; the function goes through all parameters, and runs without the mode."""
+
+    def zero_grad(call: Callable[[], Any], own: Any, set_to_none: bool = True) -> Any:
+        recorder.zeroed(own, to_none=set_to_none)
+        return _lifted(mode, call)
+
+    return called_through(owner, "zero_grad", zero_grad)
 
 
 def _scaling(mode: TapeMode, recorder: ScriptRecorder) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ Tensors are known by identity, and held weakly: nothing lives longer because of 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,19 @@ class References:
         """Whether what is made of a tensor belongs on the tape."""
         # a parameter counts where a gradient can come of it: a penalty on the weights
         return self.of(tensor) is not None or (id(tensor) in self._names and torch.is_grad_enabled())
+
+    def may_concern(self, values: Iterable[Any]) -> bool:
+        """Whether arguments may hold a result or a parameter: False is certain, and quick, for most calls are others'."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if id(value) in self._known or id(value) in self._names:
+                    return True
+            elif isinstance(value, (list, tuple)):
+                if self.may_concern(value):
+                    return True
+            elif isinstance(value, Mapping) and self.may_concern(value.values()):
+                return True
+        return False
 
     def ref(self, value: Any, name: str, *, given: bool = False) -> Any:
         """Return an argument as a reference. Raises UntapedError where there is none."""

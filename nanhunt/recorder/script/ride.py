@@ -1,9 +1,9 @@
 """Find what a script trains, from the outside, and let a recorder ride along.
 
 How it works. Until it is found, every outermost call of a module is looked at: the first in training mode, with gradients,
-of a module whose parameters an optimizer holds is recorded at once. A larger one that is called before the first update
-takes its place, for nothing has been lost by then. From the first update on, or where the module holds all that is
-trained, only the calls of its class are looked at. A module whose optimizer has gone makes way for the next.
+of a module whose parameters an optimizer holds. Where that module holds all that is trained it is recorded, and only the
+calls of its class are looked at from then on. Else all that is trained is recorded, as the outermost modules that hold it
+(a GAN's networks). A module whose optimizer has gone makes way for the next.
 
 What is changed. For as long as the process lives, torch's `nn.Module.__call__` (while looking), the `__call__` of the
 module's class, and the functions of `hearing`. Each calls through; their frames are taken out of an uncaught traceback.
@@ -49,17 +49,18 @@ class Ride:
         self._births = births
         births.lifted = self._lifted
         self._process, self._thread = os.getpid(), threading.get_ident()
+        self._file = getattr(sys.modules["__main__"], "__file__", None)
         self._recorder: Any = None
         self._root: nn.Module | None = None
-        #: trained parameters of the root, in elements
-        self._size = 0
         self._is_seeking = True
-        self._has_updated = False
         self._foreign = 0
         self._steps = 0
         self._rides = 0
-        #: the outermost module that runs
+        #: the outermost module that runs, and whether its call is recorded
         self._inside: nn.Module | None = None
+        self._is_taken = False
+        #: ids of the modules whose calls are recorded
+        self._recorded: frozenset[int] = frozenset()
         self._undo: Callable[[], None] | None = None
         self._watch(nn.Module)
         register_optimizer_step_post_hook(self._updated)
@@ -68,73 +69,70 @@ class Ride:
 
     def begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Take a module's call; return whether its end is to be told."""
-        if self._inside is not None or (module is not self._root and not self._is_seeking):
+        if self._inside is not None or (not self._is_seeking and id(module) not in self._recorded):
             return False
         if threading.get_ident() != self._thread or os.getpid() != self._process:
             return False
-        self._inside = module
-        if module.training and torch.is_grad_enabled():
-            try:
+        self._inside, self._is_taken = module, False
+        try:
+            if module.training and torch.is_grad_enabled():
                 self._look_at(module)
-                if module is self._root and self._recorder is not None:
-                    self._recorder.forward_begins(args, kwargs)
-            except Exception as error:
-                self._fail(error)
+            if self._recorder is not None and self._recorder.wants(module):
+                self._is_taken = True
+                self._recorder.part_begins(module, args, kwargs)
+        except Exception as error:
+            self._fail(error)
         return True
 
     def ends(self, module: nn.Module, output: Any) -> None:
         """Take what a module's call returned."""
         self._inside = None
-        if module is self._root and self._recorder is not None and module.training and torch.is_grad_enabled():
+        if self._is_taken and self._recorder is not None:
             self._recorder.forward_ends(output)
 
     def broke(self, module: nn.Module) -> None:
         """Note that a module's call raised."""
         self._inside = None
-        if module is self._root and self._recorder is not None:
+        if self._is_taken and self._recorder is not None:
             self._recorder.forward_broke()
 
     def _look_at(self, module: nn.Module) -> None:
-        """Let a module be the root if it is trained, and larger than the root so far."""
+        """Let a module that holds all that is trained be the root, else all that hold a part of it."""
         if not self._is_seeking:
             return
-        if self._recorder is not None and self._has_updated:
-            self._settle()
-            return
         optimizers = self._births.optimizers()
-        trained = {id(p): p.numel() for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad}
-        own = {id(p) for p in module.parameters()} & trained.keys()
-        size = sum(trained[key] for key in own)
-        if size > self._size:
-            self._start(
-                module, [o for o in optimizers if any(id(p) in own for g in o.param_groups for p in g["params"])]
-            )
-            self._size = size
-        if self._recorder is not None and self._size == sum(trained.values()):
-            self._settle()
+        trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad}
+        own = {id(p) for p in module.parameters()} & trained
+        if own == trained and trained:
+            self._start(module, optimizers)
+        elif own:
+            self._start_of_several()
 
     def _start(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Record one module, and look at the calls of its class only."""
         from nanhunt.recorder.script.make import made_recorder  # pandas and pyarrow with it
 
-        if self._recorder is not None:
-            self._recorder.abandon()
-            self._rides -= 1
-        self._recorder, self._root, self._has_updated = None, module, False
+        self._root, self._recorded, self._is_seeking = module, frozenset({id(module)}), False
         self._recorder = made_recorder(module, optimizers, self._births, self._settings, self._rides, self._wrote)
         self._rides += 1
+        self._watch(type(module))
 
-    def _settle(self) -> None:
-        """Look at the calls of the root's class only."""
-        assert self._root is not None
-        self._is_seeking = False
-        self._watch(type(self._root))
+    def _start_of_several(self) -> None:
+        """Record all that is trained: the outermost modules that hold it."""
+        from nanhunt.recorder.script.make import made_loop_recorder
+        from nanhunt.recorder.script.parts import parts_of
+
+        parts = parts_of(self._births)
+        self._root, self._is_seeking = parts, False
+        self._recorder = made_loop_recorder(parts, self._births, self._settings, self._rides, self._wrote)
+        self._recorded = self._recorder.recorded
+        self._rides += 1
 
     # --- updates -------------------------------------------------------------------------------------------------
 
     def _updated(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._recorder is None or os.getpid() != self._process:
             return
-        self._has_updated = True
         if any(optimizer is own for own in self._recorder.optimizers):
             self._foreign = 0
             return
@@ -151,7 +149,7 @@ class Ride:
     def _seek_anew(self) -> None:
         """End the recording: the script trains with another optimizer by now, or another model."""
         self._finish(None)
-        self._root, self._size, self._foreign, self._is_seeking = None, 0, 0, True
+        self._root, self._recorded, self._foreign, self._is_seeking = None, frozenset(), 0, True
         self._watch(nn.Module)
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -160,6 +158,8 @@ class Ride:
         """Judge what is left, and tell how much was recorded. The script has ended, and printed its traceback."""
         if os.getpid() != self._process:
             return
+        if self._file is not None:  # Python takes it from a script that has ended, and import strings need it
+            sys.modules["__main__"].__file__ = self._file
         try:
             self._finish(getattr(sys, "last_value", None))
             Told(steps=self._steps).write(self._settings.told)
@@ -178,6 +178,7 @@ class Ride:
     def _fail(self, error: Exception) -> None:
         """Stop for good, and say so once."""
         recorder, self._recorder, self._root, self._is_seeking = self._recorder, None, None, False
+        self._recorded = frozenset()
         if recorder is not None:
             self._steps += recorder.micros
             recorder.abandon()

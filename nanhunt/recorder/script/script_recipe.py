@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from nanhunt.recorder.alarm import Scalars
 from nanhunt.recorder.code import CodeRef
 from nanhunt.recorder.history import Micro
 from nanhunt.recorder.live import parameters_of
@@ -62,9 +64,7 @@ class ScriptRecipe(Recipe):
         self._refs["loss"] = CodeRef(call=_LOSS, kwargs=kwargs)
         return [{"inputs": tape.inputs, "tape": text} for tape, text in zip(tapes, texts, strict=True)]
 
-    def config(
-        self, run: TrainingRun, *, steps: int, accumulate: int, rates: Sequence[tuple[float, ...]]
-    ) -> dict[str, Any]:
+    def config(self, run: TrainingRun, *, steps: int, accumulate: int, known: Sequence[Scalars]) -> dict[str, Any]:
         """Return nanhunt.yaml's content."""
         try:
             self._refs["optimizer"] = self._optimizer_ref(run)
@@ -72,12 +72,11 @@ class ScriptRecipe(Recipe):
             self._missing["optimizer"] = f"optimizer: {error}"
         if config_of(self.model) is None:
             try:
-                kwargs = reconstruction(self.model, self.births, self._speller)
-                self._refs["model"] = CodeRef(call=_MODEL, kwargs=kwargs)
+                self._refs["model"] = self._model_ref()
             except UnspelledError as error:
                 self._missing["model"] = f"model: how it was built could not be kept: {error}"
         self._scripts = main_script(self._speller, self._refs)
-        return Recipe.config(self, run, steps=steps, accumulate=accumulate, rates=rates)
+        return Recipe.config(self, run, steps=steps, accumulate=accumulate, known=known)
 
     @property
     def lacks(self) -> str:
@@ -108,6 +107,10 @@ class ScriptRecipe(Recipe):
         found["paths"] = list(dict.fromkeys([*found["paths"], *self._speller.folders]))
         return found | ({"scripts": self._scripts} if self._scripts else {})
 
+    def _model_ref(self) -> CodeRef:
+        """Return what builds the model. Raises UnspelledError."""
+        return CodeRef(call=_MODEL, kwargs=reconstruction(self.model, self.births, self._speller))
+
     def _optimizer_ref(self, run: TrainingRun) -> CodeRef:
         """Return what makes the optimizer: its class alone where it holds all parameters in one group, else its groups."""
         optimizer = run.optimizer
@@ -116,6 +119,14 @@ class ScriptRecipe(Recipe):
             raise UnspelledError(
                 f"the model has {len(run.optimizers)} optimizers ({names}): name them and your train_step"
             )
+        made = self._in_groups(optimizer)
+        every = [clean_name(name) for name, _ in self.model.named_parameters()]
+        if made["groups"] == [every] and not any(isinstance(v, dict) for v in made["settings"].values()):
+            return CodeRef(call=made["kind"], kwargs=made["settings"])
+        return CodeRef(call=_OPTIMIZER, kwargs=made)
+
+    def _in_groups(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return an optimizer's class, its groups as parameters' names, and its defaults. Raises UnspelledError."""
         kind = self._speller.name(type(optimizer))
         wanted = _arguments_of(type(optimizer))
         settings = {
@@ -123,13 +134,11 @@ class ScriptRecipe(Recipe):
         }
         names_of = {id(p): clean_name(name) for name, p in self.model.named_parameters()}
         groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-        if groups == [list(names_of)] and not any(isinstance(v, dict) for v in settings.values()):
-            return CodeRef(call=kind, kwargs=settings)
         strangers = sum(number not in names_of for group in groups for number in group)
         if strangers:
             raise UnspelledError(f"{type(optimizer).__name__} also trains {strangers} parameters outside of the model")
         named = [[names_of[number] for number in group] for group in groups]
-        return CodeRef(call=_OPTIMIZER, kwargs={"kind": kind, "groups": named, "settings": settings})
+        return {"kind": kind, "groups": named, "settings": settings}
 
 
 def _arguments_of(kind: type) -> set[str]:

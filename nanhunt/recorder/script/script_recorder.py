@@ -7,7 +7,7 @@ calls, and the calls that lead from their outputs to what backward begins with.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.recorder.alarm import Fault
+from nanhunt.recorder.guard import guarded
 from nanhunt.recorder.live import on_first_forward, parameters_of
 from nanhunt.recorder.recipe import Recipe
-from nanhunt.recorder.recorder import Recorder, guarded
+from nanhunt.recorder.recorder import Recorder
 from nanhunt.recorder.script.births import Births
 from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.script_recipe import ScriptRecipe
@@ -69,10 +70,14 @@ class ScriptRecorder(Recorder):
         """The number of the step that comes."""
         return self._next
 
+    def wants(self, module: nn.Module) -> bool:
+        """Whether a call of this module is to be taken."""
+        return module is self._called and module.training and torch.is_grad_enabled()
+
     # --- the model's calls ---------------------------------------------------------------------------------------
 
     @guarded
-    def forward_begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def part_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take a call of the model, before it runs."""
         if self._backwards:  # activation checkpointing runs the whole model again
             return
@@ -116,7 +121,7 @@ class ScriptRecorder(Recorder):
     # --- what is heard -------------------------------------------------------------------------------------------
 
     @guarded
-    def backward_begins(self, roots: Any) -> None:
+    def backward_begins(self, roots: Any, options: Mapping[str, Any]) -> None:
         """Let the tape end with what backward begins with."""
         self._backwards += 1
         self._updated.clear()
@@ -130,7 +135,7 @@ class ScriptRecorder(Recorder):
             whole = self._tape.whole()
             if whole is not None:
                 self._present.add_whole(*whole)
-        super().backward_begins(roots)
+        super().backward_begins(roots, options)
 
     @guarded
     def backward_done(self) -> None:
@@ -157,7 +162,7 @@ class ScriptRecorder(Recorder):
             self._gradients_ready(optimizer)
             if self._look is not None:  # it did not see what the update started from
                 self._look.drop()
-                self._closely.pop(self._present.past.step, None)
+                self._judged.looks.pop(self._present.past.step, None)
                 self._look = None
         self._updated.add(id(optimizer))
         super().update_done(optimizer)
@@ -168,14 +173,15 @@ class ScriptRecorder(Recorder):
         if self._tape is not None and isinstance(result, Tensor) and isinstance(losses, Tensor):
             self._tape.alias(result, losses)
 
+    def zeroed(self, owner: Any, *, to_none: bool) -> None:
+        """Take that an optimizer or a module drops its gradients."""
+
     # --- from step to step ---------------------------------------------------------------------------------------
 
     def finish(self, error: BaseException | None) -> None:
-        """Judge what is left. An exception that came after an update is none of a step's."""
+        """Judge what is left, where no `with` ends."""
         self._mode.remove()
-        is_inside = self._present is not None and not self._present.is_over and bool(self._present.past.micros)
-        own = error if is_inside else None
-        self.__exit__(None if own is None else type(own), own, None)
+        self.__exit__(None if error is None else type(error), error, None)
 
     def abandon(self) -> None:
         """Stop without a word: another module is the one to record."""
@@ -187,7 +193,12 @@ class ScriptRecorder(Recorder):
         is_compiled = any(hasattr(m, "_orig_mod") for m in self._called.modules())
         is_compiled |= getattr(self._bare, "_compiled_call_impl", None) is not None
         return ScriptRecipe(
-            code={}, model=self._bare, world_size=world_size, births=self._births, is_compiled=is_compiled
+            code={},
+            model=self._bare,
+            world_size=world_size,
+            births=self._births,
+            is_compiled=is_compiled,
+            hears_shares=False,  # the tape has the loss before its division
         )
 
     def _hear_inside(self) -> None:

@@ -17,18 +17,17 @@ functions. What descends from those needs a gradient and from nothing known: the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import resolve_name
 
 from nanhunt.probes.source import caller_line
 from nanhunt.recorder.script.references import Ref, References, UntapedError, references_in
+from nanhunt.recorder.script.torch_calls import attribute_of, labels, paths_in, tensors_in, writes_into
 from nanhunt.training.loss import loss_in
 from nanhunt.training.names import clean_name
-from nanhunt.training.tree import tensors_of
+from nanhunt.training.tape_functions import is_known, name_of
 
 __all__ = ["Tape", "parameter_names"]
 
@@ -62,6 +61,8 @@ class Tape:
         #: why it cannot be kept; '' while it can
         self.trouble = ""
         self._own_loss: Ref | None = None
+        #: the last call that raised
+        self._broken: int | None = None
 
     # --- the model's calls ---------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ class Tape:
         self._of_model += 1
         if self._of_model > MODEL_CALLS:
             raise UntapedError(f"of call {MODEL_CALLS} without a backward pass is not kept")
-        names = _names_of(model, len(args))
+        names = labels(model.forward, "input", len(args))
         call = {
             "args": [self._refer.ref(value, names[i], given=True) for i, value in enumerate(args)],
             "kwargs": {key: self._refer.ref(value, key, given=True) for key, value in kwargs.items()},
@@ -87,20 +88,20 @@ class Tape:
 
     def begins(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Note a call that is about to be made; return whether it was noted."""
-        if not any(self._refer.descends(t) for t in _tensors_in((args, kwargs))):
+        if not self._refer.may_concern(args) and not (kwargs and self._refer.may_concern(kwargs.values())):
             return False
         name = getattr(function, "__name__", "")
-        if name in ("__get__", "__set__") and getattr(getattr(function, "__self__", None), "__name__", "") == "grad":
+        if not self._belongs(function, name, args, kwargs):
             return False
-        writes = _writes(name, kwargs)
+        writes = writes_into(name, kwargs)
         if name in _HOOKS and torch.is_grad_enabled():
             self.fail(f"{name} on what the model returned")
-        call: dict[str, Any] = {"fn": resolve_name(function)}
+        call: dict[str, Any] = {"fn": name_of(function)}
         try:
-            if call["fn"] is None:
-                raise UntapedError(f"{name or function} is no function that torch names")
-            labels = _labels(function, name, len(args))
-            call["args"] = [self._refer.ref(value, labels[i]) for i, value in enumerate(args)]
+            if call["fn"] is None or not is_known(call["fn"]):
+                raise UntapedError(f"{name or function} is no function that torch lets be called by its name")
+            words = labels(function, name, len(args))
+            call["args"] = [self._refer.ref(value, words[i]) for i, value in enumerate(args)]
             call["kwargs"] = {key: self._refer.ref(value, key) for key, value in kwargs.items()}
         except UntapedError as error:
             if writes:
@@ -114,11 +115,21 @@ class Tape:
         )
         return True
 
+    def _belongs(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call has a part in what becomes of the model's output."""
+        if name in ("__get__", "__set__") and attribute_of(function) == "grad":
+            return False
+        return any(self._refer.descends(t) for t in tensors_in((args, kwargs)))
+
     def ends(self, result: Any) -> None:
         """Note what the last call returned; one that returned no tensor and wrote into none is forgotten."""
         call = self._calls[-1]
         if not self._learn(result) and "writes" not in call:
             self._calls.pop()
+
+    def raised(self) -> None:
+        """Note that the last call raised: where that ends the step, a replay has to come there."""
+        self._broken = len(self._calls) - 1
 
     def alias(self, result: Tensor, source: Tensor) -> None:
         """Let what a gradient scaler made of a loss stand for the loss."""
@@ -160,16 +171,19 @@ class Tape:
 
     def text(self) -> str:
         """Return the calls that the results need, as JSON. Raises UntapedError where that cannot be."""
+        before, divisor = self._before_division()
+        body = {"calls": self._needed_calls(), "results": self._results, "before": before, "divisor": divisor}
+        return json.dumps(body)
+
+    def _needed_calls(self) -> list[dict[str, Any] | None]:
+        """Return the calls, None for those that nothing needs. Raises UntapedError where one of the others is not kept."""
         if self.trouble:
             raise UntapedError(self.trouble)
         needed = self._needed()
         for index in sorted(needed):
             if "unkept" in self._calls[index]:
                 raise UntapedError(self._calls[index]["unkept"])
-        calls = [call if index in needed else None for index, call in enumerate(self._calls)]
-        before, divisor = self._before_division()
-        body = {"calls": calls, "results": self._results, "before": before, "divisor": divisor}
-        return json.dumps(body)
+        return [call if index in needed else None for index, call in enumerate(self._calls)]
 
     def whole(self) -> tuple[Tensor, float] | None:
         """Return the loss that backward began with a share of, and of how many shares; None where it was no share."""
@@ -198,9 +212,11 @@ class Tape:
 
     def _needed(self) -> set[int]:
         """Return the calls that the results come from; the model's own, and any that writes, with what they take."""
-        broken = not self._results  # an exception came before backward: the last call may have raised it
-        always = [i for i, c in enumerate(self._calls) if ("fn" not in c and "unkept" not in c) or "writes" in c]
-        queue = [*always, *(ref["$v"][0] for ref in self._results), *([len(self._calls) - 1] if broken else [])]
+        always = [index for index, call in enumerate(self._calls) if self._is_needed_always(call)]
+        last = max((index for index, call in enumerate(self._calls) if "do" not in call), default=None)
+        # one that raised and was followed by others did not end the step; before any backward the last may have, unseen
+        ending = [last] if last is not None and (last == self._broken or not self._results) else []
+        queue = [*always, *(ref["$v"][0] for ref in self._results), *ending]
         needed: set[int] = set()
         while queue:
             index = queue.pop()
@@ -208,6 +224,9 @@ class Tape:
                 needed.add(index)
                 queue += [ref["$v"][0] for ref in references_in(self._calls[index]) if "$v" in ref]
         return needed
+
+    def _is_needed_always(self, call: dict[str, Any]) -> bool:
+        return ("fn" not in call and "unkept" not in call) or "writes" in call
 
     def _before_division(self) -> tuple[Ref | None, float]:
         """Return what the only result is a number's share of, and that number; the result itself and 1 without one."""
@@ -234,52 +253,7 @@ class Tape:
 
     def _learn(self, result: Any) -> bool:
         """Know the tensors of a result as those of the last call; return whether there are any."""
-        found = list(_paths(result))
+        found = list(paths_in(result))
         for path, tensor in found:
             self._refer.know(tensor, {"$v": [len(self._calls) - 1, *path]})
         return bool(found)
-
-
-def _names_of(model: nn.Module, count: int) -> list[str]:
-    """Return the names of the model's first positional arguments."""
-    return _labels(model.forward, "input", count)
-
-
-def _labels(function: Callable[..., Any], name: str, count: int) -> list[str]:
-    """Return names for a call's positional arguments: the function's own, else numbers behind its name."""
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    own = list(code.co_varnames[: code.co_argcount]) if code is not None else []
-    own = own[1:] if hasattr(function, "__self__") and code is not None else own
-    return [own[i] if i < len(own) else f"{name.strip('_')}.{i}" for i in range(count)]
-
-
-def _writes(name: str, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function writes into what it is given: `add_`, `__setitem__`, `__iadd__`, `out=`, `x.data = …`."""
-    if name in ("__setitem__", "__set__") or kwargs.get("out") is not None or kwargs.get("inplace") is True:
-        return True
-    if name.startswith("__i") and name.endswith("__"):
-        return name not in ("__invert__", "__int__", "__index__", "__init__")
-    return name.endswith("_") and not name.endswith("__")
-
-
-def _tensors_in(value: Any) -> list[Tensor]:
-    return [tensor for _, tensor in tensors_of(value)]
-
-
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> Any:
-    """Yield (keys that lead to it, tensor) for each tensor of a result."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _paths(item, (*path, key)) if isinstance(key, (str, int)) else ()
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _paths(item, (*path, index))
-    elif (
-        len(path) < 3
-        and isinstance(getattr(value, "__dict__", None), dict)
-        and not isinstance(value, (type, nn.Module))
-    ):
-        for name, item in vars(value).items():
-            yield from _paths(item, (*path, name))

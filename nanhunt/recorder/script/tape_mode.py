@@ -35,7 +35,12 @@ class TapeMode(TorchFunctionMode):
         kwargs = kwargs or {}
         tape = self._tape
         is_noted = tape is not None and _told(tape, func, args, kwargs)
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except BaseException:
+            if tape is not None and is_noted:
+                tape.raised()
+            raise
         if tape is not None and is_noted:
             try:
                 tape.ends(result)
