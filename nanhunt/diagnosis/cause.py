@@ -8,7 +8,7 @@ suspect has exhibits, each one sentence with its number, and a grade that is ear
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.format_verdict import FormatVerdict
     from nanhunt.diagnosis.original import OriginalRun
     from nanhunt.diagnosis.precision import PrecisionFacts
+    from nanhunt.diagnosis.recording import Recording
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 
@@ -173,3 +174,5 @@ class Diagnosis:
     advice: Advice | None = None
     #: whether the replay follows the losses that the original run logged; None where the trace holds none
     original: OriginalRun | None = None
+    #: what a page may draw besides: read on demand, for it takes a pass through the trace; None where there is no trace
+    recording: Recording | None = field(default=None, compare=False, repr=False)

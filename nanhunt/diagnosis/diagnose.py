@@ -25,6 +25,7 @@ from nanhunt.diagnosis.format_verdict import format_verdicts
 from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
+from nanhunt.diagnosis.recording import Recording
 from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.diagnosis.verdict import outcome_of, summary
 from nanhunt.interventions import Prediction, Trial
@@ -68,6 +69,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         **_code(evidence),
         precision=precision_facts(evidence),
         original=original,
+        recording=Recording(evidence),
     )
 
 
