@@ -143,7 +143,9 @@ class _Lines:
         self._onset = len(columns) if onset is None else self._column(np.array([onset]))[0]
         self._of: dict[tuple[str, str, str], int] = {}
         self._dtypes: list[str] = []
-        self._grids = {name: np.zeros((0, len(columns))) for name in ("numel", "nan", "inf", "zero", "squares", "finite")}
+        self._grids = {
+            name: np.zeros((0, len(columns))) for name in ("numel", "nan", "inf", "zero", "squares", "finite")
+        }
         self._amax = np.zeros((0, len(columns)))
         self._amin = np.zeros((0, len(columns)))
         self._numel = np.zeros(0, np.int64)
@@ -158,7 +160,9 @@ class _Lines:
             return
         line, column = self._lines_of(table), self._column(integers(table.column("step")))
         cell = line * self._firsts.size + column
-        number = {name: np.nan_to_num(floats(table.column(name))) for name in ("numel", "nan", "posinf", "neginf", "zero")}
+        number = {
+            name: np.nan_to_num(floats(table.column(name))) for name in ("numel", "nan", "posinf", "neginf", "zero")
+        }
         infinite = number["posinf"] + number["neginf"]
         finite = number["numel"] - number["nan"] - infinite
         l2 = np.nan_to_num(floats(table.column("l2")), posinf=0.0)
@@ -182,7 +186,9 @@ class _Lines:
         when = (column >= self._onset).astype(np.int64)
         kept = np.repeat(column <= self._onset, lengths)
         at = np.clip(exponent, _LOWEST, _HIGHEST) - _LOWEST
-        np.add.at(self._counts, (np.repeat(line, lengths)[kept], np.repeat(when, lengths)[kept], at[kept]), counts[kept])
+        np.add.at(
+            self._counts, (np.repeat(line, lengths)[kept], np.repeat(when, lengths)[kept], at[kept]), counts[kept]
+        )
 
     def _lines_of(self, table: Any) -> _Ints:
         """Return each row's line; by way of the dictionaries, so that Python sees a combination once a table."""

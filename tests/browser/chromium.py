@@ -61,7 +61,9 @@ class Chromium:
         """Open a file, and wait until it has drawn itself."""
         self.problems.clear()
         self.requests.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
+        )
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -90,7 +92,9 @@ class Chromium:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)
         for part in (0.3, 0.7, 1.0):
-            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + part * (to_x - x), y=y, button="left", buttons=1)
+            self.call(
+                "Input.dispatchMouseEvent", type="mouseMoved", x=x + part * (to_x - x), y=y, button="left", buttons=1
+            )
         self.call("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:

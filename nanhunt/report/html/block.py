@@ -114,10 +114,12 @@ def _differences(levels: list[npt.NDArray[np.int64]]) -> bytes:
 
     Signs are folded in (0, -1, 1, -2 become 0, 1, 2, 3): a small step down has a high byte of zero as well.
     """
-    steps = np.diff(np.stack(levels), axis=1, prepend=0)
+    lines = np.stack(levels)
+    steps = lines - np.pad(lines, ((0, 0), (1, 0)))[:, :-1]
     steps = (steps + 32768) % 65536 - 32768
     folded = np.where(steps < 0, -2 * steps - 1, 2 * steps).astype(np.uint16)
-    return (folded & 255).astype(np.uint8).tobytes() + (folded >> 8).astype(np.uint8).tobytes()
+    low, high = (folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)
+    return low.tobytes() + high.tobytes()
 
 
 def _percent(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:

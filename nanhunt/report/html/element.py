@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from nanhunt.report import words
 
-__all__ = ["Markup", "code", "tag", "text"]
+__all__ = ["Markup", "code", "prose", "tag", "text"]
 
 _VOID = frozenset(("meta", "br", "path", "circle", "line", "polyline", "rect"))
 
@@ -42,4 +43,10 @@ def code(name: object) -> Markup | None:
     """Return a name in code type, with places to break behind its dots; None for no name."""
     if not name:
         return None
-    return tag("code", Markup(text(name).replace(".", ".<wbr>").replace("_", "_<wbr>")))
+    return tag("code", Markup(text(name).replace(".", ".<wbr>")))
+
+
+def prose(sentence: str) -> Markup:
+    """Return a sentence, with what stands between backticks in code type."""
+    parts = re.split(r"`([^`]+)`", words.prose(sentence))
+    return Markup("".join(tag("code", part) if i % 2 else text(part) for i, part in enumerate(parts)))

@@ -10,7 +10,7 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.report import precision, reading, words
 from nanhunt.report.advice import advice_lines
 from nanhunt.report.headroom import format_lines
-from nanhunt.report.html.element import Markup, code, tag
+from nanhunt.report.html.element import Markup, code, prose, tag
 from nanhunt.report.html.parts import bullets, definitions, section, spark, table
 
 __all__ = ["adam", "assumptions", "formats", "next_steps", "others", "sample"]
@@ -28,6 +28,10 @@ _HEALTH = {
 _SHARES = ("v_zero", "v_stuck", "frozen")
 #: Samples, and fields of a batch, that are shown.
 _SAMPLES = 4
+#: Share of one token, and repetitions of a phrase, that are worth a line.
+_SAME, _REPEATED = 0.5, 8
+#: Tokens that are shown of a sample.
+_AROUND = 64
 
 
 def adam(diagnosis: Diagnosis) -> Markup | None:
@@ -36,22 +40,23 @@ def adam(diagnosis: Diagnosis) -> Markup | None:
     if not health:
         return None
     onset = diagnosis.onset.step if diagnosis.onset else None
-    rows = [row for key, series in health.items() for row in _health_row(key, series, onset)]
-    if not rows:
+    taken = (step for series in health.values() for of in series.values() for step in of)
+    last = max((step for step in taken if onset is None or step <= onset), default=None)
+    if last is None:
         return None
+    rows = [row for key, series in health.items() for row in _health_row(key, series, last)]
     made_by = str(diagnosis.recording.optimizer.get("class", "")) if diagnosis.recording else ""
-    columns = ("measure", "worst parameter", "over the steps", "at the end", "median of all", "what it says")
+    columns = ("measure", "worst parameter", "over the steps", f"at step {last}", "median of all", "what it says")
     title = f"Optimizer health: {made_by}" if made_by else "Optimizer health"
     return section("adam", title, table(columns, rows, number=(3, 4)))
 
 
-def _health_row(key: str, series: dict[str, dict[int, float]], onset: int | None) -> Iterator[tuple[object, ...]]:
-    """Yield the row of a measure: the parameter that is worst in the last step up to the onset."""
-    steps = [s for of in series.values() for s, v in of.items() if math.isfinite(v) and (onset is None or s <= onset)]
-    if not steps:
-        return
-    last, (says, worst) = max(steps), _HEALTH[key]
+def _health_row(key: str, series: dict[str, dict[int, float]], last: int) -> Iterator[tuple[object, ...]]:
+    """Yield the row of a measure: the parameter that is worst in a step."""
+    says, worst = _HEALTH[key]
     there = {name: of[last] for name, of in series.items() if math.isfinite(of.get(last, math.nan))}
+    if not there:
+        return
     name = worst(there, key=lambda parameter: there[parameter])
     middle = sorted(there.values())[len(there) // 2]
     told = words.percent if key in _SHARES else words.number
@@ -84,37 +89,37 @@ def _one_sample(diagnosis: Diagnosis, number: int, fields: list[dict[str, Any]])
     for field in fields:
         name = str(field["field"])
         facts += [(name, said) for said in _said_of(field, number)]
-        excerpt = (field.get("excerpts") or {}).get(str(number))
-        if excerpt:
-            facts.append((name, _tokens(excerpt, places)))
+        facts += [(name, _tokens(e, places)) for e in field.get("excerpts", []) if e["sample"] == number]
     return tag("div", definitions(facts), class_="sample")
 
 
 def _said_of(field: dict[str, Any], number: int) -> Iterator[str]:
     """Yield what a field's facts say of one sample."""
-    shown = (
-        ("sample_nonfinite", lambda v: f"{words.counted(int(v), 'non-finite value')}" if v else ""),
-        ("sample_amax", lambda v: f"largest magnitude {words.number(float(v))}"),
-        ("sample_ignored", lambda v: f"{words.counted(int(v), 'ignored label')}" if v else ""),
-        ("sample_top_share", lambda v: f"{words.percent(float(v))} are one and the same token" if v > 0.5 else ""),
-        ("sample_repeats", lambda v: f"a phrase repeats {int(v)} times in a row" if v > 8 else ""),
-    )
-    for key, say in shown:
-        values = field.get(key) or []
-        said = say(values[number]) if number < len(values) else ""
-        if said:
-            yield said
+    of = {key: values[number] for key, values in field.items() if key.startswith("sample_") and number < len(values)}
+    if of.get("sample_nonfinite"):
+        yield words.counted(int(of["sample_nonfinite"]), "non-finite value")
+    if "sample_amax" in of:
+        yield f"largest magnitude {words.number(float(of['sample_amax']))}"
+    if of.get("sample_ignored"):
+        yield words.counted(int(of["sample_ignored"]), "ignored label")
+    if of.get("sample_top_share", 0.0) > _SAME:
+        yield f"{words.percent(float(of['sample_top_share']))} are one and the same token"
+    if of.get("sample_repeats", 0) > _REPEATED:
+        yield f"a phrase repeats {int(of['sample_repeats'])} times in a row"
 
 
 def _tokens(excerpt: dict[str, Any], places: tuple[int, ...]) -> Markup:
     """Return the values of a sample in a row, bad positions marked."""
-    start, values = int(excerpt["start"]), excerpt["values"]
+    values, bad = excerpt["values"], next(iter(places), 0)
+    # what leads up to the first bad position, and a little of what follows
+    start = max(min(bad - _AROUND // 2, len(values) - _AROUND), 0)
     cells = [
-        tag("b" if start + i in places else "span", words.number(value), title=f"position {start + i}")
-        for i, value in enumerate(values)
+        tag("b" if i in places and excerpt["of"] > 1 else "span", str(values[i]), title=f"position {i}")
+        for i in range(start, min(start + _AROUND, len(values)))
     ]
-    before = tag("i", f"… from {start}") if start else None
-    after = tag("i", f"… of {int(excerpt['of'])}") if start + len(values) < int(excerpt["of"]) else None
+    before = tag("i", f"{start} before") if start else None
+    rest = excerpt["of"] - start - len(cells)
+    after = tag("i", f"{rest} more") if rest > 0 else None
     return tag("div", before, *cells, after, class_="tokens")
 
 
@@ -139,10 +144,12 @@ def _fields(fields: list[dict[str, Any]]) -> Markup | None:
 def formats(diagnosis: Diagnosis) -> Markup | None:
     """Return the verdict of each number format, what decides it, and the advice."""
     lines = format_lines(diagnosis.verdicts, diagnosis.headroom)
-    told = [tag("p", tag("strong", topic), f" {text}") for topic, text in advice_lines(diagnosis)]
+    told = [tag("p", tag("strong", topic), " ", prose(text)) for topic, text in advice_lines(diagnosis)]
     if not lines and not told:
         return None
-    verdicts = [(code(line.format), tag("span", line.mark, class_=f"level {line.level}"), line.text) for line in lines]
+    verdicts = [
+        (code(line.format), tag("span", line.mark, class_=f"level {line.level}"), prose(line.text)) for line in lines
+    ]
     rows = [
         (code(line.format), code(words.place(t.module, t.name)), t.role, f"{t.text} {t.per}".rstrip(), t.scale)
         for line in lines
@@ -173,7 +180,7 @@ def _precision(diagnosis: Diagnosis) -> Markup | None:
 
 def others(diagnosis: Diagnosis) -> Markup | None:
     """Return the causes that could not be judged, and those that were looked at and are innocent."""
-    untold = [(code(slug), words.prose(reason)) for slug, reason in diagnosis.untold]
+    untold = [(code(slug), prose(reason)) for slug, reason in diagnosis.untold]
     cleared = [tag("li", code(slug)) for slug in diagnosis.cleared]
     if not untold and not cleared:
         return None
@@ -194,5 +201,7 @@ def assumptions(diagnosis: Diagnosis) -> Markup | None:
 
 def next_steps(diagnosis: Diagnosis) -> Markup:
     """Return the commands to type next."""
-    rows = [tag("div", tag("dt", tag("code", command)), tag("dd", why)) for command, why in reading.next_commands(diagnosis)]
+    rows = [
+        tag("div", tag("dt", tag("code", command)), tag("dd", why)) for command, why in reading.next_commands(diagnosis)
+    ]
     return section("next", "Next", tag("dl", *rows, class_="commands"))

@@ -102,7 +102,10 @@ def _timeline(diagnosis: Diagnosis) -> Markup | None:
     if not diagnosis.series:
         return None
     onset = diagnosis.onset
-    marks = ["✗ marks the onset" if onset else "", "┆ its first sign" if onset and onset.lead_step not in (None, onset.step) else ""]
+    marks = [
+        "✗ marks the onset" if onset else "",
+        "┆ its first sign" if onset and onset.lead_step not in (None, onset.step) else "",
+    ]
     lead = "Drag over a curve, or use the keys + − 0 and the arrows, to zoom; a double click shows all. "
     return section(
         "timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=lead + ", ".join(m for m in marks if m)
@@ -113,8 +116,8 @@ def _heat_map(diagnosis: Diagnosis) -> Markup | None:
     if diagnosis.recording is None or not diagnosis.recording.histories.tensors:
         return None
     lead = (
-        "Room of every tensor in every step, in binades (powers of two). Click a cell, or move with the arrow keys and "
-        "press Enter, for the tensor's history and its exponents."
+        "Room of every tensor in every step to its format's end, in binades (powers of two), or its growth. Click a cell, "
+        "or move with the arrow keys and press Enter, for the tensor's history and its exponents."
     )
     return section(
         "map", "Heat map", tag("div", id="heat"), tag("div", id="tensor", aria_live="polite"), _noscript(), lead=lead
@@ -122,7 +125,9 @@ def _heat_map(diagnosis: Diagnosis) -> Markup | None:
 
 
 def _noscript() -> Markup:
-    return tag("noscript", tag("p", "This is drawn by the page's own script, which is switched off here.", class_="note"))
+    return tag(
+        "noscript", tag("p", "This is drawn by the page's own script, which is switched off here.", class_="note")
+    )
 
 
 def _contents(sections: list[Markup]) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nanhunt.diagnosis.cause import Diagnosis, Grade, Suspect
 from nanhunt.report import original, reading, words
-from nanhunt.report.html.element import Markup, code, tag
+from nanhunt.report.html.element import Markup, code, prose, tag
 from nanhunt.report.html.parts import definitions, section, table
 
 __all__ = ["lineage", "suspects", "trials", "verdict", "where"]
@@ -20,9 +20,9 @@ def verdict(diagnosis: Diagnosis) -> Markup:
     suspect, found = reading.leading_suspect(diagnosis), reading.cure(diagnosis)
     follows, beware = original.follows(diagnosis), original.warning(diagnosis)
     facts = [
-        ("Fix", words.prose(suspect.fixes[0]) if suspect and suspect.fixes else None),
-        ("Cure", found[1] if found else None),
-        ("Check", beware or None),
+        ("Fix", prose(suspect.fixes[0]) if suspect and suspect.fixes else None),
+        ("Cure", prose(found[1]) if found else None),
+        ("Check", prose(beware) if beware else None),
         ("Replay", follows if follows and (beware or original.is_verdict(diagnosis)) else None),
         ("Trace", f"ends early: {reading.why_incomplete(diagnosis)}" if reading.why_incomplete(diagnosis) else None),
     ]
@@ -35,7 +35,7 @@ def verdict(diagnosis: Diagnosis) -> Markup:
             tag("span", *named, class_="cause") if named else None,
             class_="eyebrow",
         ),
-        tag("h1", words.prose(diagnosis.summary) or rest),
+        tag("h1", prose(diagnosis.summary) or rest),
         definitions([(name, text) for name, text in facts if text], class_="lead"),
         tag("p", reading.replayed(diagnosis), class_="run") if reading.replayed(diagnosis) else None,
         class_=f"verdict {diagnosis.outcome if diagnosis.outcome in ('fault', 'healthy') else 'inconclusive'}",
@@ -49,7 +49,7 @@ def where(diagnosis: Diagnosis) -> Markup | None:
         return None
     lead = "" if onset.lead_step in (None, onset.step) else f", first sign at step {onset.lead_step}"
     facts: list[tuple[str, object]] = [
-        ("what", words.prose(onset.detail) or onset.kind),
+        ("what", prose(onset.detail) or onset.kind),
         ("step", f"{onset.step}{lead}"),
         ("phase", onset.phase),
         ("micro-batch", onset.micro or None),
@@ -59,10 +59,10 @@ def where(diagnosis: Diagnosis) -> Markup | None:
         ("op", code(onset.op)),
         ("source", code(onset.source)),
         ("samples", reading.sampled(diagnosis)),
-        ("damage", words.prose(diagnosis.damage)),
+        ("damage", prose(diagnosis.damage)),
     ]
     told = [(name, value) for name, value in facts if value]
-    return section("where", "Where", tag("div", definitions(told), _code(diagnosis), class_="beside"), _elements(diagnosis))
+    return section("where", "Where", tag("div", definitions(told), _code(diagnosis), class_="beside"))
 
 
 def _code(diagnosis: Diagnosis) -> Markup | None:
@@ -71,7 +71,12 @@ def _code(diagnosis: Diagnosis) -> Markup | None:
     rows = [(number, text.expandtabs(4).rstrip(), here) for number, text, here in diagnosis.code]
     margin = min((len(t) - len(t.lstrip()) for _, t, _ in rows if t.strip()), default=0)
     lines = [
-        tag("span", tag("span", f"{number:>4}", class_="number"), f"  {text[margin:]}", class_="line here" if here else "line")
+        tag(
+            "span",
+            tag("span", f"{number:>4}", class_="number"),
+            f"  {text[margin:]}",
+            class_="line here" if here else "line",
+        )
         for number, text, here in rows
     ]
     return tag(
@@ -87,23 +92,24 @@ def _elements(diagnosis: Diagnosis) -> Markup | None:
     if found is None:
         return None
     rows = [reading.element_cells(found, element) for element in found.elements]
-    said = f"{words.counted(found.bad, 'bad element')} of {found.numel}, {words.prose(found.of)}: {words.prose(found.verdict)}"
+    said = f"{words.counted(found.bad, 'bad element')} of {found.numel}, {found.of}: {found.verdict}"
     columns = ("element", "sample", "went in", "came out", "in fp64")
-    return tag("div", tag("h3", "Offending elements"), tag("p", said), table(columns, rows, number=(3, 4)))
+    return tag("details", tag("summary", prose(said)), table(columns, rows, number=(3, 4)))
 
 
 def lineage(diagnosis: Diagnosis) -> Markup | None:
     """Return the way from the birth to what it spoiled as a drawn path; None where there is none."""
     hops = diagnosis.lineage
+    elements = _elements(diagnosis)
     if not hops:
-        return None
+        return section("lineage", "Where it was born", elements) if elements else None
     birth = diagnosis.recording.birth_code if diagnosis.recording else ""
     items = [_hop(hop, at=i, last=len(hops) - 1, line=birth if i == 0 else "") for i, hop in enumerate(hops)]
     if len(hops) > 2 * _ENDS + 1:
         inner = tag("ol", *items[_ENDS:-_ENDS], class_="path")
         summary = tag("summary", f"{len(hops) - 2 * _ENDS} ops between")
         items[_ENDS:-_ENDS] = [tag("li", tag("details", summary, inner), class_="between")]
-    return section("lineage", "From birth to damage", tag("ol", *items, class_="path"))
+    return section("lineage", "From birth to damage", tag("ol", *items, class_="path"), elements)
 
 
 def _hop(hop: tuple[str, str, str, str], *, at: int, last: int, line: str) -> Markup:
@@ -141,15 +147,19 @@ def suspects(diagnosis: Diagnosis, top: int) -> Markup | None:
 
 def _case(suspect: Suspect, rank: int) -> Markup:
     exhibits = [
-        tag("li", words.prose(e.claim), tag("span", held, class_="held") if held else None)
+        tag("li", prose(e.claim), tag("span", held, class_="held") if held else None)
         for e in suspect.exhibits
         for held in [reading.evidence(e.value, e.threshold)]
     ]
     tried = [
-        tag("li", tag("span", "trial", class_="label"), " ", code(t.name), f" {reading.tried(t, prediction)}")
+        tag(
+            "li",
+            tag("span", "trial", class_="label"),
+            tag("span", code(t.name), " ", prose(reading.tried(t, prediction))),
+        )
         for t, prediction in suspect.trials
     ]
-    fixes = [tag("li", tag("span", "fix", class_="label"), f" {words.prose(fix)}") for fix in suspect.fixes]
+    fixes = [tag("li", tag("span", "fix", class_="label"), tag("span", prose(fix))) for fix in suspect.fixes]
     return tag(
         "article",
         tag(
@@ -158,7 +168,7 @@ def _case(suspect: Suspect, rank: int) -> Markup:
             code(suspect.cause),
             tag("span", _dots(suspect.grade), str(suspect.grade), class_="grade"),
         ),
-        tag("p", words.prose(suspect.summary), tag("span", _spot(suspect), class_="spot")),
+        tag("p", prose(suspect.summary), tag("span", _spot(suspect), class_="spot")),
         tag("ul", *exhibits, class_="exhibits") if exhibits else None,
         tag("ul", *tried, *fixes, class_="actions") if tried or fixes else None,
         class_="suspect refuted" if suspect.grade == Grade.REFUTED else "suspect",
@@ -186,12 +196,12 @@ def trials(diagnosis: Diagnosis) -> Markup | None:
         (
             code(t.name),
             tag("span", t.outcome, class_=f"tried {t.outcome if t.outcome in ('cured', 'persists') else 'failed'}"),
-            words.prose(t.readback),
+            prose(t.readback),
             *(part.removeprefix("loss ").removeprefix("grad norm ") for part in reading.before_and_after(t)),
-            words.prose(t.detail),
+            prose(t.detail),
         )
         for t in diagnosis.trials
     ]
     columns = ("trial", "outcome", "changed, and read back", "loss", "gradient norm", "seen")
     lead = "The bad step once more, each time under one change, beside an exact repetition and a placebo."
-    return section("trials", "Trials", table(columns, rows), lead=lead)
+    return section("trials", "Trials", table(columns, rows, number=(3, 4)), lead=lead)

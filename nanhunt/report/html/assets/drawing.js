@@ -63,6 +63,13 @@
     return `${text.slice(0, cells - 1 - tail)}…${text.slice(text.length - tail)}`;
   };
 
+  // A module's name in few letters: its first parts by their initials (b.0.attention.norm), and then cut in the middle.
+  nh.brief = (name, letters) => {
+    const parts = name.split(".");
+    for (let i = 0; i < parts.length - 1 && parts.join(".").length > letters; i++) parts[i] = parts[i].slice(0, /^\d/.test(parts[i]) ? undefined : 1);
+    return nh.middle(parts.join("."), letters);
+  };
+
   nh.stepOf = ([first, last]) => (first === last ? `step ${first}` : `steps ${first}–${last}`);
 
   // One of several choices, as buttons that stay down.

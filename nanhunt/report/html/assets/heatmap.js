@@ -8,8 +8,10 @@
   // upper ends of the classes of room, in binades, from tight to wide
   const CLASSES = [0, 1, 2, 4, 8, 16, 32];
   const WORDS = ["beyond", "0–1", "1–2", "2–4", "4–8", "8–16", "16–32", "more"];
+  // binades of growth against what was usual
+  const GROWTH = [1, 2, 4, 8];
   const ROW = 16;
-  const MOST_WIDE = 34;
+  const MOST_WIDE = 96;
 
   const formatOf = (ranges, dtype) => ranges.find((range) => range.aliases.includes(dtype));
 
@@ -21,9 +23,28 @@
     return end === "overflow" ? range.max - log2 : log2 - range.normal;
   };
 
-  const kindOf = (tensor, column, range, end) => {
+  // What is usual for a tensor: the median of its typical magnitude before the onset.
+  const usual = new WeakMap();
+  const growth = (tensor, column, before) => {
+    if (!usual.has(tensor)) {
+      const known = Array.from({ length: before }, (_, i) => tensor.rms(i)).filter(Number.isFinite).sort((a, b) => a - b);
+      usual.set(tensor, known.length ? known[Math.floor(known.length / 2)] : NaN);
+    }
+    return tensor.rms(column) - usual.get(tensor);
+  };
+
+  const kindOfGrowth = (tensor, column, before) => {
+    const grown = growth(tensor, column, before);
+    if (Number.isNaN(grown)) return null;
+    const level = GROWTH.findIndex((top) => Math.abs(grown) < top);
+    const size = level < 0 ? GROWTH.length : level;
+    return size ? `${grown > 0 ? "up" : "down"}${size}` : "h7";
+  };
+
+  const kindOf = (tensor, column, range, end, before) => {
     if (!tensor.seen(column)) return null;
     if (tensor.bad(column)) return "bad";
+    if (end === "growth" && tensor.amax(column) !== -Infinity) return kindOfGrowth(tensor, column, before);
     const room = nh.room(tensor, column, range, end);
     if (room === -Infinity || tensor.amax(column) === -Infinity) return "zeros";
     if (Number.isNaN(room)) return null;
@@ -32,14 +53,14 @@
   };
 
   // Runs of equal cells of one row become one rectangle of their class's path.
-  const paths = (rows, columns, width, range, end) => {
+  const paths = (rows, columns, width, range, end, before) => {
     const found = new Map();
     rows.forEach((tensor, row) => {
       const format = range(tensor);
       let from = 0;
-      let kind = kindOf(tensor, 0, format, end);
+      let kind = kindOf(tensor, 0, format, end, before);
       for (let column = 1; column <= columns; column++) {
-        const next = column < columns ? kindOf(tensor, column, format, end) : undefined;
+        const next = column < columns ? kindOf(tensor, column, format, end, before) : undefined;
         if (next === kind) continue;
         if (kind) {
           const box = `M${(from * width).toFixed(2)} ${row * ROW + 1}h${((column - from) * width - (width > 5 ? 1 : 0)).toFixed(2)}v${ROW - 2}H${(from * width).toFixed(2)}z`;
@@ -51,31 +72,35 @@
     return [...found].map(([kind, d]) => nh.svg("path", { class: `cell ${kind}`, d }));
   };
 
-  const tightest = (tensor, columns, range, end) => {
+  const tightest = (tensor, columns, range, end, before) => {
     let least = Infinity;
     for (let column = 0; column < columns; column++) {
       if (tensor.bad(column)) return -1e9;
-      const room = nh.room(tensor, column, range, end);
+      const room = end === "growth" ? -Math.abs(growth(tensor, column, before)) : nh.room(tensor, column, range, end);
       if (room < least) least = room;
     }
     return least;
   };
 
-  const legend = () => {
+  const GROWN = [["down4", "÷256"], ["down3", "÷16"], ["down2", "÷4"], ["down1", "÷2"], ["h7", "as before"], ["up1", "×2"], ["up2", "×4"], ["up3", "×16"], ["up4", "×256"]];
+
+  const legend = (end) => {
     const swatch = (kind, text) => nh.html(
       "span", {}, nh.svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, nh.svg("rect", { width: 12, height: 12, class: `cell ${kind}` })), text,
     );
-    return nh.html("div", { class: "legend" }, ...WORDS.map((text, i) => swatch(`h${i}`, text)), swatch("bad", "NaN or Inf"), swatch("zeros", "all zero"));
+    return nh.html("div", { class: "legend" }, ...(end === "growth" ? GROWN : WORDS.map((text, i) => [`h${i}`, text])).map((pair) => swatch(...pair)), swatch("bad", "NaN or Inf"), swatch("zeros", "all zero"));
   };
 
   nh.heatMap = (report, block, host, open) => {
     const columns = block.columns.length;
     const roles = ROLES.filter(([role]) => block.tensors.some((tensor) => tensor.role === role));
-    const asked = BY_PHASE[report.onset?.phase] ?? "output";
-    const state = { role: roles.some(([role]) => role === asked) ? asked : roles[0][0], format: "", end: "overflow", order: "run", row: 0, column: columns - 1 };
+    const isSpike = ["loss-spike", "divergence"].includes(report.onset?.kind);
+    const asked = isSpike ? "update" : (BY_PHASE[report.onset?.phase] ?? "output");
+    const state = { role: roles.some(([role]) => role === asked) ? asked : roles[0][0], format: "", end: isSpike ? "growth" : "overflow", order: "run", row: 0, column: columns - 1 };
     const onsetColumn = report.onset ? block.columns.findIndex(([first, last]) => first <= report.onset.step && report.onset.step <= last) : -1;
     if (onsetColumn >= 0) state.column = onsetColumn;
     const leadColumn = report.onset ? block.columns.findIndex(([first, last]) => first <= report.onset.lead_step && report.onset.lead_step <= last) : -1;
+    const before = onsetColumn > 0 ? onsetColumn : columns;
     const range = (tensor) => (state.format ? report.ranges.find((r) => r.format === state.format) : formatOf(report.ranges, tensor.dtype));
 
     let rows = [];
@@ -87,11 +112,12 @@
     });
     const reading = nh.html("output", { class: "reading", id: "heat-reading", "aria-live": "polite" });
     const cursor = nh.svg("rect", { class: "cursor" });
+    const key = nh.html("div");
 
     const arrange = () => {
       rows = block.tensors.filter((tensor) => tensor.role === state.role);
       if (state.order === "tight") {
-        const least = new Map(rows.map((tensor) => [tensor, tightest(tensor, columns, range(tensor), state.end)]));
+        const least = new Map(rows.map((tensor) => [tensor, tightest(tensor, columns, range(tensor), state.end, before)]));
         rows = [...rows].sort((a, b) => least.get(a) - least.get(b));
       }
     };
@@ -108,7 +134,9 @@
         if (infinite) parts.push(`${infinite} Inf`);
         parts.push(`${state.end === "overflow" ? "amax" : "rms"} ${nh.magnitude(state.end === "overflow" ? tensor.amax(state.column) : tensor.rms(state.column))}`);
         const room = nh.room(tensor, state.column, format, state.end);
-        if (Number.isFinite(room)) parts.push(`${nh.binades(room)} in ${format.format}`);
+        const grown = growth(tensor, state.column, before);
+        if (state.end === "growth" && Number.isFinite(grown)) parts.push(`${nh.binades(grown)} against before`);
+        else if (Number.isFinite(room) && !bad) parts.push(`${nh.binades(room)} in ${format.format}`);
         if (tensor.zero(state.column) > 0) parts.push(`${tensor.zero(state.column)} % zeros`);
       }
       reading.textContent = parts.join(" · ");
@@ -129,6 +157,7 @@
 
     const draw = () => {
       arrange();
+      key.replaceChildren(legend(state.end));
       const whole = Math.max(scroller.clientWidth, 200);
       const left = Math.min(Math.max(Math.round(whole * 0.26), 96), 280);
       const width = Math.min((whole - left - 4) / columns, MOST_WIDE);
@@ -138,16 +167,16 @@
       const ticks = block.columns.map(([first], i) => (i % every === 0 && Math.abs(i - onsetColumn) * width > 34 ? nh.svg("text", { x: across(i), y: 13 }, String(first)) : null));
       const mark = (column, text, kind) => (column < 0 ? [] : [nh.svg("text", { x: across(column), y: 13, class: kind }, text)]);
       axis.replaceChildren(nh.svg(
-        "svg", { width: whole, height: 18, "aria-hidden": "true" }, nh.svg("text", { x: left - 8, y: 13, class: "label" }, "step"), ...ticks,
+        "svg", { width: whole, height: 18, "aria-hidden": "true" }, nh.svg("text", { x: 0, y: 13, class: "count" }, `${rows.length} tensors`), nh.svg("text", { x: left - 8, y: 13, class: "label" }, "step"), ...ticks,
         ...mark(onsetColumn, `✗ ${report.onset?.step}`, "onset"),
       ));
       const letters = Math.floor((left - 12) / 6.6);
-      const labels = rows.map((tensor, i) => nh.svg("text", { x: left - 8, y: i * ROW + 12, class: "label" }, nh.middle(nh.place(tensor), letters), nh.svg("title", {}, nh.place(tensor))));
+      const labels = rows.map((tensor, i) => nh.svg("text", { x: left - 8, y: i * ROW + 12, class: "label" }, nh.brief(nh.place(tensor), letters), nh.svg("title", {}, nh.place(tensor))));
       const height = rows.length * ROW;
       const line = (column, kind) => (column < 0 ? [] : [nh.svg("path", { class: kind, d: `M${across(column)} 0V${height}` })]);
       scroller.replaceChildren(nh.svg(
         "svg", { width: whole, height, "aria-hidden": "true" }, ...labels,
-        nh.svg("g", { transform: `translate(${left} 0)` }, ...paths(rows, columns, width, range, state.end)),
+        nh.svg("g", { transform: `translate(${left} 0)` }, ...paths(rows, columns, width, range, state.end, before)),
         ...(leadColumn >= 0 && leadColumn !== onsetColumn ? line(leadColumn, "first-sign") : []), cursor,
       ));
       select(state.row, state.column, false);
@@ -193,9 +222,9 @@
       nh.html("div", { class: "controls" },
         nh.choice("tensors", roles, state.role, again("role")),
         nh.choice("format", formats, "", again("format")),
-        nh.choice("end", [["overflow", "overflow"], ["underflow", "underflow"]], "overflow", again("end")),
+        nh.choice("colour", [["overflow", "room to overflow"], ["underflow", "to underflow"], ["growth", "growth"]], state.end, again("end")),
         nh.choice("order", [["run", "as run"], ["tight", "tightest first"]], "run", again("order"))),
-      legend(), axis, scroller, reading, ...(missing ? [missing] : []),
+      key, axis, scroller, reading, ...(missing ? [missing] : []),
     );
     arrange();
     const module = report.onset?.module;

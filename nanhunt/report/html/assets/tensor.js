@@ -10,6 +10,7 @@
     ctx.save();
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
     ctx.fillStyle = ctx.strokeStyle = nh.color("--fault");
+    ctx.textAlign = "left";
     ctx.lineWidth = ratio;
     ctx.setLineDash([4 * ratio, 3 * ratio]);
     for (const [value, text] of [[range.max, `${range.format} max`], [range.normal, `${range.format} smallest normal`]]) {

@@ -62,6 +62,9 @@
     return () => [least - pad, most + pad];
   };
 
+  // of a logarithmic axis only the powers themselves are drawn
+  const whole = (base) => (_, ticks) => ticks.map((v) => (v && Math.abs(Math.log(v) / Math.log(base) - Math.round(Math.log(v) / Math.log(base))) < 1e-9 ? v : null));
+
   const plotOf = (report, curve, width, isLast, range, hooks) => {
     const axis = { stroke: () => nh.color("--muted"), font: "12px system-ui, sans-serif", ticks: { show: false } };
     const grid = { stroke: () => nh.color("--hairline"), width: 1 };
@@ -76,8 +79,8 @@
         y: curve.isLog ? { distr: 3, log: curve.base, range: room(curve) } : { range: room(curve) },
       },
       axes: [
-        { ...axis, grid, show: isLast, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: 26 },
-        { ...axis, grid, size: 62, space: 28, values: (_, ticks) => ticks.map((v) => (v === null ? "" : nh.number(v))) },
+        { ...axis, grid, values: isLast ? undefined : () => [], incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: isLast ? 26 : 2 },
+        { ...axis, grid: curve.isLog ? { ...grid, filter: whole(curve.base) } : grid, size: 62, space: 28, values: (_, ticks) => ticks.map((v) => (v === null ? "" : nh.number(v))) },
       ],
       series: [
         {},
@@ -105,14 +108,14 @@
     const curves = CURVES.map((curve) => curveOf(report, curve)).filter(Boolean);
     const steps = curves.flatMap((curve) => [curve.steps[0], curve.steps.at(-1)]);
     const pad = Math.max(...steps) > Math.min(...steps) ? (Math.max(...steps) - Math.min(...steps)) * 0.01 : 0.5;
-    const whole = [Math.min(...steps) - pad, Math.max(...steps) + pad];
-    const range = { now: whole };
+    const all = [Math.min(...steps) - pad, Math.max(...steps) + pad];
+    const range = { now: all };
     let plots = [];
 
     const zoom = (low, high) => {
-      const least = Math.min(2, whole[1] - whole[0]);
-      const span = Math.min(Math.max(high - low, least), whole[1] - whole[0]);
-      const from = Math.min(Math.max(low, whole[0]), whole[1] - span);
+      const least = Math.min(2, all[1] - all[0]);
+      const span = Math.min(Math.max(high - low, least), all[1] - all[0]);
+      const from = Math.min(Math.max(low, all[0]), all[1] - span);
       range.now = [from, from + span];
       plots.forEach((plot) => plot.setData(plot.data));
     };
@@ -123,7 +126,7 @@
     };
     const keys = {
       "+": () => scaled(0.5), "=": () => scaled(0.5), "-": () => scaled(2), "−": () => scaled(2),
-      0: () => zoom(...whole), ArrowLeft: () => scaled(1, -0.2), ArrowRight: () => scaled(1, 0.2),
+      0: () => zoom(...all), ArrowLeft: () => scaled(1, -0.2), ArrowRight: () => scaled(1, 0.2),
     };
     const button = (text, label, run) => {
       const node = nh.html("button", { type: "button", "aria-label": label, title: label }, text);
@@ -140,7 +143,7 @@
       event.preventDefault();
       keys[event.key]();
     });
-    frame.addEventListener("dblclick", () => zoom(...whole));
+    frame.addEventListener("dblclick", () => zoom(...all));
     host.append(controls, frame);
 
     nh.redrawn(() => {
