@@ -9,7 +9,7 @@ from nanhunt.report import words
 
 __all__ = ["Markup", "code", "prose", "tag", "text"]
 
-_VOID = frozenset(("meta", "br", "path", "circle", "line", "polyline", "rect"))
+_VOID = frozenset(("meta", "path", "circle", "line", "polyline", "rect"))
 
 
 class Markup(str):
