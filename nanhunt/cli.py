@@ -56,6 +56,12 @@ Format = Annotated[
         "--format", "-f", help="terminal, json or markdown", show_default="the suffix of --out, else terminal"
     ),
 ]
+ReportFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", "-f", help="terminal, json, markdown or html", show_default="the suffix of --out, else terminal"
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 TrustPickle = Annotated[
@@ -159,7 +165,7 @@ def replay(
 @app.command()
 def report(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
-    format: Format = None,
+    format: ReportFormat = None,
     out: Out = None,
     top: Annotated[int, typer.Option(min=1, help="suspects and headroom rows shown")] = 5,
     repro: Annotated[
@@ -370,7 +376,7 @@ def demo(
     fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
     list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for project, checkpoint and trace")] = None,
-    format: Format = None,
+    format: ReportFormat = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a small GPT with a planted fault, then replay and report it."""

@@ -156,7 +156,17 @@ def test_verdict_fix_and_source_line_are_there_without_a_script() -> None:
     assert "weights = gate.exp()" in plain
     sections = [a["id"] for t, a in Reader(page(OVERFLOW)).elements if t == "section"]
     assert plain.index("Fix") < plain.index("Where")
-    assert sections == ["where", "timeline", "lineage", "suspects", "trials", "formats", "others", "assumptions", "next"]
+    assert sections == [
+        "where",
+        "timeline",
+        "lineage",
+        "suspects",
+        "trials",
+        "formats",
+        "others",
+        "assumptions",
+        "next",
+    ]
 
 
 def test_the_licence_of_what_is_not_ours_lies_beside_it() -> None:

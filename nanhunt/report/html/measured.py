@@ -88,7 +88,7 @@ def _one_sample(diagnosis: Diagnosis, number: int, fields: list[dict[str, Any]])
         facts.append(("loss alone", f"{words.number(losses[number])}, median of the batch {words.number(among)}"))
     for field in fields:
         name = str(field["field"])
-        facts += [(name, said) for said in _said_of(field, number)]
+        facts += [(name, said)] if (said := "; ".join(_said_of(field, number))) else []
         facts += [(name, _tokens(e, places)) for e in field.get("excerpts", []) if e["sample"] == number]
     return tag("div", definitions(facts), class_="sample")
 

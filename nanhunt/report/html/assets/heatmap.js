@@ -97,9 +97,10 @@
     const isSpike = ["loss-spike", "divergence"].includes(report.onset?.kind);
     const asked = isSpike ? "update" : (BY_PHASE[report.onset?.phase] ?? "output");
     const state = { role: roles.some(([role]) => role === asked) ? asked : roles[0][0], format: "", end: isSpike ? "growth" : "overflow", order: "run", row: 0, column: columns - 1 };
-    const onsetColumn = report.onset ? block.columns.findIndex(([first, last]) => first <= report.onset.step && report.onset.step <= last) : -1;
+    const columnOf = (step) => (step === null || step === undefined ? -1 : block.columns.findIndex(([first, last]) => first <= step && step <= last));
+    const onsetColumn = columnOf(report.onset?.step);
     if (onsetColumn >= 0) state.column = onsetColumn;
-    const leadColumn = report.onset ? block.columns.findIndex(([first, last]) => first <= report.onset.lead_step && report.onset.lead_step <= last) : -1;
+    const leadColumn = columnOf(report.onset?.lead_step);
     const before = onsetColumn > 0 ? onsetColumn : columns;
     const range = (tensor) => (state.format ? report.ranges.find((r) => r.format === state.format) : formatOf(report.ranges, tensor.dtype));
 
@@ -165,7 +166,7 @@
       const across = (column) => left + (column + 0.5) * width;
       const every = Math.max(1, Math.ceil(56 / width));
       const ticks = block.columns.map(([first], i) => (i % every === 0 && Math.abs(i - onsetColumn) * width > 34 ? nh.svg("text", { x: across(i), y: 13 }, String(first)) : null));
-      const mark = (column, text, kind) => (column < 0 ? [] : [nh.svg("text", { x: across(column), y: 13, class: kind }, text)]);
+      const mark = (column, text, kind) => (column < 0 ? [] : [nh.svg("text", { x: Math.min(across(column), whole - 5 * text.length), y: 13, class: kind }, text)]);
       axis.replaceChildren(nh.svg(
         "svg", { width: whole, height: 18, "aria-hidden": "true" }, nh.svg("text", { x: 0, y: 13, class: "count" }, `${rows.length} tensors`), nh.svg("text", { x: left - 8, y: 13, class: "label" }, "step"), ...ticks,
         ...mark(onsetColumn, `✗ ${report.onset?.step}`, "onset"),
@@ -227,8 +228,7 @@
       key, axis, scroller, reading, ...(missing ? [missing] : []),
     );
     arrange();
-    const module = report.onset?.module;
-    state.row = Math.max(rows.findIndex((tensor) => tensor.bad(state.column)), rows.findIndex((tensor) => module && tensor.module === module), 0);
+    state.row = Math.max(rows.findIndex((tensor) => tensor.bad(state.column)), rows.findIndex((tensor) => tensor.module === report.onset?.module), 0);
     nh.redrawn(draw);
     select(state.row, state.column, true);
     open(rows[state.row], state.column, range(rows[state.row]), true);

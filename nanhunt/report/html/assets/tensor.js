@@ -60,7 +60,7 @@
     const curve = (color, more) => ({ stroke: () => nh.color(color), points: { ...points, fill: () => nh.color(color) }, width: 1.75, ...more });
     return new uPlot(
       {
-        width, height: 230, legend: { show: false }, padding: [8, 8, 0, 0], cursor: { show: false },
+        width, height: 246, legend: { show: false }, padding: [8, 8, 0, 0], cursor: { show: false },
         scales: { x: { time: false, range: () => [first - pad, last + pad] }, y: { range: () => [low, high] } },
         axes: [
           { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: 26 },
@@ -140,7 +140,7 @@
       host.replaceChildren(
         nh.html("h3", {}, nh.html("code", {}, nh.place(tensor)), ` ${tensor.role.replaceAll("_", " ")}`),
         nh.html("p", { class: "note" }, `${tensor.dtype}, ${tensor.numel} elements; ${nh.stepOf(block.columns[column])}: amax ${nh.magnitude(tensor.amax(column))}, rms ${nh.magnitude(tensor.rms(column))}, ${tensor.bad(column)} non-finite`),
-        nh.html("div", { class: "beside" },
+        nh.html("div", { class: half < width ? "beside" : "stacked" },
           nh.html("figure", {}, nh.html("figcaption", { class: "legend" }, key("amax", "largest"), key("rms", "rms"), key("amin", "smallest magnitude"), key("limit", "format's ends")), history(block, tensor, range, half)),
           nh.html("figure", {}, nh.html("figcaption", { class: "legend" }, key("before", hasBoth ? "steps before" : "all steps"), ...(tensor.at.shares.length ? [key("at", onset)] : []), "share of elements by exponent, √ scale"), exponents(report, tensor, half))),
       );
