@@ -169,7 +169,7 @@ class _Lines:
         parts = {"numel": number["numel"], "nan": number["nan"], "inf": infinite, "zero": number["zero"],
                  "squares": np.minimum(l2, 1e150) ** 2, "finite": finite}  # fmt: skip
         for name, values in parts.items():
-            self._grids[name] += np.bincount(cell, values, self._amax.size).reshape(self._amax.shape)
+            np.add.at(self._grids[name].reshape(-1), cell, values)
         np.maximum.at(self._numel, line, number["numel"].astype(np.int64))
         amax, amin = floats(table.column("amax")), floats(table.column("amin"))
         np.maximum.at(self._amax.reshape(-1), cell, np.where(amax >= 0.0, amax, -1.0))

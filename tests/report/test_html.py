@@ -37,18 +37,21 @@ class Reader(HTMLParser):
         self.raw: dict[str, list[str]] = {"style": [], "script": []}
         self.open: list[str] = []
         self.feed(page)
+        self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag in self.raw:
+            self.raw[tag].append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] in self.raw:
-            self.raw[self.open[-1]].append(data)
+            self.raw[self.open[-1]][-1] += data
 
 
 def page(diagnosis: Any) -> str:

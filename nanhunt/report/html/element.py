@@ -13,7 +13,7 @@ _VOID = frozenset(("meta", "path", "circle", "line", "polyline", "rect"))
 
 
 class Markup(str):
-    """A string that is markup already; made by `tag` and `text` alone."""
+    """A string that is markup already: what `tag` and `text` made, and the page's own style, scripts and data blocks."""
 
     __slots__ = ()
 

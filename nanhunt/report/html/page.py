@@ -102,14 +102,13 @@ def _timeline(diagnosis: Diagnosis) -> Markup | None:
     if not diagnosis.series:
         return None
     onset = diagnosis.onset
-    marks = [
-        "✗ marks the onset" if onset else "",
-        "┆ its first sign" if onset and onset.lead_step not in (None, onset.step) else "",
-    ]
-    lead = "Drag over a curve, or use the keys + − 0 and the arrows, to zoom; a double click shows all. "
-    return section(
-        "timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=lead + ", ".join(m for m in marks if m)
-    )  # fmt: skip
+    lead = (
+        "Drag over a curve, or use the keys + − 0 and the arrows, to zoom; a double click shows all. ✗ is a NaN or Inf"
+    )
+    if onset is not None:
+        has_lead = onset.lead_step is not None and onset.lead_step != onset.step
+        lead += ", the line the onset" + (", the dotted one its first sign" if has_lead else "")
+    return section("timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=f"{lead}.")
 
 
 def _heat_map(diagnosis: Diagnosis) -> Markup | None:
