@@ -63,7 +63,7 @@
         width, height: 246, legend: { show: false }, padding: [8, 8, 0, 0], cursor: { show: false },
         scales: { x: { time: false, range: () => [first - pad, last + pad] }, y: { range: () => [low, high] } },
         axes: [
-          { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: 26 },
+          { ...axis, values: (_, ticks) => ticks.map(String), incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: 26 },
           { ...axis, size: 46, space: 26, incrs: [1, 2, 4, 8, 16, 32, 64], values: (_, ticks) => ticks.map((tick) => nh.power(tick)) },
         ],
         series: [{}, curve("--accent"), curve("--second", { dash: [6, 3] }), curve("--muted", { width: 1, dash: [2, 3] })],

@@ -79,7 +79,7 @@
         y: curve.isLog ? { distr: 3, log: curve.base, range: room(curve) } : { range: room(curve) },
       },
       axes: [
-        { ...axis, grid, values: isLast ? undefined : () => [], incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: isLast ? 26 : 2 },
+        { ...axis, grid, values: (_, ticks) => (isLast ? ticks.map(String) : []), incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: isLast ? 26 : 2 },
         { ...axis, grid: curve.isLog ? { ...grid, filter: whole(curve.base) } : grid, size: 62, space: 28, values: (_, ticks) => ticks.map((v) => (v === null ? "" : nh.number(v))) },
       ],
       series: [
