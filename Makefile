@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery clean
+.PHONY: help setup browser demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery screenshots clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -21,6 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) -e '.[dev,frameworks]'
 	touch $@
+
+CHROMIUM_IS_THERE = command -v chromium || command -v chromium-browser || command -v google-chrome
+browser:  ## install Debian's Chromium where there is none: the tests of the HTML report look at it in a browser (needs root)
+	@$(CHROMIUM_IS_THERE) || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium fonts-dejavu-core)
 
 demo: $(STAMP)  ## train a small GPT with a planted fault, then find it (FAULT=bad-sample; see `nanhunt demo --list`)
 	$(BIN)/nanhunt demo $(FAULT)
@@ -73,6 +77,9 @@ docs: $(STAMP)  ## make the generated pages of docs/ again
 gallery: $(STAMP)  ## hunt the twelve faults of docs/gallery, try the examples of trials, write docs/hunt.md and docs/trials.md
 	$(BIN)/python docs/gallery.py
 	$(BIN)/python docs/trials_page.py
+
+screenshots: $(STAMP)  ## make the pictures of the HTML report again, docs/images (needs a Chromium: make browser)
+	$(BIN)/python -m tests.browser.screenshots
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

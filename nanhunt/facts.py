@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -21,10 +22,16 @@ __all__ = ["batch_facts", "optimizer_facts", "poison_facts"]
 IGNORED = (-100, -1)
 #: Samples whose statistics are kept one by one.
 _SAMPLES = 256
+#: Of the samples that carry the fault: how many are kept with their tokens or labels, and how many of these.
+_SHOWN, _EXCERPT = 4, 512
 
 
-def batch_facts(run: TrainingRun, step: int) -> dict[str, Any]:
-    """Return, for each micro-batch of `step`, each tensor's shape, counts and extremes, and the same by sample."""
+def batch_facts(run: TrainingRun, step: int, samples: Sequence[int] = ()) -> dict[str, Any]:
+    """Return, for each micro-batch of `step`, each tensor's shape, counts and extremes, and the same by sample.
+
+    Of the named samples, those that carry the fault, tokens and labels themselves are there as well: somebody will want
+    to look the text up.
+    """
     micros = []
     for micro in range(run.accumulate):
         try:
@@ -32,12 +39,12 @@ def batch_facts(run: TrainingRun, step: int) -> dict[str, Any]:
         except KeyError:  # not kept any more
             break
         size = batch_size(batch)
-        fields = [{"field": path, **_field_facts(tensor, size)} for path, tensor in tensors_of(batch)]
+        fields = [{"field": path, **_field_facts(tensor, size, samples[:_SHOWN])} for path, tensor in tensors_of(batch)]
         micros.append({"micro": micro, "size": size, "fields": fields})
     return {"step": step, "micros": micros}
 
 
-def _field_facts(tensor: Tensor, size: int | None) -> dict[str, Any]:
+def _field_facts(tensor: Tensor, size: int | None, samples: Sequence[int]) -> dict[str, Any]:
     """Describe one tensor of the batch: as labels or tokens where it is integer, as values where it is floating."""
     stats = summarize(tensor, histogram=False)
     facts: dict[str, Any] = {
@@ -64,11 +71,19 @@ def _field_facts(tensor: Tensor, size: int | None) -> dict[str, Any]:
         "max": int(whole.max()),
         "ignored": sum(int((whole == label).sum()) for label in IGNORED),
     }
+    if by_sample and samples:
+        facts["excerpts"] = [_excerpt(whole[sample], sample) for sample in samples if sample < whole.shape[0]]
     if by_sample and whole.dim() >= 2:
         facts["sample_ignored"] = [sum(int((row == label).sum()) for label in IGNORED) for row in whole]
         facts["sample_top_share"] = [_top_share(row.reshape(-1).tolist()) for row in whole]
         facts["sample_repeats"] = [_repeats(row.reshape(-1)) for row in whole]
     return facts
+
+
+def _excerpt(values: Tensor, sample: int) -> dict[str, Any]:
+    """Return the first values of one sample, and of how many."""
+    row = values.reshape(-1)
+    return {"sample": sample, "of": row.numel(), "values": row[:_EXCERPT].tolist()}
 
 
 def _top_share(tokens: list[int]) -> float:

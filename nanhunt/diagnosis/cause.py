@@ -8,7 +8,7 @@ suspect has exhibits, each one sentence with its number, and a grade that is ear
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.diagnosis.rank_views import RankView
     from nanhunt.diagnosis.shards import BadShards
+    from nanhunt.diagnosis.recording import Recording
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 
@@ -179,3 +180,5 @@ class Diagnosis:
     shards: tuple[BadShards, ...] = ()
     #: what the ranks saw of the onset's step, or of the last one; () of one process
     ranks: tuple[RankView, ...] = ()
+    #: what a page may draw besides: read on demand, for it takes a pass through the trace; None where there is no trace
+    recording: Recording | None = field(default=None, compare=False, repr=False)

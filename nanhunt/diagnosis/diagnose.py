@@ -27,6 +27,7 @@ from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
 from nanhunt.diagnosis.rank_views import rank_views
 from nanhunt.diagnosis.shards import bad_shards
+from nanhunt.diagnosis.recording import Recording
 from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.diagnosis.verdict import outcome_of, summary
 from nanhunt.interventions import Prediction, Trial
@@ -74,6 +75,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         original=original,
         shards=bad_shards(evidence),
         ranks=rank_views(evidence),
+        recording=Recording(evidence),
     )
 
 

@@ -83,7 +83,7 @@ def _has_onset(state: HuntState) -> bool:
 def _look_into(state: HuntState) -> None:
     """Write the facts of the onset's step, and run its trials."""
     assert state.onset is not None
-    state.writer.note(NoteKind.BATCH, batch_facts(state.run, state.onset.step))
+    state.writer.note(NoteKind.BATCH, batch_facts(state.run, state.onset.step, state.onset.samples))
     note_loop(state, state.onset.step)
     state.writer.flush()
     if state.settings.trials and not (state.lost_device or state.is_alone or _is_of_many(state)):

@@ -16,8 +16,9 @@ def __getattr__(name: str) -> Any:
     """Import the renderers on first use: `nanhunt formats` writes its page without pyarrow, twice as fast."""
     if name != "RENDERERS":
         raise AttributeError(f"module 'nanhunt.report' has no attribute {name!r}")
+    from nanhunt.report.html.page import HtmlRenderer
     from nanhunt.report.json import JsonRenderer
     from nanhunt.report.markdown import MarkdownRenderer
     from nanhunt.report.terminal import TerminalRenderer
 
-    return (TerminalRenderer, JsonRenderer, MarkdownRenderer)
+    return (TerminalRenderer, JsonRenderer, MarkdownRenderer, HtmlRenderer)

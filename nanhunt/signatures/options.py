@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Config", "ExitCode", "Format", "Out", "Quiet", "TrustPickle", "Verbose"]
+__all__ = ["Config", "ExitCode", "Format", "Out", "Quiet", "ReportFormat", "TrustPickle", "Verbose"]
 
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="the config", show_default="./nanhunt.yaml, then beside CKPT")
@@ -16,6 +16,12 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format", "-f", help="terminal, json or markdown", show_default="the suffix of --out, else terminal"
+    ),
+]
+ReportFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", "-f", help="terminal, json, markdown or html", show_default="the suffix of --out, else terminal"
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file; its suffix chooses the format")]

@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 
 from nanhunt.errors import UsageError
-from nanhunt.signatures.options import ExitCode, Format, Out, Quiet, TrustPickle, Verbose
+from nanhunt.signatures.options import ExitCode, Format, Out, Quiet, ReportFormat, TrustPickle, Verbose
 
 __all__ = ["explain", "export", "formats", "inspect", "report", "trials", "watch"]
 
 
 def report(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or a .partial of it")],
-    format: Format = None,
+    format: ReportFormat = None,
     out: Out = None,
     top: Annotated[int, typer.Option(min=1, help="suspects and headroom rows shown")] = 5,
     repro: Annotated[

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from nanhunt.signatures.options import Config, ExitCode, Format, Quiet, TrustPickle, Verbose
+from nanhunt.signatures.options import Config, ExitCode, Quiet, ReportFormat, TrustPickle, Verbose
 
 __all__ = ["Run", "demo", "init", "replay", "run"]
 
@@ -168,7 +168,7 @@ def demo(
     fault: Annotated[str | None, typer.Argument(metavar="[FAULT]", help="a planted fault (see --list)")] = None,
     list_faults: Annotated[bool, typer.Option("--list", help="list the planted faults")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for project, checkpoint and trace")] = None,
-    format: Format = None,
+    format: ReportFormat = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a small GPT with a planted fault, then replay and report it."""

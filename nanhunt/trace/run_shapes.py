@@ -12,6 +12,14 @@ class _Assumption(TypedDict):
     text: str
 
 
+class _Excerpt(TypedDict):
+    """Tokens or labels of one sample: the first `values` of `of`."""
+
+    sample: int
+    of: int
+    values: list[int]
+
+
 class _Field(TypedDict, total=False):
     """One tensor of a micro-batch."""
 
@@ -30,6 +38,7 @@ class _Field(TypedDict, total=False):
     sample_ignored: list[int]
     sample_top_share: list[float]
     sample_repeats: list[int]
+    excerpts: list[_Excerpt]
 
 
 class _Micro(TypedDict):

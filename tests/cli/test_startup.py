@@ -60,6 +60,7 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
         ["report", str(fault_trace)],
         ["report", str(fault_trace), "-f", "json"],
         ["report", str(fault_trace), "-f", "markdown"],
+        ["report", str(fault_trace), "-f", "html"],
         ["watch", str(fault_trace)],
         ["export", str(fault_trace), "--to", "json", "-o", "-"],
     ]
@@ -68,5 +69,5 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
 
 
 def test_a_report_needs_no_pandas(fault_trace, environment):
-    lines = [["report", str(fault_trace)], ["report", str(fault_trace), "-f", "json"]]
-    assert loaded_after(lines, ["pandas"], environment) == [["report", 0, True, []]] * 2
+    lines = [["report", str(fault_trace), "-f", format] for format in ("terminal", "json", "html")]
+    assert loaded_after(lines, ["pandas"], environment) == [["report", 0, True, []]] * 3

@@ -21,6 +21,7 @@ from nanhunt.commands.trace_formats import trace_formats
 from nanhunt.commands.trials import trials
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.report.json import JsonRenderer
 from nanhunt.report.markdown import MarkdownRenderer
 from nanhunt.report.repro import script_of
@@ -66,7 +67,7 @@ def report(path: Path) -> Trace:
     """Do with the trace what `report` does, in every format."""
     trace = Trace.open(path)
     diagnosis = diagnose(trace)
-    for renderer in (TerminalRenderer, JsonRenderer, MarkdownRenderer):
+    for renderer in (TerminalRenderer, JsonRenderer, MarkdownRenderer, HtmlRenderer):
         renderer(width=100, color=True, top=5, verbose=True).render(diagnosis)
     return trace
 

@@ -137,7 +137,7 @@ def _hostile(value):
     return HOSTILE if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("format", ["terminal", "markdown", "json"])
+@pytest.mark.parametrize("format", ["terminal", "markdown", "json", "html"])
 def test_no_text_of_a_trace_reaches_the_reader_raw(format, written, capsys, monkeypatch):
     path = written(
         [(kind, _hostile(body)) for kind, body in NOTES if kind != "blocks"],
@@ -149,6 +149,8 @@ def test_no_text_of_a_trace_reaches_the_reader_raw(format, written, capsys, monk
     assert not [c for c in CONTROLS if c in out]
     if format == "markdown":
         assert "<script" not in out.replace("`<script", "")
+    if format == "html":
+        assert "<script>alert" not in out
     if format == "terminal":
         assert "[red]" in out  # as it stands, and not as markup
 
