@@ -55,14 +55,13 @@ def assemble(
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. Everything that was taken for granted
-    stands in `assumptions`. `track` shows how far the skipping of batches is;
-    None skips none, for a look at what would be done. `replication` is how a bundle's model was wrapped.
+    stands in `assumptions`. `track` shows how far the skipping of batches is, None skips none; `replication` is how a
+    bundle's model was wrapped.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
-    if seed is not None:
-        seed_everything(seed)
     choice = chosen_precision(config.precision, precision)
+    _seed(seed)
     model = built_model(config, root, device, choice, checkpoint, assumptions, replication)
     match = _loaded(model, checkpoint, assumptions)
     step = _first_step(checkpoint, start_step, assumptions)
@@ -101,6 +100,11 @@ def assemble(
         assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
     _seed_for_replay(checkpoint, seed, assumptions)
     return run
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        seed_everything(seed)
 
 
 def _compare_clips(config: RunConfig, checkpoint: Checkpoint, assumptions: list[str]) -> None:
@@ -234,8 +238,7 @@ def _batches(
 
 def _seed_for_replay(checkpoint: Checkpoint, seed: int | None, assumptions: list[str]) -> None:
     """Put the generators where the first step begins: the checkpoint's own states, the seed for the others."""
-    if seed is not None:
-        seed_everything(seed)
+    _seed(seed)
     try:
         restored = restore_saved(checkpoint.rng or {})
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
