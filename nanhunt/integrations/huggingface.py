@@ -30,6 +30,7 @@ import transformers.trainer
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code
 from nanhunt.recorder.recorder import Recorder
 
@@ -42,6 +43,9 @@ class _TrainerRecorder(Recorder):
     def backward_failed(self, error: BaseException) -> None:
         """Write the bundle while the state is there."""
         self.raised(error)
+
+    def _is_behind(self, present: PresentStep) -> bool:
+        return False  # a batch is heard with the forward pass: what a loss raises before it is the next step's
 
 
 class NanhuntCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]

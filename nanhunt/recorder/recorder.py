@@ -271,6 +271,7 @@ class Recorder(Listener):
 
 
 def _broken(error: Exception, present: PresentStep) -> Fault:
-    """Return the fault of an exception that left a step."""
+    """Return the fault of an exception that left a step, or came behind it."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    text = f"{text} (behind the step's update)" if present.is_over else text
     return Fault(kind="exception", step=present.past.step, lead_step=present.past.step, detail=text)
