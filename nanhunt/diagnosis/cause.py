@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nanhunt.diagnosis.original import OriginalRun
     from nanhunt.diagnosis.precision import PrecisionFacts
     from nanhunt.diagnosis.rank_views import RankView
-    from nanhunt.diagnosis.shards import BadShards
     from nanhunt.diagnosis.recording import Recording
+    from nanhunt.diagnosis.shards import BadShards
     from nanhunt.formats.headroom import Headroom
     from nanhunt.formats.shared_scale import Lost
 

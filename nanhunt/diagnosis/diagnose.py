@@ -26,8 +26,8 @@ from nanhunt.diagnosis.headroom import headroom_rows
 from nanhunt.diagnosis.original import original_run
 from nanhunt.diagnosis.precision import precision_facts
 from nanhunt.diagnosis.rank_views import rank_views
-from nanhunt.diagnosis.shards import bad_shards
 from nanhunt.diagnosis.recording import Recording
+from nanhunt.diagnosis.shards import bad_shards
 from nanhunt.diagnosis.tensors import merged_tensors
 from nanhunt.diagnosis.verdict import outcome_of, summary
 from nanhunt.interventions import Prediction, Trial

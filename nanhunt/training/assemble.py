@@ -55,8 +55,7 @@ def assemble(
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 
     Raises ConfigError, CheckpointError or UserCodeError, each naming the key. What was taken for granted stands in
-    `assumptions`. `track` shows how far the skipping of batches is; None skips none, for a look at what would be done.
-    `replication` is how a bundle's model was wrapped.
+    `assumptions`. `track` shows how far the skipping of batches is; None skips none. A bundle's model had `replication`.
     """
     assumptions: list[str] = []
     seed = config.train.seed if seed is None else seed
