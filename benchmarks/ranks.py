@@ -76,7 +76,8 @@ class Rank:
         digests = [GradientDigest(self.run)] if self.world is not None else []
         replay_step(self.run, step, self.rows, recorded=True, also=digests)
         self._write()
-        if self.world is not None:
+        for digest in digests:
+            digest.digests()
             state_digests(self.run)
         self._exchange()
 

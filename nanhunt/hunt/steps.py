@@ -148,7 +148,9 @@ def _hold(state: HuntState, seen: Replayed, digests: Sequence[GradientDigest]) -
         state.writer.note(NoteKind.SHARDS, shards_body(state.run, partial_gradients(state.run)))
     held = None
     if digests and seen.error is None:
-        held = Held(state=state_digests(state.run), gradients=digests[0].digests, result=seen.result, rng=rng_digest())
+        held = Held(
+            state=state_digests(state.run), gradients=digests[0].digests(), result=seen.result, rng=rng_digest()
+        )
     state.team.hold(held)
 
 

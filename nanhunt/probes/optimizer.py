@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,11 +93,12 @@ class OptimizerProbe(StepWatch):
             self._keep_together(batch)
 
     def _keep_together(self, batch: Sequence[tuple[str, Tensor, Tensor | None]]) -> None:
-        """Keep parameters of one kind by one launch."""
+        """Keep parameters of one kind by one launch; of a DTensor what this rank holds."""
         from nanhunt.probes.update_kernel import KeptTiles  # triton is there on CUDA alone
 
         names, weights, moments = zip(*batch, strict=True)
-        self._together.append((names, KeptTiles(weights, None if moments[0] is None else moments)))
+        held = None if moments[0] is None else [own_part(v) for v in moments]
+        self._together.append((names, KeptTiles([own_part(w) for w in weights], held)))
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
@@ -135,14 +136,14 @@ class OptimizerProbe(StepWatch):
         updates: dict[str, Tensor] = {}
         for names, tiles in self._together:
             found = [changed[name] for name in names if name in changed]
-            states = self._run.states_of([parameter for parameter, _ in found])
+            states = [_own(state) for state in self._run.states_of([parameter for parameter, _ in found])]
             if len(found) < len(names) or not _measures(found, states):
                 for index, name in enumerate(names):
                     self._before[name], v = tiles.before(index)
                     self._v_before |= {} if v is None else {name: v}
                 continue
             groups = [group for _, group in found]
-            values = tiles.health([p.grad for p, _ in found], states, groups)
+            values = tiles.health([own_part(p.grad) for p, _ in found if p.grad is not None], states, groups)
             settings = tuple((float(group["lr"]) > 0, float(group["eps"]) > 0) for group in groups)
             self._rows.scalars(*_told(names, settings, tiles.v_kept is not None), values, phase=Phase.UPDATE)
             updates |= dict(zip(names, tiles.updates(), strict=True))
@@ -185,6 +186,11 @@ class OptimizerProbe(StepWatch):
         return health | adam_health(grad, state, group, self._v_before.get(name))
 
 
+def _own(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state of a parameter with what this rank holds of each tensor."""
+    return {key: own_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
 def _leaf(name: str, key: str) -> tuple[str, str]:
     """Return module and name of a parameter's scalar."""
     module, leaf = split_name(name)
@@ -196,10 +202,11 @@ def _kind(parameter: Tensor, v: Tensor | None) -> tuple[Any, ...] | None:
     grad = parameter.grad
     if not parameter.is_cuda or grad is None or not has_triton():
         return None
-    held = [t for t in (parameter, grad, v) if t is not None]
+    held = [own_part(t) for t in (parameter, grad, v) if t is not None]
     from nanhunt.probes.update_kernel import fits
 
-    return (parameter.device, *(t.dtype for t in held), v is None) if fits(*held) else None
+    is_one = held[0].numel() > 0 and fits(*held)  # a rank may hold nothing of a small tensor
+    return (parameter.device, *(t.dtype for t in held), v is None) if is_one else None
 
 
 def _measures(found: Sequence[tuple[Tensor, dict[str, Any]]], states: Sequence[dict[str, Any]]) -> bool:
@@ -207,7 +214,8 @@ def _measures(found: Sequence[tuple[Tensor, dict[str, Any]]], states: Sequence[d
     from nanhunt.probes.update_kernel import fits
 
     held = [
-        (p, p.grad, state.get("exp_avg"), state.get("exp_avg_sq")) for (p, _), state in zip(found, states, strict=True)
+        (own_part(p), None if p.grad is None else own_part(p.grad), state.get("exp_avg"), state.get("exp_avg_sq"))
+        for (p, _), state in zip(found, states, strict=True)
     ]
     if not all(isinstance(t, Tensor) for own in held for t in own) or not all(fits(*own) for own in held):
         return False

@@ -59,10 +59,18 @@ def _common_buffers(run: TrainingRun) -> dict[str, Tensor]:
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return a digest of each replicated tensor, by name (waits for the device once)."""
+    return _read(_sums_of(tensors))
+
+
+def _sums_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sum of the bits of each replicated tensor, on its device."""
     with torch.no_grad():
-        sums = {name: _bits(t.detach()) for name, t in tensors.items() if is_replicated(t)}
-        if not sums:
-            return {}
+        return {name: _bits(t.detach()) for name, t in tensors.items() if is_replicated(t)}
+
+
+def _read(sums: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return sums on the host; waits for each device once."""
+    with torch.no_grad():
         by_device: dict[torch.device, list[str]] = {}
         for name, total in sums.items():
             by_device.setdefault(total.device, []).append(name)
@@ -104,11 +112,15 @@ class GradientDigest(StepWatch):
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
-        self.digests: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def gradients_ready(self, parameters: Sequence[Tensor] | None = None) -> None:
-        """Take them."""
-        self.digests |= digests_of(self._run.gradients(parameters))
+        """Take them; the step goes on."""
+        self._sums |= _sums_of(self._run.gradients(parameters))
+
+    def digests(self) -> dict[str, int]:
+        """Return them by name (waits for the device)."""
+        return _read(self._sums)
 
 
 def _bits(tensor: Tensor) -> Tensor:

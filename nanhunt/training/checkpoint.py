@@ -238,12 +238,12 @@ def _is_text(head: bytes) -> bool:
 def _digest(path: Path) -> str:
     """Return the sha256 of a file, or of a folder's files by name and content."""
     if path.is_file():
-        partial, hashed = _file_digest(path)
+        partial, hashed = _file_digest(path, WHOLE, ENDS)
     else:
         hashed, partial = hashlib.sha256(), False
         for file in _files(path):
             # of the shards of many ranks each rank would read every byte
-            cut, inner = _file_digest(file, SHARD, SHARD // 2) if is_dcp_shard(file) else _file_digest(file)
+            cut, inner = _file_digest(file, *((SHARD, SHARD // 2) if is_dcp_shard(file) else (WHOLE, ENDS)))
             partial = partial or cut
             hashed.update(f"{file.relative_to(path).as_posix()} {inner.hexdigest()}\n".encode())
     return f"{'sha256-ends' if partial else 'sha256'}:{hashed.hexdigest()}"
@@ -253,7 +253,7 @@ def _files(folder: Path) -> Iterable[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def _file_digest(path: Path, whole: int = WHOLE, ends: int = ENDS) -> tuple[bool, Any]:
+def _file_digest(path: Path, whole: int, ends: int) -> tuple[bool, Any]:
     """Return whether the file has more bytes than `whole`, of which the `ends` are hashed, and its hash."""
     size, hashed = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:

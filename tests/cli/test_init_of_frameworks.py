@@ -145,7 +145,7 @@ def save_lightning(train, folder):
 
 def test_a_lightning_checkpoint(written):
     config, planned = written(LIT, save_lightning, "last.ckpt")
-    assert config.model.model_dump() == {"call": "train:LitNet", "kwargs": {"width": 24, "lr": 0.001}}
+    assert config.model.model_dump() == {"call": "train:LitNet", "kwargs": {"width": 24, "lr": 0.001}, "mesh": None}
     assert config.loss.model_dump() == {"call": "train:LitNet.training_step", "kwargs": {"batch_idx": 0}}
     assert config.optimizer.call == "train:LitNet.configure_optimizers"
     assert "state for 4 of 4 parameters" in planned

@@ -93,7 +93,8 @@ def config_text(*, wrap: str, more: str = "", data: str = "", **arguments: Any) 
             f"model: {{call: {net}:build_model, kwargs: {{wrap: {wrap}}}}}\n" if wrap else "",
             f"data: {{call: {data or f'{net}:batches'}, kwargs: {json.dumps(arguments)}}}\n",
             f"loss: {net}:compute_loss\n",
-            "optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3}}\n",
+            # a fused update takes no DTensors beside plain tensors
+            "optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3, foreach: false}}\n",
             more,
         )
     )

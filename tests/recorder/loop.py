@@ -91,7 +91,7 @@ class Loop:
         model = build_model().to(self.dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         scheduler = (
-            torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40) if self.schedule else None
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=60) if self.schedule else None
         )  # moves the betas too
         scaler = torch.amp.GradScaler("cpu", enabled=self.fp16, init_scale=1024.0, growth_interval=7)
         losses, grads = [], []

@@ -179,7 +179,7 @@ def test_the_document_is_json_with_defaults(load):
     document = load(HEAD).document()
     assert json.loads(json.dumps(document)) == document
     assert document["train"]["steps"] == 50
-    assert document["model"] == {"call": "train:build_model", "kwargs": {}}
+    assert document["model"] == {"call": "train:build_model", "kwargs": {}, "mesh": None}
 
 
 @pytest.mark.parametrize(
