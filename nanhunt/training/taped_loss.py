@@ -151,8 +151,14 @@ def _constant_of_torch(name: str) -> Any:
 
 
 def _inside(value: Any, path: list[Any]) -> Any:
+    """Return what stands at keys and fields of a result. Raises ConfigError for what is no data: a tape runs no code."""
     for key in path:
-        value = value[key] if isinstance(value, (Mapping, list, tuple)) else getattr(value, key)
+        is_container = isinstance(value, (Mapping, list, tuple))
+        if not is_container and str(key).startswith("__"):
+            raise ConfigError(f"loss: the tape asks for {key!s:.60}, which is no field of a result")
+        value = value[key] if is_container else getattr(value, key)
+    if callable(value) and path:
+        raise ConfigError(f"loss: the tape asks for {path[-1]!s:.60}, which is no field of a result")
     return value
 
 
