@@ -228,14 +228,28 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
         return replace(_without_zoom(rows, fault, onset), lead_step=lead)
     state.progress.stage(f"step {seen.step}: {fault.detail}; looking at every op")
     zoomed = zoom_in(state.run, state.ring, state.rows, seen, fault, state.known)
-    swap = state.team.swap(state, seen.step) if state.team is not None and fault.kind == "loss" else None
-    if swap is not None:
-        state.writer.note(NoteKind.SWAP, swap)
+    if fault.kind == "loss":
+        _swap(state, seen.step)
     wrong = check_backwards(state, seen.step) if zoomed.onset.phase == Phase.BACKWARD.value else []
     if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
         check_backwards(state, lead)
     state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
     return replace(_written(state, zoomed), lead_step=lead)
+
+
+def _swap(state: HuntState, step: int) -> None:
+    """Write what the step does with the ranks' batches swapped, where that comes to its end."""
+    if state.team is None:
+        return
+    try:
+        swap = state.team.swap(state, step)
+    except RankLostError:
+        raise
+    except Exception as error:  # batches that do not fit the neighbour: the fault is found without
+        state.assume(f"the bad step did not run on the neighbours' batches: {type(error).__name__}")
+        return
+    if swap is not None:
+        state.writer.note(NoteKind.SWAP, swap)
 
 
 def _written(state: HuntState, zoomed: Zoomed) -> Onset:

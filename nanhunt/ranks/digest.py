@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import own_part
 from nanhunt.training.step import StepWatch
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "differing",
     "digests_of",
     "is_replicated",
+    "own_by_design",
     "rng_digest",
     "state_digests",
     "whole",
@@ -55,6 +57,25 @@ def _common_buffers(run: TrainingRun) -> dict[str, Tensor]:
             elif isinstance(module, DistributedDataParallel) and module.broadcast_buffers:
                 own |= {id(b) for b in module.buffers()}
     return {name: buffer for name, buffer in run.buffers().items() if id(buffer) not in own}
+
+
+def own_by_design(run: TrainingRun) -> set[str]:
+    """Return the names of what may be each rank's own although all hold the same when the replay begins.
+
+    Under DistributedDataParallel nothing is. Elsewhere buffers may count what a rank has seen, and a bias of a layer that was cut
+    by hand, or a moment, starts as zeros on every rank: tensors of one value tell nothing.
+    """
+    if any(isinstance(m, DistributedDataParallel) for root in run.roots().values() for m in root.modules()):
+        return set()
+    weights = {name: p for name, p in run.parameters().items() if is_replicated(p)}
+    buffers = _common_buffers(run)
+    held = weights | run.state_tensors(weights)
+    return {name for name, tensor in held.items() if _is_of_one_value(tensor)} | set(buffers)
+
+
+def _is_of_one_value(tensor: Tensor) -> bool:
+    held = own_part(tensor.detach()).reshape(-1)
+    return held.numel() == 0 or bool((held == held[0]).all())
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:

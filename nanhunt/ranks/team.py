@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanhunt.ranks.conductor import Conductor
-from nanhunt.ranks.digest import differing, digests_of, state_digests
+from nanhunt.ranks.digest import differing, digests_of, own_by_design, state_digests
 from nanhunt.ranks.follow import follow
 from nanhunt.ranks.lookout import GRACE, Lookout
 from nanhunt.ranks.parted import Held, parted_body, parted_onset
@@ -97,7 +97,7 @@ class Team:
         """Find out what the ranks agree on."""
         mine = state_digests(run)
         every = self.world.gathered(mine)
-        apart = set(differing(every))
+        apart = set(differing(every)) | own_by_design(run)
         self._agreed = tuple(n for n in every[0] if n not in apart and all(n in digests for digests in every))
         self._is_one_model = bool(self._agreed) or any(is_spread(p) for p in run.parameters().values())
 
@@ -153,6 +153,9 @@ class Team:
         """
         run, conductor = state.run, state.run.together
         if not isinstance(conductor, Conductor) or run.shares_batches or len(self._bad) < self.world.size:
+            return None
+        # a weight of a rank's own stays with the rank as its device does
+        if not all(is_spread(p) or name in self._agreed for name, p in run.parameters().items()):
             return None
         with kept(run, step + 1):
             rewind(run, state.ring, step, hold=True)
@@ -212,7 +215,8 @@ class Team:
         step = state.rows.step
         self._compare_batches(state)
         every = self.world.gathered(self._held)
-        body = parted_body(step, self._agreed, every, same_batch=state.run.shares_batches)
+        is_one_batch = bool(self._batches[0]) and all(batch == self._batches[0] for batch in self._batches)
+        body = parted_body(step, self._agreed, every, same_batch=is_one_batch)
         if not body["count"] and not body["clip"]:
             return None
         if self.world.rank == 0:

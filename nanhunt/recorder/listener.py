@@ -21,6 +21,7 @@ from nanhunt.recorder.recipe import Recipe
 from nanhunt.training.clip import gradient_norm
 from nanhunt.training.recorded_rates import settings_of
 from nanhunt.training.run import TrainingRun
+from nanhunt.training.shards import own_part
 
 __all__ = ["Listener"]
 
@@ -116,7 +117,8 @@ class Listener(Guarded, Ear):
         self._present.ready.add(id(optimizer))
         parameters = [p for p in parameters_of(optimizer) if p.grad is not None]
         with torch.no_grad():
-            norm = gradient_norm([p.grad for p in parameters if p.grad is not None], self._run.device)
+            # of shards this rank's own: a collective would wait for ranks that have no recorder, or whose has stopped
+            norm = gradient_norm([own_part(p.grad) for p in parameters if p.grad is not None], self._run.device)
         self._present.norms.append(norm)
         if self._look is not None:
             self._look.gradients_ready(parameters)

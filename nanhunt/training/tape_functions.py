@@ -17,6 +17,13 @@ __all__ = ["function_named", "is_known", "name_of"]
 _MORE = ("torch.rand_like", "torch.randn_like", "torch.randint_like", "torch.Tensor.data.__set__")
 
 
+#: What calls what it is given, or makes an object of it.
+_CALLERS = frozenset(
+    "apply_ map_ map2_ register_hook register_post_accumulate_grad_hook module_load __setstate__ __reduce__ __reduce_ex__"
+    " __deepcopy__".split()
+)
+
+
 def name_of(function: Any) -> str | None:
     """Return the name by which a tape knows a function; None where it has none."""
     return "torch.autograd.grad" if function is torch.autograd.grad else overrides.resolve_name(function)
@@ -44,4 +51,6 @@ def _functions() -> dict[str, Callable[..., Any]]:
     found |= {name: f for name, f in methods.items() if callable(f) and overrides.resolve_name(f) == name}
     named: dict[Any, str] = overrides._get_overridable_functions()[1]
     found |= {name: f for f, name in named.items() if name in _MORE}
-    return found | {"torch.autograd.grad": torch.autograd.grad}
+    return {n: f for n, f in found.items() if n.rpartition(".")[2] not in _CALLERS} | {
+        "torch.autograd.grad": torch.autograd.grad
+    }

@@ -154,7 +154,7 @@ def _inside(value: Any, path: list[Any]) -> Any:
     """Return what stands at keys and fields of a result. Raises ConfigError for what is no data: a tape runs no code."""
     for key in path:
         is_container = isinstance(value, (Mapping, list, tuple))
-        if not is_container and str(key).startswith("__"):
+        if not is_container and str(key).startswith("_"):
             raise ConfigError(f"loss: the tape asks for {key!s:.60}, which is no field of a result")
         value = value[key] if is_container else getattr(value, key)
     if callable(value) and path:

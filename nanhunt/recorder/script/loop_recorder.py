@@ -292,8 +292,10 @@ def _listed(parameters: Any) -> list[Tensor]:
     if isinstance(parameters, Tensor):
         return [parameters]
     if not isinstance(parameters, GeneratorType):
-        return list(parameters)
+        can_be_read_again = isinstance(parameters, Iterable) and iter(parameters) is not parameters
+        return list(parameters) if can_be_read_again else []
     frame = parameters.gi_frame
-    module = frame.f_locals.get("self") if frame is not None else None
+    held = frame.f_locals if frame is not None else {}
+    module = held.get("self")
     is_of_module = parameters.gi_code is nn.Module.parameters.__code__ and isinstance(module, nn.Module)
-    return list(module.parameters()) if is_of_module and isinstance(module, nn.Module) else []
+    return list(module.parameters(held.get("recurse", True))) if is_of_module and isinstance(module, nn.Module) else []

@@ -34,7 +34,10 @@ from nanhunt.recorder.script.torch_calls import attribute_of, labels, script_lin
 __all__ = ["Part", "StepTape"]
 
 #: Names of functions that may draw.
-_DRAWS = ("rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "rrelu", "gumbel", "poisson", "attention")
+_DRAWS = (
+    "rand", "dropout", "bernoulli", "multinomial", "binomial", "normal", "uniform", "rrelu", "gumbel", "poisson", "attention",
+    "exponential", "geometric", "cauchy", "fractional",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,4 +66,4 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Any:
         and not isinstance(value, (type, nn.Module))
     ):
         for name, item in vars(value).items():
-            yield from paths_in(item, (*path, name))
+            yield from paths_in(item, (*path, name)) if not name.startswith("_") else ()  # a replay reads no other
