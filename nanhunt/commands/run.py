@@ -132,7 +132,10 @@ def _nanhunt(*arguments: str, shown: bool = True) -> int:
     """Run a command of nanhunt in a process of its own, for it runs the user's code; its output goes to stderr."""
     sys.stderr.flush()
     where = sys.stderr.fileno() if shown else subprocess.DEVNULL
-    return subprocess.run([sys.executable, "-P", "-m", "nanhunt", *arguments], stdout=where, check=False).returncode
+    # a launcher's ranks have gone: what is replayed here is one process
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-P", "-m", "nanhunt", *arguments]
+    return subprocess.run(command, stdout=where, env=alone, check=False).returncode
 
 
 def _say(text: str) -> None:
