@@ -182,6 +182,8 @@ def _hunted(
 
 
 def _assembled(options: ReplayOptions, given: _Given, device: torch.device) -> TrainingRun:
+    if given.bundle is not None:
+        given.bundle.refuse_ranks(options.checkpoint)
     run = assemble(
         given.config,
         given.checkpoint,

@@ -98,6 +98,17 @@ class Bundle:
             with call_user("model"):
                 load_definitions(name, script.file, script.values)
 
+    def refuse_ranks(self, path: Path) -> None:
+        """Raise CheckpointError where several ranks would replay it, and how they shared gradients was not seen.
+
+        Without that their weights part at the first update, which is this replay's fault and not the run's.
+        """
+        if is_launched() and self.replication is None:
+            raise CheckpointError(
+                f"{path}: a replay by several ranks needs to know how they shared gradients, which the recorder did not see",
+                hint="replay each rank's bundle in one process: nanhunt replay BUNDLE, without torchrun",
+            )
+
     def assumptions(self) -> Iterator[str]:
         """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
         yield from (f"bundle: {remark}" for remark in self.remarks)
