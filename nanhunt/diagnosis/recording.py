@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.formats.headroom import ExponentHistogram
-from nanhunt.trace.columns import codes, floats, integers, lengths_of
+from nanhunt.trace.columns import floats, integers, lengths_of, lines_of
 from nanhunt.trace.schema import NoteKind
 
 __all__ = ["HEALTH", "ROLES", "Histories", "Recording", "TensorHistory", "fold"]
@@ -191,20 +191,13 @@ class _Lines:
         )
 
     def _lines_of(self, table: Any) -> _Ints:
-        """Return each row's line; by way of the dictionaries, so that Python sees a combination once a table."""
-        columns = [codes(table.column(name)) for name in ("module", "role", "name", "dtype")]
-        code = np.zeros(table.num_rows, np.int64)
-        for words, places in columns:
-            code = code * len(words) + places
-        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        lines = np.zeros(first.size, np.int64)
-        for at in np.argsort(first):  # in the order of the rows
-            module, role, name, dtype = (words[places[first[at]]] for words, places in columns)
-            lines[at] = self._of.setdefault((module, role, name), len(self._of))
-            if lines[at] == len(self._dtypes):
+        """Return each row's line, and make room for new ones."""
+        lines, dtypes = lines_of(table, self._of)
+        for line, dtype in dtypes:
+            if line == len(self._dtypes):
                 self._dtypes.append(dtype)
         self._grow(len(self._of) - self._numel.size)
-        return lines[inverse]
+        return lines
 
     def _grow(self, by: int) -> None:
         more = ((0, by), (0, 0))

@@ -23,7 +23,7 @@ from nanhunt.formats.catalogue import FORMATS
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.formats.number_format import NumberFormat
 from nanhunt.formats.shared_scale import CLASS_TOPS, DEPTHS, Lost, depth_limits
-from nanhunt.trace.columns import codes, floats, integers, lengths_of, mask
+from nanhunt.trace.columns import codes, floats, integers, lengths_of, lines_of, mask
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
 
@@ -174,21 +174,14 @@ class _Lines:
         self._counts, self._low = np.pad(self._counts, ((0, 0), (before, after))), self._low - before
 
     def _lines_of(self, table: Any) -> _Ints:
-        """Return each row's line; by way of the dictionaries, so that Python sees a combination once a table."""
-        columns = [codes(table.column(name)) for name in ("module", "role", "name", "dtype")]
-        code = np.zeros(table.num_rows, np.int64)
-        for words, places in columns:
-            code = code * len(words) + places
-        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        lines = np.zeros(first.size, np.int64)
-        for at in np.argsort(first):  # in the order of the rows
-            module, role, name, dtype = (words[places[first[at]]] for words, places in columns)
-            lines[at] = self._of.setdefault((module, role, name), len(self._of))
-            if lines[at] == len(self._dtypes):
+        """Return each row's line, and make room for new ones."""
+        lines, dtypes = lines_of(table, self._of)
+        for line, dtype in dtypes:
+            if line == len(self._dtypes):
                 self._dtypes.append({})
-            self._dtypes[lines[at]][dtype] = None
+            self._dtypes[line][dtype] = None
         self._grow(len(self._of) - self._amax.size)
-        return lines[inverse]
+        return lines
 
     def _grow(self, by: int) -> None:
         """Add lines."""

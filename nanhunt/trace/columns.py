@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["codes", "floats", "integers", "lengths_of", "mask"]
+__all__ = ["codes", "floats", "integers", "lengths_of", "lines_of", "mask"]
 
 _DTYPES = {pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
 
@@ -39,6 +39,26 @@ def codes(column: Any) -> tuple[list[str], npt.NDArray[np.int64]]:
 def lengths_of(lists: Any) -> npt.NDArray[np.int64]:
     """Return the length of each list of an array, 0 for null."""
     return integers(lists.value_lengths())
+
+
+def lines_of(
+    table: Any, numbers: dict[tuple[str, str, str], int]
+) -> tuple[npt.NDArray[np.int64], list[tuple[int, str]]]:
+    """Return each row's number in `numbers`, which gets the table's new (module, role, name), and (number, dtype) as they come.
+
+    By way of the dictionaries, so that Python sees a combination once a table.
+    """
+    columns = [codes(table.column(name)) for name in ("module", "role", "name", "dtype")]
+    code = np.zeros(table.num_rows, np.int64)
+    for words, places in columns:
+        code = code * len(words) + places
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    lines, dtypes = np.zeros(first.size, np.int64), []
+    for at in np.argsort(first):  # in the order of the rows
+        module, role, name, dtype = (words[places[first[at]]] for words, places in columns)
+        lines[at] = numbers.setdefault((module, role, name), len(numbers))
+        dtypes.append((int(lines[at]), dtype))
+    return lines[inverse], dtypes
 
 
 def mask(holds: npt.NDArray[np.bool_]) -> Any:
