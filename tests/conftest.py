@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -56,3 +56,26 @@ def tiny_run(
         accumulate=accumulate,
         **settings,
     )
+
+
+#: What a recorder wraps for as long as it listens.
+_WRAPPED = (
+    (torch.autograd, "backward"),
+    (Tensor, "backward"),
+    (nn.Module, "__call__"),
+    (nn.Module, "zero_grad"),
+    (torch.optim.Optimizer, "zero_grad"),
+)
+
+
+@pytest.fixture(autouse=True)
+def leaves_torch_as_it_was() -> Iterator[None]:
+    """A wrapper that one test leaves on misleads those behind it: a line was ours and no longer the user's, once in a suite."""
+    before = _now()
+    yield
+    left_on = [name for (_, name), own, now in zip(_WRAPPED, before, _now(), strict=True) if now is not own]
+    assert not left_on
+
+
+def _now() -> list[object]:
+    return [getattr(owner, name) for owner, name in _WRAPPED]
