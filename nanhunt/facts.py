@@ -116,6 +116,8 @@ def optimizer_facts(run: TrainingRun) -> dict[str, Any]:
             plain = {k: _plain(v) for k, v in group.items() if k != "params"}
             head = {"parameters": len(group["params"]), "module": _common(own)}
             groups.append({**head, **{k: v for k, v in plain.items() if v is not None}})
+    for group, rate in zip(groups, run.left_rates, strict=False):
+        group["left_lr"] = rate
     states = [s for optimizer in run.optimizers for s in optimizer.state.values() if isinstance(s, dict)]
     steps = sorted({float(s["step"]) for s in states if "step" in s})
     moments = {dtype_name(v) for s in states for k, v in s.items() if isinstance(v, Tensor) and k != "step"}

@@ -28,6 +28,7 @@ __all__ = [
     "rate_jump",
     "rate_series",
     "relative_updates",
+    "restart",
 ]
 
 #: Steps before the first sign of a fault that a jump of the rate may lie: the damage of one is seen within 1 to 8.
@@ -100,6 +101,14 @@ def blamed_steps(evidence: Evidence) -> tuple[int, ...]:
     start = min(lead, rise.first if rise and rise.factor >= 2.0 else lead)
     last = onset.step if onset.phase == "update" else onset.step - 1
     return tuple(range(start - 1, last + 1))
+
+
+def restart(evidence: Evidence) -> RateJump | None:
+    """Return the leap from the rate that the checkpoint's optimizer holds to the first replayed one; None without one."""
+    rates, left = sorted(evidence.scalars("lr").items()), evidence.hyper("left_lr")
+    if not rates or left is None or not left > 0.0 or not rates[0][1] > _JUMP * left:
+        return None
+    return RateJump(step=rates[0][0], rate=rates[0][1], before=left)
 
 
 def rate_series(evidence: Evidence) -> tuple[str, ...]:

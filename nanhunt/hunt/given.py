@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nanhunt.bench import Window
 from nanhunt.changes.precision import precision_of
 from nanhunt.diagnosis.cause import Diagnosis, Location
-from nanhunt.diagnosis.dynamics import rate_jump
+from nanhunt.diagnosis.dynamics import rate_jump, restart
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.hunt.state import HuntState
 from nanhunt.library import Given
@@ -36,7 +36,7 @@ def given_of(state: HuntState, window: Window, diagnosis: Diagnosis) -> Given:
     modules = dict(state.run.model.named_modules())
     named = _suspect_parameters(state, evidence, places[:1])
     wrong = evidence.wrong_backward()
-    narrow, jump = precision_of(state.run), rate_jump(evidence)
+    narrow, jump = precision_of(state.run), rate_jump(evidence) or restart(evidence)
     norms = [r.grad_norm for s, r in sorted(state.results.items()) if s < window.first and r.grad_norm is not None]
     return Given(
         samples=samples,

@@ -148,12 +148,13 @@ def _exchange(state: HuntState, event: Event) -> None:
     if healthy < max(ring.oldest_step, run.start_step):
         return
     with kept(run, step + 1):
+        chance = chance_level(run, step)
         losses = {
             "own": _loss_of(state, step, step),
             "batch_on_healthy_state": _loss_of(state, healthy, step),
             "healthy_batch_on_state": _loss_of(state, step, healthy),
         }
-    body = {"step": step, "healthy_step": healthy, "baseline": event.baseline_loss, "losses": losses}
+    body = {"step": step, "healthy_step": healthy, "baseline": event.baseline_loss, "losses": losses, "chance": chance}
     state.writer.note(NoteKind.FACTORIAL, body)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import mean
 
 from nanhunt.bench import Window
-from nanhunt.diagnosis.dynamics import rate_jump
+from nanhunt.diagnosis.dynamics import rate_jump, restart
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.first_loss import first_loss
 from nanhunt.hunt.state import HuntState
@@ -79,7 +79,11 @@ def _of_a_spike(state: HuntState, onset: Onset, event: Event) -> Window:
     rise = max(_NOISE * 1.4826 * spread, _RISE * abs(centre))
     half = _HALF * (event.peak_loss - centre)
     limit = centre + (min(rise, half) if math.isfinite(half) else rise)
-    jump = rate_jump(Evidence(Trace.open(state.writer.partial)))
+    seen = state.losses.get(alarm, math.nan)
+    if centre < seen <= limit:  # early losses are part of the rise, and their spread is no noise
+        limit = centre + _HALF * (seen - centre)
+    evidence = Evidence(Trace.open(state.writer.partial))
+    jump = rate_jump(evidence) or restart(evidence)
     first = onset.step if jump is None else min(onset.step, jump.step)  # a rate is tried from where it rose
     return Window(first=_reached(state, first), last=last, limit=limit, alarm=alarm)
 

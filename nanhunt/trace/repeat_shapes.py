@@ -1,7 +1,7 @@
 """Shapes of the notes on steps that were run again: as they were, sample by sample, in other formats, with one thing changed."""
 
 # no annotations from the future here: `Required` is not seen in those
-from typing import Any, Required, TypedDict
+from typing import Any, NotRequired, Required, TypedDict
 
 from nanhunt.trace.schema import NoteKind
 
@@ -32,6 +32,8 @@ class _Factorial(TypedDict):
     healthy_step: int
     baseline: float
     losses: dict[str, float | None]
+    #: of a classifier, in nats
+    chance: NotRequired[float | None]
 
 
 class _LossTwin(TypedDict, total=False):

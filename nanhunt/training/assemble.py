@@ -71,6 +71,7 @@ def assemble(
     optimizers = optimizers_in(handed)
     unused = load_optimizers(optimizers, model, checkpoint, assumptions)
     # a scheduler of one optimizer; a loop with several makes its own
+    rates = tuple(float(group["lr"]) for group in optimizers[0].param_groups)
     scheduler = built_scheduler(config, root, optimizers[0], checkpoint, assumptions)
     emulator = built_emulator(choice, model, device, custom is not None, assumptions)
     run = TrainingRun(
@@ -92,6 +93,7 @@ def assemble(
         root=root,
         assumptions=assumptions,
         matched=match,
+        left_rates=rates if scheduler is not None and checkpoint.optimizer and checkpoint.scheduler is None else (),
     )
     run.look_around()
     load_owned(run, checkpoint, unused)

@@ -62,6 +62,8 @@ class TrainingRun:
     assumptions: list[str] = field(default_factory=list)
     #: ids of the parameters that a custom loop's last step has updated
     stepped: frozenset[int] = frozenset()
+    #: the rate of each group as the checkpoint left it, where a schedule begins anew over it
+    left_rates: tuple[float, ...] = ()
     #: how the checkpoint's tensors matched the model's
     matched: Match | None = None
     #: where its snapshots are kept, and how many were taken so far

@@ -31,7 +31,7 @@ the next batch it tells nothing, unless the sample's input stands out as well.
 When it is mistaken
 -------------------
 A sample that only triggers an undefined operation (an empty mask, a zero norm, a log of zero) is not bad: those causes
-come first. For bad-target, where the field enters at the loss. Spikes that go with the sample can still be the state's:
+come first. For bad-target, where the field enters at the loss, or where all layers make of the inputs what they make of others. Spikes that go with the sample can still be the state's:
 PaLM's skipped batches did no harm when they were met later.
 
 References
@@ -50,6 +50,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.dynamics import growth, over_baseline, rate_jump
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.exchange import OWN, bad_batch, targets_are_apart
 from nanhunt.diagnosis.ops import EXPS
 from nanhunt.diagnosis.reading import bare, in_words
 from nanhunt.interventions import Prediction
@@ -61,8 +62,6 @@ __all__ = ["CAUSE"]
 _FAR = 1e3
 #: Spread of a batch over its past's that makes a pocket of other data: a change of scale, or one token repeated.
 _SPREAD = 10.0
-#: Loss of a batch over the baseline from which it is other data, and not merely hard.
-_OWN = 2.0
 #: Losses before a spike, and behind it, that say whether it stays.
 _AROUND, _BEHIND = 8, 3
 #: Loss over the worst sample's from which a sample is called bad beside it.
@@ -225,7 +224,7 @@ def _stays_up(evidence: Evidence, step: int) -> bool:
     losses = sorted(evidence.scalars("loss").items())
     before = [x for s, x in losses if s < step][-_AROUND:]
     after = [x for s, x in losses if s > step][:_BEHIND]
-    return bool(before and after) and not median(after) <= _OWN * median(before)
+    return bool(before and after) and not median(after) <= OWN * median(before)
 
 
 def _repetitions(evidence: Evidence) -> tuple[str, list[int], list[int]]:
@@ -301,38 +300,22 @@ def _pocket(evidence: Evidence) -> Suspect | None:
 
 
 def _batch_alone(evidence: Evidence) -> Suspect | None:
-    """A batch that is as bad on a healthy state as on its own, where a healthy batch on that state is not."""
-    onset, body = evidence.onset, evidence.note(NoteKind.FACTORIAL)
-    if onset is None or body is None or rate_jump(evidence) is not None:
+    found = bad_batch(evidence)
+    if found is None or targets_are_apart(evidence, found):
         return None
-    losses, usual = body["losses"], float(body["baseline"])
-    batch, state, own = losses["batch_on_healthy_state"], losses["healthy_batch_on_state"], losses["own"]
-    if batch is None or state is None or own is None or not usual > 0.0:
-        return None
-    rise = own - usual
-    if not (batch - usual >= 0.5 * rise and state - usual <= 0.25 * rise and own >= _OWN * usual):
-        return None
-    step, healthy = int(body["step"]), int(body["healthy_step"])
+    step, healthy = found.step, found.healthy_step
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED,
-        summary=f"the batch of step {step} has a loss of {in_words(batch)} on the state of step {healthy} too, {in_words(usual)} is usual",
+        summary=f"the batch of step {step} has a loss of {in_words(found.batch)} on the state of step {healthy} too, {in_words(found.usual)} is usual",
         location=Location(step=step, phase="batch"),
         exhibits=(
-            Exhibit(
-                claim=f"loss of the batch of step {step} on the state before step {healthy}",
-                value=batch,
-                threshold=usual,
-            ),
-            Exhibit(
-                claim=f"loss of the batch of step {healthy} on the state before step {step}",
-                value=state,
-                threshold=usual,
-            ),
+            Exhibit(claim=f"loss of the batch of step {step} on the state before step {healthy}", value=found.batch, threshold=found.usual),
+            Exhibit(claim=f"loss of the batch of step {healthy} on the state before step {step}", value=found.state, threshold=found.usual),
         ),
         fixes=(f"look at the batches from step {step} on; skip them, or mix what is new into the rest",),
         predictions=(),
-    )
+    )  # fmt: skip
 
 
 def _diverged(evidence: Evidence) -> bool:

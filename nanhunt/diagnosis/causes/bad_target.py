@@ -1,9 +1,9 @@
-"""Labels, targets or token ids lie outside of what the loss, or the table they index, allows.
+"""Labels, targets or token ids lie outside of what the loss or their table allows, or belong to other inputs.
 
 What it looks like
 ------------------
 `IndexError: Target 30 is out of bounds`, or `index out of range in self` of an embedding, on the CPU; a device-side
-assert on CUDA. Or NaN and inf from a finite model: the log, root or quotient of a target that is 0 or negative.
+assert on CUDA. Or NaN and inf from a finite model: the log, root or quotient of a target that is 0 or negative. Or a loss that leaps to the level of guessing and beyond.
 
 Why training breaks
 -------------------
@@ -15,12 +15,14 @@ Evidence
 The number in the exception's message against the smallest and largest integers of the batch, or these against the rows
 of the table that raised. Else the op that was born bad takes its argument from the batch alone, straight or shifted and
 scaled; or a non-finite field of the batch reaches the loss without passing through the model. Each is a count or a
-comparison of whole numbers.
+comparison of whole numbers. Labels that belong to other inputs are allowed ones: a whole batch above the level of chance,
+on a state that had not met it, while every layer has its usual spread.
 
 Fix
 ---
 Check 0 ≤ label < classes (or ignore_index) where batches are made; make embedding and head as large as the vocabulary.
-Mask targets that the loss has no value for (`valid = depth > 0`) before the log, not after it.
+Mask targets that the loss has no value for (`valid = depth > 0`) before the log, not after it. Shuffle and filter inputs
+and labels with one index.
 
 How it is confirmed
 -------------------
@@ -47,6 +49,7 @@ from nanhunt.diagnosis.births import made_only_of
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
+from nanhunt.diagnosis.exchange import bad_batch, layers_change, targets_are_apart
 from nanhunt.diagnosis.reading import bare, in_words, place_of
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind, Operand
@@ -78,7 +81,7 @@ def examine(evidence: Evidence) -> Suspect | None:
     if onset.kind == "exception" and not evidence.births:
         return _raised(evidence)
     if not evidence.is_nonfinite:
-        return _outside(evidence)
+        return _outside(evidence) or _others(evidence)
     return _nonfinite_target(evidence) or _undefined_at_target(evidence) or _forbidden(evidence) or _too_long(evidence)
 
 
@@ -161,6 +164,31 @@ def _outside(evidence: Evidence) -> Suspect | None:
             "scale or clamp targets where batches are made (masks of 0 and 255 are to be divided by 255), or leave those samples out",
         ),
         depth=1,
+    )  # fmt: skip
+
+
+# --- targets that belong to other inputs -------------------------------------------------------------------------------
+
+
+def _others(evidence: Evidence) -> Suspect | None:
+    """Inputs of the usual kind, on which a classifier that had learnt does worse than by guessing."""
+    found = bad_batch(evidence)
+    if found is None or not evidence.is_spike or not targets_are_apart(evidence, found):
+        return None
+    assert found.chance is not None
+    return Suspect(
+        cause="bad-target",
+        grade=Grade.SUPPORTED,
+        summary=f"the targets of step {found.step} do not belong to its inputs: a model that has {in_words(found.usual)} elsewhere has {in_words(found.batch)}, guessing has {in_words(found.chance)}",
+        location=Location(step=found.step, phase="batch"),
+        exhibits=(
+            Exhibit(claim=f"loss of the batch of step {found.step} on the state before step {found.healthy_step}, against guessing", value=found.batch, threshold=found.chance),
+            Exhibit(claim=f"loss of the batch of step {found.healthy_step} on the state before step {found.step}", value=found.state, threshold=found.usual),
+            Exhibit(claim="largest change of a layer's spread at that step, 1 is usual", value=layers_change(evidence, found.step), threshold=1.0),
+        ),
+        fixes=(
+            f"look at how the batches from step {found.step} on pair inputs with targets: a shuffle, a filter or an offset that only one of them took",
+        ),
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ from itertools import pairwise
 from statistics import geometric_mean, median
 
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
-from nanhunt.diagnosis.dynamics import first_step
+from nanhunt.diagnosis.dynamics import RateJump, first_step, restart
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.reading import in_words
 from nanhunt.interventions import Prediction
@@ -222,7 +222,9 @@ def _exchanged(evidence: Evidence) -> Suspect | None:
 def _schedule(evidence: Evidence) -> Suspect | None:
     """A rate that begins at its initial value and only falls, though the run is not at its beginning."""
     rates = [v for _, v in sorted(evidence.scalars("lr").items())]
-    initial = evidence.hyper("initial_lr")
+    initial, leap = evidence.hyper("initial_lr"), restart(evidence)
+    if leap is not None:
+        return _restarted(evidence, leap)
     falls = len(rates) >= 3 and all(a > b for a, b in pairwise(rates))
     if initial is None or not falls or not math.isclose(rates[0], initial, rel_tol=1e-6):
         return None
@@ -231,6 +233,26 @@ def _schedule(evidence: Evidence) -> Suspect | None:
         claim="rate of the first replayed step, against the group's initial rate", value=rates[0], threshold=initial
     )
     return _suspect(evidence, said, exhibit, grade=Grade.CONSISTENT)
+
+
+def _restarted(evidence: Evidence, leap: RateJump) -> Suspect:
+    start = evidence.manifest.checkpoint_step
+    return Suspect(
+        cause="optimizer-state",
+        grade=Grade.SUPPORTED,
+        summary=f"the schedule starts over: its rate is {in_words(leap.rate)} at step {start}, and the checkpoint's optimizer has {in_words(leap.before)}",
+        location=Location(step=first_step(evidence), phase="load"),
+        exhibits=(
+            Exhibit(claim="rate of the first replayed step, against the one in the checkpoint's optimizer", value=leap.rate, threshold=leap.before),
+            Exhibit(claim="step of the checkpoint", value=float(start)),
+        ),
+        fixes=(
+            "save the scheduler's state_dict with the optimizer's, and load it behind the scheduler's constructor, which sets the rate anew",
+            f"where the run derives its position from the step, name it in the config's scheduler (last_epoch={start - 1})",
+        ),
+        predictions=(Prediction(trial="lr-before", expect="cured", refutes=False),),
+        depth=1,
+    )  # fmt: skip
 
 
 def _suspect(evidence: Evidence, said: str, exhibit: Exhibit, *, grade: Grade | None = None) -> Suspect:
