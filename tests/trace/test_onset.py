@@ -168,6 +168,15 @@ def test_low_first_losses_of_a_heavy_tail_are_no_baseline(start: int) -> None:
     assert not [e for e in watched(losses[4 - start :]) if e.verdict == "fault"]
 
 
+def test_a_rise_within_the_first_steps_is_held_against_the_leaps_before_it() -> None:
+    leaps = [0.049, 0.050, 0.203, 0.051, 0.291, 0.102, 0.170, 0.201, 0.203, 0.110, 0.369, 0.081, 0.368]
+    assert not [e for e in watched(leaps) if e.verdict == "fault"]
+    # as much noise behind it, and losses before it that agree: nothing of that kind had been seen
+    assert [e.verdict for e in watched([0.049, 0.050, 0.053, 0.051, *leaps[4:]])][:1] == ["fault"]
+    away = [0.78, 0.71, 2.28, 12.4, 6.15, 37.9, 1062.0, 1.94, 1.91]
+    assert [e.verdict for e in watched([0.049, 0.2, 0.05, *away])][:1] == ["fault"]
+
+
 def test_a_loss_near_zero_that_rises_for_good_is_a_fault() -> None:
     events = watched([*NEARLY_SOLVED, *(2.0 + 0.1 * (i % 4) for i in range(16))])
     assert [e.lead_step for e in events if e.verdict == "fault"] == [len(NEARLY_SOLVED)]

@@ -241,3 +241,48 @@ def test_a_nan_that_enters_at_the_loss_is_a_target_and_no_sample() -> None:
     )
     assert accused(bad_target.examine(told)).grade is Grade.PROVED
     assert bad_sample.examine(told) is None
+
+
+# --- inputs or targets -------------------------------------------------------------------------------------------------
+
+
+def exchanged(batch_loss: float, chance: float | None, change: float = 1.0, recorded: int = 6) -> tuple[object, object]:
+    """What bad-target and bad-sample say of a batch that is bad on a healthy state, whose layers changed so many times."""
+    losses = {"own": 4.0, "batch_on_healthy_state": batch_loss, "healthy_batch_on_state": 0.5}
+    body = {"step": 36, "healthy_step": 33, "baseline": 0.4, "losses": losses, "chance": chance}
+    rows = [
+        tensor(s, "output", "head", rms=2.0 * (change if s == 36 else 1.0 + 0.01 * (s % 3)), phase="forward")
+        for s in range(36 - recorded, 37)
+    ]
+    told = evidence(
+        spike(36, "forward"),
+        notes=[(NoteKind.FACTORIAL, body)],
+        rows=rows,
+        scalars={"loss": steady(30, 35, 0.4) | {36: 4.0}, "lr": dict.fromkeys(range(30, 37), 1e-3)},
+    )
+    return bad_target.examine(told), bad_sample.examine(told)
+
+
+def test_a_classifier_that_is_sure_and_wrong_of_ordinary_inputs_has_the_targets_of_others() -> None:
+    target, sample = exchanged(3.8, math.log(5))
+    assert (accused(target).grade, accused(target).location.phase) == (Grade.SUPPORTED, "batch")
+    assert sample is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"batch_loss": 3.8, "chance": None},
+        {"batch_loss": 3.8, "chance": 4.6},
+        {"batch_loss": 3.8, "chance": 1.6, "change": 1.8},
+        {"batch_loss": 3.8, "chance": 1.6, "change": 0.4},
+        {"batch_loss": 3.8, "chance": 1.6, "recorded": 3},
+    ],
+    ids=["no classifier", "a guess", "louder inputs", "fainter inputs", "too few steps"],
+)
+def test_a_bad_batch_is_bad_as_a_whole_where_its_inputs_are_other_data_or_unknown(
+    told: dict[str, float | None],
+) -> None:
+    target, sample = exchanged(**told)  # type: ignore[arg-type]
+    assert target is None
+    assert accused(sample).grade is Grade.SUPPORTED

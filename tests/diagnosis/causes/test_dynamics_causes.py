@@ -429,6 +429,18 @@ def test_counters_that_were_reset_are_told_from_the_checkpoints_step() -> None:
     assert accused(resumed({**ADAMW, "state_steps": [2.0, 9000.0]}, checkpoint_step=9000)).grade is Grade.CONSISTENT
 
 
+@pytest.mark.parametrize(
+    ("left", "found"), [(2e-5, True), (9e-4, False), (5e-3, False)], ids=["50 times", "a warm-up's", "it falls"]
+)
+def test_a_rate_far_above_the_saved_one_is_a_schedule_that_starts_over(left: float, found: bool) -> None:
+    group = {**ADAMW["groups"][0], "left_lr": left}
+    answer = resumed({**ADAMW, "groups": [group]})
+    assert (answer is not None) == found
+    if found:
+        assert accused(answer).grade is Grade.SUPPORTED
+        assert [p.trial for p in accused(answer).predictions] == ["lr-before"]
+
+
 # --- attention-logit-growth ----------------------------------------------------------------------------------------------
 
 
