@@ -15,6 +15,7 @@ from causes_pages import causes_pages
 from commands_page import commands_pages
 from configs_page import configs_page
 from formats_page import formats_page
+from keys_page import keys_page
 from precision_page import precision_page
 from projects_page import projects_page
 from readme_report import readme_with_report
@@ -30,7 +31,12 @@ OURS = ("causes", "commands")
 def main() -> int:
     """Write or check the pages; return the exit code."""
     pages = {**causes_pages(), **commands_pages(), "trace-schema.md": schema_page(), "formats.md": formats_page()}
-    pages |= {"configs.md": configs_page(), "precision.md": precision_page(), "projects.md": projects_page()}
+    pages |= {
+        "config-keys.md": keys_page(),
+        "configs.md": configs_page(),
+        "precision.md": precision_page(),
+        "projects.md": projects_page(),
+    }
     pages = {name: NOTE + text for name, text in pages.items()}
     pages["../README.md"] = readme_with_report()
     stale = [n for n, text in pages.items() if not (DOCS / n).exists() or (DOCS / n).read_text() != text]

@@ -21,7 +21,7 @@ from nanhunt.export.kinds import FILES, TRACKERS
 from nanhunt.library import library
 from nanhunt.recipes.catalogue import RECIPES
 from tests.browser.kept import trace_of
-from tests.docs.pages import PAGES, ROOT, code_spans, command_lines, prose
+from tests.docs.pages import PAGES, ROOT, code_spans, command_lines
 
 GROUP = typer.main.get_command(app)
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
@@ -174,17 +174,3 @@ def test_the_lines_that_cost_nothing_do_what_they_say(
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         said = capsys.readouterr()
         assert code == 0 or (code == 1 and "--exit-code" in line), f"{line}: {said.err}"
-
-
-def test_what_the_readme_says_of_the_scoreboard_stands_on_it() -> None:
-    board = (ROOT / "docs" / "scoreboard.md").read_text()
-    total = re.search(r"(?m)^\| total \| (\d+) \| \S+ \| (\d+)/\d+ \| \S+ \| (\d+)/\d+ ", board)
-    alarms = re.search(r"false alarms: (\d+) of (\d+)", board)
-    assert total is not None
-    assert alarms is not None
-    section = " ".join(
-        prose(ROOT / "README.md").partition("\n## How often it is right\n")[2].partition("\n## ")[0].split()
-    )
-    programs, first, located = total.groups()
-    for said in (f"{first} of {programs}", f"{located} of {programs}", f"{alarms[1]} of {alarms[2]}"):
-        assert said in section, said
