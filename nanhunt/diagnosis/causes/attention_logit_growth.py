@@ -112,14 +112,12 @@ def _before(evidence: Evidence, module: str) -> float:
 
 
 def _fixes(module: str, score: float, evidence: Evidence) -> tuple[str, ...]:
-    # where the product itself leaves its format, a cap behind it comes too late
-    capped = (
-        "cap the scores"
-        if evidence.outcome("scores-capped") != "persists"
-        else "scale them by 1/√d before their product"
-    )
+    other = ", or cap the scores"
+    if evidence.outcome("scores-capped") == "persists":
+        # where the product itself leaves its format, a cap behind it comes too late
+        other = ", or scale them by 1/√d before their product" if evidence.is_nonfinite else ""
     return (
-        f"normalise queries and keys (QK-norm), or {capped}",
+        f"normalise queries and keys (QK-norm){other}",
         f"scale query and key weights of {module or 'this attention'} by {in_words(math.sqrt(100.0 / score))} each",
     )
 
