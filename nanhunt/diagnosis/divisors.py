@@ -1,8 +1,9 @@
 """What a zero was that an op divided by, or took the logarithm of: an epsilon, a count, a vanished exponential, or a zero.
 
 Four causes begin with the same certificate, x/0. They differ in who made the 0, and that is asked here once, so that
-their answers exclude each other. In this order: a Python or integer count, or one that the batch brings; a floor that rounds to zero in its format; a
-sum of exponentials that all vanished; numerator and denominator both sums, that is a mean over nothing; a plain zero.
+their answers exclude each other. In this order: a Python or integer count, or one that the batch brings; a floor that
+rounds to zero in its format; a sum of exponentials that all vanished; numerator and denominator both sums, that is a mean
+over nothing; a plain zero.
 """
 
 from __future__ import annotations
