@@ -30,6 +30,14 @@ def test_every_relative_link_leads_to_a_file_and_every_anchor_to_a_heading(page:
     assert not dead
 
 
+def test_anchors_are_those_that_github_makes_of_headings(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What it *cannot* see\n## `qwen2.5-small.yaml`\n## [A link](x.md), twice\n## Twice\n## Twice\n```\n# none\n```\n"
+    )
+    assert anchors(page) == {"what-it-cannot-see", "qwen25-smallyaml", "a-link-twice", "twice", "twice-1"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_path_that_is_named_is_there(page: Path) -> None:
     named = [
