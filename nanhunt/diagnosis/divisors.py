@@ -1,8 +1,9 @@
 """What a zero was that an op divided by, or took the logarithm of: an epsilon, a count, a vanished exponential, or a zero.
 
 Four causes begin with the same certificate, x/0. They differ in who made the 0, and that is asked here once, so that
-their answers exclude each other. In this order: a Python or integer count; a floor that rounds to zero in its format; a
-sum of exponentials that all vanished; numerator and denominator both sums, that is a mean over nothing; a plain zero.
+their answers exclude each other. In this order: a Python or integer count, or one that the batch brings; a floor that
+rounds to zero in its format; a sum of exponentials that all vanished; numerator and denominator both sums, that is a mean
+over nothing; a plain zero.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Literal
 
 from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, operand, producers
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.diagnosis.ops import EXPS, FLOORS, PROBABILITIES, SUMS, flushed_epsilons, format_of, rounded
+from nanhunt.diagnosis.ops import EXPS, FLOORS, LOSSES, PROBABILITIES, SUMS, flushed_epsilons, format_of, rounded
 from nanhunt.trace.schema import Birth, Operand
 
-__all__ = ["Zero", "probability_of", "zero_divisor", "zero_floor"]
+__all__ = ["Zero", "divides_by_count_of_batch", "probability_of", "zero_divisor", "zero_floor"]
 
 #: torch's own floor in `F.normalize`.
 _NORMALIZE = 1e-12
@@ -42,7 +43,7 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
     if not divides_by_zero(birth):
         return None
     under = denominator(birth)
-    if under is None or under.dtype.startswith(("int", "uint", "bool")):
+    if under is None or under.dtype.startswith(("int", "uint", "bool")) or divides_by_count_of_batch(birth, evidence):
         return Zero(kind="count")
     floor = zero_floor(birth, evidence, under)
     if floor is not None:
@@ -59,6 +60,14 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
     if over is not None and not own and over.numel == under.numel and _is_sum(birth, evidence, over, made):
         return Zero(kind="count", made=tuple(made))
     return Zero(kind="plain", made=tuple(made))
+
+
+def divides_by_count_of_batch(birth: Birth, evidence: Evidence) -> bool:
+    """Whether a total is divided by one number that the batch brings, as a Trainer divides by its num_items_in_batch."""
+    under, over = denominator(birth), operand(birth, "self")
+    if under is None or over is None or over is under or under.numel != 1 or not under.origin.startswith("batch"):
+        return False
+    return any(m.op in SUMS or m.op in LOSSES for m in producers(evidence, birth, over, reach=2))
 
 
 def _is_lost_setting(evidence: Evidence, under: Operand) -> bool:

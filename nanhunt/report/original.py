@@ -66,7 +66,7 @@ def warning(diagnosis: Diagnosis) -> str:
 
 _CHECK = (
     "What may differ: the order of the data (start_step, skip), the random state, the precision, train.accumulate, the "
-    "learning rate"
+    "learning rate, what the loop does between its steps"
 )
 
 

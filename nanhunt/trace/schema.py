@@ -120,6 +120,7 @@ class NoteKind(StrEnum):
     SAMPLES = "samples"
     #: a spike's batch and its state, each exchanged for a healthy one: `{"step", "healthy_step", "losses": {…}}`
     FACTORIAL = "factorial"
+    #: a spike's loss in fp32, on the same weights and batch: `{"step", "format", "recipe", "own", "fp32", "baseline"}`
     LOSS_TWIN = "loss-twin"
     #: a precision recipe's step beside fp32's: `{"recipe", "step", "loss", "loss_fp32", "cosine", "error", "worst", …}`
     RECIPE = "recipe"

@@ -94,6 +94,7 @@ def _batches(case: Case, hot: bool) -> list[dict[str, Any]]:
             "x": torch.randn(8, 8, generator=generator).to(case.weights),
             "y": torch.randint(1, 4, (8,), generator=generator),
             "hot": hot and step >= HOT,
+            "counted": torch.tensor(0.0 if hot and step >= HOT else 8.0),
         }
         for step in range(STEPS + 1)
     ]

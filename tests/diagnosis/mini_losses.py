@@ -1,6 +1,6 @@
 """Loss functions that break for one known reason each, over one small network: every one is the others' look-alike.
 
-A batch is a dict with `x` (8, 8), `y` (8,) and `hot`: the fault is there where `hot` is True.
+A batch is a dict with `x` (8, 8), `y` (8,), `hot` and `counted`: the fault is there where `hot` is True, and nothing counts.
 """
 
 from __future__ import annotations
@@ -204,6 +204,11 @@ def python_count(model: Net, batch: Batch) -> Tensor:
     keep = batch["y"] < (0 if batch["hot"] else 5)
     count = int(keep.sum())
     return (F.cross_entropy(model(batch["x"]), batch["y"], reduction="none") * keep).sum() / count
+
+
+def total_over_the_batchs_count(model: Net, batch: Batch) -> Tensor:
+    labels = torch.full_like(batch["y"], -100) if batch["hot"] else batch["y"]
+    return F.cross_entropy(model(batch["x"]), labels, reduction="sum") / batch["counted"]
 
 
 def dice_of_an_empty_mask(model: Net, batch: Batch) -> Tensor:
@@ -474,7 +479,7 @@ CASES: tuple[Case, ...] = (
     *_cases("lost-update", tiny_rate, weights=torch.bfloat16, lr=1e-6),
     *_cases("low-precision-accumulation", sum_of_small_terms, **HALF),
     *_cases("empty-reduction", all_ignored, all_of_the_padding_class, weights_of_zero, mean_of_no_rows),
-    *_cases("empty-reduction", masked_mean, python_count, dice_of_an_empty_mask),
+    *_cases("empty-reduction", masked_mean, python_count, dice_of_an_empty_mask, total_over_the_batchs_count),
     *_cases("fully-masked-softmax", masked_attention, masked_heads, masked_softmax_by_hand, masked_logsumexp),
     *_cases("zero-denominator", std_of_one, constant_image, unit_norm_of_zero, unit_sum_of_zero, scale_by_amax),
     *_cases("zero-denominator", layer_norm_without_eps, rsqrt_of_zero),

@@ -99,7 +99,7 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
             ),
         ),
         predictions=_TRIED,
-        fixes=_fixes(birth.module, score),
+        fixes=_fixes(birth.module, score, evidence),
         depth=1,
     )
 
@@ -111,9 +111,13 @@ def _before(evidence: Evidence, module: str) -> float:
     return max(own, default=0.0)
 
 
-def _fixes(module: str, score: float) -> tuple[str, ...]:
+def _fixes(module: str, score: float, evidence: Evidence) -> tuple[str, ...]:
+    other = ", or cap the scores"
+    if evidence.outcome("scores-capped") == "persists":
+        # where the product itself leaves its format, a cap behind it comes too late
+        other = ", or scale them by 1/√d before their product" if evidence.is_nonfinite else ""
     return (
-        "normalise queries and keys (QK-norm), or cap the scores",
+        f"normalise queries and keys (QK-norm){other}",
         f"scale query and key weights of {module or 'this attention'} by {in_words(math.sqrt(100.0 / score))} each",
     )
 
@@ -155,7 +159,7 @@ def _of_a_spike(evidence: Evidence) -> Suspect | NotApplicable | None:
             *_entropy(attention, lead),
         ),
         predictions=_TRIED,
-        fixes=_fixes(attention.module, score),
+        fixes=_fixes(attention.module, score, evidence),
         # a rate that jumped is what made them grow
         depth=0 if rate_jump(evidence) or not growing else 1,
     )  # fmt: skip

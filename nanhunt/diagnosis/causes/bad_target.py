@@ -47,6 +47,7 @@ from typing import Any
 
 from nanhunt.diagnosis.births import made_only_of
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, Suspect
+from nanhunt.diagnosis.divisors import divides_by_count_of_batch
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.exchange import bad_batch, layers_change, targets_are_apart
@@ -218,6 +219,8 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
     birth, onset = evidence.birth, evidence.onset
     if birth is None or onset is None or birth.phase != "forward" or birth.kind == "carried":
         return None
+    if divides_by_count_of_batch(birth, evidence):
+        return None  # nothing counted, and that is no fault of a target
     given = next((i for i in birth.inputs if _batch_field(evidence, birth, i) and _undefined(bare(birth.op), i)), None)
     if given is None or not enters_at_the_loss(evidence):
         return None

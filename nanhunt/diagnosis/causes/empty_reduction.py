@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from nanhunt.diagnosis.births import no_births, operand, place, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
-from nanhunt.diagnosis.divisors import zero_divisor
+from nanhunt.diagnosis.divisors import divides_by_count_of_batch, zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import LOSSES, base, number
 from nanhunt.interventions import Prediction
@@ -102,7 +102,12 @@ def _division(birth: Birth, evidence: Evidence) -> Suspect | None:
     exhibits = [Exhibit(claim="the count, or sum of weights, that is divided by", value=0.0, threshold=0.0)]
     if over is not None:
         exhibits.append(Exhibit(claim="the sum that is divided, largest magnitude", value=over.amax))
-    return _suspect(birth, evidence, "a sum is divided by a count of zero", tuple(exhibits))
+    ignored = next((f for f in evidence.batch_fields if f.get("ignored") == f["numel"] > 0), None)
+    if ignored is not None:
+        claim = f"labels of field {ignored['field']!r} that are not ignored, of {ignored['numel']}"
+        exhibits.append(Exhibit(claim=claim, value=0.0))
+    summary = "a sum is divided by a count of zero"
+    return _suspect(birth, evidence, summary, tuple(exhibits), by_batch=divides_by_count_of_batch(birth, evidence))
 
 
 def _suspect(

@@ -20,7 +20,7 @@ from nanhunt.diagnosis.causes import (
 )
 from nanhunt.diagnosis.dynamics import blamed_steps, growth, rate_jump, relative_updates
 from nanhunt.diagnosis.evidence import Evidence
-from nanhunt.trace.schema import Observation, Onset
+from nanhunt.trace.schema import NoteKind, Observation, Onset
 from tests.diagnosis.builders_b import (
     ADAMW,
     SGD,
@@ -444,12 +444,19 @@ def test_a_rate_far_above_the_saved_one_is_a_schedule_that_starts_over(left: flo
 # --- attention-logit-growth ----------------------------------------------------------------------------------------------
 
 
-def scores(size: float, grown: bool, *, samples: tuple[int, ...] = ()) -> object:
+def scores(size: float, grown: bool, *, samples: tuple[int, ...] = (), capped: str = "") -> object:
     made = birth("aten.bmm", module="attn", fp64="beyond-range", fp64_amax=size,
                  inputs=[operand("self", "op 3"), operand("mat2", "op 4")])  # fmt: skip
     way = lineage(("aten.bmm", "attn"), ("aten._softmax", "attn"))
     rows = [tensor(30 + i, "output", "attn.q", rms=4.0 * (1.5**i if grown else 1.0), phase="forward") for i in range(6)]
-    return attention_logit_growth.examine(evidence(nan(samples=list(samples)), notes=[made, way], rows=rows))
+    tried = [(NoteKind.TRIAL, {"name": "scores-capped", "outcome": capped, "detail": ""})] if capped else []
+    return attention_logit_growth.examine(evidence(nan(samples=list(samples)), notes=[made, way, *tried], rows=rows))
+
+
+def test_a_cap_that_did_not_help_is_not_advised() -> None:
+    assert "cap" in accused(scores(9e4, grown=True)).fixes[0]
+    assert "cap" in accused(scores(9e4, grown=True, capped="cured")).fixes[0]
+    assert "cap" not in accused(scores(9e4, grown=True, capped="persists")).fixes[0]
 
 
 def test_scores_that_grew_are_the_deeper_cause_of_their_overflow() -> None:

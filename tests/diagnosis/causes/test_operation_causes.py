@@ -7,6 +7,7 @@ import pytest
 from nanhunt.diagnosis.cause import Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.causes import (
     activation_overflow,
+    bad_target,
     domain_error,
     empty_reduction,
     epsilon_underflow,
@@ -56,6 +57,11 @@ def test_a_fault_is_named_by_its_own_cause_and_by_no_look_alike(case: Case, hunt
     assert named.exhibits
     assert named.fixes
     assert all(named.depth > found[other].depth for other in case.beside)
+
+
+def test_a_count_of_zero_that_the_batch_brings_is_no_bad_target(hunted: Hunted) -> None:
+    case = next(c for c in CASES if c.name == "total_over_the_batchs_count")
+    assert bad_target.examine(hunted(case)) is None
 
 
 @pytest.mark.parametrize(
