@@ -31,7 +31,8 @@ the next batch it tells nothing, unless the sample's input stands out as well.
 When it is mistaken
 -------------------
 A sample that only triggers an undefined operation (an empty mask, a zero norm, a log of zero) is not bad: those causes
-come first. For bad-target, where the field enters at the loss, or where all layers make of the inputs what they make of others. Spikes that go with the sample can still be the state's:
+come first. For bad-target, where the field enters at the loss, or where every layer makes of the inputs what it makes of
+others. Spikes that go with the sample can still be the state's:
 PaLM's skipped batches did no harm when they were met later.
 
 References
