@@ -5,7 +5,7 @@ there are samples belongs to them; all else (positions, class weights, a text) s
 
 What was chosen. Samples are counted along the first dimension, which is what a report's numbers mean. Where they lie
 elsewhere, it is said and not guessed: a sequence that stands first (T, B, …), several documents packed into one row, no
-dimension that the tensors share.
+dimension that the tensors share. Labels that were flattened, B·T of them beside tokens of (B, T), are a sample's T by T.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def batch_size(batch: Any) -> int | None:
     sizes = Counter(t.shape[0] for t in tensors if not (t.shape[0] in seconds and _counts_up(t)))
     if not sizes or _second_dimension(batch) is not None:
         return None
+    flattened = _flattened(batch)
+    if flattened is not None:
+        return flattened[0]
     size, votes = sizes.most_common(1)[0]
     return size if votes * 2 > sum(sizes.values()) or len(sizes) == 1 else None
 
@@ -70,9 +73,11 @@ def why_no_samples(batch: Any, model: nn.Module, outputs: Mapping[str, tuple[int
 
 def take_samples(batch: Any, samples: list[int]) -> Any:
     """Return the batch with only these samples, in this order; leaves that are not per sample stay whole."""
-    size = batch_size(batch)
+    size, flattened = batch_size(batch), _flattened(batch)
 
     def pick(leaf: Any) -> Any:
+        if flattened is not None and _is_flat(leaf, flattened):
+            return leaf.reshape(flattened)[samples].reshape(-1)
         if not _is_per_sample(leaf, size):
             return leaf
         if isinstance(leaf, Tensor):
@@ -89,9 +94,11 @@ def replace_samples(batch: Any, donor: Any, samples: list[int]) -> Any | None:
 
     The number of samples, and with it every random number that the step draws, stays as it was.
     """
-    size = batch_size(batch)
+    size, flattened = batch_size(batch), _flattened(batch)
     if size is None or batch_size(donor) != size:
         return None
+    if flattened is not None:
+        return _replaced_flat(batch, donor, samples, flattened)
     given = _per_sample_leaves(donor, size)
     own = _per_sample_leaves(batch, size)
     if len(given) != len(own) or any(_form(a) != _form(b) for a, b in zip(own, given, strict=True)):
@@ -112,6 +119,22 @@ def replace_samples(batch: Any, donor: Any, samples: list[int]) -> Any | None:
         return type(leaf)(other[i] if i in samples else item for i, item in enumerate(leaf))
 
     return map_leaves(swap, batch, is_leaf=_is_list_of(batch, size))
+
+
+def _replaced_flat(batch: Any, donor: Any, samples: list[int], shape: tuple[int, int]) -> Any | None:
+    """Replace samples of a batch with flattened labels: what was flattened is folded, and flattened again."""
+    if _flattened(donor) != shape:
+        return None
+
+    def folded(value: Any) -> Any:
+        return map_tensors(lambda t: t.reshape(shape) if _is_flat(t, shape) else t, value)
+
+    replaced = replace_samples(folded(batch), folded(donor), samples)
+    if replaced is None:
+        return None
+    was_flat = {path for path, t in tensors_of(batch) if _is_flat(t, shape)}
+    flat = {id(t) for path, t in tensors_of(replaced) if path in was_flat}
+    return map_tensors(lambda t: t.reshape(-1) if id(t) in flat else t, replaced)
 
 
 def cast_batch(batch: Any, old: torch.dtype, new: torch.dtype) -> Any:
@@ -185,6 +208,22 @@ def _second_dimension(batch: Any) -> int | None:
     return int(size) if lines[0].shape[0] == size != length else None
 
 
+def _flattened(batch: Any) -> tuple[int, int] | None:
+    """Return (samples, positions) of a batch of (B, T, …) and lines of B·T, of B also; None of any other."""
+    tensors = [t for _, t in tensors_of(batch) if t.dim() >= 1 and not _counts_up(t)]
+    rows, lines = [t for t in tensors if t.dim() > 1], [t for t in tensors if t.dim() == 1]
+    if not rows or not lines or len({t.shape[:2] for t in rows}) > 1:
+        return None
+    size, length = rows[0].shape[:2]
+    lengths = {t.shape[0] for t in lines}
+    is_flat = size > 0 and length > 1 and size * length in lengths <= {size, size * length}
+    return (int(size), int(length)) if is_flat else None
+
+
+def _is_flat(leaf: Any, shape: tuple[int, int]) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() == 1 and leaf.shape[0] == shape[0] * shape[1]
+
+
 def _counts_up(tensor: Tensor) -> bool:
     """Whether a line of numbers is 0, 1, 2 …: positions."""
     return (
@@ -209,8 +248,9 @@ def _sequence_first_module(
     model: nn.Module, shapes: list[tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]
 ) -> str:
     """Return the recurrent or attention module that put out (T, B, …) for a batch of nothing but (T, B, …)."""
-    lead = shapes[0][:2]
-    if len(lead) < 2 or lead[0] == lead[1] or any(s[:2] != lead for s in shapes):
+    lead = next((s[:2] for s in shapes if len(s) > 1), ())
+    flat = (lead[0] * lead[1],) if lead else ()
+    if not lead or lead[0] == lead[1] or any(s[:2] != lead and s != flat for s in shapes):
         return ""
     found = [
         f"{name} ({type(module).__name__})"

@@ -41,6 +41,9 @@ Y = torch.arange(4)
         ("text", None),
         ((X, torch.ones(3)), None),
         ((X, torch.arange(3)), 4),
+        ((X, torch.ones(12)), 4),
+        ((X, torch.ones(11)), None),
+        ({"ids": X, "labels": torch.ones(12), "weights": torch.ones(4)}, 4),
     ],
 )
 def test_the_number_of_samples_is_what_most_tensors_lead_with(batch: Any, size: int | None) -> None:
@@ -51,6 +54,29 @@ def test_samples_are_taken_in_the_order_asked_for_with_their_labels() -> None:
     x, y = take_samples((X, Y), [3, 1])
     assert x.tolist() == [X[3].tolist(), X[1].tolist()]
     assert y.tolist() == [3, 1]
+
+
+def test_flattened_labels_go_with_their_samples() -> None:
+    labels = torch.arange(100, 112)
+    assert [t.tolist() for t in take_samples((X, labels), [2, 0])] == [
+        X[[2, 0]].tolist(),
+        [106, 107, 108, 100, 101, 102],
+    ]
+    ids, replaced = replace_samples((X, labels), (X + 50, labels + 50), [1])
+    assert ids[:, 0].tolist() == [0, 53, 6, 9]
+    assert replaced.tolist() == [100, 101, 102, 153, 154, 155, 106, 107, 108, 109, 110, 111]
+    assert replace_samples((X, labels), (X[:, :2], labels), [1]) is None
+
+
+def test_lines_of_both_lengths_go_with_their_samples() -> None:
+    batch = {"ids": X, "labels": torch.arange(100, 112), "weights": torch.arange(4.0)}
+    taken = take_samples(batch, [3])
+    assert (taken["labels"].tolist(), taken["weights"].tolist()) == ([109, 110, 111], [3.0])
+
+
+def test_a_recurrent_module_takes_the_sequence_first_beside_flattened_labels_too() -> None:
+    model = nn.ModuleDict({"rnn": nn.LSTM(3, 5)})
+    assert "rnn (LSTM)" in why_no_samples((TB, torch.ones(28)), model, {"rnn": (7, 4, 5)})
 
 
 def test_what_is_not_per_sample_stays_whole() -> None:
