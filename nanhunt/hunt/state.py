@@ -40,6 +40,9 @@ class Progress(Protocol):
     def step(self, result: StepResult | None, step: int) -> None:
         """A step was replayed."""
 
+    def say(self, text: str) -> None:
+        """Something ends the hunt early, and whoever waits for it is to read why."""
+
 
 class Sink(Protocol):
     """What rows and notes go into: a trace that is being written, or one that is added to."""
@@ -65,6 +68,9 @@ class Silent:
         """Do nothing."""
 
     def step(self, result: StepResult | None, step: int) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
         """Do nothing."""
 
 
