@@ -14,7 +14,8 @@ from torch import Tensor
 from nanhunt.culprit import Culprit
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.ranks.team import Sign, Team
+from nanhunt.ranks.sign import Sign
+from nanhunt.ranks.team import Team
 from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
