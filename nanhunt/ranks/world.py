@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -107,6 +108,19 @@ class World:
             dist.broadcast_object_list(held, src=by, group=self.group, device=torch.device("cpu"))
         found: _T = held[0]
         return found
+
+    def passed_on(self, value: _T) -> _T:
+        """Give a value to the next rank, and return that of the one before, by rank around. Raises RankLostError."""
+        host, theirs = torch.device("cpu"), [None]
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        give = partial(dist.send_object_list, [value], dst=after, group=self.group, device=host)
+        take = partial(dist.recv_object_list, theirs, src=before, group=self.group, device=host)
+        with _answered():
+            # whoever gives first waits for one that takes first, or for a neighbour that comes to it
+            for move in (give, take) if self.rank % 2 == 0 else (take, give):
+                move()
+        found: Any = theirs[0]
+        return cast("_T", found)
 
 
 def own_device(name: str | None) -> str | None:
