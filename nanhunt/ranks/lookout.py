@@ -49,6 +49,8 @@ class Lookout:
         self._over = threading.Event()
         self._steps = 0
         self._is_inside = False
+        #: when the last step began
+        self._began = 0.0
         #: where the number of each signal comes out, and goes in
         self._signals: socket.socket | None = None
         self._woken: socket.socket | None = None
@@ -78,11 +80,11 @@ class Lookout:
     def step(self) -> Iterator[None]:
         """Tell that the body is a step: its collectives may wait for a rank that has left."""
         self._steps += 1
+        self._began = time.monotonic()
         self._is_inside = True
-        began = time.monotonic()
         try:
             yield
-            self._world.took(time.monotonic() - began)
+            self._world.took(time.monotonic() - self._began)
         finally:
             self._is_inside = False
 
@@ -99,7 +101,7 @@ class Lookout:
             left = self._world.board.left()
             if left != seen:
                 seen, since = left, time.monotonic()
-            if left is None or time.monotonic() - since < self._world.pace.grace:
+            if left is None or time.monotonic() - max(since, self._began) < self._world.pace.grace:
                 continue
             steps, rank, reason = left
             if rank != self._world.rank and self._is_inside and self._steps == steps:  # the very step that was left
