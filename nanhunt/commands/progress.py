@@ -71,6 +71,10 @@ class Bar:
             scalars = f"step {step}  loss {result.loss:.4g}{norm}"
         self._progress.update(self._task, advance=1, scalars=scalars)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar, of a quiet one too."""
+        print(printable(text), file=sys.stderr)
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self

@@ -156,7 +156,7 @@ def _replayed(options: ReplayOptions, given: _Given, device: torch.device, world
         if given.original is not None:
             first = run.start_step
             writer.note(NoteKind.ORIGINAL, given.original.note(first, first + settings.steps - 1))
-        onset = _hunted(run, writer, settings, bar, world)
+        onset = _hunted(run, writer, settings, bar, world, options.out)
     if world is not None:
         await_others(world)
     _say(options, out, run, onset, bar)
@@ -173,11 +173,16 @@ def _of_a_rank(options: ReplayOptions, world: World) -> ReplayOptions:
 
 
 def _hunted(
-    run: TrainingRun, writer: TraceWriter, settings: HuntSettings, bar: Bar, world: World | None
+    run: TrainingRun, writer: TraceWriter, settings: HuntSettings, bar: Bar, world: World | None, out: Path
 ) -> Onset | None:
     if world is None:
         return hunt(run, writer, settings, bar)
-    with Lookout(world, lambda reason: writer.close(reason=reason)) as lookout:
+
+    def close(reason: str) -> str:
+        writer.close(reason=reason)
+        return _reach(out, writer, bar)
+
+    with Lookout(world, close) as lookout:
         return hunt(run, writer, settings, bar, Team(world=world, lookout=lookout))
 
 
@@ -316,10 +321,16 @@ def _accounted(out: Path, writer: TraceWriter, bar: Bar) -> Iterator[None]:
             writer.path.unlink(missing_ok=True)
             writer.partial.unlink(missing_ok=True)
             raise
-        reach = "no step was finished" if bar.last_step is None else f"up to step {bar.last_step}"
-        kept = out if writer.path.exists() else partial_path(out)
-        error.add_note(f"the trace so far ({reach}): {kept}")
+        error.add_note(_reach(out, writer, bar))
         raise
+
+
+def _reach(out: Path, writer: TraceWriter, bar: Bar) -> str:
+    """Return where a trace lies that ended early, and how far it goes."""
+    reach = "no step was finished" if bar.last_step is None else f"up to step {bar.last_step}"
+    # a rank's own file lies in the folder `out`
+    is_there = writer.path.exists() or writer.path.name != out.name
+    return f"the trace so far ({reach}): {out if is_there else partial_path(out)}"
 
 
 def _say(options: ReplayOptions, out: Path, run: TrainingRun, onset: Onset | None, bar: Bar) -> None:

@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from nanhunt.commands.rank_bundles import first_at_fault
 from nanhunt.errors import UsageError
 from nanhunt.recorder.script.settings import Settings, Told, read_told
 
@@ -46,7 +48,7 @@ def run(options: RunOptions) -> int:
 
     Raises UsageError where there is no script.
     """
-    command = _command(options)
+    command, began = _command(options), time.time()
     with tempfile.TemporaryDirectory(prefix="nanhunt-run-") as folder:
         told = Path(folder) / "told"
         settings = Settings(
@@ -55,7 +57,7 @@ def run(options: RunOptions) -> int:
         code = _wait(subprocess.Popen(command, env=_environment(settings)))
         lines = read_told(told)
     with contextlib.suppress(KeyboardInterrupt):
-        _afterwards(options, lines, code)
+        _afterwards(options, lines, code, began)
     return code
 
 
@@ -103,7 +105,7 @@ def _handling(number: signal.Signals, handler: object) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _afterwards(options: RunOptions, lines: Sequence[Told], code: int) -> None:
+def _afterwards(options: RunOptions, lines: Sequence[Told], code: int, began: float) -> None:
     """Report the first bundle, whose fault is the cause of later ones; say so where nothing could be recorded."""
     bundles = [line for line in lines if line.bundle]
     is_first_rank = os.environ.get("RANK", "0") == "0"
@@ -112,15 +114,23 @@ def _afterwards(options: RunOptions, lines: Sequence[Told], code: int) -> None:
             _say("nanhunt: no training step was seen, nothing is recorded")
         return
     if options.report and is_first_rank and code not in _ENDING:
-        _report(bundles[0], options)
+        own = Path(bundles[0].bundle)
+        first = first_at_fault(own, began)
+        if first is None:
+            _report(own, bundles[0].lacks, options)
+            return
+        _say(f"nanhunt: rank {first.rank} of {first.world_size} was first: {first.detail}; its bundle by itself:")
+        _report(first.folder, bundles[0].lacks, options)
+        if first.is_of_all and not bundles[0].lacks:
+            launch = f"torchrun --nproc-per-node {first.world_size} -m nanhunt replay {own}"
+            _say(f"nanhunt: all ranks together, which alone repeat the run:\n  {launch}")
 
 
-def _report(told: Told, options: RunOptions) -> None:
+def _report(bundle: Path, lacks: str, options: RunOptions) -> None:
     """Replay a bundle and print its report; where it lacks something, report what was recorded."""
-    bundle = Path(told.bundle)
     trace, recorded = bundle / "replay.parquet", bundle / "trace.parquet"
-    if told.lacks:
-        _say(f"nanhunt: {told.lacks}: complete {bundle / 'nanhunt.yaml'}, then nanhunt replay {bundle}")
+    if lacks:
+        _say(f"nanhunt: {lacks}: complete {bundle / 'nanhunt.yaml'}, then nanhunt replay {bundle}")
         _nanhunt("report", str(recorded))
         return
     quiet = ["--quiet"] if options.quiet else []

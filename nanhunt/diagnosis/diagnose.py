@@ -211,7 +211,18 @@ def _assumptions(evidence: Evidence) -> list[str]:
     if evidence.onset is not None and repeat and repeat.get("reproduced"):
         same = "bit for bit" if repeat.get("same_gradients") else "though not bit for bit"
         texts.append(f"the bad step was run again and failed again, {same}")
-    return [*texts, *_of_others(evidence)]
+    return [*texts, *_of_swapped(evidence), *_of_others(evidence)]
+
+
+def _of_swapped(evidence: Evidence) -> list[str]:
+    """Return what the bad step did with the ranks' batches swapped."""
+    swap = evidence.note(NoteKind.SWAP)
+    if swap is None:
+        return []
+    own, other = (" and ".join(map(str, swap[key])) or "none" for key in ("failed", "swapped"))
+    return [
+        f"with each rank on its neighbour's batch the loss of rank {other} is not finite, on their own that of rank {own}"
+    ]
 
 
 def _of_others(evidence: Evidence) -> list[str]:

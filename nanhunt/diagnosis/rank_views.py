@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ __all__ = ["RankView", "rank_views"]
 
 #: Ranks that a report shows; those that saw something non-finite go before the others.
 _SHOWN = 8
+#: Roles of what a forward pass reads and makes.
+_BEFORE_THE_LOSS = ("batch", "buffer", "input", "output", "op")
 _COLUMNS = ["rank", "seq", "role", "module", "name", "nan", "posinf", "value"]
 
 
@@ -22,7 +25,7 @@ class RankView:
     step: int
     loss: float | None
     grad_norm: float | None
-    #: the first of its tensors with a NaN or +inf, `output of blocks.0`; '' of none
+    #: the first of its tensors with a NaN or +inf, `output of blocks.0` or `the loss`; '' of none
     bad: str
 
 
@@ -40,11 +43,13 @@ def rank_views(evidence: Evidence) -> tuple[RankView, ...]:
 
 
 def _view(rank: int, step: int, rows: Any) -> RankView:
-    bad = rows[(rows["nan"] > 0) | (rows["posinf"] > 0)]
+    bad, loss = rows[(rows["nan"] > 0) | (rows["posinf"] > 0)], _scalar(rows, "loss")
     first = "" if bad.empty else _place(bad.iloc[0])
-    return RankView(
-        rank=int(rank), step=step, loss=_scalar(rows, "loss"), grad_norm=_scalar(rows, "grad_norm"), bad=first
-    )
+    # made by the loss function, which no module's row shows: what comes behind it has it from there
+    is_made_by_loss = loss is not None and not math.isfinite(loss)
+    if is_made_by_loss and (bad.empty or bad.iloc[0]["role"] not in _BEFORE_THE_LOSS):
+        first = "the loss"
+    return RankView(rank=int(rank), step=step, loss=loss, grad_norm=_scalar(rows, "grad_norm"), bad=first)
 
 
 def _scalar(rows: Any, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Small readings that several causes share: an op's bare name, a birth's place, a number in words."""
+"""Small readings that several causes share: an op's bare name, a birth's place, numbers in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nanhunt.diagnosis.cause import Location
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.trace.schema import Birth
 
-__all__ = ["bare", "in_words", "place_of", "place_of_onset"]
+__all__ = ["bare", "in_words", "nonfinite_in_words", "place_of", "place_of_onset"]
 
 
 def bare(op: str | None) -> str:
@@ -52,3 +52,8 @@ def place_of_onset(evidence: Evidence, *, phase: str | None = None, parameter: s
 def in_words(value: float) -> str:
     """Return a number short: 70144, 0.0013, 1.3e-08; whole numbers up to seven digits are written out."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def nonfinite_in_words(nan: int, inf: int) -> str:
+    """Return what is not finite by its name: 1 NaN, 3 Inf, 2 NaN and 1 Inf; `some NaN or Inf` where nobody counted."""
+    return " and ".join(f"{count} {name}" for count, name in ((nan, "NaN"), (inf, "Inf")) if count) or "some NaN or Inf"

@@ -48,10 +48,10 @@ def summary(evidence: Evidence, suspects: Sequence[Suspect], original: OriginalR
     if best is None and trace.manifest.settings.get("recorder"):
         return f"Step {onset.step}: {onset.detail}; this was recorded beside the run, a replay of its bundle finds the cause."
     if best is None:
-        return f"Step {onset.step}: {onset.detail}{_where(onset)}; none of the known causes fits."
+        return f"Step {onset.step}: {onset.detail}{_on(evidence, onset)}{_where(onset)}; none of the known causes fits."
     # the onset of a fault without a NaN often says what the suspect says: once is enough
     what = "" if best.summary[:_ALIKE] in onset.detail else f": {onset.detail}"
-    return f"Step {onset.step}{what}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
+    return f"Step {onset.step}{what}{_on(evidence, onset)}{_where(onset)}: {best.summary} ({best.cause}, {best.grade})."
 
 
 def _another_run(original: OriginalRun) -> str:
@@ -115,6 +115,11 @@ def _meant(evidence: Evidence) -> str:
 
 def _counted(steps: int) -> str:
     return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+def _on(evidence: Evidence, onset: Onset) -> str:
+    """Name the rank of a fault that several ranks look for; of ranks that differ the detail does."""
+    return f" on rank {onset.rank}" if evidence.ranks.rank_count > 1 and onset.kind != "mismatch" else ""
 
 
 def _where(onset: Onset) -> str:

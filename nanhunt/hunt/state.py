@@ -14,7 +14,8 @@ from torch import Tensor
 from nanhunt.culprit import Culprit
 from nanhunt.hunt.drift import LogitWatch
 from nanhunt.probes.probe import RowBuffer
-from nanhunt.ranks.team import Sign, Team
+from nanhunt.ranks.sign import Sign
+from nanhunt.ranks.team import Team
 from nanhunt.stall import LostAlone, Motion, StuckMoments, UpdateLoss
 from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
@@ -39,6 +40,9 @@ class Progress(Protocol):
 
     def step(self, result: StepResult | None, step: int) -> None:
         """A step was replayed."""
+
+    def say(self, text: str) -> None:
+        """Something ends the hunt early, and whoever waits for it is to read why."""
 
 
 class Sink(Protocol):
@@ -65,6 +69,9 @@ class Silent:
         """Do nothing."""
 
     def step(self, result: StepResult | None, step: int) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
         """Do nothing."""
 
 

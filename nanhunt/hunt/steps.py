@@ -25,7 +25,8 @@ from nanhunt.probes.update_bound import UpdateBound
 from nanhunt.ranks.digest import GradientDigest, rng_digest, state_digests
 from nanhunt.ranks.parted import Held
 from nanhunt.ranks.shard_note import partial_gradients, shards_body
-from nanhunt.ranks.team import AloneError, Sign
+from nanhunt.ranks.sign import Sign
+from nanhunt.ranks.team import AloneError
 from nanhunt.ranks.world import RankLostError, is_of_a_lost_rank
 from nanhunt.replay import Replayed, device_is_lost, replay_step
 from nanhunt.rewind import kept, rewind
@@ -61,6 +62,7 @@ def replay_steps(state: HuntState) -> Onset | None:
             state.assume(text)
             if state.team is not None and not state.team.all_ended(text):
                 state.is_alone = True
+                state.progress.say(f"rank {state.rank}: {text}")
                 return None
             break
         finally:
@@ -80,8 +82,8 @@ def replay_steps(state: HuntState) -> Onset | None:
         try:
             judge = partial(_judged, state, seen, rows, fault, event)
             onset = state.judged(_sign(state, rows, fault, event), judge)
-        except AloneError:
-            return _left_alone(state, seen, fault)
+        except AloneError as reason:
+            return _left_alone(state, seen, rows, fault, str(reason))
         if onset is not None:
             state.lost_device = device_is_lost(seen.error)
             return onset
@@ -180,16 +182,17 @@ def _is_bad_inside(rows: StepRows) -> bool:
     return bool((grads.nan + grads.posinf + grads.neginf).any())
 
 
-def _left_alone(state: HuntState, seen: Replayed, fault: StepFault | None) -> Onset:
-    """Return the onset of an exception that took this rank out of a step which the others are still in."""
-    assert fault is not None
-    assert state.team is not None
+def _left_alone(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault | None, reason: str) -> Onset | None:
+    """Return the onset of what this rank saw in a step that not all ranks are in."""
     state.is_alone = True
-    state.assume(
-        f"rank {state.rank} left step {seen.step} while the others waited in it: no rank can run it again; no op-level "
-        "look, no trials"
-    )
-    return replace(_written(state, locate_exception(state.run, seen, fault)), rank=state.rank)
+    text = f"step {seen.step} of rank {state.rank}: {reason}"
+    state.progress.say(text if fault is None else f"{text} ({fault.detail})")
+    state.assume(text if fault is None else f"{text}: no rank can run it again; no op-level look, no trials")
+    if fault is None:
+        return None
+    if fault.kind == "exception":
+        return replace(_written(state, locate_exception(state.run, seen, fault)), rank=state.rank)
+    return replace(_without_zoom(rows, fault, _onset_of(seen, fault)), rank=state.rank)
 
 
 def _earlier_skip(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> tuple[Replayed, StepRows]:
@@ -212,7 +215,7 @@ def _earlier_skip(state: HuntState, seen: Replayed, rows: StepRows, fault: StepF
 
 def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> Onset:
     lead = state.watch.event.lead_step if state.watch.event else None
-    onset = Onset(kind="nan" if fault.nan else "inf", step=seen.step, phase="forward", detail=fault.detail)
+    onset = _onset_of(seen, fault)
     if fault.kind == "exception":
         onset = replace(onset, kind="exception")
     if device_is_lost(seen.error):
@@ -235,6 +238,10 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
         check_backwards(state, lead)
     state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
     return replace(_written(state, zoomed), lead_step=lead)
+
+
+def _onset_of(seen: Replayed, fault: StepFault) -> Onset:
+    return Onset(kind="nan" if fault.nan else "inf", step=seen.step, phase="forward", detail=fault.detail)
 
 
 def _swap(state: HuntState, step: int) -> None:

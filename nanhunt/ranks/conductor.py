@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from nanhunt.bench import NotApplicableError
 from nanhunt.ranks.lookout import Lookout
 from nanhunt.ranks.world import World
 
@@ -38,10 +39,14 @@ class Conductor:
         """Say one thing, unless it is part of what was said already."""
         if self._quiet:
             return
-        if not self.is_open:
+        self.open()
+        self._world.told((what, details), by=self._world.rank)
+
+    def open(self) -> None:
+        """Begin to lead, where nothing was said yet: the others may have something to look into first."""
+        if not self.is_open and not self._quiet:
             self._opened()
             self.is_open = True
-        self._world.told((what, details), by=self._world.rank)
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -72,7 +77,10 @@ class Conductor:
 
     @contextlib.contextmanager
     def standing(self, what: str, details: tuple[Any, ...], body: AbstractContextManager[_T]) -> Iterator[_T]:
-        """Enter a context that the others enter too; steps that entering it runs are part of the word."""
+        """Enter a context that the others enter too; steps that entering it runs are part of the word.
+
+        Raises NotApplicableError where another rank could not enter it: what half of the ranks do tells nothing.
+        """
         if self._quiet:
             with body as made:
                 yield made
@@ -82,7 +90,20 @@ class Conductor:
             stack.callback(self.tell, "leave")  # behind the body's own end
             self._quiet += 1
             try:
-                made = stack.enter_context(body)
+                made = self._entered(what, stack, body)
             finally:
                 self._quiet -= 1
             yield made
+
+    def _entered(self, what: str, stack: contextlib.ExitStack, body: AbstractContextManager[_T]) -> _T:
+        try:
+            with self._lookout.step():
+                made = stack.enter_context(body)
+        except Exception as error:
+            self._lookout.leave(f"{what} raised {type(error).__name__} on the leading rank")
+            self._world.gathered("")
+            raise
+        for rank, said in enumerate(self._world.gathered("")):
+            if said:
+                raise NotApplicableError(f"on rank {rank} it raised {said}")
+        return made

@@ -6,8 +6,9 @@ step. The sums of all tensors are hashed to one number below 2^20, which goes in
 the sum of squares says that all numbers are equal. Only where they do not are names exchanged.
 
 What is compared: weights, the tensors that optimizers keep of them, and buffers. A shard of a DTensor is its rank's own. So
-are the statistics of batch norms, and the buffers that DistributedDataParallel broadcasts before each forward pass. What
-differs when the replay begins is a shard that the model cuts by hand, and is left out.
+are the statistics of batch norms, and the buffers that DistributedDataParallel broadcasts before each forward pass. A buffer of
+whole numbers counts what its rank has seen, whatever its dtype, and is taken for alike. What differs when the replay begins is a
+shard that the model cuts by hand, and is left out.
 """
 
 from __future__ import annotations
@@ -44,11 +45,23 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def state_digests(run: TrainingRun) -> dict[str, int]:
     """Return a digest of each replicated weight, optimizer tensor and buffer, by name (waits for the device)."""
     named = {name: p for name, p in run.parameters().items() if is_replicated(p)}
-    return digests_of(named | run.state_tensors(named) | _common_buffers(run))
+    return _read(_sums_of(named | run.state_tensors(named)) | _sums_of_buffers(_common_buffers(run)))
+
+
+def _sums_of_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sums, on their devices; zero of a buffer that holds whole numbers alone: it counts."""
+    with torch.no_grad():
+        return {name: total * ~_is_whole(buffers[name]) for name, total in _sums_of(buffers).items()}
+
+
+def _is_whole(buffer: Tensor) -> Tensor:
+    held = own_part(buffer.detach())
+    wide = held if held.dtype == torch.float64 else held.float()  # fp8 does not round
+    return (wide == wide.round()).all()
 
 
 def _common_buffers(run: TrainingRun) -> dict[str, Tensor]:
-    """Return the buffers that nobody but the model keeps alike."""
+    """Return the floating-point buffers that nobody but the model keeps alike."""
     own: set[int] = set()
     for root in run.roots().values():
         for module in root.modules():
@@ -56,7 +69,8 @@ def _common_buffers(run: TrainingRun) -> dict[str, Tensor]:
                 own |= {id(b) for b in module.buffers(recurse=False)}
             elif isinstance(module, DistributedDataParallel) and module.broadcast_buffers:
                 own |= {id(b) for b in module.buffers()}
-    return {name: buffer for name, buffer in run.buffers().items() if id(buffer) not in own}
+    floating = {name: buffer for name, buffer in run.whole_buffers().items() if buffer.is_floating_point()}
+    return {name: buffer for name, buffer in floating.items() if id(buffer) not in own}
 
 
 def own_by_design(run: TrainingRun) -> set[str]:

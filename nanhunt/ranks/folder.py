@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from nanhunt.errors import TraceError
-from nanhunt.ranks.lookout import GRACE
 from nanhunt.ranks.world import RankLostError, World
 
 __all__ = ["await_others", "own_file"]
@@ -32,6 +31,6 @@ def own_file(out: Path, world: World, *, force: bool) -> Path:
 def await_others(world: World) -> None:
     """Wait until the other ranks have closed their files: a launcher ends them all as soon as one ends badly."""
     try:
-        world.summed([0.0], patience=3 * GRACE)
+        world.summed([0.0], briefly=True)
     except RankLostError:
         return

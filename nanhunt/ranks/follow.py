@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from nanhunt.bench import Bench
+from nanhunt.bench import Bench, NotApplicableError
 from nanhunt.changes import change_made, is_of_batches
 from nanhunt.precision import in_precision
 from nanhunt.ranks.lookout import Lookout
@@ -60,7 +60,7 @@ class _Follower:
         if what in doers:
             doers[what](*details)
         else:
-            self._enter(_CONTEXTS[what](self._state, *details))
+            self._enter(what, details)
 
     def end(self) -> None:
         """Take off what still stands, and give back the memory of what is still held."""
@@ -99,11 +99,19 @@ class _Follower:
         if number in self._held:
             self._held.pop(number).release(self._run)
 
-    def _enter(self, body: AbstractContextManager[Any]) -> None:
-        stack = ExitStack()
-        with contextlib.suppress(Exception):  # it has nothing to act on here
-            stack.enter_context(body)
+    def _enter(self, what: str, details: tuple[Any, ...]) -> None:
+        """Enter a context, and tell the leading rank what it raised here: it may be in a step of it."""
+        stack, said = ExitStack(), ""
         self._standing.append(stack)
+        try:
+            with self._lookout.step():
+                stack.enter_context(_CONTEXTS[what](self._state, *details))
+        except NotApplicableError:  # it has nothing to act on here, as in a shard that was right all along
+            pass
+        except Exception as error:
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            self._lookout.leave(f"{what} raised {type(error).__name__} under the leading rank's trial")
+        self._world.gathered(said)
 
     def _leave(self) -> None:
         self._standing.pop().close()

@@ -28,7 +28,7 @@ def swapped(run: TrainingRun, world: World, step: int) -> list[bool]:
     """Run the step on the neighbour's batches, and return by rank whether its loss was not finite. All ranks call it."""
     micros = range(run.accumulate)
     own = [map_tensors(_on_host, run.batches.again(step, micro)) for micro in micros]
-    theirs = world.gathered(own)[world.rank - 1]
+    theirs = world.passed_on(own)
     heard = _Losses()
 
     def transform(at: int, micro: int, batch: Any) -> Any:

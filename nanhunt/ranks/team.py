@@ -1,7 +1,7 @@
 """Team: what the ranks of a replay agree on, and which of them leads.
 
 How it works. All ranks replay the same steps, each with its own batches. After a step each looks at what it saw, and they
-exchange one small sum: how many of them have something to look into. As a rule nobody has. Rank 0 then does what a
+exchange one small sum: how many of them have something to look into, or no more data. As a rule nobody has. Rank 0 then does what a
 replay in one process does besides (is the loss flat, did updates move a weight), and mostly that needs no further step.
 
 Where a rank has something, the one that saw it first in the order of a step leads: an exception before a loss, a loss
@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nanhunt.ranks.conductor import Conductor
 from nanhunt.ranks.digest import differing, digests_of, own_by_design, state_digests
 from nanhunt.ranks.follow import follow
-from nanhunt.ranks.lookout import GRACE, Lookout
+from nanhunt.ranks.lookout import Lookout
 from nanhunt.ranks.parted import Held, parted_body, parted_onset
+from nanhunt.ranks.sign import Sign
 from nanhunt.ranks.swap import swap_body, swapped
-from nanhunt.ranks.world import PATIENCE, RankLostError, World
+from nanhunt.ranks.world import RankLostError, World
 from nanhunt.rewind import kept, rewind
 from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.training.run import TrainingRun
@@ -35,33 +36,21 @@ from nanhunt.training.tree import tensors_of
 if TYPE_CHECKING:
     from nanhunt.hunt.state import HuntState
 
-__all__ = ["AloneError", "Sign", "Team"]
+__all__ = ["AloneError", "Team"]
 
 _T = TypeVar("_T")
 
 
 class AloneError(Exception):
-    """A rank left a step that the others are in: it can run no step any more."""
+    """The ranks are in different steps, and none can be run any more. What it says is why, of this rank."""
 
 
 class _YieldError(BaseException):
-    """Another rank leads. No `Exception`: nothing of the hunt may catch it."""
+    """The step is told of already, by another rank. No `Exception`: nothing of the hunt may catch it."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Sign:
-    """That a rank has something to look into; the smallest of all ranks is looked into first."""
-
-    #: 0 an exception, 1 a loss, 2 a gradient of its own, 3 one that came from another rank, 4 what it leads to, 5 a spike
-    order: int
-    micro: int = 0
-    #: how many rows of the step come before the first that is bad
-    place: int = 0
-    #: of a spike: how far it is out, negative
-    severity: float = 0.0
-    rank: int = 0
-    #: of an exception, what it said
-    said: str = field(default="", compare=False)
+    def __init__(self, told: Onset | Exception) -> None:
+        super().__init__()
+        self.told = told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +63,8 @@ class _Told:
     acts: bool
     #: ranks hold different values where they must agree
     is_apart: bool
+    #: how many ranks' data have ended
+    ended: int
 
 
 @dataclass(slots=True)
@@ -108,30 +99,35 @@ class Team:
             self._held = replace(self._held, result=replace(self._held.result, clip_coefficient=None))
 
     def judged(self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None]) -> Onset | None:
-        """Return the onset that a step shows, of the first rank whose `judge` finds one. The one exchange of a step."""
+        """Return the onset that a step shows, of the first rank whose `judge` finds one. The one exchange of a step.
+
+        Raises AloneError where this rank, or another, is not in the step: no rank can run one any more.
+        """
         self.leader = 0
         judge = partial(self._own, judge)
         if self.world.rank != 0 or sign is not None:
             return self._looked_into(state, sign, judge, told=self._exchange(sign, acts=False))
-        counts: list[_Told] = []
+        heard: list[_Told] = []
 
         def opened() -> None:
-            counts.append(self._exchange(None, acts=True))
-            if counts[0].signs or counts[0].is_apart:
-                raise _YieldError
+            heard.append(self._exchange(None, acts=True))
+            self._let_others_go_first(state, heard[0])
             self._compare_batches(state)
 
         try:
             result = self._conducted(state, judge, opened)
-        except _YieldError:
-            return self._looked_into(state, None, judge, told=counts[0])
-        if not counts:
-            counts.append(self._exchange(None, acts=result is not None))
-            if counts[0].signs or counts[0].is_apart:  # theirs is a fault of this very step
-                return self._looked_into(state, None, judge, told=counts[0])
-            if counts[0].acts:
+        except _YieldError as end:
+            if isinstance(end.told, Exception):
+                raise end.told from None
+            return end.told
+        if not heard:
+            heard.append(self._exchange(None, acts=result is not None))
+            theirs = self._of_signs(state, None, judge, told=heard[0])  # a fault of this very step
+            if theirs is not None:
+                return theirs
+            if heard[0].acts:
                 self._compare_batches(state)
-        if counts[0].acts:
+        if heard[0].acts:
             state.ring.let_go_of_held(state.run)
             self._done(result)
         return result
@@ -166,10 +162,12 @@ class Team:
         """Whether every rank's data end at this step; where not, the others are told."""
         self.lookout.leave(reason)
         try:
-            self.world.summed([0.0] * 4, patience=2 * GRACE)
+            told = self._sum([0.0, 0.0, 0.0, 0.0, 1.0], briefly=True)
+            if told.ended < self.world.size:
+                self._whose_data_ended(mine=True)
         except RankLostError:
             return False
-        return True
+        return told.ended == self.world.size
 
     def least(self, value: int) -> int:
         """Return the smallest of all ranks' values."""
@@ -183,31 +181,66 @@ class Team:
             self.lookout.leave(sign.said)
         try:
             # a rank that raised may be alone: the others wait for it inside of the step that it left
-            mine = [float(sign is not None), float(acts), number, number**2]
-            signs, acting, total, squares = self.world.summed(mine, patience=2 * GRACE if left else PATIENCE)
+            told = self._sum([float(sign is not None), float(acts), number, number**2, 0.0], briefly=left)
         except RankLostError:
             if left:
-                raise AloneError from None
+                raise AloneError("it left the step while the others waited in it") from None
             raise
+        return told
+
+    def _sum(self, mine: list[float], *, briefly: bool) -> _Told:
+        signs, acting, total, squares, ended = self.world.summed(mine, briefly=briefly)
         # all numbers are equal where their variance is zero; they are whole, so this is exact
-        return _Told(signs=signs > 0, acts=acting > 0, is_apart=squares * self.world.size != total**2)
+        is_apart = squares * self.world.size != total**2
+        return _Told(signs=signs > 0, acts=acting > 0, is_apart=is_apart, ended=int(ended))
 
     def _looked_into(
         self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None], *, told: _Told
     ) -> Onset | None:
-        """Let the ranks that have a sign look into it, one after another, until one finds a fault; else rank 0."""
+        """Return the first onset of what ranks have to look into; behind them rank 0 does what it does besides."""
+        result = self._of_signs(state, sign, judge, told=told)
+        if result is None and told.acts:
+            self._compare_batches(state)
+            result = self._first_of(state, [0], judge)
+        return result
+
+    def _let_others_go_first(self, state: HuntState, told: _Told) -> None:
+        """Look into what the others have, before rank 0 goes on with its own; raises _YieldError where that tells the step."""
+        conductor, state.run.together = state.run.together, None
+        try:
+            result = self._of_signs(state, None, lambda: None, told=told)
+        except (AloneError, RankLostError) as error:
+            raise _YieldError(error) from error
+        if result is not None:
+            raise _YieldError(result)
+        state.run.together = conductor
+
+    def _of_signs(
+        self, state: HuntState, sign: Sign | None, judge: Callable[[], Onset | None], *, told: _Told
+    ) -> Onset | None:
+        """Let ranks that have a sign look into it, one after another, until one finds a fault; then see whether ranks part."""
+        if told.ended:
+            raise AloneError(self._whose_data_ended(mine=False))
         every = self.world.gathered(sign) if told.signs else []
-        signs = [s for s in every if s is not None]
         self._bad = [s is not None and s.order == 1 for s in every]
-        order = [s.rank for s in sorted(signs)] if told.signs else [0] if told.acts and not told.is_apart else []
+        order = [s.rank for s in sorted(s for s in every if s is not None)]
         if order:
             self._compare_batches(state)
+        result = self._first_of(state, order, judge)
+        return self._parted(state) if result is None and told.is_apart else result
+
+    def _whose_data_ended(self, *, mine: bool) -> str:
+        ranks = [str(rank) for rank, ended in enumerate(self.world.gathered(mine)) if ended]
+        return f"the data of rank {' and '.join(ranks)} ended before it, and no rank goes on"
+
+    def _first_of(self, state: HuntState, order: list[int], judge: Callable[[], Onset | None]) -> Onset | None:
+        """Let ranks lead one after another, and return the first onset."""
         for leader in order:
             self._lead_by(state, leader)
             result = self.led(state, judge)
             if result is not None:
                 return result
-        return self._parted(state) if told.is_apart else None
+        return None
 
     def _parted(self, state: HuntState) -> Onset | None:
         """Return the onset of ranks that part in this step; rank 0 writes what they show."""

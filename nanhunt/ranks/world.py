@@ -1,9 +1,9 @@
 """World: the processes that torchrun started, and the few words that they exchange beside the training.
 
 How it works. The user's own collectives run in torch's default group. What nanhunt says goes through a second group, on
-the host (gloo), so that neither can be taken for the other. A word that does not come within `PATIENCE` ends the replay:
-no rank waits for ever. What must reach a rank that waits inside of a collective of the user's goes by torch's key-value
-store, which another thread can read (`lookout`).
+the host (gloo), so that neither can be taken for the other. A word that does not come in time (`pace`) ends the replay: no
+rank waits for ever. What must reach a rank that waits inside of a collective of the user's goes by torch's key-value
+store (`board`), which another thread reads (`lookout`).
 
 The processes are of one job and trust each other as torch's own object collectives do, which pickle.
 """
@@ -11,22 +11,25 @@ The processes are of one job and trust each other as torch's own object collecti
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from nanhunt.errors import NanhuntError, UsageError
+from nanhunt.ranks.board import Board
+from nanhunt.ranks.pace import PATIENCE, Pace
 from nanhunt.training.launch import is_launched, local_rank, rank_and_size
 
-__all__ = ["PATIENCE", "RankLostError", "World", "entered", "is_of_a_lost_rank", "own_device"]
+__all__ = ["RankLostError", "World", "entered", "is_of_a_lost_rank", "own_device"]
 
-#: Seconds that a rank waits for the others.
-PATIENCE = 600.0
-
+#: Seconds between two looks of a rank that has left a step, at whether the others come out of it.
+_OFTEN = 0.1
 #: What gloo says of a peer that is not there any more.
 _GONE = (
     "Connection closed",
@@ -59,17 +62,37 @@ class World:
     size: int
     #: the host's own group
     group: Any
-    store: Any
+    board: Board
+    pace: Pace = field(default_factory=Pace)
 
-    def summed(self, values: Sequence[float], *, patience: float = PATIENCE) -> list[float]:
-        """Return the sums over all ranks: the one exchange of a healthy step. Raises RankLostError."""
+    def summed(self, values: Sequence[float], *, briefly: bool = False) -> list[float]:
+        """Return the sums over all ranks: the one exchange of a healthy step. Raises RankLostError.
+
+        `briefly` waits no longer than the others may need to come out of a step that this rank has left.
+        """
         table = torch.tensor(values, dtype=torch.float64)
         with _answered():
             work = dist.all_reduce(table, group=self.group, async_op=True)
             assert work is not None
-            work.wait(timedelta(seconds=patience))
+            if briefly:
+                self._await_others(work)
+            work.wait(timedelta(seconds=self.pace.patience))
         found: list[float] = table.tolist()
         return found
+
+    def _await_others(self, work: dist.Work) -> None:
+        ends = time.monotonic() + 2 * self.pace.grace
+        while not work.is_completed():
+            if time.monotonic() > ends or self.board.is_any_cut_off():
+                raise RankLostError("the other ranks do not come out of a step that this one has left")
+            time.sleep(_OFTEN)
+
+    def took(self, seconds: float) -> None:
+        """Count a step; where it was a slow one, all groups wait longer for the next."""
+        before = self.pace.patience
+        self.pace.took(seconds)
+        if self.pace.patience > before:
+            _wait_longer(timedelta(seconds=self.pace.patience))
 
     def gathered(self, value: _T) -> list[_T]:
         """Return every rank's value, by rank. Raises RankLostError."""
@@ -85,6 +108,19 @@ class World:
             dist.broadcast_object_list(held, src=by, group=self.group, device=torch.device("cpu"))
         found: _T = held[0]
         return found
+
+    def passed_on(self, value: _T) -> _T:
+        """Give a value to the next rank, and return that of the one before, by rank around. Raises RankLostError."""
+        host, theirs = torch.device("cpu"), [None]
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        give = partial(dist.send_object_list, [value], dst=after, group=self.group, device=host)
+        take = partial(dist.recv_object_list, theirs, src=before, group=self.group, device=host)
+        with _answered():
+            # whoever gives first waits for one that takes first, or for a neighbour that comes to it
+            for move in (give, take) if self.rank % 2 == 0 else (take, give):
+                move()
+        found: Any = theirs[0]
+        return cast("_T", found)
 
 
 def own_device(name: str | None) -> str | None:
@@ -113,8 +149,22 @@ def entered(device: torch.device) -> Iterator[World | None]:
         raise UsageError(f"the {rank_and_size()[1]} ranks do not find each other: {said}") from error
     from torch.distributed import distributed_c10d as c10d
 
-    store = c10d.PrefixStore("nanhunt", c10d._get_default_store())
-    yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, store=store)
+    board = Board.beside(c10d._get_default_store(), dist.get_rank())
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, board=board)
+    finally:
+        board.end()
+
+
+def _wait_longer(patience: timedelta) -> None:
+    """Let no group of the process, the user's own among them, give up earlier."""
+    from torch.distributed import distributed_c10d as c10d
+
+    for group in c10d._world.pg_map:
+        backends = [group._get_backend(torch.device(kind)) for kind in {d.type for d in group._device_types}]
+        told = [getattr(getattr(backend, "options", None), "_timeout", None) for backend in backends]
+        if any(timeout is not None and timeout < patience for timeout in told):
+            c10d._set_pg_timeout(patience, group)
 
 
 @contextlib.contextmanager

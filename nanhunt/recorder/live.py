@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from nanhunt.training.batches import BatchSource
 from nanhunt.training.loss import default_loss
 from nanhunt.training.run import TrainingRun, optimizers_in
 
-__all__ = ["live_run", "on_first_forward", "parameters_of", "rank_and_world"]
+__all__ = ["live_run", "live_wrappers", "on_first_forward", "parameters_of", "rank_and_world"]
 
 
 def live_run(model: nn.Module, optimizer: Any, *, scaler: Any, scheduler: Any, loss: Any) -> TrainingRun:
@@ -43,6 +44,11 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def live_wrappers() -> list[nn.Module]:
+    """Return each DistributedDataParallel of the process, which a loop may call in place of the module that it tells."""
+    return [o for o in gc.get_objects() if type(o) is nn.parallel.DistributedDataParallel]
 
 
 def on_first_forward(model: nn.Module, device: torch.device, told: Callable[[str | None], None]) -> Any:

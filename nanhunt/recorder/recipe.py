@@ -16,6 +16,7 @@ from nanhunt.recorder.alarm import Scalars
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
 from nanhunt.recorder.history import Micro
 from nanhunt.training.bundle import BATCHES, LOSSES, alone
+from nanhunt.training.replicated import Replication
 from nanhunt.training.run import DTYPES, TrainingRun
 
 __all__ = ["Code", "Recipe", "config_of"]
@@ -33,8 +34,8 @@ class Recipe:
     code: dict[str, Code]
     model: nn.Module
     world_size: int = 1
-    #: how DistributedDataParallel is around it; None where it is not
-    replication: dict[str, bool] | None = None
+    #: how DistributedDataParallel is around it; None where none was seen
+    replication: Replication | None = None
     #: "fp16", "bf16" or None, in the first forward pass
     autocast: str | None = None
     #: of the clip by a global norm that was heard

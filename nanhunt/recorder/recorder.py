@@ -14,7 +14,7 @@ What it promises. Nothing that the loop computes changes by a bit: no random num
 is raised into it: what fails inside of the recorder ends the recording, with one warning that says why.
 
 What is not covered. State that the loop keeps elsewhere (an average of weights, a counter) is not in the bundle. Of a
-run on several ranks each rank leaves its own, whose gradients are not averaged when it is replayed.
+run on several ranks each rank leaves its own, whose gradients are averaged again where all ranks replay together.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from nanhunt.recorder.hearing import listening
 from nanhunt.recorder.history import History
 from nanhunt.recorder.judge import Judge
 from nanhunt.recorder.listener import Listener
-from nanhunt.recorder.live import live_run, on_first_forward, rank_and_world
+from nanhunt.recorder.live import live_run, live_wrappers, on_first_forward, rank_and_world
 from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
 from nanhunt.training.recorded_rates import settings_of
-from nanhunt.training.replicated import replication_of
+from nanhunt.training.replicated import replication_of, unkept
 
 __all__ = ["Recorder"]
 
@@ -184,13 +184,14 @@ class Recorder(Listener):
             self._hooks.enter_context(watch_outputs(self._run.roots(), self._outputs, guarded_hook(self._give_up)))
 
     def _made_recipe(self, world_size: int) -> Recipe:
+        live = live_wrappers() if world_size > 1 else []
         return Recipe(
             code=self._code,
             model=self._run.model,
             world_size=world_size,
-            replication=replication_of(self._model),
+            replication=replication_of(self._model, live),
             autocast=self._autocast,
-            known=self._known,
+            known=(*self._known, *unkept(self._model, live)),
         )
 
     @guarded

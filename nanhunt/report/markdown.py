@@ -77,7 +77,7 @@ def _where(diagnosis: Diagnosis) -> Iterable[str]:
         ("step", f"{onset.step}{lead}"),
         ("phase", escape(onset.phase)),
         ("micro-batch", str(onset.micro) if onset.micro else ""),
-        ("rank", str(onset.rank) if onset.rank else ""),
+        ("rank", str(onset.rank) if onset.rank or diagnosis.ranks else ""),
         ("module", span(words.place(onset.module)) if onset.module or not onset.name else ""),
         ("name", span(onset.name)),
         ("op", span(onset.op)),

@@ -27,6 +27,7 @@ __all__ = [
     "sampled",
     "sharded",
     "tried",
+    "whose_batch",
     "why_incomplete",
 ]
 
@@ -143,7 +144,13 @@ def sampled(diagnosis: Diagnosis) -> str:
         return prose(diagnosis.no_samples)
     where = dict(diagnosis.positions)
     told = [f"{s} (position {listed(where[s], limit=4)})" if where.get(s) else str(s) for s in onset.samples]
-    return f"number {listed(told)} of the batch, counted from 0"
+    return f"number {listed(told)} of {whose_batch(diagnosis)}, counted from 0"
+
+
+def whose_batch(diagnosis: Diagnosis) -> str:
+    """Return which rank's batch the onset's samples are of, where each reads its own."""
+    onset = diagnosis.onset
+    return f"the batch of rank {onset.rank}" if onset is not None and diagnosis.ranks else "the batch"
 
 
 def evidence(value: float | None, threshold: float | None) -> str:

@@ -84,7 +84,7 @@ def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         step += f", first sign at step {onset.lead_step}"
     phase = words.printable(onset.phase)
     phase += f", micro-batch {onset.micro}" if onset.micro else ""
-    phase += f", rank {onset.rank}" if onset.rank else ""
+    phase += f", rank {onset.rank}" if onset.rank or diagnosis.ranks else ""
     page.heading("where")
     page.field("what", words.prose(onset.detail) or onset.kind)
     page.field("step", step)

@@ -24,6 +24,7 @@ from nanhunt.training.optimizer_state import load_optimizers
 from nanhunt.training.owned import find_owned
 from nanhunt.training.owned_state import load_owned
 from nanhunt.training.recipe_choice import PrecisionChoice, built_emulator, chosen_precision
+from nanhunt.training.replicated import Replication
 from nanhunt.training.rng import restore_saved, seed_everything
 from nanhunt.training.run import DTYPES, TrainingRun, optimizers_in
 from nanhunt.training.scaler_state import load_scaler
@@ -50,7 +51,7 @@ def assemble(
     start_step: int | None = None,
     seed: int | None = None,
     track: Track | None = untracked,
-    replication: dict[str, bool] | None = None,
+    replication: Replication | None = None,
 ) -> TrainingRun:
     """Build the user's objects, load the checkpoint into them, and return the run, ready for its first step.
 

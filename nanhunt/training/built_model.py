@@ -16,7 +16,7 @@ from nanhunt.training.launch import is_launched, rank_and_size
 from nanhunt.training.mesh import mesh_of
 from nanhunt.training.model_from_config import build_from_config, config_beside
 from nanhunt.training.recipe_choice import PrecisionChoice
-from nanhunt.training.replicated import replicated
+from nanhunt.training.replicated import Replication, replicated
 from nanhunt.training.run import DTYPES
 from nanhunt.training.user_code import call_user, fill_parameters, resolve_callable
 
@@ -30,7 +30,7 @@ def built_model(
     choice: PrecisionChoice,
     checkpoint: Checkpoint,
     assumptions: list[str],
-    replication: dict[str, bool] | None = None,
+    replication: Replication | None = None,
 ) -> nn.Module:
     """Return the model on its device, in the run's dtype and in training mode, its weights as they were initialised.
 
@@ -45,7 +45,7 @@ def built_model(
     placed: nn.Module = model.to(device)
     if not placed.training:
         placed.train()  # from_pretrained gives eval; a model in train keeps what its builder froze
-    return placed if replication is None or not is_launched() else replicated(placed, replication)
+    return placed if replication is None or not is_launched() else replicated(placed, replication, assumptions)
 
 
 def _users_model(spec: ModelSpec, root: Path) -> nn.Module:

@@ -25,6 +25,7 @@ from nanhunt.errors import CheckpointError
 from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
 from nanhunt.training.launch import is_launched, rank_and_size
+from nanhunt.training.replicated import Replication, is_replication
 from nanhunt.training.user_code import call_user
 
 __all__ = [
@@ -70,9 +71,9 @@ class Bundle:
     sources: dict[str, str] = field(default_factory=dict)
     #: what a replay cannot repeat, in sentences
     remarks: tuple[str, ...] = ()
-    #: how many ranks the run had, and how DistributedDataParallel was around its model; None where it was not
+    #: how many ranks the run had, and how DistributedDataParallel was around its model; None where none was seen
     world_size: int = 1
-    replication: dict[str, bool] | None = None
+    replication: Replication | None = None
     #: scripts that must not be run again, by their module's name
     scripts: dict[str, Script] = field(default_factory=dict)
 
@@ -150,7 +151,7 @@ def bundle_at(path: Path) -> Bundle | None:
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     scripts = _scripts(body.get("scripts", {}), path / RUN)
     world_size, replication = body.get("world_size", 1), body.get("replication")
-    if not isinstance(world_size, int) or not (replication is None or _flags(replication)):
+    if not isinstance(world_size, int) or not (replication is None or is_replication(replication)):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     return Bundle(
         folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
@@ -186,10 +187,6 @@ def _scripts(value: Any, where: Path) -> dict[str, Script]:
             raise CheckpointError(f"{where}: scripts: is damaged", hint="use another bundle of the run")
         found[name] = Script(file=Path(file), values=values, unkept=tuple(unkept))
     return found
-
-
-def _flags(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, bool) for item in value.values())
 
 
 def _texts(value: Any) -> bool:

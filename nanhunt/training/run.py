@@ -16,7 +16,7 @@ from nanhunt.training.batches import BatchSource
 from nanhunt.training.cuda_autocast import CudaAutocastLists
 from nanhunt.training.names import clean_name
 from nanhunt.training.owned import Owned, find_owned
-from nanhunt.training.shards import own_part
+from nanhunt.training.shards import own_part, own_parts
 from nanhunt.training.slots import SlotPool
 from nanhunt.training.state_match import Match
 from nanhunt.training.together import Together
@@ -150,9 +150,13 @@ class TrainingRun:
         return {name: own_part(parameter.detach()) for name, parameter in self.parameters().items()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return every buffer by name."""
+        """Return the memory of every buffer by name, as `weights` does that of parameters."""
+        return own_parts(self.whole_buffers())
+
+    def whole_buffers(self) -> dict[str, Tensor]:
+        """Return every buffer by name, as its module holds it."""
         return {
-            _below(root, clean_name(name)): own_part(b)
+            _below(root, clean_name(name)): b
             for root, module in self.roots().items()
             for name, b in module.named_buffers()
         }

@@ -65,6 +65,7 @@ class Snapshot:
         A slot for it is found at `place`, or where there is room, of `at_least` so many bytes. Raises RoomError.
         """
         if run.together is not None:
+            run.together.open()
             run.together.tell("take", run.taken + 1, step, grads)
         run.taken += 1
         run.look_around()

@@ -13,6 +13,9 @@ _T = TypeVar("_T")
 class Together(Protocol):
     """Whoever leads other ranks tells them each step, snapshot and change before it makes it."""
 
+    def open(self) -> None:
+        """Begin: what the other ranks look into first, and snapshots they take for it, come before the first word."""
+
     def tell(self, what: str, *details: Any) -> None:
         """Tell one thing."""
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from nanhunt.ranks.digest import own_by_design, state_digests
 from tests.conftest import tiny_run
@@ -24,3 +29,29 @@ def test_without_a_wrapper_counters_and_zeros_may_be_a_ranks_own_and_weights_may
     own = own_by_design(run)
     assert own == {"seen", "layer.bias"}
     assert set(state_digests(run)) - own == {"layer.weight"}
+
+
+def test_a_buffer_counts_as_long_as_it_holds_whole_numbers_and_is_compared_from_then_on() -> None:
+    model = Counting()
+    run = tiny_run(model, lambda model, batch: model.layer(batch).sum(), [torch.ones(2, 4)])
+    at_first = state_digests(run)["seen"]
+    model.seen += torch.tensor([3.0, 0.0, 1.0, 4.0])
+    assert state_digests(run)["seen"] == at_first
+    model.seen *= 0.9
+    assert state_digests(run)["seen"] != at_first
+
+
+def test_of_buffers_that_are_spread_over_ranks_the_whole_ones_are_compared(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = Counting()
+        for name, placement in (("cut", Shard(0)), ("held", Replicate())):
+            model.register_buffer(name, distribute_tensor(torch.full((4,), 0.5), mesh, [placement]))
+        norm = nn.BatchNorm1d(4)
+        norm.running_mean = distribute_tensor(torch.full((4,), 0.5), mesh, [Replicate()])
+        model.norm = norm
+        run = tiny_run(model, lambda model, batch: model.layer(batch).sum(), [torch.ones(2, 4)])
+        assert set(state_digests(run)) & {"cut", "held", "norm.running_mean"} == {"held"}
+    finally:
+        dist.destroy_process_group()

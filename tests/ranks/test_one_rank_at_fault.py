@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.report.terminal import TerminalRenderer
 from tests.ranks.conftest import Launched, Ranks
 from tests.ranks.programs import net
@@ -85,4 +86,17 @@ def test_a_report_shows_what_each_rank_saw(faulty: dict[str, Launched]) -> None:
     assert (first.rank, first.step, second.rank) == (0, 13, 1)
     assert (first.loss == first.loss, second.loss == second.loss) == (True, False)
     page = TerminalRenderer(width=100).render(faulty["ddp"].diagnosis)
+    assert "not finite first: output of module.blocks.0.up, looked into" in page
+    assert "of the batch of rank 1, counted from 0" in page
+    assert "with each rank on its neighbour's batch the loss of rank 0 is not finite" in page
+    assert "Step 13: loss is NaN on rank 1, first broken by aten.div.Tensor" in page
+
+
+def test_a_loss_that_made_its_own_nan_comes_before_the_gradients_of_it(faulty: dict[str, Launched]) -> None:
+    assert [view.bad for view in faulty["ignored"].diagnosis.ranks] == ["", "the loss"]
+
+
+def test_a_page_shows_what_each_rank_saw(faulty: dict[str, Launched]) -> None:
+    page = HtmlRenderer().render(faulty["ddp"].diagnosis)
+    assert '<section id="ranks"><h2>Ranks</h2>' in page
     assert "not finite first: output of module.blocks.0.up, looked into" in page

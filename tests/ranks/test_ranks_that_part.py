@@ -38,6 +38,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 HEALTHY: dict[str, dict[str, Any]] = {
     "plain": launch("plain"),
     "buffer": launch("plain", model=with_buffer("true")),
+    "counter": launch("plain", model=f"model: {APART}:with_counter\n"),
     "seeds": launch("plain", model=DROPPING, shared=True),
     "tp_clip": launch("whole_clip", wrap="tp", shared=True),
     "fsdp_clip": launch("usual_clip", wrap="fsdp"),

@@ -143,7 +143,8 @@ def _diverged(evidence: Evidence) -> bool:
 
 
 def _unwritten(evidence: Evidence, weight: Loaded) -> Suspect:
-    what = f"{weight.bad} non-finite values" if weight.bad else f"values up to {in_words(weight.amax)}"
+    counted = "1 value that is" if weight.bad == 1 else f"{weight.bad} values that are"
+    what = f"{counted} not finite" if weight.bad else f"values up to {in_words(weight.amax)}"
     claim = "non-finite values" if weight.bad else "largest value"
     return Suspect(
         cause="bad-init",

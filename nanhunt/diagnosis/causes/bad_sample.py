@@ -53,7 +53,7 @@ from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.exchange import OWN, bad_batch, targets_are_apart
 from nanhunt.diagnosis.ops import EXPS
-from nanhunt.diagnosis.reading import bare, in_words
+from nanhunt.diagnosis.reading import bare, in_words, nonfinite_in_words
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import NoteKind
 
@@ -98,21 +98,23 @@ def _nonfinite_input(evidence: Evidence) -> Suspect | None:
     if name is None or enters_at_the_loss(evidence):
         return None
     field = next((f for f in evidence.batch_fields if f["field"] == name), None)
-    count = (field["nan"] + field["inf"]) if field else 0
+    nan, inf = (field["nan"], field["inf"]) if field else (0, 0)
+    count, held = nan + inf, nonfinite_in_words(nan, inf)
     samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
     partly = 0 < len(samples) < (evidence.batch_size or 0)
     what = f"field {name!r}" if name else "the batch"
     return Suspect(
         cause="bad-sample",
         grade=Grade.PROVED if count else Grade.SUPPORTED,
-        summary=f"{what} holds {count or 'some'} non-finite values before the model sees it{_of(samples)}",
+        summary=f"{what} holds {held} before the model sees it{_of(samples)}",
         location=_place(evidence, samples, phase="batch", parameter=name),
         exhibits=(
             Exhibit(claim=f"non-finite values in {what}, of {field['numel'] if field else 'an unknown number'}", value=count, threshold=0.0),
             *(Exhibit(claim=f"non-finite values in sample {i}", value=field["sample_nonfinite"][i]) for i in samples[:4] if field),
         ),
         fixes=(
-            f"repair or drop {_named(samples)} of step {evidence.onset.step if evidence.onset else '?'}, and find where {what} gets its NaN",
+            f"repair or drop {_named(samples)} of step {evidence.onset.step if evidence.onset else '?'}{_rank(evidence)}, and find where "
+            f"{what} gets its {'NaN' if nan or not inf else 'Inf'}",
             "check torch.isfinite of every float field where batches are loaded",
         ),
         predictions=_DROP if partly else _SWAP,
@@ -328,6 +330,12 @@ def _place(evidence: Evidence, samples: list[int], phase: str | None = None, par
     onset = evidence.onset
     assert onset is not None
     return Location(step=onset.step, phase=phase or onset.phase, parameter=parameter or None, samples=tuple(samples))
+
+
+def _rank(evidence: Evidence) -> str:
+    """Return whose batch it is, where several ranks read their own."""
+    onset = evidence.onset
+    return f" of rank {onset.rank}" if onset is not None and evidence.ranks.rank_count > 1 else ""
 
 
 def _named(samples: list[int]) -> str:

@@ -51,7 +51,7 @@ from nanhunt.diagnosis.divisors import divides_by_count_of_batch
 from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.exchange import bad_batch, layers_change, targets_are_apart
-from nanhunt.diagnosis.reading import bare, in_words, place_of
+from nanhunt.diagnosis.reading import bare, in_words, nonfinite_in_words, place_of
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind, Operand
 
@@ -201,12 +201,13 @@ def _nonfinite_target(evidence: Evidence) -> Suspect | None:
     if name is None or not enters_at_the_loss(evidence):
         return None
     field = next((f for f in evidence.batch_fields if f["field"] == name), None)
-    count = field["nan"] + field["inf"] if field else 0
+    nan, inf = (field["nan"], field["inf"]) if field else (0, 0)
+    count = nan + inf
     samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
     return Suspect(
         cause="bad-target",
         grade=Grade.PROVED if count else Grade.SUPPORTED,
-        summary=f"{_name(name)} holds {count or 'some'} non-finite targets, and enters at the loss",
+        summary=f"{_name(name)} holds {nonfinite_in_words(nan, inf)}, and enters at the loss",
         location=_place(evidence, tuple(samples), phase="batch", parameter=name),
         exhibits=(Exhibit(claim=f"non-finite values in {_name(name)}", value=float(count), threshold=0.0),),
         fixes=(f"mask or repair the non-finite elements of {_name(name)} where batches are made",),

@@ -24,6 +24,7 @@ from nanhunt.recorder.script.references import UntapedError
 from nanhunt.recorder.script.script_recipe import ScriptRecipe
 from nanhunt.recorder.script.tape import Tape, parameter_names
 from nanhunt.recorder.script.tape_mode import TapeMode
+from nanhunt.training.replicated import BYPASSED, Replication, replication_of, unkept
 
 __all__ = ["ScriptRecorder"]
 
@@ -199,7 +200,15 @@ class ScriptRecorder(Recorder):
             births=self._births,
             is_compiled=is_compiled,
             hears_shares=False,  # the tape has the loss before its division
+            replication=self._replication(),
+            known=tuple(unkept(self._called)),
         )
+
+    def _replication(self) -> Replication | None:
+        """Return how gradients are averaged; of a call inside of the wrapper that is around the module they are not."""
+        found = replication_of(self._called)
+        is_inside = found is None and replication_of(self._bare, self._births.modules()) is not None
+        return BYPASSED if is_inside else found
 
     def _hear_inside(self) -> None:
         """Hear an autocast that a forward pass enters itself, as those that accelerate wraps do, in its first layers."""

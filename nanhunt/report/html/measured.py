@@ -80,7 +80,9 @@ def sample(diagnosis: Diagnosis) -> Markup | None:
 def _one_sample(diagnosis: Diagnosis, number: int, fields: list[dict[str, Any]]) -> Markup:
     places = dict(diagnosis.positions).get(number, ())
     losses = diagnosis.recording.sample_losses if diagnosis.recording else []
-    facts: list[tuple[str, object]] = [("sample", f"number {number} of the batch, counted from 0")]
+    facts: list[tuple[str, object]] = [
+        ("sample", f"number {number} of {reading.whose_batch(diagnosis)}, counted from 0")
+    ]
     if places:
         facts.append(("position", f"{words.listed(places, limit=12)} of its sequence"))
     if number < len(losses):

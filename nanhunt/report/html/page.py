@@ -85,6 +85,7 @@ class HtmlRenderer(Options):
         return (
             verdict.where(diagnosis),
             _timeline(diagnosis),
+            verdict.ranks(diagnosis),
             _heat_map(diagnosis),
             verdict.lineage(diagnosis),
             verdict.suspects(diagnosis, self.top),

@@ -7,7 +7,7 @@ from nanhunt.report import original, reading, words
 from nanhunt.report.html.element import Markup, code, prose, tag
 from nanhunt.report.html.parts import definitions, section, table
 
-__all__ = ["lineage", "suspects", "trials", "verdict", "where"]
+__all__ = ["lineage", "ranks", "suspects", "trials", "verdict", "where"]
 
 _GRADES = {Grade.PROVED: 4, Grade.CONFIRMED: 3, Grade.SUPPORTED: 2, Grade.CONSISTENT: 1}
 #: Hops shown at each end of a long path.
@@ -53,7 +53,7 @@ def where(diagnosis: Diagnosis) -> Markup | None:
         ("step", f"{onset.step}{lead}"),
         ("phase", onset.phase),
         ("micro-batch", onset.micro or None),
-        ("rank", onset.rank or None),
+        ("rank", str(onset.rank) if onset.rank or diagnosis.ranks else None),
         ("module", code(words.place(onset.module)) if onset.module or not onset.name else None),
         ("name", code(onset.name)),
         ("op", code(onset.op)),
@@ -63,6 +63,18 @@ def where(diagnosis: Diagnosis) -> Markup | None:
     ]
     told = [(name, value) for name, value in facts if value]
     return section("where", "Where", tag("div", definitions(told), _code(diagnosis), class_="beside"))
+
+
+def ranks(diagnosis: Diagnosis) -> Markup | None:
+    """Return what each rank saw of the onset's step; None of one process."""
+    rows = [
+        (rank, loss.removeprefix("loss "), norm.removeprefix("grad norm "), said)
+        for rank, loss, norm, said in reading.rank_cells(diagnosis)
+    ]
+    if not rows:
+        return None
+    shown = table(("rank", "loss", "grad norm", "what it saw"), rows, number=(1, 2))
+    return section("ranks", "Ranks", shown, lead=f"At step {diagnosis.ranks[0].step}.")
 
 
 def _code(diagnosis: Diagnosis) -> Markup | None:

@@ -95,6 +95,22 @@ class Centred(net.Net):
         return super().forward(x - self.centre, gain)
 
 
+class Counting(net.Net):
+    """Counts the inputs that it has seen, each rank its own ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+        self.seen += torch.stack([(x[:, 0] > 0).sum(), (x[:, 0] <= 0).sum()])
+        return super().forward(x, gain)
+
+
+def with_counter(mesh: DeviceMesh) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(Counting().to(mesh.device_type), broadcast_buffers=False)
+
+
 def with_buffer(mesh: DeviceMesh, broadcast: bool) -> nn.Module:
     model = Centred().to(mesh.device_type)
     return nn.parallel.DistributedDataParallel(model, broadcast_buffers=broadcast)
