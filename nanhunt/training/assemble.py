@@ -98,11 +98,15 @@ def assemble(
     )
     run.look_around()
     load_owned(run, checkpoint, unused)
-    if run.train_step is None and needs_closure(run.optimizer):
-        run.train_step = closure_step(run)
-        assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
+    _give_closure(run)
     _seed_for_replay(checkpoint, seed, assumptions)
     return run
+
+
+def _give_closure(run: TrainingRun) -> None:
+    if run.train_step is None and needs_closure(run.optimizer):
+        run.train_step = closure_step(run)
+        run.assumptions.append(f"{type(run.optimizer).__name__} asks for a closure: it gets one that repeats the loss")
 
 
 def _compare_clips(config: RunConfig, checkpoint: Checkpoint, assumptions: list[str]) -> None:
