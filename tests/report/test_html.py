@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanhunt.diagnosis.recording import Histories, TensorHistory
+from nanhunt.diagnosis.recording import HEALTH, Histories, TensorHistory
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.report.html.block import BUDGET, EMPTY, ZERO, packed
 from nanhunt.report.html.element import tag
@@ -260,6 +260,27 @@ def test_a_page_of_300_modules_and_200_steps_is_below_500_kilobytes() -> None:
     head, _ = unpacked(Reader(text).raw["script"][1])
     assert head["left_out"] == 0
     assert len(text.encode()) < 500_000
+
+
+def test_a_page_of_100_000_steps_is_below_500_kilobytes_and_keeps_the_onsets_neighbourhood() -> None:
+    steps, random = tuple(range(100_000)), np.random.default_rng(1)
+    onset = replace(OVERFLOW.onset, step=61_234, lead_step=61_180)  # type: ignore[type-var]
+    curves = {
+        name: tuple(random.normal(3, 1, len(steps)).tolist()) for name in ("loss", "grad_norm", "loss_scale", "lr")
+    }
+    own = dict(zip(steps, curves["loss"], strict=True))
+    recording = SimpleNamespace(
+        histories=histories(300, 240), batch=[], optimizer={}, birth_code="", sample_losses=[],
+        health={key: {f"layers.{i}.weight": own for i in range(3)} for key in HEALTH},
+    )  # fmt: skip
+    series = {name: (steps, values) for name, values in curves.items()}
+    text = page(replace(OVERFLOW, recording=recording, series=series, onset=onset))
+    assert len(text.encode()) < 500_000
+    told = json.loads(Reader(text).raw["script"][0])["series"]["loss"]
+    shown = dict(zip(told["steps"], told["values"], strict=True))
+    assert all(shown[step] == own[step] for step in range(61_130, 61_285))
+    assert {min(own.values()), max(own.values())} <= set(shown.values())
+    assert "Of 100000 steps" in text
 
 
 def test_where_tensors_do_not_fit_those_of_the_story_and_the_broken_stay() -> None:
