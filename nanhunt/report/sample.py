@@ -32,9 +32,9 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadSample:
-    """What is known of one sample, as named facts."""
+    """What is known of one sample: which it is, and named facts of it."""
 
-    number: int
+    which: str
     facts: tuple[tuple[str, str | Excerpt], ...]
 
 
@@ -44,7 +44,10 @@ def bad_samples(diagnosis: Diagnosis) -> tuple[list[BadSample], int]:
     if onset is None or recording is None:
         return [], 0
     shown = [
-        BadSample(number=number, facts=tuple(_facts(diagnosis, number, recording.batch, recording.sample_losses)))
+        BadSample(
+            which=f"number {number} of the batch, counted from 0",
+            facts=tuple(_facts(diagnosis, number, recording.batch, recording.sample_losses)),
+        )
         for number in onset.samples[:_SAMPLES]
     ]
     return shown, len(onset.samples) - len(shown)
@@ -70,7 +73,6 @@ def _facts(
     diagnosis: Diagnosis, number: int, fields: list[dict[str, Any]], losses: list[float]
 ) -> Iterator[tuple[str, str | Excerpt]]:
     places = dict(diagnosis.positions).get(number, ())
-    yield "sample", f"number {number} of the batch, counted from 0"
     if places:
         yield "position", f"{words.listed(places, limit=12)} of its sequence"
     if number < len(losses):

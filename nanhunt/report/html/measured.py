@@ -45,13 +45,17 @@ def sample(diagnosis: Diagnosis) -> Markup | None:
     if not samples:
         return None
     blocks = [
-        tag("div", definitions((n, _tokens(f) if isinstance(f, Excerpt) else f) for n, f in one.facts), class_="sample")
+        tag("div", definitions([("sample", one.which), *((n, _shown(fact)) for n, fact in one.facts)]), class_="sample")
         for one in samples
     ]
     more = tag("p", f"and {words.counted(rest, 'more sample')}", class_="note") if rest > 0 else None
     title = "The bad sample" if len(samples) == 1 else "The bad samples"
     rows = [(code(field), *cells) for field, *cells in field_rows(diagnosis)]
     return section("sample", title, *blocks, more, table(FIELD_COLUMNS, rows, number=(3, 4, 5)) if rows else None)
+
+
+def _shown(fact: str | Excerpt) -> str | Markup:
+    return _tokens(fact) if isinstance(fact, Excerpt) else fact
 
 
 def _tokens(excerpt: Excerpt) -> Markup:
