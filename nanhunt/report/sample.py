@@ -58,7 +58,7 @@ def field_rows(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
     fields = diagnosis.recording.batch if diagnosis.recording else []
     return [
         (
-            str(f["field"]),
+            _name(f),
             str(f.get("dtype", "")),
             " × ".join(str(n) for n in f.get("shape", [])),
             f"{words.number(f['min'])} to {words.number(f['max'])}" if "min" in f else words.number(f.get("amax")),
@@ -67,6 +67,11 @@ def field_rows(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
         )
         for f in fields
     ]
+
+
+def _name(field: dict[str, Any]) -> str:
+    """Return a field's name; a batch that is a tensor has none."""
+    return str(field["field"]) or "batch"
 
 
 def _facts(
@@ -79,7 +84,8 @@ def _facts(
         among = sorted(losses)[len(losses) // 2]
         yield "loss alone", f"{words.number(losses[number])}, median of the batch {words.number(among)}"
     for field in fields:
-        name = str(field["field"])
+        # a batch that is a tuple has numbers for names
+        name = f"field {_name(field)}" if _name(field).isdigit() else _name(field)
         said = "; ".join(_said(field, number))
         if said:
             yield name, said

@@ -69,8 +69,9 @@ def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) 
     told = {values[0], values[-1]}
     if onset is not None and onset in steps[1:-1]:
         at_onset = values[steps.index(onset)]
+        if at_onset not in told:
+            said.append(f"{words.number(at_onset)} at ✗")
         told.add(at_onset)
-        said.append(f"{words.number(at_onset)} at ✗")
     highest = max((v for v in values if math.isfinite(v)), default=math.nan)
     if highest > max((v for v in told if math.isfinite(v)), default=-math.inf):
         said.append(f"highest {words.number(highest)}")
