@@ -65,8 +65,8 @@ def _table(page: Page, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 def put_optimizer(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     """Print Adam's health where there is a fault, or everything is asked for: of each measure the worst parameter."""
-    found = health_of(diagnosis)
-    if found is None or not (options.verbose or diagnosis.outcome == "fault"):
+    found = health_of(diagnosis) if options.verbose or diagnosis.outcome == "fault" else None
+    if found is None:
         return
     # a share of nothing is no news
     rows = [row for row in found.rows if options.verbose or row.worst != words.percent(0.0)]

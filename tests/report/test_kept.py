@@ -53,3 +53,10 @@ def test_the_tokens_of_a_bad_sample_have_its_position_in_brackets() -> None:
     tokens = re.search(r"^  tokens    (.*\n.*)$", text, re.MULTILINE)
     assert tokens is not None
     assert tokens[1].split()[17] == "[32]"
+
+
+@pytest.mark.parametrize("width", [40, 60, 120, 160])
+def test_no_line_of_a_real_report_is_wider_than_the_page(width: int) -> None:
+    for fault in FAULTS:
+        text = TerminalRenderer(width=width, verbose=True).render(diagnosis_of(fault))
+        assert max(map(cell_len, text.splitlines())) <= width
