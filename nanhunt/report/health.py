@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from nanhunt.diagnosis.cause import Diagnosis
+from nanhunt.diagnosis.recording import HEALTH, Recording
 from nanhunt.report import words
 
 __all__ = ["Health", "HealthRow", "health_of"]
@@ -73,24 +74,20 @@ _MEASURES = {
 def health_of(diagnosis: Diagnosis) -> Health | None:
     """Return the optimizer's health at the onset, or in the last step before it; None where it was not taken."""
     recording = diagnosis.recording
-    if recording is None or not recording.health:
+    last = recording.health_step(diagnosis.onset.step if diagnosis.onset else None) if recording else None
+    if recording is None or last is None:
         return None
-    onset = diagnosis.onset.step if diagnosis.onset else None
-    taken = (step for series in recording.health.values() for of in series.values() for step in of)
-    last = max((step for step in taken if onset is None or step <= onset), default=None)
-    if last is None:
-        return None
-    rows = (row for key, series in recording.health.items() for row in _row(key, series, last))
+    rows = (row for key in HEALTH for row in _row(recording, key, last))
     return Health(optimizer=str(recording.optimizer.get("class", "")), step=last, rows=tuple(rows))
 
 
-def _row(key: str, series: dict[str, dict[int, float]], last: int) -> Iterator[HealthRow]:
+def _row(recording: Recording, key: str, last: int) -> Iterator[HealthRow]:
     measure = _MEASURES[key]
-    there = {name: of[last] for name, of in series.items() if math.isfinite(of.get(last, math.nan))}
+    there = {name: value for name, value in recording.health_at(key, last).items() if math.isfinite(value)}
     if not there:
         return
     name = measure.worst(there, key=lambda parameter: there[parameter])
-    own = [(step, value) for step, value in sorted(series[name].items()) if step <= last]
+    own = [(step, value) for step, value in sorted(recording.health_of(key, name).items()) if step <= last]
     yield HealthRow(
         key=key, label=measure.label, says=measure.says, parameter=name,
         steps=tuple(step for step, _ in own), values=tuple(value for _, value in own),

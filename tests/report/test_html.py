@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanhunt.diagnosis.recording import HEALTH, Histories, TensorHistory
+from nanhunt.diagnosis.recording import Histories, TensorHistory
 from nanhunt.formats.headroom import ExponentHistogram
 from nanhunt.report.html.block import BUDGET, EMPTY, ZERO, packed
 from nanhunt.report.html.element import tag
@@ -254,7 +254,12 @@ def test_a_block_reads_back_to_a_part_of_a_binade_and_its_counts_exactly() -> No
 
 def test_a_page_of_300_modules_and_200_steps_is_below_500_kilobytes() -> None:
     recording = SimpleNamespace(
-        histories=histories(300, 200), health={}, batch=[], optimizer={}, birth_code="", sample_losses=[]
+        histories=histories(300, 200),
+        health_step=lambda last: None,
+        batch=[],
+        optimizer={},
+        birth_code="",
+        sample_losses=[],
     )
     text = page(replace(OVERFLOW, recording=recording))
     head, _ = unpacked(Reader(text).raw["script"][1])
@@ -271,7 +276,8 @@ def test_a_page_of_100_000_steps_is_below_500_kilobytes_and_keeps_the_onsets_nei
     own = dict(zip(steps, curves["loss"], strict=True))
     recording = SimpleNamespace(
         histories=histories(300, 240), batch=[], optimizer={}, birth_code="", sample_losses=[],
-        health={key: {f"layers.{i}.weight": own for i in range(3)} for key in HEALTH},
+        health_step=lambda last: last, health_of=lambda key, parameter: own,
+        health_at=lambda key, step: {f"layers.{i}.weight": own[step] for i in range(3)},
     )  # fmt: skip
     series = {name: (steps, values) for name, values in curves.items()}
     text = page(replace(OVERFLOW, recording=recording, series=series, onset=onset))
