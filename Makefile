@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup browser demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery screenshots clean
+.PHONY: help setup browser demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery examples screenshots clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -77,6 +77,9 @@ docs: $(STAMP)  ## make the generated pages of docs/ again
 gallery: $(STAMP)  ## hunt the twelve faults of docs/gallery, try the examples of trials, write docs/hunt.md and docs/trials.md
 	$(BIN)/python docs/gallery.py
 	$(BIN)/python docs/trials_page.py
+
+examples: $(STAMP)  ## write the reports of six faults again that the tests hold against what comes out, tests/report/reports
+	$(BIN)/python -m tests.report.kept
 
 screenshots: $(STAMP)  ## make the pictures of the HTML report again, docs/images (needs a Chromium: make browser)
 	$(BIN)/python -m tests.browser.screenshots

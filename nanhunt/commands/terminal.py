@@ -15,5 +15,11 @@ def terminal_width() -> int:
 
 
 def color_wanted() -> bool:
-    """Whether stdout is a terminal that wants colour (NO_COLOR, TERM=dumb)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether to write colours: to a terminal, or where FORCE_COLOR is set and not empty; never with NO_COLOR.
+
+    As rich decides: an empty FORCE_COLOR forbids colours, and a TERM of dumb or unknown has none to show.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    forced = os.environ.get("FORCE_COLOR")
+    return sys.stdout.isatty() if forced is None else forced != ""

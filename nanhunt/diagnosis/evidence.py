@@ -255,6 +255,19 @@ class Evidence:
         found = by_place(rows.filter(mask(integers(rows.column("step")) == step)))
         return {f"{m}.{n}".lstrip(".").removesuffix(f".{key}"): series[step] for (m, n), series in found.items()}
 
+    def health_of(self, key: str, parameter: str) -> dict[int, float]:
+        """Return a scalar of one parameter by step."""
+        whole = f"{parameter}.{key}"
+        rows = rows_whose(self._heard(key, "replay"), "name", whole.endswith)
+        found = by_place(rows_whose(rows, "module", whole.startswith))
+        return next((steps for (m, n), steps in found.items() if f"{m}.{n}".lstrip(".") == whole), {})
+
+    def health_step(self, key: str, last: int | None) -> int | None:
+        """Return the last step, `last` or before, that has a per-parameter scalar; None where there is none."""
+        steps = integers(self._heard(key, "replay").column("step"))
+        there = steps if last is None else steps[steps <= last]
+        return int(there.max()) if there.size else None
+
     def frame(
         self,
         role: str,

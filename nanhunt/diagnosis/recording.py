@@ -90,11 +90,18 @@ class Recording:
             lines.add(table)
         return Histories(columns=columns, tensors=tuple(lines.histories()))
 
-    @cached_property
-    def health(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Adam's health by scalar, parameter and step; without a scalar that was not taken."""
-        found = {key: self._evidence.health_series(key) for key in HEALTH if self._evidence.hears(key)}
-        return {key: series for key, series in found.items() if series}
+    def health_step(self, last: int | None) -> int | None:
+        """Return the last step, `last` or before, of which Adam's health was taken; None where there is none."""
+        steps = (self._evidence.health_step(key, last) for key in HEALTH)
+        return max((step for step in steps if step is not None), default=None)
+
+    def health_at(self, key: str, step: int) -> dict[str, float]:
+        """Return a scalar of `HEALTH` in one step by parameter; {} where it was not taken."""
+        return self._evidence.health_at(key, step)
+
+    def health_of(self, key: str, parameter: str) -> dict[int, float]:
+        """Return a scalar of `HEALTH` of one parameter by step."""
+        return self._evidence.health_of(key, parameter)
 
     @property
     def batch(self) -> list[dict[str, Any]]:

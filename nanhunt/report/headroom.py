@@ -60,6 +60,11 @@ class TensorLine:
     #: the scale that brings it as high as it goes, '' where it is roomy without one or was infinite: `amax` is finite
     scale: str
 
+    @property
+    def mark(self) -> str:
+        """The level as a sign, for those who see no colour."""
+        return _MARKS[self.level]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatLine:

@@ -14,10 +14,12 @@ from nanhunt.report.words import binades, percent, place, printable
 
 __all__ = ["LEVEL_STYLES", "put_formats", "put_table", "table_cells"]
 
-LEVEL_STYLES = {"roomy": "green", "near": "yellow", "beyond": "red"}
+#: Blue, yellow and red are told apart by those who do not tell red from green; a sign beside them says the same.
+LEVEL_STYLES = {"roomy": "bright_blue", "near": "yellow", "beyond": "red"}
 
-#: cells of a line below which it goes without a bar, and from which on the bar is long
+#: cells of a line below which it goes without a bar, and from which on the bar is longer, or long
 _BARS_FROM = 68
+_LONGER_BARS_FROM = 90
 _WIDE_BARS_FROM = 100
 #: cells of "infinite here, fp64: 6.885e4", and on a wide page of "2.7 % of elements to zero, <0.01 % of energy"
 _SAID, _WIDE_SAID = 28, 44
@@ -34,13 +36,14 @@ def put_formats(page: Page, lines: Sequence[FormatLine], *, roomy: bool, tight: 
         label = Text(f"{middle(line.format, formats)}  ", "bold").append(f"{line.mark} ", style)
         page.put(label, Text(line.text, style))
         for tensor in line.tensors if (roomy if line.level == "roomy" else tight) else ():
-            page.row(_tensor_line(tensor, names, page.width - 4), indent=4)
+            mark = Text(f"{tensor.mark} ", LEVEL_STYLES[tensor.level])
+            page.row(mark.append_text(_tensor_line(tensor, names, page.width - 6)), indent=4)
 
 
 def _tensor_line(tensor: TensorLine, names: int, width: int) -> Text:
     """Return one tensor's line: name, role, where it lies in the format's range, the number that decides."""
     style = LEVEL_STYLES[tensor.level]
-    cells = 24 if width >= _WIDE_BARS_FROM else 8
+    cells = 24 if width >= _WIDE_BARS_FROM else 16 if width >= _LONGER_BARS_FROM else 8
     role = f"  {middle(printable(tensor.role), 11)} "
     said = _WIDE_SAID if width >= _WIDE_BARS_FROM else _SAID
     left = width - cell_len(role) - said - (cells + 6 if width >= _BARS_FROM else 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from io import StringIO
+from itertools import zip_longest
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -14,7 +15,10 @@ from rich.text import Text
 
 from nanhunt.report.words import printable
 
-__all__ = ["Page", "column", "middle"]
+__all__ = ["GAP", "Page", "column", "middle"]
+
+#: Cells between two columns of text.
+GAP = 4
 
 
 class Page:
@@ -50,6 +54,15 @@ class Page:
         whole = Text(" " * indent).append_text(line)
         whole.truncate(self.width, overflow="ellipsis")
         self._lines.append(whole)
+
+    def beside(self, left: Page, right: Page) -> None:
+        """Add the lines of two pages side by side, four spaces between them: no rule, so that `grep` finds plain text."""
+        for one, other in zip_longest(left.lines, right.lines, fillvalue=Text()):
+            line = one.copy()
+            if other.plain:
+                line.truncate(left.width, pad=True)
+                line.append(" " * GAP).append_text(other)
+            self._lines.append(line)
 
     @property
     def lines(self) -> tuple[Text, ...]:
@@ -90,11 +103,29 @@ def column(texts: Iterable[str], most: int) -> int:
 
 
 def middle(text: str, width: int) -> str:
-    """Return text padded or cut to exactly `width` cells; a cut goes through the middle, where names differ least."""
+    """Return text padded or cut to exactly `width` cells; the middle goes, for it is the end of a dotted name that tells.
+
+    The end starts behind a dot or a slash where that leaves it half of the width or less: `transformer.h…attn.c_proj`. A
+    last part that is longer keeps two thirds of the width.
+    """
     if cell_len(text) <= width:
         return set_cell_size(text, width)
-    tail = max((width - 1) // 2, 0)
-    head = max(width - 1 - tail, 0)
-    # from the end, because set_cell_size only counts from the front
-    end = set_cell_size(text[::-1], tail)[::-1]
-    return set_cell_size(text, head) + "…" + end
+    end = text[_end(text, width) :]
+    return set_cell_size(text, max(width - 1 - cell_len(end), 0)) + "…" + end
+
+
+def _end(text: str, width: int) -> int:
+    """Return where the end of a text begins that is kept of it."""
+    # a file keeps its suffix: train.py:89 is one part
+    starts = [i for i, sign in enumerate(text[:-1], start=1) if sign in "./" and not text.startswith("py:", i)]
+    for start in starts:
+        if cell_len(text[start:]) <= width // 2:
+            return start
+    last = starts[-1] if starts else 0
+    start, room = len(text), min(2 * width // 3, width - 1)
+    while start > last and cell_len(text[start - 1 :]) <= room:
+        start -= 1
+    # an accent does not go without its letter
+    while start < len(text) and cell_len(text[start]) == 0:
+        start += 1
+    return start

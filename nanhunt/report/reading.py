@@ -206,6 +206,7 @@ def replayed(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
     first, last, steps = run.get("first_step"), run.get("last_step"), run.get("steps")
     span = f"steps {_word(first)} to {_word(last)}" if first is not None and last is not None else ""
+    span = f"step {_word(last)}" if span and first == last else span
     asked = f"{_word(steps)} asked for" if steps is not None else ""
     device = f"on {_word(run['device'])}" if run.get("device") else ""
     return ", ".join(part for part in (_word(run.get("checkpoint") or ""), span, asked, device) if part)

@@ -21,18 +21,22 @@ _LINEAR_SPAN = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One character of a sparkline; `mark` is "onset", "non-finite" or ''."""
+    """One character of a sparkline; `mark` is "onset", "lead", "non-finite" or ''."""
 
     char: str
     mark: str = ""
 
 
-def sparkline(steps: Sequence[int], values: Sequence[float], *, onset: int | None, width: int) -> list[Cell]:
-    """Return at most `width` cells over `steps` (ascending); `onset` is the step to mark.
+def sparkline(
+    steps: Sequence[int], values: Sequence[float], *, onset: int | None, width: int, lead: int | None = None
+) -> list[Cell]:
+    """Return at most `width` cells over `steps` (ascending); `onset` and `lead` are steps to mark.
 
-    An onset that has no value of its own is marked at the next step that has one, or in a cell of its own at the end.
+    An onset that has no value of its own is marked at the next step that has one, or in a cell of its own at the end. The
+    lead keeps its level, and is marked only where no cross is.
     """
     bad = None if onset is None else bisect_left(steps, onset)
+    early = None if lead is None else bisect_left(steps, lead)
     beyond = bad is not None and bad >= len(values)
     count = min(len(values), max(width - beyond, 1))
     finite = [v for v in values if math.isfinite(v)]
@@ -45,7 +49,8 @@ def sparkline(steps: Sequence[int], values: Sequence[float], *, onset: int | Non
         elif not all(math.isfinite(v) for v in part):
             cells.append(Cell(char=CROSS, mark="non-finite"))
         else:
-            cells.append(Cell(char=_level(max(part), finite)))
+            mark = "lead" if early is not None and start <= early < stop else ""
+            cells.append(Cell(char=_level(max(part), finite), mark=mark))
     return [*cells, Cell(char=CROSS, mark="onset")] if beyond else cells
 
 

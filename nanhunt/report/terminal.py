@@ -1,4 +1,7 @@
-"""The report for a terminal: the verdict first, then where, why, and what was looked at; tables last."""
+"""The report for a terminal: the verdict first, then where, why, and what was looked at; tables last.
+
+A wide terminal gets two columns, with spaces between them and no rule: what is piped can be searched line by line.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,21 @@ from rich.text import Text
 from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.report import original, reading, words
 from nanhunt.report.options import Options
-from nanhunt.report.page import Page, column, middle
-from nanhunt.report.sparkline import sparkline
+from nanhunt.report.page import GAP, Page, column, middle
+from nanhunt.report.terminal_curves import put_curves, put_ranks
 from nanhunt.report.terminal_formats import put_advice, put_headroom, put_precision
+from nanhunt.report.terminal_measured import put_optimizer, put_sample
 from nanhunt.report.terminal_suspects import put_suspects, put_trials
+from nanhunt.report.terminal_where import put_lineage, put_where
 
 __all__ = ["TerminalRenderer"]
 
 #: cells below which columns no longer fit side by side
 _NARROWEST = 40
-#: cells of a sparkline: more say no more, and the eye no longer takes them in at once
-_CURVE = 64
+#: cells from which on two columns of text are wide enough each
+_BESIDE = 160
 
 _OUTCOME_STYLES = {"fault": "bold red", "healthy": "bold green", "inconclusive": "bold yellow"}
-_CURVES = (("loss", "loss"), ("grad_norm", "grad norm"), ("loss_scale", "loss scale"))
 
 
 class TerminalRenderer(Options):
@@ -37,9 +41,25 @@ class TerminalRenderer(Options):
     def render(self, diagnosis: Diagnosis) -> str:
         """Return the page."""
         page = Page(max(self.width, _NARROWEST))
-        for section in _SECTIONS:
-            section(page, diagnosis, self)
+        for left, right in _BANDS:
+            _put_band(page, left, right, diagnosis, self)
         return page.text(color=self.color)
+
+
+def _put_band(
+    page: Page, left: tuple[_Section, ...], right: tuple[_Section, ...], diagnosis: Diagnosis, options: Options
+) -> None:
+    """Print two lists of sections, side by side where the page is wide enough and each says something."""
+    if page.width >= _BESIDE:
+        halves = Page((page.width - GAP) // 2), Page((page.width - GAP) // 2)
+        for half, sections in zip(halves, (left, right), strict=True):
+            for section in sections:
+                section(half, diagnosis, options)
+        if all(half.lines for half in halves):
+            page.beside(*halves)
+            return
+    for section in (*left, *right):
+        section(page, diagnosis, options)
 
 
 def _verdict(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -73,134 +93,6 @@ def _original(page: Page, diagnosis: Diagnosis) -> None:
         page.field("replay", said, style="yellow" if beware else "dim")
     if beware:
         page.field("check", beware, style="yellow")
-
-
-def _where(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    onset = diagnosis.onset
-    if onset is None:
-        return
-    step = f"{onset.step}"
-    if onset.lead_step is not None and onset.lead_step != onset.step:
-        step += f", first sign at step {onset.lead_step}"
-    phase = words.printable(onset.phase)
-    phase += f", micro-batch {onset.micro}" if onset.micro else ""
-    phase += f", rank {onset.rank}" if onset.rank or diagnosis.ranks else ""
-    page.heading("where")
-    page.field("what", words.prose(onset.detail) or onset.kind)
-    page.field("step", step)
-    page.field("phase", phase)
-    if onset.module or not onset.name:
-        page.field("module", middle(words.place(onset.module), page.width - 11).rstrip(), style="cyan")
-    for label, value in (("name", onset.name), ("op", onset.op), ("source", onset.source)):
-        if value:
-            page.field(label, words.printable(value))
-    samples = reading.sampled(diagnosis)
-    if samples:
-        page.field("samples", samples, style="" if onset.samples else "dim")
-    if diagnosis.damage:
-        page.field("damage", words.prose(diagnosis.damage))
-    shards = reading.sharded(diagnosis)
-    if shards:
-        page.field("shards", shards)
-    _code(page, diagnosis)
-    _lineage(page, diagnosis, options)
-    _elements(page, diagnosis, options)
-
-
-def _code(page: Page, diagnosis: Diagnosis) -> None:
-    """Print the onset's line between its neighbours."""
-    here = next((i for i, (_, _, is_line) in enumerate(diagnosis.code) if is_line), 0)
-    lines = diagnosis.code[max(here - 1, 0) : max(here - 1, 0) + 3]
-    if not lines:
-        return
-    texts = [text.expandtabs(4) for _, text, _ in lines]
-    margin = min((len(t) - len(t.lstrip()) for t in texts if t.strip()), default=0)
-    gutter = max(len(str(number)) for number, _, _ in lines)
-    page.put(Text())
-    source = diagnosis.onset.source if diagnosis.onset else None
-    if diagnosis.code_file and not (source or "").startswith(diagnosis.code_file):
-        page.row(Text(f"{'':{gutter + 3}}{words.printable(diagnosis.code_file)}", "dim"))
-    for (number, _, is_line), text in zip(lines, texts, strict=True):
-        line = Text(f"{'>' if is_line else ' '} {number:>{gutter}} │ ", "bold red" if is_line else "dim")
-        page.row(line.append(words.printable(text[margin:].rstrip()), "bold" if is_line else "dim"))
-
-
-def _lineage(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    """Print the way from the birth to what it spoiled; of a long one its two ends."""
-    hops = diagnosis.lineage
-    if not hops:
-        return
-    page.put(Text())
-    page.put(Text("from birth to damage", "dim"))
-    op_width = column((op for op, *_ in hops), 28 if page.width >= 80 else 18)
-    source_width = column((source for _, _, source, _ in hops), 24 if page.width >= 80 else 12)
-    does_width = column((does for *_, does in hops), 12 if page.width >= 80 else 8)
-    # two cells before each of the four columns
-    module_width = column((words.place(m) for _, m, *_ in hops), page.width - does_width - op_width - source_width - 8)
-    cut = len(hops) > 6 and not options.verbose
-    for i, (op, module, source, does) in enumerate(hops):
-        if cut and 3 <= i < len(hops) - 2:
-            if i == 3:
-                page.row(Text(f"{'…':<{does_width}}  {words.counted(len(hops) - 5, 'more op')}", "dim"))
-            continue
-        line = Text(middle(words.printable(does), does_width), "bold red" if i == 0 else "")
-        line.append(f"  {middle(words.printable(op), op_width)}")
-        line.append(f"  {middle(words.place(module), module_width)}", "cyan")
-        page.row(line.append(f"  {middle(words.printable(source), source_width)}", "dim"))
-
-
-def _elements(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    """Print the certificate: the first offending elements, and what fp64 makes of them."""
-    found = diagnosis.certificate
-    if found is None:
-        return
-    page.put(Text())
-    head = f"the first of {words.counted(found.bad, 'bad element')} of {found.numel}, {words.prose(found.of)}"
-    page.put(Text(head, "dim"))
-    rows = [reading.element_cells(found, e) for e in found.elements[: None if options.verbose else 3]]
-    at = column((row[0] for row in rows), 24)
-    sample = column((row[1] for row in rows), 26)
-    for place, owner, given, output, fp64 in rows:
-        line = Text(middle(place, at)).append(f"  {middle(owner, sample)}" if sample else "", "cyan")
-        line.append(f"  {given}" if given else "", "dim").append(f"  → {output}", "bold red")
-        page.put(line.append(f", in fp64 {fp64}" if fp64 else "", "yellow"))
-    page.put(Text(words.prose(found.verdict)))
-
-
-def _curves(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    drawn = [(label, *diagnosis.series[name]) for name, label in _CURVES if any(diagnosis.series.get(name, ((), ())))]
-    if not drawn:
-        return
-    first, last = min(steps[0] for _, steps, _ in drawn), max(steps[-1] for _, steps, _ in drawn)
-    onset = diagnosis.onset.step if diagnosis.onset else None
-    mark = f", ✗ at step {onset}" if onset is not None else ""
-    page.heading("curves", f"steps {first} to {last}{mark}" if first != last else f"step {first}{mark}")
-    for label, steps, values in drawn:
-        line = Text()
-        # 12 for the label, 2 and 2 for the gaps, 30 for the numbers
-        for cell in sparkline(steps, values, onset=onset, width=max(min(page.width - 46, _CURVE), 8)):
-            line.append(cell.char, {"onset": "bold red", "non-finite": "red"}.get(cell.mark, "cyan"))
-        page.put(Text(f"{label:<12}", "dim"), line.append(f"  {_told(steps, values, onset)}"))
-
-
-def _ranks(page: Page, diagnosis: Diagnosis, options: Options) -> None:
-    cells = reading.rank_cells(diagnosis)
-    if not cells:
-        return
-    page.heading("ranks", f"at step {diagnosis.ranks[0].step}")
-    rank, loss, norm = (max(len(row[i]) for row in cells) for i in range(3))
-    for row in cells:
-        page.put(Text(f"{row[0]:<{rank}}  ", "dim"), Text(f"{row[1]:<{loss}}  {row[2]:<{norm}}  {row[3]}"))
-
-
-def _told(steps: tuple[int, ...], values: tuple[float, ...], onset: int | None) -> str:
-    """Return a curve's ends and, where it is neither of them, its value at the onset."""
-    if len(set(values)) == 1:
-        return f"{words.number(values[0])} throughout"
-    at_onset = (
-        f", {words.number(values[steps.index(onset)])} at ✗" if onset is not None and onset in steps[1:-1] else ""
-    )
-    return f"{words.number(values[0])} to {words.number(values[-1])}{at_onset}"
 
 
 def _innocent(page: Page, diagnosis: Diagnosis, options: Options) -> None:
@@ -237,18 +129,14 @@ def _next(page: Page, diagnosis: Diagnosis, options: Options) -> None:
         page.put(line.append(f"{'':{longest - cell_len(command)}}  # {purpose}", "not bold dim") if fits else line)
 
 
-#: in the order of the page
-_SECTIONS: tuple[Callable[[Page, Diagnosis, Options], None], ...] = (
-    _verdict,
-    _where,
-    _curves,
-    _ranks,
-    put_suspects,
-    put_trials,
-    _innocent,
-    put_precision,
-    put_headroom,
-    put_advice,
-    _assumptions,
-    _next,
+_Section = Callable[[Page, Diagnosis, Options], None]
+
+#: What stands side by side on a wide page: what happened and why at the left, what was measured at the right. On a narrow
+#: one a band's sections follow each other.
+_BANDS: tuple[tuple[tuple[_Section, ...], tuple[_Section, ...]], ...] = (
+    ((_verdict,), ()),
+    ((put_where,), (put_curves, put_ranks, put_lineage)),
+    ((put_suspects,), (put_trials, put_sample)),
+    ((_innocent, put_optimizer), (put_precision, put_headroom, put_advice)),
+    ((_assumptions,), (_next,)),
 )

@@ -52,11 +52,10 @@ def _suspect(page: Page, suspect: Suspect, rank: int, diagnosis: Diagnosis, opti
         line = Text(words.prose(exhibit.claim), quiet)
         held = reading.evidence(exhibit.value, exhibit.threshold)
         page.put(Text("• ", quiet), line.append(f"  {held}" if held else "", quiet or "yellow"), indent=5)
-    for trial, prediction in suspect.trials:
-        if trial.outcome == "failed" and not options.verbose:
-            continue
-        name = words.printable(trial.name)
-        label = Text("trial  ", "dim").append(f"{middle(name, column([name], page.width // 3))}  ", quiet)
+    trials = [(t, p) for t, p in suspect.trials if t.outcome != "failed" or options.verbose]
+    names = column((t.name for t, _ in trials), page.width // 3)
+    for trial, prediction in trials:
+        label = Text("trial  ", "dim").append(f"{middle(words.printable(trial.name), names)}  ", quiet)
         page.put(label, Text(reading.tried(trial, prediction), quiet or _trial_style(trial.outcome)), indent=5)
     for fix in () if quiet else suspect.fixes:
         page.put(Text("fix    ", "dim"), Text(words.prose(fix)), indent=5)
@@ -67,7 +66,7 @@ def put_trials(page: Page, diagnosis: Diagnosis, options: Options) -> None:
     told = [t for t in diagnosis.trials if t.outcome != "failed" or t.name in reading.named(diagnosis)]
     if not told:
         return
-    page.heading("trials", "under one change each: mean loss, and the first gradient norm before any clip")
+    page.heading("trials", "one change each: mean loss, and the first gradient norm before a clip")
     rows = [(t, *reading.before_and_after(t)) for t in told]
     names = column((t.name for t in told), 18)
     losses, norms = column((loss for _, loss, _ in rows), 32), column((norm for *_, norm in rows), 36)

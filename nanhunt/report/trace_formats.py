@@ -14,7 +14,7 @@ from nanhunt.formats.number_format import BlockFormat
 from nanhunt.report.headroom import FormatLine, format_lines, judged_rows, looked
 from nanhunt.report.headroom_page import LEVEL_STYLES, put_formats, put_table, table_cells
 from nanhunt.report.json import headroom_entry, plain, verdict_entry
-from nanhunt.report.markdown import bullets, escape, span, table
+from nanhunt.report.markdown_text import bullets, escape, span, table
 from nanhunt.report.page import Page
 from nanhunt.report.words import counted, place
 

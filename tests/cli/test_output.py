@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import nanhunt as package
+from nanhunt.commands.terminal import color_wanted
 from nanhunt.diagnosis.causes import CAUSES
 
 ESCAPE = "\x1b"
@@ -181,6 +184,25 @@ def test_colour_is_for_terminals_that_want_it(command, fault_trace, nanhunt, mon
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert nanhunt(*arguments, terminal=True).out == plain
+
+
+@pytest.mark.parametrize("forced", [None, "", "1", "0"])
+@pytest.mark.parametrize("banned", [None, "", "1"])
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb", None])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_colour_is_forced_and_forbidden_as_rich_does(forced, banned, term, terminal, monkeypatch):
+    for name, value in {"FORCE_COLOR": forced, "NO_COLOR": banned, "TERM": term}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", stream)
+    theirs = Console(file=stream)
+    assert color_wanted() == (theirs.color_system is not None and not theirs.no_color)
 
 
 def test_no_file_gets_colour_and_no_document_does(fault_trace, nanhunt, tmp_path, monkeypatch):

@@ -254,12 +254,39 @@ def test_a_block_reads_back_to_a_part_of_a_binade_and_its_counts_exactly() -> No
 
 def test_a_page_of_300_modules_and_200_steps_is_below_500_kilobytes() -> None:
     recording = SimpleNamespace(
-        histories=histories(300, 200), health={}, batch=[], optimizer={}, birth_code="", sample_losses=[]
+        histories=histories(300, 200),
+        health_step=lambda last: None,
+        batch=[],
+        optimizer={},
+        birth_code="",
+        sample_losses=[],
     )
     text = page(replace(OVERFLOW, recording=recording))
     head, _ = unpacked(Reader(text).raw["script"][1])
     assert head["left_out"] == 0
     assert len(text.encode()) < 500_000
+
+
+def test_a_page_of_100_000_steps_is_below_500_kilobytes_and_keeps_the_onsets_neighbourhood() -> None:
+    steps, random = tuple(range(100_000)), np.random.default_rng(1)
+    onset = replace(OVERFLOW.onset, step=61_234, lead_step=61_180)  # type: ignore[type-var]
+    curves = {
+        name: tuple(random.normal(3, 1, len(steps)).tolist()) for name in ("loss", "grad_norm", "loss_scale", "lr")
+    }
+    own = dict(zip(steps, curves["loss"], strict=True))
+    recording = SimpleNamespace(
+        histories=histories(300, 240), batch=[], optimizer={}, birth_code="", sample_losses=[],
+        health_step=lambda last: last, health_of=lambda key, parameter: own,
+        health_at=lambda key, step: {f"layers.{i}.weight": own[step] for i in range(3)},
+    )  # fmt: skip
+    series = {name: (steps, values) for name, values in curves.items()}
+    text = page(replace(OVERFLOW, recording=recording, series=series, onset=onset))
+    assert len(text.encode()) < 500_000
+    told = json.loads(Reader(text).raw["script"][0])["series"]["loss"]
+    shown = dict(zip(told["steps"], told["values"], strict=True))
+    assert all(shown[step] == own[step] for step in range(61_130, 61_285))
+    assert {min(own.values()), max(own.values())} <= set(shown.values())
+    assert "Of 100000 steps" in text
 
 
 def test_where_tensors_do_not_fit_those_of_the_story_and_the_broken_stay() -> None:

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 
 from nanhunt.diagnosis.precision import PrecisionFacts
 from nanhunt.interventions import Outcome, Trial
+from nanhunt.report.page import middle
 from nanhunt.report.reading import tried
 from nanhunt.report.terminal import TerminalRenderer
 from tests.report.samples import HEALTHY, HOSTILE_STRINGS, INCONCLUSIVE, OVERFLOW, SAMPLES, SPIKE, diagnosis, row
@@ -86,8 +87,8 @@ def test_exhibits_show_the_number_beside_its_threshold() -> None:
 
 
 def test_trials_show_whether_they_came_out_as_predicted() -> None:
-    text = page(OVERFLOW, width=200)
-    assert "fp32  cured, as predicted: loss 2.41" in text
+    text = page(OVERFLOW, width=150)
+    assert re.search("trial  fp32 +cured, as predicted: loss 2.41", text)
     assert "122 of 122 modules computed in fp32" in text[text.index("\ntrials") :]
     assert "persists, though 'cured' was predicted" in text
 
@@ -107,10 +108,29 @@ def test_curves_mark_the_onset_in_red() -> None:
     assert "3.1 to NaN" in loss
 
 
-def test_a_constant_loss_scale_is_told_once_and_the_learning_rate_not_at_all() -> None:
+def test_a_curve_that_never_changes_says_so() -> None:
     text = page(OVERFLOW)
     assert "65536 throughout" in text
-    assert "\n  lr" not in text
+    assert "0.0003 throughout" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_an_arrow_points_at_the_first_sign_below_the_curves(width: int) -> None:
+    steps = tuple(range(100))
+    onset = replace(OVERFLOW.onset, step=90, lead_step=80)  # type: ignore[type-var]
+    sample = replace(OVERFLOW, onset=onset, series={"loss": (steps, tuple(float(s) for s in steps))})
+    # on a wide page the curves are the right column's first section
+    lines = [line[102 if width == 200 else 0 :] for line in page(sample, width=width).splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.lstrip().startswith("loss "))
+    curve, arrow = lines[at].index("✗"), lines[at + 1].index("^")
+    cells = len(re.findall("[▁▂▃▄▅▆▇█✗]", lines[at]))
+    assert "first sign, step 80" in lines[at + 1]
+    assert curve - arrow in (cells // 10, cells // 10 + 1)
+
+
+def test_a_run_of_one_step_has_numbers_and_no_curves() -> None:
+    text = page(diagnosis("fault", "x", series={"loss": ((7,), (2.5,)), "lr": ((7,), (0.1,))}))
+    assert "curves  step 7 alone\n  loss        2.5\n  lr          0.1\n" in text
 
 
 def test_refuted_suspects_are_dim_and_offer_no_fix() -> None:
@@ -191,6 +211,31 @@ def test_advice_is_wrapped_beside_its_topic() -> None:
     text = section(page(OVERFLOW, width=80), "precision advice", "assumptions")
     assert "  loss scale  2^14 (16384) for fp16; 2^11 to 2^17 work" in text
     assert "this run used 65536, within the range" in " ".join(text.split())
+
+
+def test_wide_characters_and_marks_keep_the_columns_straight() -> None:
+    names = ("模型.注意力.查询.投影.权重和更多的东西", "plain.name", "decoder.🔥.out", "cafe\u0301.block.0.naïve")
+    hops = tuple((f"aten.{n}", n, f"{n}.py:8{i}", "carries") for i, n in enumerate(names))
+    rows = tuple(row(n, "fp16", -1.0 - i, overflow_fraction=0.1) for i, n in enumerate(names[:3]))
+    text = page(diagnosis("fault", "x", onset=OVERFLOW.onset, lineage=hops, headroom=rows), verbose=True)
+    path = [line for line in text.splitlines() if line.startswith("  carries")]
+    bars = [line for line in text.splitlines() if line.startswith("    ✗") and "│" in line]
+    assert (len(path), len(bars)) == (4, 3)
+    assert {cell_len(line[: line.rindex("  ")]) for line in path} == {cell_len(path[0][: path[0].rindex("  ")])}
+    assert {cell_len(line[: line.index("│")]) for line in bars} == {cell_len(bars[0][: bars[0].index("│")])}
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "cut"),
+    [
+        ("transformer.h.11.attn.c_proj", 25, "transformer.h…attn.c_proj"),
+        ("blocks.0.attention.qkv", 20, "blocks.0.attenti…qkv"),
+        ("blocks.3.attention.projection_of_something_long", 24, "blocks.…f_something_long"),
+        ("some/path/very/long/train.py:89", 25, "some/path/ver…train.py:89"),
+    ],
+)
+def test_a_name_loses_its_middle_and_never_the_end_that_tells(name: str, width: int, cut: str) -> None:
+    assert middle(name, width) == cut
 
 
 def test_long_names_lose_their_middle() -> None:

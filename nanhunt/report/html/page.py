@@ -6,7 +6,8 @@ tensor's history) the page draws itself, from two data blocks: the JSON report, 
 out of a name could neither run nor fetch anything; that it cannot get out is `element`'s part.
 
 What it leaves out. The rows of `headroom`, a line a tensor and format, which would be most of the file: the page has the
-verdicts, and draws the room of every tensor from the series. `--format json` has them.
+verdicts, and draws the room of every tensor from the series. Of a long run's curves most steps (`fold`). `--format json`
+has them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import base64
 import hashlib
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -22,6 +24,7 @@ from typing import Any, ClassVar
 from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.formats.catalogue import BF16, E4M3FN, E5M2, FP16, FP32
 from nanhunt.report import reading
+from nanhunt.report.fold import POINTS, folded
 from nanhunt.report.html import measured, verdict
 from nanhunt.report.html.block import packed
 from nanhunt.report.html.element import Markup, tag
@@ -109,7 +112,11 @@ def _timeline(diagnosis: Diagnosis) -> Markup | None:
     if onset is not None:
         has_lead = onset.lead_step is not None and onset.lead_step != onset.step
         lead += ", the line the onset" + (", the dotted one its first sign" if has_lead else "")
-    return section("timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=f"{lead}.")
+    longest = max(len(steps) for steps, _ in diagnosis.series.values())
+    short = f" Of {longest} steps it shows the extremes of each stretch, and every step around the onset."
+    return section(
+        "timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=f"{lead}.{short if longest > POINTS else ''}"
+    )
 
 
 def _heat_map(diagnosis: Diagnosis) -> Markup | None:
@@ -162,7 +169,11 @@ def _joined(names: tuple[str, ...]) -> str:
 
 def _report_data(diagnosis: Diagnosis) -> str:
     """Return the JSON report without its rows of headroom, and the formats' ranges, harmless inside a script element."""
-    body = {key: value for key, value in document(diagnosis).items() if key != "headroom"} | {"ranges": _ranges()}
+    onset = diagnosis.onset
+    marked = (onset.step, onset.lead_step) if onset is not None else ()
+    curves = {name: folded(*curve, marked) for name, curve in diagnosis.series.items()}
+    body = {key: value for key, value in document(replace(diagnosis, series=curves)).items() if key != "headroom"}
+    body |= {"ranges": _ranges()}
     # in a script element only "<" means anything: "</script" ends it, "<!--" hides its end
     return json.dumps(body, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 

@@ -85,6 +85,28 @@
     return nh.html("div", { class: "choice", role: "group", "aria-label": label }, nh.html("span", {}, label), ...buttons);
   };
 
+  // A cross on a plot's canvas at the top of each step whose value no scale has.
+  nh.crosses = (plot, steps) => {
+    const { ctx, bbox } = plot;
+    const ratio = devicePixelRatio || 1;
+    const size = 4 * ratio;
+    const y = bbox.top + size + 3 * ratio;
+    ctx.save();
+    ctx.strokeStyle = nh.color("--fault");
+    ctx.lineWidth = 2 * ratio;
+    for (const step of steps) {
+      const x = plot.valToPos(step, "x", true);
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+      ctx.beginPath();
+      ctx.moveTo(x - size, y - size);
+      ctx.lineTo(x + size, y + size);
+      ctx.moveTo(x + size, y - size);
+      ctx.lineTo(x - size, y + size);
+      ctx.stroke();
+    }
+    ctx.restore();
+  };
+
   // What is to be drawn again where width, theme or paper changes.
   const drawn = [];
   nh.redrawn = (draw) => {

@@ -25,31 +25,11 @@
     ctx.restore();
   };
 
-  const badMarks = (plot, block, tensor) => {
-    const { ctx, bbox } = plot;
-    const ratio = devicePixelRatio || 1;
-    ctx.save();
-    ctx.strokeStyle = nh.color("--fault");
-    ctx.lineWidth = 2 * ratio;
-    const size = 4 * ratio;
-    block.columns.forEach(([first], column) => {
-      if (!tensor.bad(column)) return;
-      const x = plot.valToPos(first, "x", true);
-      const y = bbox.top + size + 2 * ratio;
-      ctx.beginPath();
-      ctx.moveTo(x - size, y - size);
-      ctx.lineTo(x + size, y + size);
-      ctx.moveTo(x + size, y - size);
-      ctx.lineTo(x - size, y + size);
-      ctx.stroke();
-    });
-    ctx.restore();
-  };
-
   const history = (block, tensor, range, width) => {
     const columns = block.columns.map((_, i) => i);
     const finite = (value) => (Number.isFinite(value) ? value : null);
     const data = [block.columns.map(([first]) => first), ...["amax", "rms", "amin"].map((key) => columns.map((i) => finite(tensor[key](i))))];
+    const bad = data[0].filter((_, i) => tensor.bad(i));
     const known = data.slice(1).flat().filter((value) => value !== null);
     if (range) known.push(...[range.max, range.normal].filter((end) => known.some((value) => Math.abs(value - end) < 8)));
     const [low, high] = known.length ? [Math.min(...known) - 1.5, Math.max(...known) + 1.5] : [-1, 1];
@@ -67,7 +47,7 @@
           { ...axis, size: 46, space: 26, incrs: [1, 2, 4, 8, 16, 32, 64], values: (_, ticks) => ticks.map((tick) => nh.power(tick)) },
         ],
         series: [{}, curve("--accent"), curve("--second", { dash: [6, 3] }), curve("--muted", { width: 1, dash: [2, 3] })],
-        hooks: { draw: [(plot) => limits(plot, range), (plot) => badMarks(plot, block, tensor)] },
+        hooks: { draw: [(plot) => limits(plot, range), (plot) => nh.crosses(plot, bad)] },
       },
       data, nh.html("div"),
     ).root;

@@ -13,15 +13,13 @@
     return { name, label, steps: series.steps, values, finite, isLog, base: name === "loss_scale" ? 2 : 10 };
   };
 
-  // Vertical lines of onset and lead, and a cross at the top for each value that no scale has.
+  // Vertical lines of onset and lead, and the crosses.
   const marks = (report, curve) => (plot) => {
     const { ctx, bbox } = plot;
     const ratio = devicePixelRatio || 1;
-    const across = (step) => plot.valToPos(step, "x", true);
-    const inside = (x) => x >= bbox.left - 1 && x <= bbox.left + bbox.width + 1;
     const line = (step, dash) => {
-      const x = Math.round(across(step));
-      if (!inside(x)) return;
+      const x = Math.round(plot.valToPos(step, "x", true));
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) return;
       ctx.setLineDash(dash.map((part) => part * ratio));
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
@@ -36,21 +34,8 @@
       line(onset.step, []);
       if (onset.lead_step !== null && onset.lead_step !== onset.step) line(onset.lead_step, [2, 3]);
     }
-    ctx.setLineDash([]);
-    ctx.lineWidth = 2 * ratio;
-    const size = 4 * ratio;
-    curve.values.forEach((value, i) => {
-      const x = across(curve.steps[i]);
-      if (Number.isFinite(value) || !inside(x)) return;
-      const y = bbox.top + size + 3 * ratio;
-      ctx.beginPath();
-      ctx.moveTo(x - size, y - size);
-      ctx.lineTo(x + size, y + size);
-      ctx.moveTo(x + size, y - size);
-      ctx.lineTo(x - size, y + size);
-      ctx.stroke();
-    });
     ctx.restore();
+    nh.crosses(plot, curve.steps.filter((_, i) => !Number.isFinite(curve.values[i])));
   };
 
   const room = (curve) => {
