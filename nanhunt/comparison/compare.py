@@ -138,7 +138,7 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
             step=int(pairs.step[row]), micro=int(pairs.a.micro[pairs.at_a[row]]), rank=int(pairs.a.rank[pairs.at_a[row]]),
             phase=phase, role=role, module=module, name=name, statistic=kind, a=a, b=b, apart=apart,
             bound=apart / ratio if ratio else 0.0, ratio=ratio,
-            dtype_a=words_a[at_a[pairs.at_a[row]]], dtype_b=words_b[at_b[pairs.at_b[row]]],
+            rounding=float(np.nan_to_num(found.bulk[row])), dtype_a=words_a[at_a[pairs.at_a[row]]], dtype_b=words_b[at_b[pairs.at_b[row]]],
         )  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class Difference:
     apart: float
     bound: float
     ratio: float
+    #: what rounding alone explains, relative as well; the rest of `bound` is what the causes differ by
+    rounding: float
     dtype_a: str
     dtype_b: str
     #: where the module's code is, if either trace zoomed into it
