@@ -201,4 +201,6 @@ def _renamed(pairs: Pairs) -> tuple[tuple[str, str], ...]:
         lists.append(sizes)
     if len(lists[0]) != len(lists[1]) or list(lists[0].values()) != list(lists[1].values()):
         return ()
-    return tuple(zip(*lists, strict=True))
+    there = zip(*lists, strict=True)
+    # of a renamed module either the name or the place stays
+    return tuple((a, b) for a, b in there if set(a.rpartition(".")[::2]) & set(b.rpartition(".")[::2]))

@@ -20,9 +20,9 @@ _Bools = npt.NDArray[np.bool_]
 
 
 def by_depth(pairs: Pairs, got: Measured, found: Judged, step: int) -> tuple[DepthRow, ...]:
-    """Return the outputs, their gradients and the parameters' gradients of a step, in the order in which they ran."""
+    """Return what a step computes, and whatever is born in it, in the order in which it ran."""
     roles = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.GRAD, Role.BATCH) | pairs.is_in("load")
-    rows = np.flatnonzero((pairs.step == step) & roles)
+    rows = np.flatnonzero((pairs.step == step) & (roles | (found.ratio > 1.0)))
     bulk = got.bulk
     return tuple(
         DepthRow(

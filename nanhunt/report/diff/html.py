@@ -11,7 +11,7 @@ from nanhunt.report.html.parts import bullets, definitions, section, table
 from nanhunt.report.html.shell import data_block, noscript, shell
 from nanhunt.report.json import plain
 from nanhunt.report.options import Options
-from nanhunt.report.words import number, percent
+from nanhunt.report.words import number
 
 __all__ = ["DiffHtml"]
 
@@ -97,7 +97,7 @@ def _depth(comparison: Comparison) -> Markup | None:
         return None
     rows = [
         (
-            code(reading.place(row)), row.phase, number(row.rms_a), number(row.rms_b), percent(row.apart), percent(row.bound),
+            code(reading.place(row)), row.phase, number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound),
             tag("span", row.verdict, class_=row.verdict),
         )
         for row in comparison.depth
@@ -117,7 +117,7 @@ def _steps(comparison: Comparison) -> Markup | None:
     every = -(-len(comparison.by_step) // _MOST)
     rows = [
         (
-            row.step, percent(row.outputs), percent(row.gradients), percent(row.weights), number(row.loss_a),
+            row.step, *(_share(v) for v in (row.outputs, row.gradients, row.weights)), number(row.loss_a),
             number(row.loss_b), row.inherited or "", row.born or "",
         )
         for row in comparison.by_step[::every]
@@ -156,3 +156,7 @@ def _next(comparison: Comparison) -> Markup | None:
     found = reading.next_steps(comparison)
     rows = [tag("div", tag("dt", tag("code", what)), tag("dd", prose(why))) for what, why in found]
     return section("next", "Next", tag("dl", *rows, class_="commands")) if rows else None
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else reading.share(value)

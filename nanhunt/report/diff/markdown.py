@@ -9,7 +9,7 @@ from nanhunt.comparison.comparison import Comparison
 from nanhunt.report.diff import reading
 from nanhunt.report.markdown import bullets, escape, span, table
 from nanhunt.report.options import Options
-from nanhunt.report.words import number, percent
+from nanhunt.report.words import number
 
 __all__ = ["DiffMarkdown"]
 
@@ -26,7 +26,7 @@ class DiffMarkdown(Options):
         return "\n\n".join(self._blocks(comparison)) + "\n"
 
     def _blocks(self, comparison: Comparison) -> Iterator[str]:
-        yield f"**{reading.verdict_word(comparison)}**: {escape(reading.headline(comparison))}"
+        yield f"**{escape(reading.headline(comparison))}**"
         yield f"A {span(comparison.a)}, B {span(comparison.b)}: {escape(reading.counts(comparison))}"
         notes = [*comparison.prefaces, *reading.alone(comparison, self.top), *filter(None, [reading.inherited(comparison)])]
         if notes:
@@ -34,14 +34,14 @@ class DiffMarkdown(Options):
         rows, hidden = reading.story(comparison, 2 * self.top)
         if comparison.outcome == "part":
             cells = [
-                (span(reading.place(r)), escape(r.phase), number(r.rms_a), number(r.rms_b), percent(r.apart), percent(r.bound), r.verdict)
+                (span(reading.place(r)), escape(r.phase), number(r.rms_a), number(r.rms_b), reading.share(r.apart), reading.share(r.bound), r.verdict)
                 for r in rows
             ]  # fmt: skip
             more = f", {hidden} rows left out" if hidden else ""
             yield f"Step {comparison.depth_step} by depth{more}:"
             yield table(("observed", "phase", "rms in A", "rms in B", "apart", "rounding explains", ""), cells)
         steps = [
-            (str(r.step), *(percent(v) for v in (r.outputs, r.gradients, r.weights)), number(r.loss_a), number(r.loss_b))
+            (str(r.step), *("-" if v is None else reading.share(v) for v in (r.outputs, r.gradients, r.weights)), number(r.loss_a), number(r.loss_b))
             for r in comparison.by_step
         ]  # fmt: skip
         yield from _folded("By step", table(("step", "outputs", "gradients", "weights", "loss in A", "loss in B"), steps))

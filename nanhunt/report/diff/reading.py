@@ -12,7 +12,7 @@ from nanhunt.report import words
 
 __all__ = [
     "CURVES", "alone", "around", "beyond", "counts", "curves", "headline", "inherited", "looked", "next_steps", "others",
-    "place", "settings", "story", "told", "verdict_word",
+    "place", "settings", "share", "story", "told", "verdict_word",
 ]  # fmt: skip
 
 #: Curves by step: key, and what a page calls it.
@@ -54,7 +54,7 @@ def place(row: Difference | DepthRow) -> str:
         return name
     if row.role == "grad_output":
         return f"gradient of {name}'s output"
-    said = {"weight": "", "scalar": "", "batch": "", "buffer": "buffer ", "grad": "gradient of ", "update": "update of "}
+    said = {"weight": "", "scalar": "", "batch": "field ", "buffer": "buffer ", "grad": "gradient of ", "update": "update of "}
     return f"{said.get(row.role, f'{row.role} of ')}{name}"
 
 
@@ -69,7 +69,7 @@ def told(difference: Difference) -> str:
         a, b = f"{difference.a:.9g}", f"{difference.b:.9g}"
     name = "" if difference.statistic == "value" else f"{difference.statistic} "
     of = " of the rms" if difference.statistic == "mean" else ""
-    return f"{name}{a} against {b}, {_percent(difference.apart)}{of}"
+    return f"{name}{a} against {b}, {share(difference.apart)}{of}"
 
 
 def beyond(difference: Difference, rounding: str) -> str:
@@ -78,9 +78,11 @@ def beyond(difference: Difference, rounding: str) -> str:
         return "which is a setting"
     if not math.isfinite(difference.ratio):
         return "which no rounding explains"
-    causes = f" and the differences before it explain" if difference.bound > _MOSTLY * difference.rounding else " explains"
-    # what was loaded has been through no op: a cast at most
-    whose = "a cast" if difference.phase in ("load", "batch") else f"{rounding}'s rounding"
+    causes = " and the differences before it explain" if difference.bound > _MOSTLY * difference.rounding else " explains"
+    if difference.phase in ("load", "batch"):  # it has been through no op, through a cast at most
+        cast = f", {_times(difference.ratio)} × what its cast explains" if difference.dtype_a != difference.dtype_b else ""
+        return f"before anything is computed{cast}"
+    whose = f"{rounding}'s rounding"
     return f"{_times(difference.ratio)} × what {whose}{causes}"
 
 
@@ -88,8 +90,11 @@ def _times(ratio: float) -> str:
     return words.number(float(f"{ratio:.2g}"))
 
 
-def _percent(share: float) -> str:
-    return words.percent(share) if share >= 1e-4 or share == 0 else f"{100 * share:.1g} %"
+def share(part: float) -> str:
+    """Return a relative difference as a percentage, or as a power of ten where that tells 10⁻⁷ from 10⁻⁵."""
+    if not math.isfinite(part):
+        return words.number(part)
+    return words.percent(part) if part == 0 or part >= 1e-4 else f"{part:.0e}".replace("e-0", "e-")
 
 
 def counts(comparison: Comparison) -> str:

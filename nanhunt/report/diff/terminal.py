@@ -50,8 +50,7 @@ def _field(page: Page, label: str, text: str, style: str = "") -> None:
 def _verdict(page: Page, comparison: Comparison) -> None:
     style = _STYLES[comparison.outcome]
     mark = "✗ " if comparison.outcome == "part" else "✓ "
-    line = Text().append(reading.verdict_word(comparison), style).append(" · ", "dim")
-    page.put(Text(mark, style), line.append(prose(reading.headline(comparison)), "bold"), indent=0)
+    page.put(Text(mark, style), Text(prose(reading.headline(comparison)), "bold"), indent=0)
     for note in comparison.prefaces:
         _field(page, "before", note, "yellow")
     _field(page, "A", comparison.a, "dim")
@@ -104,12 +103,7 @@ def _depth(page: Page, comparison: Comparison, options: Options) -> None:
 def _row(row: DepthRow, wide: int) -> Text:
     line = Text(f"{_MARKS[row.verdict]} ", _ROWS[row.verdict]).append(middle(reading.place(row), wide), _ROWS[row.verdict])
     line.append(f"{number(row.rms_a):>11}{number(row.rms_b):>11}", "dim")
-    return line.append(f"{_share(row.apart):>10}", _ROWS[row.verdict]).append(f"{_share(row.bound):>11}", "dim")
-
-
-def _share(share: float) -> str:
-    """Return a percentage that tells 10⁻⁷ from 10⁻⁵."""
-    return percent(share) if share == 0 or share >= 1e-4 else f"{share:.0e}".replace("e-0", "e-")
+    return line.append(f"{reading.share(row.apart):>10}", _ROWS[row.verdict]).append(f"{reading.share(row.bound):>11}", "dim")
 
 
 def _steps(page: Page, comparison: Comparison) -> None:
@@ -127,7 +121,7 @@ def _steps(page: Page, comparison: Comparison) -> None:
         line = Text()
         for cell in sparkline(at, values, onset=first, width=max(min(page.width - 46, _CURVE), 8)):
             line.append(cell.char, "bold red" if cell.mark else "cyan")
-        page.put(Text(f"{label:<12}", "dim"), line.append(f"  {_share(values[0])} to {_share(values[-1])}"))
+        page.put(Text(f"{label:<12}", "dim"), line.append(f"  {reading.share(values[0])} to {reading.share(values[-1])}"))
 
 
 def _others(page: Page, comparison: Comparison, options: Options) -> None:
@@ -143,4 +137,4 @@ def _next(page: Page, comparison: Comparison) -> None:
     if found:
         page.heading("next")
         for what, why in found:
-            page.put(Text(f"{what}  ", "cyan"), Text(prose(why), "dim"))
+            page.put(Text(prose(what), "cyan").append(f"  {prose(why)}", "dim"))
