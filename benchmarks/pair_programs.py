@@ -26,9 +26,8 @@ from nanhunt.training.run import DTYPES, TrainingRun
 
 __all__ = ["PROGRAMS", "Plant", "Program", "Way", "record"]
 
-#: Steps of a run; the optimizer is AdamW, whose signs of tiny gradients are what healthy runs differ by first.
+#: Steps of a run.
 STEPS = 12
-_LR = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,18 +199,27 @@ def _run_of(program: Program, way: Way, seed: int) -> TrainingRun:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, target = batch
         logits = model(x.to(DTYPES[way.dtype]) if x.is_floating_point() else x)
-        return F.cross_entropy(logits.flatten(0, -2).float() if way.autocast else logits.flatten(0, -2), target.flatten())
+        return F.cross_entropy(
+            logits.flatten(0, -2).float() if way.autocast else logits.flatten(0, -2), target.flatten()
+        )
 
     batches = [_batch(program, way, seed, step) for step in range(STEPS + 1)]
     return TrainingRun(
         model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=_LR),
+        optimizer=_optimizer(model, seed),
         loss=loss,
         batches=BatchSource(batches, first_step=0, accumulate=1, device=torch.device("cpu")),
         device=torch.device("cpu"),
         autocast=way.autocast,
         clip_grad_norm=1.0,
     )
+
+
+def _optimizer(model: nn.Module, seed: int) -> torch.optim.Optimizer:
+    """Return AdamW for even seeds, whose signs of tiny gradients are open, and SGD with momentum for odd ones."""
+    if seed % 2:
+        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
 def _batch(program: Program, way: Way, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -236,7 +244,7 @@ def _plant(run: TrainingRun, program: Program, way: Way, step: int) -> None:
     elif isinstance(module, Dropout):
         module.seed = 2
     elif kind == "lr":
-        run.optimizer.param_groups[0]["lr"] = 1.02 * _LR
+        run.optimizer.param_groups[0]["lr"] *= 1.02
 
 
 @contextmanager

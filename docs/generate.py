@@ -21,7 +21,20 @@ from nanhunt.trace.schema import COLUMNS, SCHEMA_VERSION, NoteKind
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- made by docs/generate.py: change the code, not this page -->\n\n"
-COMMANDS = ("init", "replay", "report", "formats", "explain", "trials", "inspect", "diff", "watch", "export", "run", "demo")
+COMMANDS = (
+    "init",
+    "replay",
+    "report",
+    "formats",
+    "explain",
+    "trials",
+    "inspect",
+    "diff",
+    "watch",
+    "export",
+    "run",
+    "demo",
+)
 
 
 def main() -> int:

@@ -51,9 +51,7 @@ class Rounding:
 
 def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Rounding:
     """Return what the roundings before each pair in its step explain."""
-    (u_a, flush_a), (u_b, flush_b) = (
-        run.of_rows(side.dtypes) for run, side in ((a, pairs.a), (b, pairs.b))
-    )
+    (u_a, flush_a), (u_b, flush_b) = (run.of_rows(side.dtypes) for run, side in ((a, pairs.a), (b, pairs.b)))
     u_a, u_b = u_a[pairs.at_a], u_b[pairs.at_b]
     flush = flush_a[pairs.at_a] * got.unscaled_a + flush_b[pairs.at_b] * got.unscaled_b
     terms = _terms(pairs, got)
@@ -105,7 +103,9 @@ def _summed(values: _Floats, turn: _Ints) -> _Floats:
     order = np.argsort(turn, kind="stable")
     sums = np.cumsum(values[order])
     fresh = np.flatnonzero(np.diff(turn[order], prepend=-1))
-    base = np.repeat(np.concatenate([[0.0], sums[fresh[1:] - 1]]) if len(fresh) else [], np.diff(np.append(fresh, len(turn))))
+    base = np.repeat(
+        np.concatenate([[0.0], sums[fresh[1:] - 1]]) if len(fresh) else [], np.diff(np.append(fresh, len(turn)))
+    )
     found = np.empty(len(values))
     found[order] = np.maximum(sums - base, 0.0)
     return found
@@ -125,4 +125,3 @@ def below(side: Observed, rows: _Ints, threshold: _Floats) -> tuple[_Floats, _Fl
     energy = np.bincount(owner, counts * (2.0 * share) ** 2, len(rows))
     has = side.starts[rows + 1] > side.starts[rows]
     return np.where(has, few, np.nan), np.where(has, energy, np.nan)
-

@@ -88,12 +88,18 @@ def _comparable(a: Trace, b: Trace, pairs: Pairs) -> tuple[Pairs, tuple[str, ...
     own = pairs.is_in(Phase.BATCH, Phase.FORWARD, Phase.BACKWARD) & (not same_batch)
     kept = pairs.without(own | in_parts)
     ranks = f"ranks {a.manifest.rank} and {b.manifest.rank} of one run"
-    told = "each on batches of its own: only what replicas share is held together" if not same_batch else "on the same batches"
+    told = (
+        "each on batches of its own: only what replicas share is held together"
+        if not same_batch
+        else "on the same batches"
+    )
     return kept, (f"{ranks}, {told}",)
 
 
 def _same(pairs: Pairs, which: _Bools) -> bool:
-    return all(np.array_equal(pairs.of_a(n)[which], pairs.of_b(n)[which], equal_nan=True) for n in ("amax", "l2", "mean"))
+    return all(
+        np.array_equal(pairs.of_a(n)[which], pairs.of_b(n)[which], equal_nan=True) for n in ("amax", "l2", "mean")
+    )
 
 
 def _equal(pairs: Pairs) -> bool:

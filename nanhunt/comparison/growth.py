@@ -46,7 +46,9 @@ def by_step(
     """Return the largest differences of each step that both traces have."""
     steps, at = np.unique(pairs.step, return_inverse=True)
     kinds = (pairs.is_of(Role.OUTPUT), pairs.is_of(Role.GRAD), pairs.is_of(Role.WEIGHT))
-    outputs, gradients, weights = (_largest(got.bulk, which & np.isfinite(found.bulk), at, len(steps)) for which in kinds)
+    outputs, gradients, weights = (
+        _largest(got.bulk, which & np.isfinite(found.bulk), at, len(steps)) for which in kinds
+    )
     born = np.bincount(at, found.ratio > 1.0, len(steps)).astype(int)
     inherited = np.bincount(at, (found.ratio <= 1.0) & (found.alone > 1.0), len(steps)).astype(int)
     return tuple(

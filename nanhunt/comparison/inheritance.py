@@ -83,7 +83,9 @@ def _of_weights(pairs: Pairs, got: Measured) -> _Floats:
     is_output = pairs.is_of(Role.OUTPUT)
     called[pairs.module[is_output]] = True
     # weights of modules that are not called themselves reach any output
-    shared = np.where(called, 0.0, np.maximum(grids[0], relative(grids[1], _vector_scale(pairs, got, modules)))).max(axis=1)
+    shared = np.where(called, 0.0, np.maximum(grids[0], relative(grids[1], _vector_scale(pairs, got, modules)))).max(
+        axis=1
+    )
     matrix, vector = (grid[pairs.turn, pairs.module] for grid in grids)
     found = np.maximum.reduce([matrix, relative(vector, got.scale), shared[pairs.turn]])
     return np.where(pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT), found, 0.0)

@@ -54,7 +54,10 @@ def measured(pairs: Pairs, scales_a: Mapping[int, float], scales_b: Mapping[int,
     """Measure the pairs; `scales` are the loss scales by step."""
     is_scalar, is_scaled = pairs.is_of(Role.SCALAR), pairs.is_of(Role.GRAD_OUTPUT)
     by_a, by_b = (_unscaled(pairs, is_scaled, scales) for scales in (scales_a, scales_b))
-    a, b = ({n: pairs_of(n) for n in ("numel", "l2", "mean", "amax", "zero", "value")} for pairs_of in (pairs.of_a, pairs.of_b))
+    a, b = (
+        {n: pairs_of(n) for n in ("numel", "l2", "mean", "amax", "zero", "value")}
+        for pairs_of in (pairs.of_a, pairs.of_b)
+    )
     bad_a, bad_b = (of("nan") + of("posinf") + of("neginf") for of in (pairs.of_a, pairs.of_b))
     value_a, value_b = np.nan_to_num(a["value"]), np.nan_to_num(b["value"])
     rms_a = np.where(is_scalar, np.abs(value_a), _rms(a["l2"], a["numel"] - bad_a) * by_a)

@@ -93,7 +93,9 @@ class Observed:
         """Return all bins of some rows' histograms: each one's place in `rows`, and in `counts`."""
         lengths = (self.starts[1:] - self.starts[:-1])[rows]
         owner = np.repeat(np.arange(len(rows)), lengths)
-        return owner, np.arange(len(owner)) + np.repeat(self.starts[:-1][rows] - (np.cumsum(lengths) - lengths), lengths)
+        return owner, np.arange(len(owner)) + np.repeat(
+            self.starts[:-1][rows] - (np.cumsum(lengths) - lengths), lengths
+        )
 
 
 def read_observed(trace: Trace, sites: Sites, *, by_rank: bool) -> Observed:

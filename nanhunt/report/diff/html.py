@@ -108,7 +108,9 @@ def _depth(comparison: Comparison) -> Markup | None:
         "dashed line of what rounding alone explains. ✗ is born there, a ring is inherited. Move with the mouse or the arrow keys."
     )
     folded = tag("details", tag("summary", "As a table"), table(columns, rows, number=(2, 3, 4, 5)))
-    return section("by-depth", f"Step {comparison.depth_step} by depth", tag("div", id="depth"), noscript(), folded, lead=lead)
+    return section(
+        "by-depth", f"Step {comparison.depth_step} by depth", tag("div", id="depth"), noscript(), folded, lead=lead
+    )
 
 
 def _steps(comparison: Comparison) -> Markup | None:

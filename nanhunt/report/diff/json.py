@@ -35,7 +35,8 @@ def document(comparison: Comparison) -> dict[str, Any]:
     head = {"schema_version": DIFF_SCHEMA, "summary": headline(comparison)}
     renamed = [{"a": a, "b": b} for a, b in comparison.renamed]
     sides = {
-        name: asdict(side) | {"sites": [dict(zip(("role", "module", "name"), site, strict=True)) for site in side.sites]}
+        name: asdict(side)
+        | {"sites": [dict(zip(("role", "module", "name"), site, strict=True)) for site in side.sites]}
         for name, side in (("alone_a", comparison.alone_a), ("alone_b", comparison.alone_b))
     }
     first = None if comparison.first is None else asdict(comparison.first)

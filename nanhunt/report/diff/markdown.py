@@ -28,7 +28,11 @@ class DiffMarkdown(Options):
     def _blocks(self, comparison: Comparison) -> Iterator[str]:
         yield f"**{escape(reading.headline(comparison))}**"
         yield f"A {span(comparison.a)}, B {span(comparison.b)}: {escape(reading.counts(comparison))}"
-        notes = [*comparison.prefaces, *reading.alone(comparison, self.top), *filter(None, [reading.inherited(comparison)])]
+        notes = [
+            *comparison.prefaces,
+            *reading.alone(comparison, self.top),
+            *filter(None, [reading.inherited(comparison)]),
+        ]
         if notes:
             yield bullets(escape(note) for note in notes)
         rows, hidden = reading.story(comparison, 2 * self.top)
@@ -44,7 +48,9 @@ class DiffMarkdown(Options):
             (str(r.step), *("-" if v is None else reading.share(v) for v in (r.outputs, r.gradients, r.weights)), number(r.loss_a), number(r.loss_b))
             for r in comparison.by_step
         ]  # fmt: skip
-        yield from _folded("By step", table(("step", "outputs", "gradients", "weights", "loss in A", "loss in B"), steps))
+        yield from _folded(
+            "By step", table(("step", "outputs", "gradients", "weights", "loss in A", "loss in B"), steps)
+        )
         others = list(reading.others(comparison, self.top))
         if others:
             yield from _folded("Born elsewhere as well", bullets(escape(line) for line in others))

@@ -54,7 +54,14 @@ def place(row: Difference | DepthRow) -> str:
         return name
     if row.role == "grad_output":
         return f"gradient of {name}'s output"
-    said = {"weight": "", "scalar": "", "batch": "field ", "buffer": "buffer ", "grad": "gradient of ", "update": "update of "}
+    said = {
+        "weight": "",
+        "scalar": "",
+        "batch": "field ",
+        "buffer": "buffer ",
+        "grad": "gradient of ",
+        "update": "update of ",
+    }
     return f"{said.get(row.role, f'{row.role} of ')}{name}"
 
 
@@ -78,9 +85,13 @@ def beyond(difference: Difference, rounding: str) -> str:
         return "which is a setting"
     if not math.isfinite(difference.ratio):
         return "which no rounding explains"
-    causes = " and the differences before it explain" if difference.bound > _MOSTLY * difference.rounding else " explains"
+    causes = (
+        " and the differences before it explain" if difference.bound > _MOSTLY * difference.rounding else " explains"
+    )
     if difference.phase in ("load", "batch"):  # it has been through no op, through a cast at most
-        cast = f", {_times(difference.ratio)} × what its cast explains" if difference.dtype_a != difference.dtype_b else ""
+        cast = (
+            f", {_times(difference.ratio)} × what its cast explains" if difference.dtype_a != difference.dtype_b else ""
+        )
         return f"before anything is computed{cast}"
     whose = f"{rounding}'s rounding"
     return f"{_times(difference.ratio)} × what {whose}{causes}"
@@ -179,7 +190,12 @@ def curves(comparison: Comparison) -> dict[str, tuple[list[int], list[float]]]:
         if row.loss_a is not None and row.loss_b is not None:
             size = max(abs(row.loss_a), abs(row.loss_b))
             loss = abs(row.loss_a - row.loss_b) / size if size else 0.0
-        for name, value in (("outputs", row.outputs), ("gradients", row.gradients), ("weights", row.weights), ("loss", loss)):
+        for name, value in (
+            ("outputs", row.outputs),
+            ("gradients", row.gradients),
+            ("weights", row.weights),
+            ("loss", loss),
+        ):
             if value is not None:
                 found[name][0].append(row.step)
                 found[name][1].append(value)
@@ -202,7 +218,9 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
         side = a if first.a > first.b else b
         found.append((f"nanhunt report {side}", "says which op made the first non-finite value, and why"))
     else:
-        found += [(f"nanhunt report {path}", f"has what else was seen in {mark}") for mark, path in (("A", a), ("B", b))]
+        found += [
+            (f"nanhunt report {path}", f"has what else was seen in {mark}") for mark, path in (("A", a), ("B", b))
+        ]
     return [*found, (f"nanhunt diff {a} {b} -o diff.html", "draws the curves by depth and by step")]
 
 
@@ -225,4 +243,7 @@ def _look(first: Difference) -> tuple[str, str]:
     if first.role == "scalar":
         return name, "what it is computed from agrees: how it is computed is what differs"
     where = f"{first.source} in both" if first.source else "its code in both"
-    return where, f"what goes into {name} agrees, what comes out does not: a constant, an epsilon, a mask, a kernel, a random draw"
+    return (
+        where,
+        f"what goes into {name} agrees, what comes out does not: a constant, an epsilon, a mask, a kernel, a random draw",
+    )

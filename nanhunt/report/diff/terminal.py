@@ -101,9 +101,13 @@ def _depth(page: Page, comparison: Comparison, options: Options) -> None:
 
 
 def _row(row: DepthRow, wide: int) -> Text:
-    line = Text(f"{_MARKS[row.verdict]} ", _ROWS[row.verdict]).append(middle(reading.place(row), wide), _ROWS[row.verdict])
+    line = Text(f"{_MARKS[row.verdict]} ", _ROWS[row.verdict]).append(
+        middle(reading.place(row), wide), _ROWS[row.verdict]
+    )
     line.append(f"{number(row.rms_a):>11}{number(row.rms_b):>11}", "dim")
-    return line.append(f"{reading.share(row.apart):>10}", _ROWS[row.verdict]).append(f"{reading.share(row.bound):>11}", "dim")
+    return line.append(f"{reading.share(row.apart):>10}", _ROWS[row.verdict]).append(
+        f"{reading.share(row.bound):>11}", "dim"
+    )
 
 
 def _steps(page: Page, comparison: Comparison) -> None:
@@ -121,7 +125,9 @@ def _steps(page: Page, comparison: Comparison) -> None:
         line = Text()
         for cell in sparkline(at, values, onset=first, width=max(min(page.width - 46, _CURVE), 8)):
             line.append(cell.char, "bold red" if cell.mark else "cyan")
-        page.put(Text(f"{label:<12}", "dim"), line.append(f"  {reading.share(values[0])} to {reading.share(values[-1])}"))
+        page.put(
+            Text(f"{label:<12}", "dim"), line.append(f"  {reading.share(values[0])} to {reading.share(values[-1])}")
+        )
 
 
 def _others(page: Page, comparison: Comparison, options: Options) -> None:

@@ -35,7 +35,10 @@
         grid.push(nh.svg("line", { class: "grid", x1: LEFT, x2: width - 12, y1: y, y2: y }));
         grid.push(nh.svg("text", { class: "tick", x: LEFT - 8, y: y + 4 }, nh.number(10 ** power)));
       }
-      const phases = rows.map((row, i) => (i === 0 || rows[i - 1].phase !== row.phase ? nh.svg("text", { class: "phase", x: across(i), y: HEIGHT - 6 }, row.phase) : null));
+      const starts = rows.map((row, i) => i).filter((i) => i === 0 || rows[i - 1].phase !== rows[i].phase);
+      // a short phase, as the batch's, leaves its name no room
+      const named = starts.filter((i, at) => at + 1 === starts.length || across(starts[at + 1]) - across(i) > 56);
+      const phases = named.map((i) => nh.svg("text", { class: "phase", x: across(i), y: HEIGHT - 6 }, rows[i].phase));
       const bound = nh.svg("polyline", { class: "bound", points: rows.map((row, i) => `${across(i).toFixed(1)},${down(row.bound).toFixed(1)}`).join(" ") });
       const dots = rows.map((row, i) => (row.verdict === "born"
         ? nh.svg("path", { class: "born", d: `M${across(i) - 5} ${down(row.apart) - 5}l10 10m0-10l-10 10` })
