@@ -178,10 +178,12 @@ def _loss(known: _Known) -> _Floats:
 def _zeros(known: _Known) -> _Floats:
     """Return how many elements may be zero in one side alone: those of either that lie within the elements' error of zero."""
     pairs, got = known.pairs, known.got
-    threshold = np.maximum(known.elements, known.rounded.stored) * got.scale
-    few_a, _ = below(pairs.a, pairs.at_a, threshold / got.unscaled_a)
-    few_b, _ = below(pairs.b, pairs.at_b, threshold / got.unscaled_b)
-    sampled = np.where(got.numel >= _SAMPLED, 0.01 * got.numel, 0.0)
-    allowed = few_a + few_b + sampled
-    counted = pairs.is_of(Role.OUTPUT) | pairs.is_in(Phase.LOAD, Phase.BATCH)
-    return np.where(counted & np.isfinite(allowed), np.maximum(allowed, 0.5), np.inf)
+    counted = (pairs.is_of(Role.OUTPUT) | pairs.is_in(Phase.LOAD, Phase.BATCH)) & (got.zero_apart > 0.0)
+    rows = np.flatnonzero(counted)  # of most there is nothing to explain
+    threshold = (np.maximum(known.elements, known.rounded.stored) * got.scale)[rows]
+    few_a, _ = below(pairs.a, pairs.at_a[rows], threshold)
+    few_b, _ = below(pairs.b, pairs.at_b[rows], threshold)
+    sampled = np.where(got.numel >= _SAMPLED, 0.01 * got.numel, 0.0)[rows]
+    allowed = np.full(len(pairs), np.inf)
+    allowed[rows] = np.nan_to_num(np.maximum(few_a + few_b + sampled, 0.5), nan=np.inf)
+    return allowed
