@@ -8,7 +8,7 @@ operands and a result, u²/3 each, and of the sum of n terms inside it n u²/3. 
     |amax(y) - amax(x)|                     <=  λ P amax(x)
     |zeros(y) - zeros(x)|                   <=  elements of either that are neither zero nor above λ P rms(x)
 
-with λ = 4, by which an independent sum is exceeded once in 3 000. s² bounds from below over how many elements the energy is
+with λ = 4, which a normal error exceeds once in 16 000 times. s² bounds from below over how many elements the energy is
 spread: errors of that many add up independently, which is why a mean over a tensor tells far more than one element does.
 
 What is inherited comes on top of it: see `inheritance`.
