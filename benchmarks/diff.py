@@ -91,7 +91,9 @@ def right(seeds: list[int]) -> Iterator[str]:
                     _named(p, plant, compare(traces.of(p, base, s), traces.of(p, replace(Way(), plant=plant), s)))
                     for p, s in runs
                 )
-                cells.append(", ".join(f"{n} {what}" for what, n in sorted(counted.items(), key=lambda c: _ORDER.index(c[0]))))
+                cells.append(
+                    ", ".join(f"{n} {what}" for what, n in sorted(counted.items(), key=lambda c: _ORDER.index(c[0])))
+                )
             yield f"| {name} | {' | '.join(cells)} |"
 
 
@@ -103,7 +105,9 @@ def _named(program: Program, plant: Plant, comparison: Comparison) -> str:
     first = comparison.first
     if first is None:
         return "unseen"
-    module, _, parameter = program.planted.get(plant.kind, "").rpartition(".") if plant.kind == "weight" else ("", "", "")
+    module, _, parameter = (
+        program.planted.get(plant.kind, "").rpartition(".") if plant.kind == "weight" else ("", "", "")
+    )
     truth = {
         "weight": ("load", module, parameter),
         "batch": ("batch", "", None),

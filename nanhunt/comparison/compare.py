@@ -54,7 +54,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
     came = inherited(pairs, got)
     found = judged(pairs, got, rounding(pairs, got, *sides), came)
     born = _born(pairs, got, found)
-    is_same = not pairs.alone_a.size and not pairs.alone_b.size and _equal(pairs)
+    is_same = _equal(pairs)
     closest = next(_differences(pairs, got, found, np.array([int(np.argmax(found.ratio))])), None) if not born else None
     first = replace(born[0], source=_source(a, born[0].module) or _source(b, born[0].module)) if born else None
     step = born[0].step if born else int(pairs.step.max())

@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Alone", "Comparison", "DepthRow", "Difference", "Outcome", "Setting", "StepRow", "Verdict"]
 
-#: "identical": every statistic is equal; "agree": rounding explains all of it; "part": it does not
+#: "identical": every statistic that both have is equal; "agree": rounding explains all of it; "part": it does not
 Outcome = Literal["identical", "agree", "part"]
 #: "within" what rounding explains, "inherited" from causes that differ as much, or "born" here
 Verdict = Literal["within", "inherited", "born"]

@@ -38,7 +38,8 @@ class Measured:
     #: rms of either side
     rms_a: _Floats
     rms_b: _Floats
-    #: square root of how many independent elements the energy is spread over, at least: sqrt(n) rms / amax
+    #: square root of how many independent errors the energy is spread over: sqrt(n) rms / amax, and no more of an output than
+    #: its module's matrix has elements, whose roundings all positions share
     spread: _Floats
     #: factor that the loss scale is taken out by, of each side
     unscaled_a: _Floats
@@ -72,7 +73,7 @@ def measured(pairs: Pairs, scales_a: Mapping[int, float], scales_b: Mapping[int,
         mean_apart=_apart(a["mean"] * by_a, b["mean"] * by_b), amax_apart=_apart(a["amax"] * by_a, b["amax"] * by_b),
         amax=np.nan_to_num(amax), zero_apart=_apart(a["zero"], b["zero"]), bad_apart=np.nan_to_num(bad),
         bad_a=np.nan_to_num(bad_a), bad_b=np.nan_to_num(bad_b), rms_a=rms_a, rms_b=rms_b,
-        spread=np.maximum(relative(np.sqrt(numel) * scale, amax), 1.0),
+        spread=np.clip(relative(np.sqrt(numel) * scale, amax), 1.0, np.sqrt(_of_matrix(pairs, numel))),
     )  # fmt: skip
 
 
@@ -80,6 +81,15 @@ def relative(numbers: _Floats, to: _Floats) -> _Floats:
     """Return a quotient; 0 where there is nothing to be relative to."""
     safe = np.where((to > 0.0) & np.isfinite(to), to, 1.0)
     return np.where((to > 0.0) & np.isfinite(numbers), numbers / safe, 0.0)
+
+
+def _of_matrix(pairs: Pairs, numel: _Floats) -> _Floats:
+    """Return how many elements the matrix of each output's module has; infinity without one."""
+    is_matrix = pairs.is_of(Role.WEIGHT) & (pairs.a.rest[pairs.at_a] > 1.0)
+    most = np.zeros(int(pairs.module.max(initial=0)) + 1)
+    np.maximum.at(most, pairs.module[is_matrix], numel[is_matrix])
+    limited = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT) & (most[pairs.module] > 0.0)
+    return np.where(limited, most[pairs.module], np.inf)
 
 
 def _rms(l2: _Floats, finite: _Floats) -> _Floats:

@@ -46,7 +46,9 @@ def model(steps: Sequence[int] = (0, 1, 2), modules: Sequence[str] = ("a", "b", 
             values = rng.standard_normal((8, 32))
             rows.append(row(values, step=step, seq=100 * step + seq, module=module, **site))
         rows.append(
-            Observation(step=step, seq=100 * step + 50, phase="forward", role="scalar", name="loss", value=2.0 + rng.random())
+            Observation(
+                step=step, seq=100 * step + 50, phase="forward", role="scalar", name="loss", value=2.0 + rng.random()
+            )
         )
     return rows
 

@@ -39,7 +39,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Compare:
     return compared
 
 
-@pytest.mark.parametrize("other", [Way(dtype="fp64"), Way(autocast="bf16"), Way(reversed=True)], ids=["fp64", "bf16", "reversed"])
+@pytest.mark.parametrize(
+    "other", [Way(dtype="fp64"), Way(autocast="bf16"), Way(reversed=True)], ids=["fp64", "bf16", "reversed"]
+)
 def test_another_format_or_order_does_not_part_a_run(pair: Compare, other: Way) -> None:
     found = pair(Way(), other)
     assert (found.outcome, found.born) == ("agree", ())
@@ -85,14 +87,14 @@ def test_steps_that_one_trace_has_alone_are_told_and_the_others_compared(tmp_pat
     a = write(tmp_path / "a.parquet", model(range(6)))
     b = write(tmp_path / "b.parquet", [r for r in model(range(6)) if r.step % 2 == 0])
     found = compare(Trace.open(a), Trace.open(b))
-    assert (found.outcome, found.steps, found.alone_a.steps, found.alone_b.steps) == ("agree", 3, (1, 3, 5), ())
+    assert (found.outcome, found.steps, found.alone_a.steps, found.alone_b.steps) == ("identical", 3, (1, 3, 5), ())
 
 
 def test_a_renamed_module_is_told_and_what_stands_behind_it_compared(tmp_path: Path) -> None:
     a = write(tmp_path / "a.parquet", model(modules=("net.a", "net.mlp", "net.c")))
     b = write(tmp_path / "b.parquet", model(modules=("net.a", "net.ffn", "net.c")))
     found = compare(Trace.open(a), Trace.open(b))
-    assert found.outcome == "agree"
+    assert found.outcome == "identical"
     assert found.renamed == (("net.mlp", "net.ffn"),)
     assert found.alone_a.sites == (("output", "net.mlp", ""),)
     assert found.observations == 9  # two outputs and the loss of three steps
@@ -102,7 +104,7 @@ def test_micro_batches_that_one_trace_has_alone_are_left_aside(tmp_path: Path) -
     more = [replace(r, micro=1, seq=r.seq + 60) for r in model() if r.role == "output"]
     a, b = write(tmp_path / "a.parquet", [*model(), *more]), write(tmp_path / "b.parquet", model())
     found = compare(Trace.open(a), Trace.open(b))
-    assert (found.outcome, found.alone_a.rows, found.alone_a.sites) == ("agree", 9, ())
+    assert (found.outcome, found.alone_a.rows, found.alone_a.sites) == ("identical", 9, ())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -112,9 +114,7 @@ def test_a_value_that_is_not_finite_in_one_run_alone_parts_them(tmp_path: Path, 
     values = np.ones((8, 32))
     values[0, 0] = bad
     broken = [*rows[:at], replace(rows[at], stats=row(values).stats), *rows[at + 1 :]]
-    found = compare(
-        Trace.open(write(tmp_path / "a.parquet", rows)), Trace.open(write(tmp_path / "b.parquet", broken))
-    )
+    found = compare(Trace.open(write(tmp_path / "a.parquet", rows)), Trace.open(write(tmp_path / "b.parquet", broken)))
     assert found.first is not None
     assert (found.first.step, found.first.module, found.first.statistic) == (1, "b", "non-finite")
     assert (found.first.a, found.first.b, found.first.ratio) == (0.0, 1.0, math.inf)
@@ -122,9 +122,7 @@ def test_a_value_that_is_not_finite_in_one_run_alone_parts_them(tmp_path: Path, 
 
 def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:
     rows = changed(changed(model(), 2, "a", 3.0), 1, "c", 3.0)
-    found = compare(
-        Trace.open(write(tmp_path / "a.parquet", model())), Trace.open(write(tmp_path / "b.parquet", rows))
-    )
+    found = compare(Trace.open(write(tmp_path / "a.parquet", model())), Trace.open(write(tmp_path / "b.parquet", rows)))
     assert found.first is not None
     assert (found.first.step, found.first.module) == (1, "c")
     assert [row.verdict for row in found.depth] == ["within", "within", "born"]
@@ -172,4 +170,7 @@ def test_what_differs_around_the_runs_is_told(tmp_path: Path) -> None:
     a = write(tmp_path / "a.parquet", model(), device="cpu", config={"train": {"seed": 1}})
     b = write(tmp_path / "b.parquet", model(), device="cuda:0", config={"train": {"seed": 2}})
     found = compare(Trace.open(a), Trace.open(b))
-    assert [(s.name, s.a, s.b) for s in found.settings] == [("device", "cpu", "cuda:0"), ("config.train.seed", "1", "2")]
+    assert [(s.name, s.a, s.b) for s in found.settings] == [
+        ("device", "cpu", "cuda:0"),
+        ("config.train.seed", "1", "2"),
+    ]

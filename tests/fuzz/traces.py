@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanhunt import jsonsafe
-from nanhunt.comparison.compare import compare
-from nanhunt.report.diff.renderer import DIFF_RENDERERS
 from nanhunt.commands.trace_formats import trace_formats
 from nanhunt.commands.trials import trials
+from nanhunt.comparison.compare import compare
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.report.diff.renderer import DIFF_RENDERERS
 from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.report.json import JsonRenderer
 from nanhunt.report.markdown import MarkdownRenderer

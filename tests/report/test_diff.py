@@ -106,7 +106,12 @@ def problems(value: Any, shape: dict[str, Any], whole: dict[str, Any], at: str) 
     if isinstance(value, dict):
         assert set(shape["required"]) == set(shape["properties"])
         found += [f"{at}: {key}" for key in set(value) ^ set(shape["properties"])]
-        found += [p for k, v in value.items() if k in shape["properties"] for p in problems(v, shape["properties"][k], whole, f"{at}.{k}")]
+        found += [
+            p
+            for k, v in value.items()
+            if k in shape["properties"]
+            for p in problems(v, shape["properties"][k], whole, f"{at}.{k}")
+        ]
     if isinstance(value, list) and isinstance(shape.get("items"), dict):
         found += [p for i, v in enumerate(value) for p in problems(v, shape["items"], whole, f"{at}[{i}]")]
     return found

@@ -33,7 +33,8 @@ def headline(comparison: Comparison) -> str:
     """Return the whole answer in one sentence."""
     first, seen = comparison.first, looked(comparison)
     if comparison.outcome == "identical":
-        return f"the same: every statistic is equal to the bit, {seen}"
+        partly = any(side.steps or side.rows for side in (comparison.alone_a, comparison.alone_b))
+        return f"the same{' as far as both reach' if partly else ''}: every statistic is equal to the bit, {seen}"
     if first is None:
         return f"no difference is larger than {comparison.rounding}'s rounding explains, {seen}"
     where = f" ({words.printable(first.source)})" if first.source else ""
