@@ -68,14 +68,13 @@ def _of_weights(pairs: Pairs, got: Measured) -> _Floats:
     A matrix multiplies: its relative difference counts. A vector is added, or multiplies what has an rms of 1: its
     difference counts against the output's own rms, so that a bias that is all noise beside its output counts for little.
     """
-    after = pairs.is_of(Role.WEIGHT)
-    loaded = pairs.is_in(Phase.LOAD)
+    is_weight, loaded = pairs.is_of(Role.WEIGHT), pairs.is_in(Phase.LOAD)
     turns, modules = int(pairs.turn.max(initial=0)) + 2, int(pairs.module.max(initial=0)) + 1
     apart = np.maximum(got.rms_apart, got.mean_apart)
     is_vector = pairs.a.rest[pairs.at_a] <= 1.0
     reached = pairs.turn + np.where(loaded, 0, 1)
     grids = []
-    for which, values in ((after & ~is_vector, got.bulk), (after & is_vector, apart)):
+    for which, values in ((is_weight & ~is_vector, got.bulk), (is_weight & is_vector, apart)):
         grid = np.zeros((turns, modules))
         np.maximum.at(grid, (reached[which], pairs.module[which]), values[which])
         grids.append(grid)
@@ -83,9 +82,8 @@ def _of_weights(pairs: Pairs, got: Measured) -> _Floats:
     is_output = pairs.is_of(Role.OUTPUT)
     called[pairs.module[is_output]] = True
     # weights of modules that are not called themselves reach any output
-    shared = np.where(called, 0.0, np.maximum(grids[0], relative(grids[1], _vector_scale(pairs, got, modules)))).max(
-        axis=1
-    )
+    uncalled = np.maximum(grids[0], relative(grids[1], _vector_scale(pairs, got, modules)))
+    shared = np.where(called, 0.0, uncalled).max(axis=1)
     matrix, vector = (grid[pairs.turn, pairs.module] for grid in grids)
     found = np.maximum.reduce([matrix, relative(vector, got.scale), shared[pairs.turn]])
     return np.where(pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT), found, 0.0)

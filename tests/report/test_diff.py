@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from nanhunt.comparison.compare import compare
-from nanhunt.comparison.comparison import Comparison
+from nanhunt.comparison.comparison import Comparison, Setting
 from nanhunt.errors import UsageError
 from nanhunt.report.diff.html import DiffHtml
 from nanhunt.report.diff.json import DIFF_SCHEMA, DiffJson
@@ -72,6 +72,14 @@ def test_a_value_that_no_rounding_explains_is_said_so() -> None:
     page = " ".join(DiffTerminal(width=200).render(BROKEN).split())
     assert "0 non-finite elements against 3, which no rounding explains" in page
     assert "which op made the first non-finite value" in page
+
+
+def test_a_gpu_that_parts_from_a_cpu_by_little_is_asked_for_tf32() -> None:
+    devices = (Setting(name="device", a="cpu", b="cuda:0"),)
+    first = replace(PARTED.born[0], phase="forward", role="output", apart=3e-4, statistic="rms", ratio=90.0)
+    near = replace(PARTED, rounding="fp32", settings=devices, born=(first,))
+    assert "allow_tf32" in DiffTerminal(width=100).render(near)
+    assert "allow_tf32" not in DiffTerminal(width=100).render(replace(near, settings=()))
 
 
 def test_names_do_not_become_markup() -> None:

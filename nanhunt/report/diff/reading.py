@@ -19,6 +19,8 @@ __all__ = [
 CURVES = (("outputs", "outputs"), ("gradients", "gradients"), ("weights", "weights"), ("loss", "loss"))
 #: Bounds beyond rounding's own by this factor are mostly what the causes differ by.
 _MOSTLY = 2.0
+#: Two operands with 11 significant bits, each half a unit off: no trace says that they were.
+_TF32 = 2.0**-11
 #: Rows of depth before the first difference that a page shows.
 _BEFORE = 3
 _WORDS = {"identical": "same", "agree": "agree", "part": "part"}
@@ -215,6 +217,10 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
         return []
     a, b = (_quoted(path) for path in (comparison.a, comparison.b))
     found = [_look(first)]
+    if _may_be_tf32(comparison, first):
+        found.append(
+            ("torch.backends.cudnn.allow_tf32", "is on by default: a GPU's convolutions round fp32 operands to TF32")
+        )
     if first.statistic == "non-finite":
         side = a if first.a > first.b else b
         found.append((f"nanhunt report {side}", "says which op made the first non-finite value, and why"))
@@ -223,6 +229,13 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
             (f"nanhunt report {path}", f"has what else was seen in {mark}") for mark, path in (("A", a), ("B", b))
         ]
     return [*found, (f"nanhunt diff {a} {b} -o diff.html", "draws the curves by depth and by step")]
+
+
+def _may_be_tf32(comparison: Comparison, first: Difference) -> bool:
+    """Whether a GPU beside a CPU, both in fp32, part by no more than TF32's operands make of an output."""
+    devices = next(({s.a, s.b} for s in comparison.settings if s.name == "device"), set())
+    is_gpu = any(device.startswith("cuda") for device in devices)
+    return is_gpu and first.role == "output" and comparison.rounding == "fp32" and first.apart < _TF32
 
 
 def _quoted(path: str) -> str:
