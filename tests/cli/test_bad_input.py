@@ -357,7 +357,7 @@ def test_an_exception_inside_a_step_is_a_finding_with_its_module_and_line(projec
 # --- the trace -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["report"], ["trials"], ["diff", "trace.parquet"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["report"], ["trials"], ["diff", "t.parquet"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
