@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two test processes with one thread each: on two cores, threads of two processes fight over both
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup browser demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery examples screenshots clean
+.PHONY: help setup browser demo lint format test test-gpu fuzz corpus bench bench-hunt bench-report bench-diff bench-headroom bench-snapshots bench-recorder bench-ranks docs gallery examples screenshots clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -58,6 +58,9 @@ bench-hunt: $(STAMP)  ## what the hunt's looks cost, beside a plain step and oth
 
 bench-report: $(STAMP)  ## bytes a row, compaction, `report` over traces of up to 5 million rows, and start-up (ARGS="--steps 313")
 	$(BIN)/python -m benchmarks.report $(ARGS)
+
+bench-diff: $(STAMP)  ## how often `diff` calls healthy pairs parted and names planted changes, a quarter of an hour (ARGS="--only long")
+	$(BIN)/python -m benchmarks.diff $(ARGS)
 
 bench-headroom: $(STAMP)  ## seconds and memory of headroom over traces of up to 2 million rows (ARGS="--rows 100000")
 	$(BIN)/python -m benchmarks.headroom $(ARGS)

@@ -65,6 +65,7 @@ app.command()(reading.inspect)
 app.command()(running.init)
 # what stands behind the script is the script's
 app.command(cls=running.Run, context_settings={"allow_interspersed_args": False})(running.run)
+app.command()(reading.diff)
 app.command()(reading.watch)
 app.command()(reading.export)
 app.command()(running.demo)

@@ -38,6 +38,7 @@ FLOOR_OF = {
     "nanhunt.trace": "L1",
     "nanhunt.diagnosis": "L2",
     "nanhunt.report": "L2",
+    "nanhunt.comparison": "L2",
     "nanhunt.live": "L2",
     "nanhunt.export": "L2",
     "nanhunt.inspection": "L2",

@@ -13,7 +13,7 @@ import typer
 from nanhunt.errors import UsageError
 from nanhunt.signatures.options import ExitCode, Format, Out, Quiet, ReportFormat, TrustPickle, Verbose
 
-__all__ = ["explain", "export", "formats", "inspect", "report", "trials", "watch"]
+__all__ = ["diff", "explain", "export", "formats", "inspect", "report", "trials", "watch"]
 
 
 def report(
@@ -108,6 +108,22 @@ def inspect(
     inspection = run(options)
     if exit_code and inspection.outcome == "fault":
         raise typer.Exit(1)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="trace.parquet, or a rank's file in a trace's folder")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="the trace of what should be the same run")],
+    format: ReportFormat = None,
+    out: Out = None,
+    top: Annotated[int, typer.Option(min=1, help="settings, places and rows of depth shown")] = 5,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find where two traces of what should be the same run part, by more than rounding explains."""
+    from nanhunt.commands.diff import DiffOptions
+    from nanhunt.commands.diff import diff as run
+
+    run(DiffOptions(a=a, b=b, format=format, out=out, top=top, verbose=verbose))
 
 
 def watch(

@@ -357,7 +357,7 @@ def test_an_exception_inside_a_step_is_a_finding_with_its_module_and_line(projec
 # --- the trace -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["report", "trials"])
+@pytest.mark.parametrize("command", [["report"], ["trials"], ["diff", "t.parquet"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -372,7 +372,7 @@ def test_an_exception_inside_a_step_is_a_finding_with_its_module_and_line(projec
 )
 def test_a_file_that_is_no_trace_is_called_what_it_is(content, says, command, healthy_trace, project, assert_refused):
     (project.root / "t.parquet").write_bytes(content(healthy_trace.read_bytes()))
-    assert_refused(command, "t.parquet", names=["t.parquet", says])
+    assert_refused(*command, "t.parquet", names=["t.parquet", says])
 
 
 def test_a_trace_of_a_later_schema_asks_for_an_upgrade(healthy_trace, project, assert_refused):
@@ -471,6 +471,7 @@ def test_a_number_out_of_range_names_its_option(options, project, nanhunt):
         (["replay"], ["CKPT"]),
         (["report"], ["TRACE"]),
         (["report", "a", "b"], ["b"]),
+        (["diff", "a"], ["B"]),
         (["report", "t.parquet", "--top", "0"], ["--top"]),
     ],
 )
@@ -482,7 +483,7 @@ def test_a_line_that_is_no_command_ends_with_2(arguments, names, nanhunt):
         assert text in outcome.err
 
 
-@pytest.mark.parametrize("command", [["report", "t.parquet"], ["formats"], ["explain"]])
+@pytest.mark.parametrize("command", [["report", "t.parquet"], ["diff", "a", "b"], ["formats"], ["explain"]])
 def test_an_unknown_format_lists_the_formats(command, assert_refused):
     assert_refused(*command, "--format", "pdf", names=["--format pdf", "terminal", "json", "markdown"])
 

@@ -61,6 +61,8 @@ def test_commands_that_read_need_no_torch(fault_trace, environment):
         ["report", str(fault_trace), "-f", "json"],
         ["report", str(fault_trace), "-f", "markdown"],
         ["report", str(fault_trace), "-f", "html"],
+        ["diff", str(fault_trace), str(fault_trace)],
+        ["diff", str(fault_trace), str(fault_trace), "-f", "html"],
         ["watch", str(fault_trace)],
         ["export", str(fault_trace), "--to", "json", "-o", "-"],
     ]

@@ -21,6 +21,7 @@ TARGETS: tuple[Target, ...] = (
     Target(name="trace-partial", make=traces.make_partial, run=traces.load, share=60),
     Target(name="trace-metadata", make=traces.make_metadata, run=traces.load, share=80),
     Target(name="trace-rows", make=traces.make_rows, run=traces.load, share=50),
+    Target(name="trace-diff", make=traces.make_rows, run=traces.diff, share=30),
     Target(name="partial-notes", make=traces.make_partial_notes, run=traces.load, share=40),
     Target(name="batches", make=side_files.make_batches, run=side_files.read_all_batches, share=30),
     Target(name="losses", make=side_files.make_losses, run=side_files.read_log, share=30),

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from nanhunt import jsonsafe
 from nanhunt.commands.trace_formats import trace_formats
 from nanhunt.commands.trials import trials
+from nanhunt.comparison.compare import compare
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.report.diff.renderer import DIFF_RENDERERS
 from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.report.json import JsonRenderer
 from nanhunt.report.markdown import MarkdownRenderer
@@ -35,6 +37,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.odd import NUMBERS, changed, odd_text
 
 __all__ = [
+    "diff",
     "NOTES",
     "load",
     "make_metadata",
@@ -70,6 +73,16 @@ def report(path: Path) -> Trace:
     for renderer in (TerminalRenderer, JsonRenderer, MarkdownRenderer, HtmlRenderer):
         renderer(width=100, color=True, top=5, verbose=True).render(diagnosis)
     return trace
+
+
+def diff(path: Path) -> None:
+    """Compare the trace with itself and with a sound one, in every format."""
+    sound = path.with_name("sound.parquet")
+    sound.write_bytes(seeds()[0][0])
+    for other in (path, sound):
+        comparison = compare(Trace.open(path), Trace.open(other))
+        for renderer in DIFF_RENDERERS:
+            renderer(width=100, color=True, top=5, verbose=True).render(comparison)
 
 
 def _rows(step: int) -> list[Observation]:

@@ -1,9 +1,8 @@
 """The report as one HTML file: it opens offline, sends no request, and runs no script but its own.
 
 How it works. What can be said is there as markup, and is read without a script. What is drawn (curves, heat map, a
-tensor's history) the page draws itself, from two data blocks: the JSON report, and the series (`block`). Its policy,
-`default-src 'none'`, allows by hash the one style and the one script that were written into it, so that markup which got
-out of a name could neither run nor fetch anything; that it cannot get out is `element`'s part.
+tensor's history) the page draws itself, from two data blocks: the JSON report, and the series (`block`). Its `shell` lets
+it run no other script and fetch nothing.
 
 What it leaves out. The rows of `headroom`, a line a tensor and format, which would be most of the file: the page has the
 verdicts, and draws the room of every tensor from the series. Of a long run's curves most steps (`fold`). `--format json`
@@ -12,13 +11,8 @@ has them.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from typing import Any, ClassVar
 
 from nanhunt.diagnosis.cause import Diagnosis
@@ -29,6 +23,7 @@ from nanhunt.report.html import measured, verdict
 from nanhunt.report.html.block import packed
 from nanhunt.report.html.element import Markup, tag
 from nanhunt.report.html.parts import section
+from nanhunt.report.html.shell import data_block, noscript, shell
 from nanhunt.report.json import document
 from nanhunt.report.options import Options
 
@@ -61,27 +56,14 @@ class HtmlRenderer(Options):
 
     def render(self, diagnosis: Diagnosis) -> str:
         """Return the page."""
-        style, script = _joined(_STYLES), _joined(_SCRIPTS)
         sections = [part for part in self._sections(diagnosis) if part is not None]
-        title = f"{reading.headline(diagnosis)} · nanhunt"
-        head = tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-            tag("title", title),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", name="color-scheme", content="light dark"),
-            tag("meta", name="referrer", content="no-referrer"),
-            tag("style", Markup(style)),
-        )
-        body = tag(
-            "body",
+        return shell(
+            reading.headline(diagnosis),
             tag("main", verdict.verdict(diagnosis), _contents(sections), *sections, _footer(diagnosis)),
-            tag("script", Markup(_report_data(diagnosis)), type="application/json", id="report"),
+            data_block("report", _report_data(diagnosis)),
             tag("script", Markup(_series(diagnosis)), type="text/plain", id="series"),
-            tag("script", Markup(script)),
-        )
-        return f"<!doctype html>{tag('html', head, body, lang='en')}\n"
+            styles=_STYLES, scripts=_SCRIPTS,
+        )  # fmt: skip
 
     def _sections(self, diagnosis: Diagnosis) -> tuple[Markup | None, ...]:
         """Return the sections in the order of the page."""
@@ -115,7 +97,7 @@ def _timeline(diagnosis: Diagnosis) -> Markup | None:
     longest = max(len(steps) for steps, _ in diagnosis.series.values())
     short = f" Of {longest} steps it shows the extremes of each stretch, and every step around the onset."
     return section(
-        "timeline", "Timeline", tag("div", id="curves"), _noscript(), lead=f"{lead}.{short if longest > POINTS else ''}"
+        "timeline", "Timeline", tag("div", id="curves"), noscript(), lead=f"{lead}.{short if longest > POINTS else ''}"
     )
 
 
@@ -127,14 +109,8 @@ def _heat_map(diagnosis: Diagnosis) -> Markup | None:
         "or move with the arrow keys and press Enter, for the tensor's history and its exponents."
     )
     return section(
-        "map", "Heat map", tag("div", id="heat"), tag("div", id="tensor", aria_live="polite"), _noscript(), lead=lead
+        "map", "Heat map", tag("div", id="heat"), tag("div", id="tensor", aria_live="polite"), noscript(), lead=lead
     )  # fmt: skip
-
-
-def _noscript() -> Markup:
-    return tag(
-        "noscript", tag("p", "This is drawn by the page's own script, which is switched off here.", class_="note")
-    )
 
 
 def _contents(sections: list[Markup]) -> Markup:
@@ -150,32 +126,13 @@ def _footer(diagnosis: Diagnosis) -> Markup:
     return tag("footer", " · ".join([*told, *([f"of {trace}"] if trace else [])]))
 
 
-def _policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-@cache
-def _joined(names: tuple[str, ...]) -> str:
-    """Return files of this package as one text; each script keeps its names to itself but for what it puts into `nh`."""
-    texts = [files("nanhunt.report.html").joinpath(name).read_text(encoding="utf-8") for name in names]
-    return "\n".join(text.strip() for text in texts)
-
-
-def _report_data(diagnosis: Diagnosis) -> str:
-    """Return the JSON report without its rows of headroom, and the formats' ranges, harmless inside a script element."""
+def _report_data(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return the JSON report without its rows of headroom, its curves folded, and the formats' ranges."""
     onset = diagnosis.onset
     marked = (onset.step, onset.lead_step) if onset is not None else ()
     curves = {name: folded(*curve, marked) for name, curve in diagnosis.series.items()}
-    body = {key: value for key, value in document(replace(diagnosis, series=curves)).items() if key != "headroom"}
-    body |= {"ranges": _ranges()}
-    # in a script element only "<" means anything: "</script" ends it, "<!--" hides its end
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    body = document(replace(diagnosis, series=curves))
+    return {key: value for key, value in body.items() if key != "headroom"} | {"ranges": _ranges()}
 
 
 def _ranges() -> list[dict[str, Any]]:

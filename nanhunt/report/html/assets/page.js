@@ -6,6 +6,8 @@
     const report = JSON.parse(data("report"));
     const curves = document.getElementById("curves");
     if (curves) nh.timeline(report, curves);
+    const depth = document.getElementById("depth");
+    if (depth) nh.depth(report, depth);
     const heat = document.getElementById("heat");
     if (heat && data("series").trim()) {
       const block = await nh.openBlock(data("series"));

@@ -90,7 +90,7 @@
   };
 
   nh.timeline = (report, host) => {
-    const curves = CURVES.map((curve) => curveOf(report, curve)).filter(Boolean);
+    const curves = (report.curves ?? CURVES).map((curve) => curveOf(report, curve)).filter(Boolean);
     const steps = curves.flatMap((curve) => [curve.steps[0], curve.steps.at(-1)]);
     const pad = Math.max(...steps) > Math.min(...steps) ? (Math.max(...steps) - Math.min(...steps)) * 0.01 : 0.5;
     const all = [Math.min(...steps) - pad, Math.max(...steps) + pad];

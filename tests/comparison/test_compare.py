@@ -1,0 +1,176 @@
+"""Where two traces part: healthy pairs do not, one change is named where it is made, and what differs in structure is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.pair_programs import PROGRAMS, Plant, Way, record
+from nanhunt.comparison.compare import compare
+from nanhunt.comparison.comparison import Comparison
+from nanhunt.errors import TraceError, UsageError
+from nanhunt.trace.reader import Trace
+from nanhunt.trace.schema import Observation
+from tests.comparison.rows import model, row, write
+
+MLP = PROGRAMS[0]
+STEPS = 4
+
+Compare = Callable[[Way, Way], Comparison]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    """Compare two ways to run a small perceptron; each is trained once."""
+    folder = tmp_path_factory.mktemp("pairs")
+
+    def compared(a: Way, b: Way) -> Comparison:
+        traces = []
+        for way in (a, b):
+            path = folder / f"{abs(hash(way))}.parquet"
+            traces.append(Trace.open(path if path.exists() else record(MLP, way, 0, path, STEPS)))
+        return compare(*traces)
+
+    return compared
+
+
+@pytest.mark.parametrize(
+    "other", [Way(dtype="fp64"), Way(autocast="bf16"), Way(reversed=True)], ids=["fp64", "bf16", "reversed"]
+)
+def test_another_format_or_order_does_not_part_a_run(pair: Compare, other: Way) -> None:
+    found = pair(Way(), other)
+    assert (found.outcome, found.born) == ("agree", ())
+    assert found.closest is not None
+    assert found.closest.ratio < 1
+
+
+def test_a_trace_and_itself_are_the_same(pair: Compare) -> None:
+    assert pair(Way(), Way()).outcome == "identical"
+
+
+@pytest.mark.parametrize(
+    ("plant", "where"),
+    [
+        (Plant(kind="eps"), (0, "forward", "4", "")),
+        (Plant(kind="weight"), (0, "load", "7", "weight")),
+        (Plant(kind="scale"), (0, "forward", "2", "")),
+        (Plant(kind="dropout"), (0, "forward", "6", "")),
+        (Plant(kind="batch", step=2), (2, "batch", "", "0")),
+        (Plant(kind="lr", step=2), (2, "update", "", "lr")),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Plant) else "",
+)
+@pytest.mark.parametrize("base", [Way(), Way(reversed=True)], ids=["same-order", "reversed"])
+def test_one_change_is_named_at_its_first_observation(
+    pair: Compare, plant: Plant, where: tuple[int, str, str, str], base: Way
+) -> None:
+    found = pair(base, replace(Way(), plant=plant))
+    assert found.first is not None
+    assert (found.first.step, found.first.phase, found.first.module, found.first.name) == where
+    # what follows from it is inherited
+    assert found.inherited > len(found.born)
+
+
+def changed(rows: list[Observation], step: int, module: str, factor: float) -> list[Observation]:
+    """The rows with one output, and all behind it in that step, multiplied."""
+    at = next(i for i, r in enumerate(rows) if (r.step, r.module) == (step, module))
+    values = np.random.default_rng(0).standard_normal((8, 32)) * factor
+    return [*rows[:at], replace(rows[at], stats=row(values).stats), *rows[at + 1 :]]
+
+
+def test_steps_that_one_trace_has_alone_are_told_and_the_others_compared(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.parquet", model(range(6)))
+    b = write(tmp_path / "b.parquet", [r for r in model(range(6)) if r.step % 2 == 0])
+    found = compare(Trace.open(a), Trace.open(b))
+    assert (found.outcome, found.steps, found.alone_a.steps, found.alone_b.steps) == ("identical", 3, (1, 3, 5), ())
+
+
+def test_a_renamed_module_is_told_and_what_stands_behind_it_compared(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.parquet", model(modules=("net.a", "net.mlp", "net.c")))
+    b = write(tmp_path / "b.parquet", model(modules=("net.a", "net.ffn", "net.c")))
+    found = compare(Trace.open(a), Trace.open(b))
+    assert found.outcome == "identical"
+    assert found.renamed == (("net.mlp", "net.ffn"),)
+    assert found.alone_a.sites == (("output", "net.mlp", ""),)
+    assert found.observations == 9  # two outputs and the loss of three steps
+
+
+def test_micro_batches_that_one_trace_has_alone_are_left_aside(tmp_path: Path) -> None:
+    more = [replace(r, micro=1, seq=r.seq + 60) for r in model() if r.role == "output"]
+    a, b = write(tmp_path / "a.parquet", [*model(), *more]), write(tmp_path / "b.parquet", model())
+    found = compare(Trace.open(a), Trace.open(b))
+    assert (found.outcome, found.alone_a.rows, found.alone_a.sites) == ("identical", 9, ())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_in_one_run_alone_parts_them(tmp_path: Path, bad: float) -> None:
+    rows = model()
+    at = next(i for i, r in enumerate(rows) if (r.step, r.module) == (1, "b"))
+    values = np.ones((8, 32))
+    values[0, 0] = bad
+    broken = [*rows[:at], replace(rows[at], stats=row(values).stats), *rows[at + 1 :]]
+    found = compare(Trace.open(write(tmp_path / "a.parquet", rows)), Trace.open(write(tmp_path / "b.parquet", broken)))
+    assert found.first is not None
+    assert (found.first.step, found.first.module, found.first.statistic) == (1, "b", "non-finite")
+    assert (found.first.a, found.first.b, found.first.ratio) == (0.0, 1.0, math.inf)
+
+
+def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:
+    rows = changed(changed(model(), 2, "a", 3.0), 1, "c", 3.0)
+    found = compare(Trace.open(write(tmp_path / "a.parquet", model())), Trace.open(write(tmp_path / "b.parquet", rows)))
+    assert found.first is not None
+    assert (found.first.step, found.first.module) == (1, "c")
+    assert [row.verdict for row in found.depth] == ["within", "within", "born"]
+
+
+def test_gradients_are_compared_without_their_loss_scales(tmp_path: Path) -> None:
+    paths = []
+    for name, scale in (("a", 1024.0), ("b", 1.0)):
+        values = np.random.default_rng(0).standard_normal((8, 32))
+        rows = [
+            *model([0]),
+            row(scale * values, phase="backward", role="grad_output", module="a", seq=60),
+            Observation(step=0, seq=70, phase="backward", role="scalar", name="loss_scale", value=scale),
+        ]
+        paths.append(write(tmp_path / f"{name}.parquet", rows))
+    found = compare(*map(Trace.open, paths))
+    # the scale is a setting of its own, and the gradients agree
+    assert [difference.name for difference in found.born] == ["loss_scale"]
+    assert found.depth[-1].apart == 0.0
+
+
+def test_ranks_of_one_run_are_held_together_by_what_replicas_share(tmp_path: Path) -> None:
+    folder, world = tmp_path / "trace.parquet", {"checkpoint_digest": "sha256:0", "world_size": 2}
+    for rank in (0, 1):
+        values = np.random.default_rng(rank).standard_normal((8, 32))
+        weight = row(np.full((4, 4), 1.0 + rank / 100), phase="update", role="weight", name="weight", seq=9, rank=rank)
+        batch = row(values, phase="batch", role="batch", module="", name="x", rank=rank)
+        write(folder / f"rank-{rank}.parquet", [batch, row(values, seq=1, rank=rank), weight], rank=rank, **world)
+    found = compare(Trace.open(folder / "rank-0.parquet"), Trace.open(folder / "rank-1.parquet"))
+    assert "ranks 0 and 1 of one run" in found.prefaces[0]
+    assert [(d.role, d.name) for d in found.born] == [("weight", "weight")]
+    assert compare(Trace.open(folder), Trace.open(folder)).outcome == "identical"
+    with pytest.raises(UsageError, match="2 ranks"):
+        compare(Trace.open(folder), Trace.open(folder / "rank-0.parquet"))
+
+
+def test_traces_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.parquet", model([0])), write(tmp_path / "b.parquet", model([5]))
+    with pytest.raises(TraceError, match="no observation in common") as caught:
+        compare(Trace.open(a), Trace.open(b))
+    assert "0 to 0 against 5 to 5" in str(caught.value.hint)
+
+
+def test_what_differs_around_the_runs_is_told(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.parquet", model(), device="cpu", config={"train": {"seed": 1}})
+    b = write(tmp_path / "b.parquet", model(), device="cuda:0", config={"train": {"seed": 2}})
+    found = compare(Trace.open(a), Trace.open(b))
+    assert [(s.name, s.a, s.b) for s in found.settings] == [
+        ("device", "cpu", "cuda:0"),
+        ("config.train.seed", "1", "2"),
+    ]
