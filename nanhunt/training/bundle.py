@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanhunt.errors import CheckpointError
 from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
@@ -72,6 +74,8 @@ class Bundle:
     remarks: tuple[str, ...] = ()
     #: how many ranks the run had, and how DistributedDataParallel was around its model; None where it was not
     world_size: int = 1
+    #: what it was recorded on; "" where that was not kept
+    device: str = ""
     replication: dict[str, bool] | None = None
     #: scripts that must not be run again, by their module's name
     scripts: dict[str, Script] = field(default_factory=dict)
@@ -112,6 +116,9 @@ class Bundle:
     def assumptions(self) -> Iterator[str]:
         """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
         yield from (f"bundle: {remark}" for remark in self.remarks)
+        kind, _, number = self.device.partition(":")
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            yield f"bundle: it was recorded on {self.device}, which is not here: dropout and the like are drawn otherwise"
         if self.replication is not None and self.world_size > 1 and not is_launched():
             yield f"bundle: {alone(self.world_size)}"
         for script in self.scripts.values():
@@ -154,7 +161,7 @@ def bundle_at(path: Path) -> Bundle | None:
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     return Bundle(
         folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
-        world_size=world_size, replication=replication,
+        world_size=world_size, replication=replication, device=str(body.get("device", "")),
     )  # fmt: skip
 
 

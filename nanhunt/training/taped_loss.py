@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.generators import state_of_text
 from nanhunt.training.names import clean_name
 from nanhunt.training.tape_functions import function_named
 
@@ -138,8 +139,17 @@ _VALUES: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
     "$slice": lambda value, parts: slice(*(value(part) for part in parts)),
     "$ellipsis": lambda value, _: Ellipsis,
     "$torch": lambda value, name: _constant_of_torch(name),
+    "$generator": lambda value, how: _generator(*how),
     "$device": lambda value, kind: torch.device(kind if kind != "cuda" or torch.cuda.is_available() else "cpu"),
 }
+
+
+def _generator(kind: str, state: str) -> torch.Generator:
+    """Return a generator as the script's was when it gave it to a call."""
+    generator = torch.Generator(kind if kind != "cuda" or torch.cuda.is_available() else "cpu")
+    if generator.device.type == kind:
+        generator.set_state(state_of_text(state))
+    return generator
 
 
 def _constant_of_torch(name: str) -> Any:

@@ -165,9 +165,17 @@ class Tape:
         """Whether the loss is what the model's one call returned as its loss, divided by the micro-batches."""
         called = sum("fn" not in call and "unkept" not in call for call in self._calls)
         loss, divisor = self._before_division()
-        if called != 1 or self._own_loss is None or any("writes" in call for call in self._calls):
+        if (
+            called != 1
+            or self._own_loss is None
+            or any("writes" in call for call in self._calls)
+            or self._is_given_generator()
+        ):
             return False
         return loss == self._own_loss and divisor == accumulate
+
+    def _is_given_generator(self) -> bool:
+        return "$generator" in str(self._calls[0])
 
     def text(self) -> str:
         """Return the calls that the results need, as JSON. Raises UntapedError where that cannot be."""
