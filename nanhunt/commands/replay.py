@@ -209,6 +209,7 @@ def _settings(options: ReplayOptions, given: _Given, run: TrainingRun) -> HuntSe
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
         recorded=given.bundle is not None,
+        raised=given.bundle.raised if given.bundle is not None else None,
         reference=str(options.reference or ""),
         reference_tensors=reference_tensors(run, given.other) if given.other is not None else {},
     )

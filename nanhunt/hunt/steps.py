@@ -34,6 +34,7 @@ from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Onset, Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batches import DataEndedError
+from nanhunt.training.recorded_error import RecordedError, caught
 from nanhunt.verdicts import StepFault, fault_of
 from nanhunt.zoom import Zoomed, locate_exception, zoom_in
 
@@ -85,6 +86,8 @@ def replay_steps(state: HuntState) -> Onset | None:
         if onset is not None:
             state.lost_device = device_is_lost(seen.error)
             return onset
+        if settings.raised is not None and state.team is None and step == run.start_step + settings.steps - 1:
+            return _as_recorded(state, seen, settings.raised)
     event = state.watch.finish()
     if state.team is not None:
         state.team.hold(None)
@@ -190,6 +193,19 @@ def _left_alone(state: HuntState, seen: Replayed, fault: StepFault | None) -> On
         "look, no trials"
     )
     return replace(_written(state, locate_exception(state.run, seen, fault)), rank=state.rank)
+
+
+def _as_recorded(state: HuntState, seen: Replayed, raised: RecordedError) -> Onset:
+    """Return the onset of what ended the run in this step, and is raised by nothing that a replay runs."""
+    state.is_told = True
+    state.assume(
+        f"the run's own code raised the {raised.type}, outside of the model, the loss and the update: the replay, which "
+        "makes those alone, came through the step, so no trial tells"
+    )
+    replayed = replace(seen, error=caught(raised))
+    fault = fault_of(replayed, state.known)
+    assert fault is not None
+    return replace(_written(state, locate_exception(state.run, replayed, fault)), phase=raised.phase)
 
 
 def _earlier_skip(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> tuple[Replayed, StepRows]:

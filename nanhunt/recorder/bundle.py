@@ -155,7 +155,8 @@ def _run_json(contents: _Contents, recipe: Recipe, run: TrainingRun) -> dict[str
     return {
         "format": FORMAT,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fault": {"kind": fault.kind, "step": fault.step, "lead_step": fault.lead_step, "detail": fault.detail},
+        "fault": {"kind": fault.kind, "step": fault.step, "lead_step": fault.lead_step, "detail": fault.detail}
+        | ({"raised": fault.raised.body()} if fault.raised is not None else {}),
         "steps": [contents.first_step, contents.steps[-1].step],
         "accumulate": contents.accumulate,
         "losses": {str(s.step): s.loss for s in recorded if s.losses},

@@ -27,6 +27,7 @@ from nanhunt.errors import CheckpointError
 from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
 from nanhunt.training.launch import is_launched, rank_and_size
+from nanhunt.training.recorded_error import RecordedError, recorded_error
 from nanhunt.training.user_code import call_user
 
 __all__ = [
@@ -74,6 +75,8 @@ class Bundle:
     remarks: tuple[str, ...] = ()
     #: how many ranks the run had, and how DistributedDataParallel was around its model; None where it was not
     world_size: int = 1
+    #: what ended the run in its last step; None where nothing was raised
+    raised: RecordedError | None = None
     #: what it was recorded on; "" where that was not kept
     device: str = ""
     replication: dict[str, bool] | None = None
@@ -156,12 +159,14 @@ def bundle_at(path: Path) -> Bundle | None:
     if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     scripts = _scripts(body.get("scripts", {}), path / RUN)
+    fault: Any = body.get("fault") if isinstance(body.get("fault"), dict) else {}
     world_size, replication = body.get("world_size", 1), body.get("replication")
     if not isinstance(world_size, int) or not (replication is None or _flags(replication)):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     return Bundle(
         folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
         world_size=world_size, replication=replication, device=str(body.get("device", "")),
+        raised=recorded_error(fault.get("raised")),
     )  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
 from nanhunt.training.generators import state_of_text
+from nanhunt.training.recorded_error import recorded_error
 from nanhunt.training.recorded_rates import put_settings
-from nanhunt.training.taped_loss import TapeReplay, at_line
+from nanhunt.training.taped_line import at_line
+from nanhunt.training.taped_loss import TapeReplay
 
 __all__ = ["SCALERS", "taped_step"]
 
@@ -39,7 +41,8 @@ def taped_step(model: nn.Module, batch: Mapping[str, Any], optimizers: Sequence[
         if call is not None:
             replay.call(index, call)
     if not results:  # the script raised in the last call
-        return replay.broken_off(max(index for index, call in enumerate(calls) if call and "do" not in call))
+        last_call = max(index for index, call in enumerate(calls) if call and "do" not in call)
+        return replay.broken_off(last_call, recorded_error(tape.get("raised")))
     last = next(call for call in reversed(calls) if call and call.get("do") == "backward")
     total: Tensor = at_line(last, _sum, replay.losses)
     return total

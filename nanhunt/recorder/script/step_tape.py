@@ -218,7 +218,7 @@ class StepTape(Tape):
         for index, states in self._kept.items():
             if (call := calls[index]) is not None:
                 calls[index] = call | {"rng": {name: spelled_state(state) for name, state in states.items()}}
-        return json.dumps({"calls": calls, "results": self._results})
+        return json.dumps({"calls": calls, "results": self._results} | self._ending())
 
     def _is_needed_always(self, call: dict[str, Any]) -> bool:
         return "on" in call or "do" in call or "writes" in call
