@@ -27,6 +27,7 @@ _CALLERS = frozenset(
 )
 
 
+@lru_cache(maxsize=4096)
 def name_of(function: Any) -> str | None:
     """Return the name by which a tape knows a function; None where it has none."""
     if function is torch.autograd.grad:

@@ -243,7 +243,7 @@ class LoopRecorder(ScriptRecorder):
             self._present.awaited.clear()
         if self._present.is_over and self._step_tape is not None:
             self._step_tape.prune()
-        self._history.count(self._present.past)
+            self._history.count(self._present.past)
 
     @guarded
     def zeroed(self, owner: Any, *, to_none: bool) -> None:
