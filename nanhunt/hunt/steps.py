@@ -249,7 +249,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
     wrong = check_backwards(state, seen.step) if zoomed.onset.phase == Phase.BACKWARD.value else []
     if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
         check_backwards(state, lead)
-    state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
+    damage = damage_of(state.run, seen, rows or zoomed.rows, state.known)
+    raised = state.settings.raised if seen.step == state.run.start_step + state.settings.steps - 1 else None
+    state.writer.note(NoteKind.DAMAGE, damage if raised is None else damage | {"ended": raised.phase})
     return replace(_written(state, zoomed), lead_step=lead)
 
 

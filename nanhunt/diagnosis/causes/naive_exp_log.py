@@ -130,16 +130,18 @@ def _vanished(birth: Birth, evidence: Evidence, name: str) -> Suspect | None:
         return None
     made = source[0].op
     stable = _STABLE.get(made, "`torch.logsumexp`")
+    # where it is log(1 - p) that broke, p is 1 and no zero
+    gave = 0 if source[0].zero else 1
+    claim = f"zeros that {made} made of finite scores, of {source[0].numel}"
+    counted = (Exhibit(claim=claim, value=float(source[0].zero)),) if source[0].zero else ()
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,
-        summary=f"log of a probability that vanished: {made.strip('_')} of finite scores gave exactly 0",
+        summary=f"log of a probability that vanished: {made.strip('_')} of finite scores gave exactly {gave}",
         location=place(evidence, birth),
         exhibits=(
             Exhibit(claim=f"zeros in the argument of log, of {given.numel}", value=float(given.zero), threshold=0.0),
-            Exhibit(
-                claim=f"zeros that {made} made of finite scores, of {source[0].numel}", value=float(source[0].zero)
-            ),
+            *counted,
         ),
         fixes=(f"take the logarithm in one op: {stable} instead of `{birth.code.strip() or birth.op}`",),
     )
