@@ -47,6 +47,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.divisors import probability_of, zero_divisor, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, base, format_of, number
+from nanhunt.diagnosis.spelled import argument_in
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
@@ -114,8 +115,10 @@ def _fixes(birth: Birth, evidence: Evidence) -> tuple[str, ...]:
             f"replace `{code}` by log_softmax, logsumexp or softplus, whichever it spells out",
             "where it is a variance or a ratio, bound the exponent: `logvar.clamp(-10, 10)`",
         )
+    argument = argument_in(birth.code, base(birth.op))
+    bound = f": `{argument}.clamp(max=…)`" if argument else ""
     return (
-        f"bound the exponent in `{code}`, as `logvar.clamp(-10, 10)` does for a variance",
+        f"bound the exponent in `{code}`{bound}, as `logvar.clamp(-10, 10)` does for a variance",
         "where it is a part of a softmax, a sigmoid or a softplus, call that instead",
     )
 
