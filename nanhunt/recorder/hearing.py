@@ -77,10 +77,32 @@ class Ear:
         """Call after a gradient scaler's `step`, whether it updated or skipped."""
 
 
+class _Clip:
+    """The two halves of a clip by a norm, put together for an ear."""
+
+    def __init__(self, ear: Ear) -> None:
+        self._ear = ear
+        self._norm_type: float | None = None
+
+    def norm_taken(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with contextlib.suppress(TypeError, ValueError):
+            self._norm_type = float(args[1] if len(args) > 1 else kwargs.get("norm_type", 2.0))
+
+    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given: dict[str, Any] = {"foreach": None} | dict(zip(_OF_CLIP, args, strict=False)) | kwargs
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a wrong call is told by torch
+            given["max_norm"] = float(given["max_norm"])
+            self._ear.clip_begins(NormClip(norm_type=self._norm_type, **given))
+        self._norm_type = None
+
+    def done(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._ear.clip_done()
+
+
 @contextlib.contextmanager
 def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     """Tell the ear what happens inside the body."""
-    scaler, clips = torch.amp.GradScaler, torch.nn.utils.clip_grad
+    scaler, clips, clip = torch.amp.GradScaler, torch.nn.utils.clip_grad, _Clip(ear)
     depth = 0  # reentrant checkpointing calls backward inside of backward
 
     def begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,23 +130,6 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
     def unscaled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ear.unscaled(unwrapped(args[1] if len(args) > 1 else kwargs["optimizer"]))
 
-    norm_type: float | None = None
-
-    def norm_taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal norm_type
-        with contextlib.suppress(TypeError, ValueError):
-            norm_type = float(args[1] if len(args) > 1 else kwargs.get("norm_type", 2.0))
-
-    def clip_begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal norm_type
-        given: dict[str, Any] = {"foreach": None} | dict(zip(_OF_CLIP, args, strict=False)) | kwargs
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # a wrong call is told by torch
-            ear.clip_begins(NormClip(norm_type=norm_type, **(given | {"max_norm": float(given["max_norm"])})))
-        norm_type = None
-
-    def clip_done(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ear.clip_done()
-
     def value_clip_begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(("parameters", "clip_value"), args, strict=False)) | kwargs
         ear.value_clip_begins(given["clip_value"], given["parameters"])
@@ -137,11 +142,11 @@ def listening(ear: Ear, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator
             stack.callback(after.remove)
         stack.enter_context(wrapped(torch.autograd, "backward", begins, done, failed))
         for owner in (torch.nn.utils, clips):
-            stack.enter_context(wrapped(owner, "clip_grad_value_", value_clip_begins, clip_done))
+            stack.enter_context(wrapped(owner, "clip_grad_value_", value_clip_begins, clip.done))
             for name in ("_get_total_norm", "get_total_norm"):
-                stack.enter_context(wrapped(owner, name, norm_taken, None))
+                stack.enter_context(wrapped(owner, name, clip.norm_taken, None))
             for name in ("_clip_grads_with_norm_", "clip_grads_with_norm_"):
-                stack.enter_context(wrapped(owner, name, clip_begins, clip_done))
+                stack.enter_context(wrapped(owner, name, clip.begins, clip.done))
         stack.enter_context(wrapped(scaler, "unscale_", None, unscaled))
         stack.enter_context(wrapped(scaler, "step", None, lambda args, kwargs: ear.scaler_stepped()))
         yield
