@@ -172,7 +172,8 @@ def _clip(run: TrainingRun) -> str:
         "global norm": run.clip_grad_norm, "each element": run.clip_grad_value, "each parameter's norm": run.clip_param_norm,
         "norm over weight's norm": run.agc,
     }  # fmt: skip
-    told = [f"{name} at {value:g}" for name, value in clips.items() if value is not None]
+    order = f" of order {run.clip_norm_type:g}" if run.clip_norm_type != 2.0 else ""
+    told = [f"{name}{order} at {value:g}" for name, value in clips.items() if value is not None]
     return told[0] if told else "by your train_step, if at all" if run.train_step is not None else "none"
 
 

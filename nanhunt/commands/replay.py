@@ -35,7 +35,7 @@ from nanhunt.trace.schema import NoteKind, Onset
 from nanhunt.trace.writer import TraceWriter, partial_path
 from nanhunt.training.assemble import assemble
 from nanhunt.training.bundle import Bundle, bundle_at
-from nanhunt.training.checkpoint import Checkpoint, load_checkpoint
+from nanhunt.training.checkpoint import Checkpoint, load_checkpoint, no_such
 from nanhunt.training.config import RunConfig, find_config, load_config
 from nanhunt.training.loss_log import LossLog, original_losses
 from nanhunt.training.owned_state import reference_tensors
@@ -102,6 +102,8 @@ class _Given:
 
 
 def _given(options: ReplayOptions) -> _Given:
+    if not options.checkpoint.exists():
+        raise no_such(options.checkpoint)
     bundle = bundle_at(options.checkpoint)
     config_path, path = options.config, options.checkpoint
     if bundle is not None:
@@ -214,6 +216,7 @@ def _settings(options: ReplayOptions, given: _Given, run: TrainingRun) -> HuntSe
         trial_names=options.trial_names,
         trials_budget=options.trials_budget,
         recorded=given.bundle is not None,
+        raised=given.bundle.raised if given.bundle is not None else None,
         reference=str(options.reference or ""),
         reference_tensors=reference_tensors(run, given.other) if given.other is not None else {},
     )

@@ -47,6 +47,8 @@ def report(options: ReportOptions) -> Diagnosis:
         verbose=options.verbose,
     )
     write_report(page.render(diagnosis), options.out)
+    if options.out is not None and not options.quiet:
+        print(f"wrote {options.out}", file=sys.stderr)
     if repro is not None:
         repro.write()
         if not options.quiet:

@@ -34,6 +34,9 @@ def damage(evidence: Evidence) -> str:
     body = evidence.note(NoteKind.DAMAGE)
     if body is None or body.get("raised"):
         return ""
+    if body.get("ended") == "forward":
+        whole = "finite" if body["loss"] == "finite" else {"nan": "NaN"}.get(body["loss"], "infinite")
+        return f"the loss is {whole}; the run's own exception came before any gradient, and nothing else was spoiled"
     grads = body["gradients"]
     parts = {
         "nan-loss-zero-gradients": "the loss is NaN, every gradient exactly zero",
@@ -49,6 +52,8 @@ def damage(evidence: Evidence) -> str:
 def _left(body: dict[str, Any]) -> str:
     """Say what is left behind for the next step."""
     weights, buffers, moments = body["weights"], body["buffers"], body["moments"]
+    if body.get("ended"):
+        return "the run's own exception came before the update: weights and moments are untouched"
     if body["skipped"] and not buffers["bad"]:
         return "the gradient scaler skipped the step, the weights are untouched"
     spoiled = [

@@ -65,6 +65,8 @@ class OriginalRun:
     #: the two losses there, the replay's as many times as the log counts it
     replayed: float | None = None
     logged: float | None = None
+    #: whose loss it is, where the replay has several ranks: "the mean of 4 ranks", "rank 0's loss"; '' elsewhere
+    whose: str = ""
     #: the log's number of a step less the replay's
     offset: int = 0
     #: whether losses are means over several steps, those since the entry before
@@ -97,7 +99,24 @@ def original_run(evidence: Evidence) -> OriginalRun | None:
     body = evidence.note(NoteKind.ORIGINAL)
     if body is None:
         return None
-    losses = evidence.scalars("loss")
+    own = _compared(evidence, body, evidence.scalars("loss"))
+    each = evidence.ranks.scalars_of_ranks("loss") if evidence.ranks.rank_count > 1 else []
+    if not each or own.verdict == "unknown":
+        return own
+    # a log has one rank's loss, or what it was on all of them
+    mean = _compared(evidence, body, _mean(each)) if own.is_another else own
+    if mean is not own and not mean.is_another:
+        return replace(mean, whose=f"the mean of {len(each)} ranks")
+    return replace(own, whose=f"rank {evidence.trace.manifest.rank}'s loss")
+
+
+def _mean(each: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Return the ranks' mean, of the steps that all of them have."""
+    steps = set(each[0]).intersection(*each[1:])
+    return {step: sum(losses[step] for losses in each) / len(each) for step in sorted(steps)}
+
+
+def _compared(evidence: Evidence, body: dict[str, Any], losses: dict[int, float]) -> OriginalRun:
     micros = _micros(evidence.manifest.config)
     rounding = ROUNDING[_format(evidence.manifest.config.get("precision") or {}, evidence.manifest.settings)]
     logged = body.get("logged") or body["steps"] or [0]

@@ -86,7 +86,7 @@ def _look_into(state: HuntState) -> None:
     state.writer.note(NoteKind.BATCH, batch_facts(state.run, state.onset.step, state.onset.samples))
     note_loop(state, state.onset.step)
     state.writer.flush()
-    if state.settings.trials and not (state.lost_device or state.is_alone or _is_of_many(state)):
+    if state.settings.trials and not (state.lost_device or state.is_alone or state.is_told or _is_of_many(state)):
         with eager(state.run):
             try_causes(state)
 

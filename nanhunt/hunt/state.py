@@ -21,6 +21,7 @@ from nanhunt.survey import SilentFault, ZeroWatch
 from nanhunt.trace.onset import Event, SpikeWatch
 from nanhunt.trace.schema import NoteKind, Observation, Onset
 from nanhunt.trace.step_rows import StepRows
+from nanhunt.training.recorded_error import RecordedError
 from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.step import StepResult
@@ -89,6 +90,8 @@ class HuntSettings:
     trials_budget: float | None = None
     #: the steps are a recording's: what raises in the first one raised in the run
     recorded: bool = False
+    #: what ended the recording in its last step
+    raised: RecordedError | None = None
     #: path of another checkpoint, and its weights and buffers by the model's names
     reference: str = ""
     reference_tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -150,6 +153,8 @@ class HuntState:
     #: scalars of each step so far
     results: dict[int, StepResult] = field(default_factory=dict)
     lost_device: bool = False
+    #: the onset is what the recording tells, and not the replay
+    is_told: bool = False
     #: the other ranks are in a step that this one has left
     is_alone: bool = False
     #: what this rank holds of sharded tensors is in the trace

@@ -35,6 +35,7 @@ from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind, Onset, Phase, Role
 from nanhunt.trace.step_rows import StepRows
 from nanhunt.training.batches import DataEndedError
+from nanhunt.training.recorded_error import RecordedError, caught
 from nanhunt.verdicts import StepFault, fault_of
 from nanhunt.zoom import Zoomed, locate_exception, zoom_in
 
@@ -87,6 +88,8 @@ def replay_steps(state: HuntState) -> Onset | None:
         if onset is not None:
             state.lost_device = device_is_lost(seen.error)
             return onset
+        if settings.raised is not None and state.team is None and step == run.start_step + settings.steps - 1:
+            return _as_recorded(state, seen, settings.raised)
     event = state.watch.finish()
     if state.team is not None:
         state.team.hold(None)
@@ -195,6 +198,19 @@ def _left_alone(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFau
     return replace(_without_zoom(rows, fault, _onset_of(seen, fault)), rank=state.rank)
 
 
+def _as_recorded(state: HuntState, seen: Replayed, raised: RecordedError) -> Onset:
+    """Return the onset of what ended the run in this step, and is raised by nothing that a replay runs."""
+    state.is_told = True
+    state.assume(
+        f"the run's own code raised the {raised.type}, outside of the model, the loss and the update: the replay, which "
+        "makes those alone, came through the step, so no trial tells"
+    )
+    replayed = replace(seen, error=caught(raised))
+    fault = fault_of(replayed, state.known)
+    assert fault is not None
+    return replace(_written(state, locate_exception(state.run, replayed, fault)), phase=raised.phase)
+
+
 def _earlier_skip(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) -> tuple[Replayed, StepRows]:
     """Return the step from which a row of skipped ones is no ordinary work.
 
@@ -236,7 +252,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
     wrong = check_backwards(state, seen.step) if zoomed.onset.phase == Phase.BACKWARD.value else []
     if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
         check_backwards(state, lead)
-    state.writer.note(NoteKind.DAMAGE, damage_of(state.run, seen, rows or zoomed.rows, state.known))
+    damage = damage_of(state.run, seen, rows or zoomed.rows, state.known)
+    raised = state.settings.raised if seen.step == state.run.start_step + state.settings.steps - 1 else None
+    state.writer.note(NoteKind.DAMAGE, damage if raised is None else damage | {"ended": raised.phase})
     return replace(_written(state, zoomed), lead_step=lead)
 
 

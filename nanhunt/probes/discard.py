@@ -172,6 +172,8 @@ class _Fate:
     any: bool = False
     unknown: bool = False
     by: int | None = None
+    #: no marked element comes there
+    idle: bool = False
 
 
 #: A tensor of a way: its place in memory, the marked elements, its values.
@@ -197,21 +199,27 @@ class _Ways:
         return None
 
     def follow(self, index: int, made: list[_Marked], reach: int) -> _Fate:
-        """Return what becomes of marked elements of an op's outputs; of several branches one that drops all is enough."""
-        whole = _Fate()
+        """Return what becomes of marked elements of an op's outputs: dropped only where no branch keeps them.
+
+        The other half of a Huber loss is dropped at an angle of zero, and the half that is kept has its slope of zero there.
+        """
+        branches: list[_Fate] = []
+        unknown = False
         for later in self.taken_by.get(index, ()) if reach else ():
             if later not in self.closer.captures:
-                whole.unknown |= later in self.closer.wanted  # it was too large to be kept
+                unknown |= later in self.closer.wanted  # it was too large to be kept
                 continue
             if not self._is_sloped(later):
                 continue
-            branch = self._through(index, later, made, reach)
-            if branch.any and (whole.by is None or (branch.all and not whole.all)):
-                whole.by = branch.by
-            whole.all |= branch.all
-            whole.any |= branch.any
-            whole.unknown |= branch.unknown
-        return whole
+            branches.append(self._through(index, later, made, reach))
+        told = [branch for branch in branches if not branch.idle and not (branch.unknown and not branch.any)]
+        drops = sorted((branch for branch in told if branch.any), key=lambda branch: not branch.all)
+        return _Fate(
+            all=bool(told) and all(branch.all for branch in told),
+            any=bool(told) and all(branch.any for branch in told),
+            unknown=unknown or any(branch.unknown for branch in branches),
+            by=drops[0].by if drops else None,
+        )
 
     def _is_sloped(self, index: int) -> bool:
         """Whether a gradient came back through an op; of a graph that was made anew for backward nobody knows."""
@@ -243,6 +251,7 @@ class _Ways:
         outputs = dict(capture.outputs)
         behind = [(capture.places.get(n), mask, outputs[n]) for n, mask in reached.items() if bool(mask.any())]
         rest = self.follow(later, behind, reach - 1) if behind else _Fate()
+        fate.idle = not dropped and not behind
         fate.any = dropped or rest.any
         fate.all = (dropped and not left) or (left and rest.all)
         fate.unknown = rest.unknown

@@ -20,6 +20,7 @@ from typing import Any
 
 from nanhunt.trace.onset import Event, SpikeWatch, StepScalars
 from nanhunt.trace.schema import OnsetKind
+from nanhunt.training.recorded_error import RecordedError
 
 __all__ = ["Alarm", "Fault", "Scalars"]
 
@@ -60,6 +61,8 @@ class Fault:
     detail: str
     #: neither loss nor gradient norm shows it
     silent: bool = False
+    #: of an exception; its detail is cut
+    raised: RecordedError | None = None
 
 
 class Alarm:

@@ -126,7 +126,7 @@ def _write(folder: Path, contents: _Contents, history: History, recipe: Recipe, 
     recipe.write_model(folder)
     (folder / CONFIG).write_text(_commented(contents))
     _write_trace(folder / TRACE, contents, history, run)
-    body = _run_json(contents, recipe)
+    body = _run_json(contents, recipe, run)
     (folder / RUN).write_text(json.dumps(jsonsafe.spell_nonfinite(body), indent=1, allow_nan=False) + "\n")
 
 
@@ -149,13 +149,14 @@ _NO_MODEL = "# model: train:build_model   # complete this: the recorder was not 
 _NO_LOSS = "# loss: train:compute_loss     # complete this: (model, batch) -> loss, batch as the model is called\n"
 
 
-def _run_json(contents: _Contents, recipe: Recipe) -> dict[str, Any]:
+def _run_json(contents: _Contents, recipe: Recipe, run: TrainingRun) -> dict[str, Any]:
     fault = contents.fault
     recorded = [past.scalars for past in contents.steps if past.scalars is not None]
     return {
         "format": FORMAT,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fault": {"kind": fault.kind, "step": fault.step, "lead_step": fault.lead_step, "detail": fault.detail},
+        "fault": {"kind": fault.kind, "step": fault.step, "lead_step": fault.lead_step, "detail": fault.detail}
+        | ({"raised": fault.raised.body()} if fault.raised is not None else {}),
         "steps": [contents.first_step, contents.steps[-1].step],
         "accumulate": contents.accumulate,
         "losses": {str(s.step): s.loss for s in recorded if s.losses},
@@ -165,6 +166,7 @@ def _run_json(contents: _Contents, recipe: Recipe) -> dict[str, Any]:
             "python": platform.python_version(),
             "cuda": torch.version.cuda,
         },
+        "device": str(run.device),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
         "directory": str(Path.cwd()),

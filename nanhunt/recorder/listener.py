@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanhunt.recorder.closely import CloseLook
 from nanhunt.recorder.guard import Guarded, guarded
-from nanhunt.recorder.hearing import Ear
+from nanhunt.recorder.hearing import Ear, NormClip
 from nanhunt.recorder.live import parameters_of
 from nanhunt.recorder.outputs import Outputs
 from nanhunt.recorder.present import PresentStep
@@ -56,9 +56,9 @@ class Listener(Guarded, Ear):
         self._gradients_ready(optimizer)
 
     @guarded
-    def clip_begins(self, max_norm: float, parameters: Any) -> None:
-        """Take the gradients' norm, if no loss scale is in them, and the clip's own bound."""
-        self._recipe.max_norm = float(max_norm)
+    def clip_begins(self, clip: NormClip) -> None:
+        """Take the gradients' norm, if no loss scale is in them, and how the clip is made."""
+        self._recipe.heard_clip(clip)
         if len(self._run.optimizers) == 1 and not self._is_scaled:
             self._gradients_ready(self._run.optimizer)
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from nanhunt.recorder.alarm import Scalars
 from nanhunt.recorder.code import CodeRef, code_ref, digests, sources_of
+from nanhunt.recorder.hearing import NormClip
 from nanhunt.recorder.history import Micro
 from nanhunt.training.bundle import BATCHES, LOSSES, alone
+from nanhunt.training.generators import generators_in
 from nanhunt.training.replicated import Replication
 from nanhunt.training.run import DTYPES, TrainingRun
 
@@ -38,8 +40,13 @@ class Recipe:
     replication: Replication | None = None
     #: "fp16", "bf16" or None, in the first forward pass
     autocast: str | None = None
-    #: of the clip by a global norm that was heard
+    #: of the clip by a norm that was heard: its bound, the norm's order, whether it was asked to be fused or not to be,
+    #: whether each parameter was clipped by itself, whether the loop took the norm by its own means
     max_norm: float | None = None
+    norm_type: float = 2.0
+    foreach: bool | None = None
+    clips_each: bool = False
+    takes_norm: bool = False
     #: of the clip of each element that was heard
     max_value: float | None = None
     #: whether the loop told its losses itself
@@ -53,6 +60,15 @@ class Recipe:
     def __post_init__(self) -> None:
         """Find the import strings while the modules are as they were imported."""
         self._refs = {key: code_ref(code) for key, code in self.code.items()}
+
+    def heard_clip(self, clip: NormClip) -> None:
+        """Take how the loop clips by a norm."""
+        self.max_norm, self.foreach = clip.max_norm, clip.foreach
+        self.takes_norm |= clip.norm_type is None
+        self.norm_type = 2.0 if clip.norm_type is None else clip.norm_type
+        given = [clip.parameters] if isinstance(clip.parameters, Tensor) else clip.parameters
+        is_single = isinstance(given, list) and len(given) == 1
+        self.clips_each = is_single and sum(p.requires_grad for p in self.model.parameters()) > 1
 
     def batches(self, micros: Sequence[Micro], accumulate: int) -> list[Any]:
         """Return the batches as the loss function takes them, of steps of so many micro-batches each."""
@@ -77,13 +93,18 @@ class Recipe:
         found["train"] = {"steps": steps, "accumulate": accumulate}
         if step is None and not self.told and self.hears_shares and accumulate & (accumulate - 1):
             found["train"]["loss_from_shares"] = True
-        if self.max_norm is not None and step is None:
-            found["train"]["clip_grad_norm"] = self.max_norm
-        elif self.max_value is not None and step is None:
-            found["train"]["clip_grad_value"] = self.max_value
+        if step is None:
+            found["train"] |= self._clip()
         if step is None or self.told:
             found["losses"] = LOSSES
         return found
+
+    def _clip(self) -> dict[str, Any]:
+        if self.max_norm is None:
+            return {} if self.max_value is None else {"clip_grad_value": self.max_value}
+        found: dict[str, Any] = {"clip_param_norm" if self.clips_each else "clip_grad_norm": self.max_norm}
+        found |= {} if self.norm_type == 2.0 else {"clip_norm_type": self.norm_type}
+        return found | ({} if self.foreach is None else {"clip_foreach": self.foreach})
 
     def _precision(self, run: TrainingRun) -> dict[str, Any]:
         found: dict[str, Any] = {"autocast": self.autocast} if self.autocast else {}
@@ -109,6 +130,10 @@ class Recipe:
             found.append(alone(self.world_size))
         if self.max_norm is not None and self.max_value is not None and self._refs.get("train_step") is None:
             found.append("the loop clips by a norm and by a value: the replay does the first alone")
+        if self.takes_norm and self._refs.get("train_step") is None:
+            found.append("the loop clips by a norm that it takes by its own means: the replay takes the Euclidean norm")
+        if self._refs.get("train_step") is None and (own := generators_in(self.model)):
+            found.append(f"the model draws from a generator of its own ({next(iter(own))}), whose state is not kept")
         if accumulate > 1 and not self.told and self._refs.get("train_step") is None:
             found.append(f"the loop was taken to divide each loss by its {accumulate} micro-batches, as most do")
         return found

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from nanhunt.compiled import is_compiled
+from nanhunt.probes.source import is_user_file
 from nanhunt.recorder.alarm import Fault
 from nanhunt.recorder.bundle import write_bundle
 from nanhunt.recorder.closely import CloseLook, guarded_hook
@@ -41,6 +43,7 @@ from nanhunt.recorder.live import live_run, live_wrappers, on_first_forward, ran
 from nanhunt.recorder.outputs import Outputs, watch_outputs
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Code, Recipe
+from nanhunt.training.recorded_error import RecordedError
 from nanhunt.training.recorded_rates import settings_of
 from nanhunt.training.replicated import replication_of, unkept
 
@@ -275,4 +278,17 @@ def _broken(error: Exception, present: PresentStep) -> Fault:
     """Return the fault of an exception that left a step, or came behind it."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     text = f"{text} (behind the step's update)" if present.is_over else text
-    return Fault(kind="exception", step=present.past.step, lead_step=present.past.step, detail=text)
+    return Fault(
+        kind="exception",
+        step=present.past.step,
+        lead_step=present.past.step,
+        detail=text,
+        raised=_recorded(error, present),
+    )
+
+
+def _recorded(error: Exception, present: PresentStep) -> RecordedError:
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    file, line = next((f for f in reversed(frames) if is_user_file(f[0])), ("", 0))
+    phase = "backward" if present.roots else "forward"
+    return RecordedError(type=type(error).__name__, message=str(error)[:500], file=file, line=line, phase=phase)

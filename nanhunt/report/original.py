@@ -92,7 +92,8 @@ def _counting(original: OriginalRun) -> str:
     last = original.last_step
     told = f"whose step {last + original.offset} is step {last} here" if original.offset and last is not None else ""
     means = "means over steps" if original.mean else ""
-    return "".join(f", {part}" for part in (means, told, _factor(original)) if part)
+    whose = f"held against {printable(original.whose)}" if original.whose else ""
+    return "".join(f", {part}" for part in (means, told, whose, _factor(original)) if part)
 
 
 #: what a factor of each origin comes from

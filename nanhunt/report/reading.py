@@ -154,10 +154,13 @@ def whose_batch(diagnosis: Diagnosis) -> str:
 
 
 def evidence(value: float | None, threshold: float | None) -> str:
-    """Return an exhibit's number beside the number it is held against; '' where it has none."""
+    """Return an exhibit's number beside the number it is held against; '' where it has none.
+
+    Zero is left out: that there should be none, or that something lies below it, is what the claim says.
+    """
     if value is None:
         return "" if threshold is None else f"threshold {number(threshold)}"
-    return number(value) if threshold is None else f"{number(value)} against {number(threshold)}"
+    return number(value) if not threshold else f"{number(value)} against {number(threshold)}"
 
 
 def tried(trial: Trial, prediction: Prediction | None) -> str:
@@ -172,7 +175,7 @@ def tried(trial: Trial, prediction: Prediction | None) -> str:
         said += (
             f", the control of {printable(str(control))}{helps}"
             if control
-            else ", which decides nothing about this cause"
+            else "; it would be under other causes too, and counts neither for this one nor against it"
         )
     elif trial.outcome != "failed":
         kept = trial.outcome == prediction.expect

@@ -83,6 +83,7 @@ class _Damage(TypedDict, total=False):
     moments: Required[_BadMoments]
     skipped: Required[bool]
     raised: bool
+    ended: str
 
 
 class _Stall(TypedDict, total=False):

@@ -167,6 +167,10 @@ class Trace:
         """
         return dict(self._scalars.get(name, {}))
 
+    def scalars_of_ranks(self, name: str) -> list[dict[int, float]]:
+        """Return the same of each rank, in the order of ranks."""
+        return [Trace(file.path, [file]).scalars(name) for file in self._files]
+
     @cached_property
     def _scalars(self) -> dict[str, dict[int, float]]:
         """All scalars of the replay that are of no module, by name and step: they are asked for one by one."""

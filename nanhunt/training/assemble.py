@@ -38,7 +38,7 @@ __all__ = ["assemble"]
 _STEPS = 1 << 53
 #: keys of `train:` that are the run's own fields
 _CLIPS = {"clip_grad_norm", "clip_grad_value", "clip_param_norm", "agc"}
-_LOOP = {"accumulate", "loss_from_shares", *_CLIPS}
+_LOOP = {"accumulate", "loss_from_shares", "clip_norm_type", "clip_foreach", *_CLIPS}
 
 
 def assemble(

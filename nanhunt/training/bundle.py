@@ -21,10 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanhunt.errors import CheckpointError
 from nanhunt.training.definitions import load_definitions
 from nanhunt.training.json_file import read_json
 from nanhunt.training.launch import is_launched, rank_and_size
+from nanhunt.training.recorded_error import RecordedError, recorded_error
 from nanhunt.training.replicated import Replication, is_replication
 from nanhunt.training.user_code import call_user
 
@@ -73,6 +76,10 @@ class Bundle:
     remarks: tuple[str, ...] = ()
     #: how many ranks the run had, and how DistributedDataParallel was around its model; None where none was seen
     world_size: int = 1
+    #: what ended the run in its last step; None where nothing was raised
+    raised: RecordedError | None = None
+    #: what it was recorded on; "" where that was not kept
+    device: str = ""
     replication: Replication | None = None
     #: scripts that must not be run again, by their module's name
     scripts: dict[str, Script] = field(default_factory=dict)
@@ -113,6 +120,9 @@ class Bundle:
     def assumptions(self) -> Iterator[str]:
         """Yield what was taken for granted: what the recorder could not keep, and sources that are others by now."""
         yield from (f"bundle: {remark}" for remark in self.remarks)
+        kind, _, number = self.device.partition(":")
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            yield f"bundle: it was recorded on {self.device}, which is not here: dropout and the like are drawn otherwise"
         if self.replication is not None and self.world_size > 1 and not is_launched():
             yield f"bundle: {alone(self.world_size)}"
         for script in self.scripts.values():
@@ -150,12 +160,14 @@ def bundle_at(path: Path) -> Bundle | None:
     if not _texts(paths) or not _texts(remarks) or not isinstance(sources, dict) or not _texts([*sources.values()]):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     scripts = _scripts(body.get("scripts", {}), path / RUN)
+    fault: Any = body.get("fault") if isinstance(body.get("fault"), dict) else {}
     world_size, replication = body.get("world_size", 1), body.get("replication")
     if not isinstance(world_size, int) or not (replication is None or is_replication(replication)):
         raise CheckpointError(f"{path / RUN}: is damaged", hint="use another bundle of the run")
     return Bundle(
         folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
-        world_size=world_size, replication=replication,
+        world_size=world_size, replication=replication, device=str(body.get("device", "")),
+        raised=recorded_error(fault.get("raised")),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from nanhunt.training.torch_file import read_torch_file
 if TYPE_CHECKING:
     from nanhunt.training.config import CheckpointKeys
 
-__all__ = ["LOADERS", "Checkpoint", "Loader", "Match", "load_checkpoint", "load_into", "match_state"]
+__all__ = ["LOADERS", "Checkpoint", "Loader", "Match", "load_checkpoint", "load_into", "match_state", "no_such"]
 
 #: Files up to this size are hashed whole; of a larger one both ends and the size.
 WHOLE = 1 << 30
@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, *, keys: CheckpointKeys | None, trust_pickle: bo
     Raises CheckpointError where it is missing, damaged, of an unknown kind, unsafe, or holds no model state.
     """
     if not path.exists():
-        raise _missing(path)
+        raise no_such(path)
     for loader in LOADERS:
         if loader.recognises(path):
             parts, locations = loader.load(path, keys, trust_pickle)
@@ -155,7 +155,8 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def _missing(path: Path) -> CheckpointError:
+def no_such(path: Path) -> CheckpointError:
+    """Return the error of a path where nothing lies, with the checkpoints beside it."""
     folder = path.parent
     kinds = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
     there = sorted(p.name for p in folder.iterdir() if p.suffix in kinds) if folder.is_dir() else []

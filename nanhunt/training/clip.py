@@ -21,7 +21,7 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
 
     The clip is torch's own, with torch's own dtype and its default of going on when the norm is not finite: an inf
     norm makes the factor 0 and the inf elements NaN, a NaN norm makes everything NaN. The norm that is returned is
-    taken in fp32, where an fp16 norm would overflow by itself; `told` gets what it is made of.
+    the Euclidean one, whatever the clip's, taken in fp32, where an fp16 norm would overflow by itself; `told` gets what it is made of.
     """
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
     if len(run.optimizer.param_groups) > 1:
@@ -35,13 +35,13 @@ def clip_gradients(run: TrainingRun, told: Told | None = None) -> tuple[Tensor, 
         told(parameters, norms)
     if run.clip_grad_norm is not None and parameters:
         # torch's fused way takes no DTensors beside plain tensors
-        foreach = False if len({is_spread(g) for g in grads}) == 2 else None
-        seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm, foreach=foreach)
+        foreach = False if len({is_spread(g) for g in grads}) == 2 else run.clip_foreach
+        seen = torch.nn.utils.clip_grad_norm_(parameters, run.clip_grad_norm, run.clip_norm_type, foreach=foreach)
         seen = seen.full_tensor() if is_spread(seen) else seen  # type: ignore[attr-defined]
         return norm, torch.clamp(run.clip_grad_norm / (seen.float() + 1e-6), max=1.0)
     if run.clip_param_norm is not None:
         for parameter in parameters:
-            torch.nn.utils.clip_grad_norm_(parameter, run.clip_param_norm)
+            torch.nn.utils.clip_grad_norm_(parameter, run.clip_param_norm, run.clip_norm_type, foreach=run.clip_foreach)
     if run.clip_grad_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, run.clip_grad_value)
     if run.agc is not None:

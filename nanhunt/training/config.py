@@ -13,7 +13,7 @@ from nanhunt.errors import ConfigError
 from nanhunt.training.config_data import DataSpec, LossesSpec, check_import_string
 from nanhunt.training.config_errors import described, shown
 from nanhunt.training.config_precision import PrecisionConfig
-from nanhunt.training.config_section import Positive, Section, Text, Whole
+from nanhunt.training.config_section import Number, Positive, Section, Text, Whole
 from nanhunt.training.yaml_file import read_yaml
 
 __all__ = [
@@ -73,9 +73,16 @@ class TrainConfig(Section):
         default=False,
         description="report a step's loss as a recorder hears it: what backward begins with, times accumulate",
     )
-    clip_grad_norm: Positive | None = Field(default=None, description="largest global L2 norm of the gradients")
+    clip_grad_norm: Positive | None = Field(default=None, description="largest global norm of the gradients")
     clip_grad_value: Positive | None = Field(default=None, description="largest magnitude of a gradient element")
-    clip_param_norm: Positive | None = Field(default=None, description="largest L2 norm of each parameter's gradient")
+    clip_param_norm: Positive | None = Field(default=None, description="largest norm of each parameter's gradient")
+    clip_norm_type: Number = Field(
+        default=2.0,
+        description="order of the norm that clip_grad_norm and clip_param_norm take; .inf is the largest magnitude",
+    )
+    clip_foreach: bool | None = Field(
+        default=None, description="torch's own argument: whether those clips take all gradients in one launch"
+    )
     agc: Positive | None = Field(default=None, description="adaptive clipping: largest norm of gradient over weight")
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = Field(
         default=1337, description="of Python, NumPy and torch, where the checkpoint holds no random state"

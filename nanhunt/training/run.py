@@ -56,6 +56,9 @@ class TrainingRun:
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     clip_param_norm: float | None = None
+    #: of both clips by a norm: its order, and torch's own `foreach`
+    clip_norm_type: float = 2.0
+    clip_foreach: bool | None = None
     agc: float | None = None
     start_step: int = 0
     root: Path = field(default_factory=Path)

@@ -14,8 +14,11 @@ from nanhunt.errors import ConfigError
 __all__ = ["function_named", "is_known", "name_of"]
 
 #: A mode is told of them, and torch's list of functions that can be overridden has them not.
-_MORE = ("torch.rand_like", "torch.randn_like", "torch.randint_like", "torch.Tensor.data.__set__")
-
+_MORE = (
+    "torch.rand_like", "torch.randn_like", "torch.randint_like", "torch.Tensor.data.__set__", "torch.Tensor.grad.__set__",
+)  # fmt: skip
+#: Functions over lists of tensors, which torch's list has not either: clips and optimizers are made of them.
+_OVER_LISTS = "_foreach_"
 
 #: What calls what it is given, or makes an object of it.
 _CALLERS = frozenset(
@@ -24,9 +27,16 @@ _CALLERS = frozenset(
 )
 
 
+@lru_cache(maxsize=4096)
 def name_of(function: Any) -> str | None:
     """Return the name by which a tape knows a function; None where it has none."""
-    return "torch.autograd.grad" if function is torch.autograd.grad else overrides.resolve_name(function)
+    if function is torch.autograd.grad:
+        return "torch.autograd.grad"
+    name = str(getattr(function, "__name__", ""))
+    if name.startswith(_OVER_LISTS) and getattr(torch, name, None) == function:
+        return f"torch.{name}"
+    resolved: str | None = overrides.resolve_name(function)
+    return resolved
 
 
 def is_known(name: str) -> bool:
@@ -51,6 +61,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
     found |= {name: f for name, f in methods.items() if callable(f) and overrides.resolve_name(f) == name}
     named: dict[Any, str] = overrides._get_overridable_functions()[1]
     found |= {name: f for f, name in named.items() if name in _MORE}
+    found |= {f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.startswith(_OVER_LISTS)}
     return {n: f for n, f in found.items() if n.rpartition(".")[2] not in _CALLERS} | {
         "torch.autograd.grad": torch.autograd.grad
     }

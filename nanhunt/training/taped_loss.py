@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.generators import state_of_text
 from nanhunt.training.names import clean_name
+from nanhunt.training.recorded_error import RecordedError, raise_again, recorded_error
 from nanhunt.training.tape_functions import function_named
+from nanhunt.training.taped_line import at_line
 
-__all__ = ["TapeReplay", "at_line", "taped_loss"]
-
-#: The last line of a file that a frame may claim to stand at: code of so many lines is made for it.
-_LAST_LINE = 100_000
+__all__ = ["TapeReplay", "taped_loss"]
 
 
 def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) -> Tensor:
@@ -41,7 +39,7 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
         if call is not None:
             replay.call(index, call)
     if not results:  # the script raised in the last call; a trial that mends it goes on with what the call returns
-        return replay.broken_off(len(calls) - 1)
+        return replay.broken_off(len(calls) - 1, recorded_error(tape.get("raised")))
     is_share = accumulate > 1 and tape["divisor"] == accumulate
     losses: list[Tensor] = [replay.value(ref) for ref in ([tape["before"]] if is_share else results)]
     loss = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
@@ -78,11 +76,13 @@ class TapeReplay:
         """Return what a call calls."""
         return function_named(call["fn"]) if "fn" in call else self._model
 
-    def broken_off(self, last: int) -> Tensor:
-        """Return the last call's loss, if it is one. Raises RuntimeError where the way to the loss is not known."""
+    def broken_off(self, last: int, raised: RecordedError | None) -> Tensor:
+        """Return the last call's loss, if it is one; else raise what the script did, or RuntimeError where that is not known."""
         loss = self._values.get(last)
         if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
             return loss
+        if raised is not None:
+            raise_again(raised)
         raise RuntimeError("the recorded script raised here; what it would have done with this is not known")
 
     def value(self, ref: Any) -> Any:
@@ -113,13 +113,6 @@ class TapeReplay:
         return self._parameters[name]
 
 
-def at_line(call: Mapping[str, Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function as if it stood at a call's line of the script."""
-    if "at" not in call:
-        return function(*args, **kwargs)
-    return eval(_at(*call["at"]), {"call": function, "args": args, "kwargs": kwargs})
-
-
 def _constants_in(value: Any) -> Iterator[str]:
     """Yield the names of the constants that a call refers to."""
     if isinstance(value, list):
@@ -138,8 +131,17 @@ _VALUES: dict[str, Callable[[Callable[[Any], Any], Any], Any]] = {
     "$slice": lambda value, parts: slice(*(value(part) for part in parts)),
     "$ellipsis": lambda value, _: Ellipsis,
     "$torch": lambda value, name: _constant_of_torch(name),
+    "$generator": lambda value, how: _generator(*how),
     "$device": lambda value, kind: torch.device(kind if kind != "cuda" or torch.cuda.is_available() else "cpu"),
 }
+
+
+def _generator(kind: str, state: str) -> torch.Generator:
+    """Return a generator as the script's was when it gave it to a call."""
+    generator = torch.Generator(kind if kind != "cuda" or torch.cuda.is_available() else "cpu")
+    if generator.device.type == kind:
+        generator.set_state(state_of_text(state))
+    return generator
 
 
 def _constant_of_torch(name: str) -> Any:
@@ -160,10 +162,3 @@ def _inside(value: Any, path: list[Any]) -> Any:
     if callable(value) and path:
         raise ConfigError(f"loss: the tape asks for {path[-1]!s:.60}, which is no field of a result")
     return value
-
-
-@lru_cache(maxsize=1024)
-def _at(file: str, line: int) -> CodeType:
-    """Return code that makes a call as if it stood at a line of a file."""
-    line = min(max(line, 1), _LAST_LINE)
-    return compile("\n" * (line - 1) + "call(*args, **kwargs)", file, "eval").replace(co_name="<tape>")

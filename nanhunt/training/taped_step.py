@@ -6,18 +6,19 @@ what its backward passes began with.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.generators import state_of_text
+from nanhunt.training.recorded_error import recorded_error
 from nanhunt.training.recorded_rates import put_settings
-from nanhunt.training.taped_loss import TapeReplay, at_line
+from nanhunt.training.taped_line import at_line
+from nanhunt.training.taped_loss import TapeReplay
 
 __all__ = ["SCALERS", "taped_step"]
 
@@ -40,7 +41,8 @@ def taped_step(model: nn.Module, batch: Mapping[str, Any], optimizers: Sequence[
         if call is not None:
             replay.call(index, call)
     if not results:  # the script raised in the last call
-        return replay.broken_off(max(index for index, call in enumerate(calls) if call and "do" not in call))
+        last_call = max(index for index, call in enumerate(calls) if call and "do" not in call)
+        return replay.broken_off(last_call, recorded_error(tape.get("raised")))
     last = next(call for call in reversed(calls) if call and call.get("do") == "backward")
     total: Tensor = at_line(last, _sum, replay.losses)
     return total
@@ -72,8 +74,8 @@ class _StepReplay(TapeReplay):
 
     def call(self, index: int, call: dict[str, Any]) -> None:
         """Make a call of the tape, or do what the loop did."""
-        for number, state in enumerate(call.get("rng", ())):
-            _set_generator(number, state)
+        for name, state in call.get("rng", {}).items():
+            self._set_generator(name, state_of_text(state))
         if "do" not in call:
             super().call(index, call)
             return
@@ -82,8 +84,23 @@ class _StepReplay(TapeReplay):
             raise ConfigError(f"train_step: the tape says {call['do']!s:.60}, which is nothing that a loop does")
         action(call)
 
+    def _set_generator(self, name: str, state: Tensor) -> None:
+        """Put a generator where a call found it: a device's, where this machine has the device, or a module's own."""
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif name.startswith("cuda:"):
+            if torch.cuda.is_available() and int(name[5:]) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(state, int(name[5:]))
+        else:
+            path, _, last = name.rpartition(".")
+            held = vars(self._model.get_submodule(path)).get(last)
+            if isinstance(held, torch.Generator):
+                held.set_state(state)
+
     def function_of(self, call: dict[str, Any]) -> Callable[..., Any]:
         """Return what a call calls: a function of torch, or a network as it stood then."""
+        if call.get("fn") == "torch.Tensor.grad.__get__":
+            return _gradient
         if "on" not in call:
             return super().function_of(call)
         part = self._model.get_submodule(call["on"])
@@ -123,8 +140,11 @@ class _StepReplay(TapeReplay):
 
     def _clip(self, call: dict[str, Any]) -> None:
         parameters = [self.parameter(name) for name in call["of"]]
-        if "norm" in call:
-            nn.utils.clip_grad_norm_(parameters, call["norm"])
+        if "total" in call:
+            total: Tensor = self.value(call["total"])
+            nn.utils.clip_grad._clip_grads_with_norm_(parameters, call["norm"], total, call.get("foreach"))
+        elif "norm" in call:
+            nn.utils.clip_grad_norm_(parameters, call["norm"], call.get("norm_type", 2.0), foreach=call.get("foreach"))
         else:
             nn.utils.clip_grad_value_(parameters, call["value"])
 
@@ -151,10 +171,8 @@ class _StepReplay(TapeReplay):
             self._scaler.update()
 
 
-def _set_generator(number: int, state: str) -> None:
-    """Put one of torch's generators where a call found it: the CPU's first, then those of the devices."""
-    held = torch.from_numpy(np.frombuffer(base64.b64decode(state), dtype=np.uint8).copy())
-    if number == 0:
-        torch.set_rng_state(held)
-    elif torch.cuda.is_available() and number <= torch.cuda.device_count():
-        torch.cuda.set_rng_state(held, number - 1)
+def _gradient(parameter: Tensor) -> Tensor:
+    """Return a weight's gradient; zeros where it is left from before the first step, whose state holds none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.original import OriginalRun, original_run
+from nanhunt.report.original import told
+from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import NoteKind
-from tests.diagnosis.builders_b import evidence
+from tests.diagnosis.builders_b import ADAMW, evidence, written
 
 FIRST = 30
 _DRAW = random.Random(0)
@@ -196,3 +200,24 @@ def test_a_loss_that_stands_still_shows_no_factor() -> None:
 def test_losses_that_fit_as_they_are_are_not_looked_at_under_a_factor() -> None:
     halves = {s: v / 2 if s > FIRST else v for s, v in LOSSES.items()}
     assert (held(halves).verdict, held(halves).origin) == ("leaves", "")
+
+
+@pytest.mark.parametrize("logs_mean", [True, False])
+def test_of_several_ranks_the_log_may_hold_the_mean_or_one_ranks_own(logs_mean: bool, tmp_path: Path) -> None:
+    ranks = [LOSSES, {step: loss + 0.4 * (step % 3 + 1) for step, loss in LOSSES.items()}]
+    logged = {step: (ranks[0][step] + ranks[1][step]) / 2 for step in LOSSES} if logs_mean else LOSSES
+    body = {
+        "source": "log.csv", "mean": False, "steps": list(logged), "losses": list(logged.values()),
+        "resolution": [1e-9] * len(logged), "hides": [], "logged": [min(logged), max(logged)],
+    }  # fmt: skip
+    folder = tmp_path / "trace.parquet"
+    folder.mkdir()
+    for rank, losses in enumerate(ranks):
+        manifest = {"rank": rank, "world_size": 2}
+        notes = [(NoteKind.ORIGINAL, body)] if rank == 0 else []
+        written(None, notes, (), {"loss": losses}, ADAMW, manifest, tmp_path).rename(folder / f"rank-{rank}.parquet")
+    found = original_run(Evidence(Trace.open(folder)))
+    assert found is not None
+    whose = "the mean of 2 ranks" if logs_mean else "rank 0's loss"
+    assert (found.verdict, found.compared, found.whose) == ("digits", 20, whose)
+    assert told(found).endswith(f"(20 losses of log.csv, held against {whose})")

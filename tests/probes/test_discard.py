@@ -35,6 +35,14 @@ def put(x: Tensor) -> Tensor:
     return y
 
 
+def huber(x: Tensor, root: Tensor) -> Tensor:
+    return torch.where(x < 4, root**2, 2 * root - 1)
+
+
+def halves(x: Tensor, root: Tensor) -> Tensor:
+    return (x < 4).float() * root**2 + (x >= 4).float() * root
+
+
 DROPS: dict[str, tuple[str, Function]] = {
     "where": ("where", lambda x: torch.where(x > 0, x.sqrt(), of(0.0))),
     "where, the other branch": ("where", lambda x: torch.where(x == 0, of(0.0), x.sqrt())),
@@ -75,6 +83,8 @@ KEEPS: dict[str, Function] = {
     "relu at zero": lambda x: F.relu(x.sqrt()),
     "the smallest of a row": lambda x: x.sqrt().amin(-1) * torch.tanh(x).amin(-1),
     "a mask elsewhere": lambda x: x.sqrt() * torch.tensor([1.0, 1.0, 0.0, 0.0]) * torch.tanh(x),
+    "the half of a Huber loss": lambda x: huber(x, x.sqrt()),
+    "a half by its mask": lambda x: halves(x, x.sqrt()),
     "picked by number": lambda x: x.sqrt()[:, torch.tensor([1, 2])],
     "weights that are not a mask": lambda x: x.sqrt() * torch.tensor([0.0, 0.3, 1.0, 0.7]),
     # and here it is not zero

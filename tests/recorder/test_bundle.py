@@ -68,6 +68,26 @@ def test_a_replayed_bundle_is_the_recorded_run_bit_for_bit(name: str, tmp_path: 
     assert original.verdict == "digits"
 
 
+def test_what_the_loop_itself_raises_in_its_first_step_is_the_fault_of_the_replay(tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    own, line = Recorder(model, optimizer, build=build_model, loss=compute_loss, out=tmp_path / "bundles"), 0
+    batch = next(iter(batches(1)))
+    with pytest.raises(KeyError), own as recorder:
+        recorder.step(batch)
+        compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        line = sys._getframe().f_lineno + 1
+        raise KeyError("no such table")
+    out = tmp_path / "trace.parquet"
+    onset, original = replayed(tmp_path / "bundles", out)
+    assert onset is not None
+    assert (onset.kind, onset.step, onset.detail) == ("exception", 0, "KeyError: 'no such table'")
+    assert onset.source == f"test_bundle.py:{line}"
+    assert onset.phase == "backward"
+    assert original.bitwise
+    assert "came through the step" in " ".join(diagnose(Trace.open(out)).assumptions)
+
+
 def test_a_spike_leaves_the_steps_that_lead_to_it(tmp_path: Path) -> None:
     loop = Loop(steps=45, spoil=spike, recorder={"out": tmp_path / "bundles", "every": 20}, clip=False)
     loop.run()

@@ -6,7 +6,7 @@ import itertools
 
 from torch import nn
 
-from nanhunt.recorder.script.loop_recorder import _listed
+from nanhunt.recorder.hearing import clipped_parameters
 
 
 def test_an_iterator_that_can_be_read_once_is_left_to_the_clip() -> None:
@@ -16,13 +16,13 @@ def test_an_iterator_that_can_be_read_once_is_left_to_the_clip() -> None:
         itertools.chain(layer.parameters(), other.parameters()),
         (p for p in layer.parameters()),
     ):
-        assert _listed(given) == []
+        assert clipped_parameters(given) == []
         assert len(list(given)) >= 2
 
 
 def test_what_a_module_will_yield_is_known_without_reading_it() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     whole, alone = net.parameters(), net.parameters(recurse=False)
-    assert len(_listed(whole)) == len(list(whole)) == 4
-    assert _listed(alone) == list(alone) == []
-    assert len(_listed(list(net.parameters()))) == 4
+    assert len(clipped_parameters(whole)) == len(list(whole)) == 4
+    assert clipped_parameters(alone) == list(alone) == []
+    assert len(clipped_parameters(list(net.parameters()))) == 4

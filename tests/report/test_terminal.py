@@ -287,7 +287,11 @@ def test_a_fault_without_suspects_says_that_no_cause_shows_itself() -> None:
             "cured",
             "cured, the control of drop-samples: then anything of its size helps: seen",
         ),
-        ({}, "cured", "cured, which decides nothing about this cause: seen"),
+        (
+            {},
+            "cured",
+            "cured; it would be under other causes too, and counts neither for this one nor against it: seen",
+        ),
     ],
 )
 def test_a_trial_that_a_cause_predicts_nothing_of_is_told_by_what_it_is_there_for(

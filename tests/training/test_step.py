@@ -132,6 +132,21 @@ def test_clipping_by_norm_is_torchs_own(value: float) -> None:
     assert torch.equal(ours.weight.grad.view(torch.int32), torchs.weight.grad.view(torch.int32))
 
 
+@pytest.mark.parametrize("norm_type", [1.0, math.inf])
+def test_clipping_by_another_norm_is_torchs_own_and_tells_the_euclidean_one(norm_type: float) -> None:
+    ours, torchs = linear(), linear()
+    for model in (ours, torchs):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 3.0 + number)
+    run = tiny_run(ours, mean_loss, [], clip_grad_norm=2.0, clip_norm_type=norm_type)
+    norm, coefficient = clip_gradients(run)
+    seen = torch.nn.utils.clip_grad_norm_(torchs.parameters(), 2.0, norm_type)
+    assert coefficient == 2.0 / (seen + 1e-6)
+    assert norm != seen
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_clipping_by_value_is_torchs_own() -> None:
     model = linear()
     model.weight.grad = torch.tensor([[math.inf, -3.0]])

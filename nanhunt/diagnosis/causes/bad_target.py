@@ -236,7 +236,7 @@ def _undefined_at_target(evidence: Evidence) -> Suspect | None:
         location=_place(evidence, tuple(onset.samples), phase=birth.phase, parameter=name),
         exhibits=(
             Exhibit(claim=f"smallest value of {what}, as the op got it", value=given.low, threshold=0.0),
-            Exhibit(claim=f"zeros in {what}", value=float(given.zero), threshold=0.0),
+            *([Exhibit(claim=f"zeros in {what}", value=float(given.zero), threshold=0.0)] if given.zero else []),
             Exhibit(claim=f"the op in fp64 is {birth.fp64}"),
         ),
         fixes=(

@@ -47,6 +47,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.divisors import probability_of, zero_divisor, zero_floor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, base, format_of, number
+from nanhunt.diagnosis.spelled import argument_in
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
@@ -114,8 +115,10 @@ def _fixes(birth: Birth, evidence: Evidence) -> tuple[str, ...]:
             f"replace `{code}` by log_softmax, logsumexp or softplus, whichever it spells out",
             "where it is a variance or a ratio, bound the exponent: `logvar.clamp(-10, 10)`",
         )
+    argument = argument_in(birth.code, base(birth.op))
+    bound = f": `{argument}.clamp(max=…)`" if argument else ""
     return (
-        f"bound the exponent in `{code}`, as `logvar.clamp(-10, 10)` does for a variance",
+        f"bound the exponent in `{code}`{bound}, as `logvar.clamp(-10, 10)` does for a variance",
         "where it is a part of a softmax, a sigmoid or a softplus, call that instead",
     )
 
@@ -130,16 +133,18 @@ def _vanished(birth: Birth, evidence: Evidence, name: str) -> Suspect | None:
         return None
     made = source[0].op
     stable = _STABLE.get(made, "`torch.logsumexp`")
+    # where it is log(1 - p) that broke, p is 1 and no zero
+    gave = 0 if source[0].zero else 1
+    claim = f"zeros that {made} made of finite scores, of {source[0].numel}"
+    counted = (Exhibit(claim=claim, value=float(source[0].zero)),) if source[0].zero else ()
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,
-        summary=f"log of a probability that vanished: {made.strip('_')} of finite scores gave exactly 0",
+        summary=f"log of a probability that vanished: {made.strip('_')} of finite scores gave exactly {gave}",
         location=place(evidence, birth),
         exhibits=(
             Exhibit(claim=f"zeros in the argument of log, of {given.numel}", value=float(given.zero), threshold=0.0),
-            Exhibit(
-                claim=f"zeros that {made} made of finite scores, of {source[0].numel}", value=float(source[0].zero)
-            ),
+            *counted,
         ),
         fixes=(f"take the logarithm in one op: {stable} instead of `{birth.code.strip() or birth.op}`",),
     )

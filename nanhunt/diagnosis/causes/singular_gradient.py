@@ -53,6 +53,7 @@ from nanhunt.diagnosis.divisors import probability_of
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.leap import steepest
 from nanhunt.diagnosis.ops import base, number
+from nanhunt.diagnosis.spelled import argument_in
 from nanhunt.diagnosis.weights import lone_giant
 from nanhunt.trace.schema import Birth
 
@@ -60,10 +61,10 @@ __all__ = ["CAUSE"]
 
 #: What to write instead, by autograd's node.
 _FIXES = {
-    "Sqrt": "put an epsilon inside the root: `(x + 1e-12).sqrt()`, or `x.clamp(min=1e-12).sqrt()`",
+    "Sqrt": "put an epsilon inside the root: `({x} + 1e-12).sqrt()`, or `{x}.clamp(min=1e-12).sqrt()`",
     "Pow": "keep the base from zero: `x.clamp(min=1e-12) ** p`",
-    "Acos": "keep the argument off the edge: `torch.acos(x.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
-    "Asin": "keep the argument off the edge: `torch.asin(x.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
+    "Acos": "keep the argument off the edge: `torch.acos({x}.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
+    "Asin": "keep the argument off the edge: `torch.asin({x}.clamp(-1 + 1e-6, 1 - 1e-6))`, or use atan2",
     "LinalgEigh": "add a small different number to each diagonal element, or use the eigenvalues alone",
     "LinalgSvd": "do not differentiate U and V where singular values are equal: perturb the matrix, or use the values alone",
     "Xlogy": "keep the probability from zero: `p.clamp(min=1e-12)` before `xlogy`",
@@ -157,11 +158,10 @@ def _is_zero(birth: Birth) -> bool:
 
 
 def _fix(node: str, birth: Birth) -> str:
-    known = next((fix for name, fix in _FIXES.items() if node.startswith(name)), None)
+    name, known = next(((name, fix) for name, fix in _FIXES.items() if node.startswith(name)), ("", None))
     return (
-        known
-        or f"keep the argument of `{birth.code.strip() or birth.forward_op}` off the point where its slope is infinite"
-    )
+        known and known.replace("{x}", argument_in(birth.code, name.lower()) or "x")
+    ) or f"keep the argument of `{birth.code.strip() or birth.forward_op}` off the point where its slope is infinite"
 
 
 CAUSE = Cause(slug="singular-gradient", doc=__doc__ or "", examine=examine)

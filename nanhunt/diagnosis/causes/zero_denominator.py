@@ -46,6 +46,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.divisors import zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import VARIANCES, base, number
+from nanhunt.diagnosis.spelled import divisor_in
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
@@ -115,7 +116,9 @@ def _norm(birth: Birth, evidence: Evidence) -> Suspect | None:
 
 
 def _suspect(birth: Birth, evidence: Evidence, summary: str, exhibits: list[Exhibit], fix: str = "") -> Suspect:
-    guard = f"keep the divisor from zero in `{birth.code.strip() or birth.op}`: add an epsilon inside it, or `clamp(min=1e-6)`"
+    under = divisor_in(birth.code)
+    clamped = f"`{under}.clamp(min=1e-6)`" if under else "`clamp(min=1e-6)`"
+    guard = f"keep the divisor from zero in `{birth.code.strip() or birth.op}`: add an epsilon inside it, or {clamped}"
     return Suspect(
         cause=CAUSE.slug,
         grade=Grade.PROVED,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanhunt.recorder.guard import guarded
+from nanhunt.recorder.hearing import NormClip, clipped_parameters
 from nanhunt.recorder.live import parameters_of
 from nanhunt.recorder.present import PresentStep
 from nanhunt.recorder.recipe import Recipe
@@ -149,19 +149,31 @@ class LoopRecorder(ScriptRecorder):
         self._listen()
 
     @guarded
-    def clip_begins(self, max_norm: float, parameters: Any) -> None:
+    def clip_begins(self, clip: NormClip) -> None:
         """Note a clip by a norm, and take the norm before it."""
-        self._clipped(parameters, norm=float(max_norm))
+        how: dict[str, Any] = {"norm": clip.max_norm}
+        how |= {} if clip.foreach is None else {"foreach": clip.foreach}
+        if clip.norm_type is None and self._step_tape is not None:
+            how["total"] = self._step_tape.reference(clip.total_norm)
+        elif clip.norm_type != 2.0:
+            how["norm_type"] = clip.norm_type
+        self._clipped(clip.parameters, **how)
+
+    @guarded
+    def clip_done(self) -> None:
+        """Listen again."""
+        self._listen()
 
     @guarded
     def value_clip_begins(self, bound: float, parameters: Any) -> None:
         """Note a clip of each element."""
         self._clipped(parameters, value=float(bound))
 
-    def _clipped(self, parameters: Any, **bound: float) -> None:
+    def _clipped(self, parameters: Any, **bound: Any) -> None:
+        self._mode.remove()  # what the clip calls is noted as the clip
         if self._step_tape is None:
             return
-        given = _listed(parameters)
+        given = clipped_parameters(parameters)
         names = [self._step_tape.name_of(p) for p in given]
         if not names or None in names:
             self._step_tape.fail("a clip of gradients that are not those of the networks")
@@ -231,7 +243,7 @@ class LoopRecorder(ScriptRecorder):
             self._present.awaited.clear()
         if self._present.is_over and self._step_tape is not None:
             self._step_tape.prune()
-        self._history.count(self._present.past)
+            self._history.count(self._present.past)
 
     @guarded
     def zeroed(self, owner: Any, *, to_none: bool) -> None:
@@ -285,17 +297,3 @@ class LoopRecorder(ScriptRecorder):
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"lr": [float(group["lr"]) for group in optimizer.param_groups], "settings": settings_of(optimizer)}
-
-
-def _listed(parameters: Any) -> list[Tensor]:
-    """Return what a clip is given; of `model.parameters()`, which can be read once, what it will yield."""
-    if isinstance(parameters, Tensor):
-        return [parameters]
-    if not isinstance(parameters, GeneratorType):
-        can_be_read_again = isinstance(parameters, Iterable) and iter(parameters) is not parameters
-        return list(parameters) if can_be_read_again else []
-    frame = parameters.gi_frame
-    held = frame.f_locals if frame is not None else {}
-    module = held.get("self")
-    is_of_module = parameters.gi_code is nn.Module.parameters.__code__ and isinstance(module, nn.Module)
-    return list(module.parameters(held.get("recurse", True))) if is_of_module and isinstance(module, nn.Module) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,6 +53,9 @@ def made_loop_recorder(
         (scaler, "update", None, lambda args, kwargs: recorder.scaler_updates()),
     ):
         recorder._hooks.enter_context(wrapped(owner, name, before, after))
+    many: list[tuple[Any, str]] = [(scaler, "unscale_"), (nn.utils, "clip_grad_norm_"), (nn.utils, "clip_grad_value_")]
+    for place, name in many:
+        recorder._hooks.enter_context(called_through(place, name, functools.partial(_without, mode)))
     return recorder
 
 
@@ -107,6 +111,11 @@ def _scaling(mode: TapeMode, recorder: ScriptRecorder) -> AbstractContextManager
         return result
 
     return called_through(torch.amp.GradScaler, "scale", scale)
+
+
+def _without(mode: TapeMode, call: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+    """Run what goes through all gradients, and is noted as a whole, without the mode."""
+    return _lifted(mode, call)
 
 
 def _lifted(mode: TapeMode, call: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """References on a tape: to an earlier result, to a parameter, or to a constant that goes into the bundle.
 
     {$v: [3, 0]}   of call 3 the first item      {$c: target}   a constant      {$p: head.weight}   a parameter
+    {$generator: [cpu, state]}   a random generator of the script's, as it stood before the call
     {$tuple: […]}, {$map: {…}}, {$slice: […]}, {$torch: float32}, {$device: cuda}, {$ellipsis: 1}; numbers, texts, lists
 
 Tensors are known by identity, and held weakly: nothing lives longer because of a tape, but the copies of constants.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nanhunt.recorder.history import copied
+from nanhunt.training.generators import spelled_state
 
 __all__ = ["Ref", "References", "UntapedError", "references_in"]
 
@@ -91,6 +93,8 @@ class References:
             return {"$torch": str(value).removeprefix("torch.")}
         if isinstance(value, torch.device):
             return {"$device": value.type}
+        if isinstance(value, torch.Generator):
+            return {"$generator": [value.device.type, spelled_state(value.get_state())]}
         raise UntapedError(f"{name} is a {type(value).__name__}, which no file holds")
 
     def _constant_of(self, tensor: Tensor, name: str, *, given: bool) -> Ref:

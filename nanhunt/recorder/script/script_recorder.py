@@ -225,6 +225,9 @@ class ScriptRecorder(Recorder):
 
     def _write(self, fault: Fault) -> None:
         before = len(self.bundles)
+        past = self._history.steps.get(fault.step)
+        if fault.raised is not None and past is not None and past.micros:
+            past.micros[-1].batch["tape"].left_by = fault.raised
         super()._write(fault)
         if len(self.bundles) > before:
             assert isinstance(self._recipe, ScriptRecipe)

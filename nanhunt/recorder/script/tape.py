@@ -27,12 +27,13 @@ from nanhunt.recorder.script.references import Ref, References, UntapedError, re
 from nanhunt.recorder.script.torch_calls import attribute_of, labels, paths_in, tensors_in, writes_into
 from nanhunt.training.loss import loss_in
 from nanhunt.training.names import clean_name
+from nanhunt.training.recorded_error import RecordedError
 from nanhunt.training.tape_functions import is_known, name_of
 
 __all__ = ["Tape", "parameter_names"]
 
 #: Calls that a tape may have: a loop of the script's own over a sequence's positions, not one without end.
-CALLS = 5_000
+CALLS = 20_000
 #: Calls of the model without a backward pass: a script that goes on does not train by them.
 MODEL_CALLS = 512
 #: Calls that give a tensor other than what they seem to: the gradient that a hook changes is none of the loss.
@@ -61,6 +62,8 @@ class Tape:
         #: why it cannot be kept; '' while it can
         self.trouble = ""
         self._own_loss: Ref | None = None
+        #: what left the step
+        self.left_by: RecordedError | None = None
         #: the last call that raised
         self._broken: int | None = None
 
@@ -165,15 +168,26 @@ class Tape:
         """Whether the loss is what the model's one call returned as its loss, divided by the micro-batches."""
         called = sum("fn" not in call and "unkept" not in call for call in self._calls)
         loss, divisor = self._before_division()
-        if called != 1 or self._own_loss is None or any("writes" in call for call in self._calls):
+        if (
+            called != 1
+            or self._own_loss is None
+            or any("writes" in call for call in self._calls)
+            or self._is_given_generator()
+        ):
             return False
         return loss == self._own_loss and divisor == accumulate
+
+    def _is_given_generator(self) -> bool:
+        return "$generator" in str(self._calls[0])
 
     def text(self) -> str:
         """Return the calls that the results need, as JSON. Raises UntapedError where that cannot be."""
         before, divisor = self._before_division()
         body = {"calls": self._needed_calls(), "results": self._results, "before": before, "divisor": divisor}
-        return json.dumps(body)
+        return json.dumps(body | self._ending())
+
+    def _ending(self) -> dict[str, Any]:
+        return {} if self.left_by is None else {"raised": self.left_by.body()}
 
     def _needed_calls(self) -> list[dict[str, Any] | None]:
         """Return the calls, None for those that nothing needs. Raises UntapedError where one of the others is not kept."""

@@ -47,7 +47,23 @@ def writes_into(name: str, kwargs: Mapping[str, Any]) -> bool:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors inside of arguments."""
-    return [tensor for _, tensor in tensors_of(value)]
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    """Add the tensors inside of a value; what calls mostly have is told first, for every call of a step comes here."""
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _collect(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
+    elif value is not None and not isinstance(value, (int, float, str)):
+        found += (tensor for _, tensor in tensors_of(value))
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Any:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 
 def train():
@@ -20,7 +21,7 @@ def train():
             loss = (F.cross_entropy(logits.float(), y, reduction="none") * weight).mean()
             scaler.scale(loss / 2).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_grad_norm_(model.parameters(), 1.0, norm_type=1)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
