@@ -24,6 +24,8 @@ __all__ = ["OWN", "Exchanged", "bad_batch", "layers_change", "targets_are_apart"
 OWN = 2.0
 #: Noises of a layer's spread over the steps before, and factor, up to which it is as usual.
 _NOISES, _USUAL = 4.0, 1.25
+#: Change of a field's spread, and share of it that its mean may move, up to which it is drawn as before.
+_APART = 2.0
 #: Steps before the spike that it takes to know what is usual.
 _STEPS = 5
 
@@ -64,7 +66,22 @@ def targets_are_apart(evidence: Evidence, found: Exchanged) -> bool:
     if found.chance is None or not (found.batch > found.chance > found.usual):
         return False
     change = layers_change(evidence, found.step)
-    return change is not None and change <= 1.0
+    return change is not None and change <= 1.0 and not _are_other_data(evidence, found.step)
+
+
+def _are_other_data(evidence: Evidence, step: int) -> bool:
+    """Whether a field of the batch, a label as well, is not drawn as before: sorted data, classes that had not come."""
+    means, spreads = evidence.history("batch", "mean"), evidence.history("batch", "std")
+    for place, series in spreads.items():
+        past = [v for s, v in series.items() if s < step and math.isfinite(v)]
+        there = [v for s, v in means.get(place, {}).items() if s < step and math.isfinite(v)]
+        if not past or not there or median(past) <= 0.0:
+            continue
+        usual, now = median(past), series.get(step, math.nan)
+        shift = abs(means[place].get(step, math.nan) - median(there))
+        if not usual / _APART <= now <= usual * _APART or not shift <= usual / _APART:
+            return True
+    return False
 
 
 def layers_change(evidence: Evidence, step: int) -> float | None:

@@ -88,8 +88,9 @@ def replay_steps(state: HuntState) -> Onset | None:
         if onset is not None:
             state.lost_device = device_is_lost(seen.error)
             return onset
-        if settings.raised is not None and state.team is None and step == run.start_step + settings.steps - 1:
-            return _as_recorded(state, seen, settings.raised)
+        raised = settings.raised
+        if raised is not None and state.team is None and step == raised.step:
+            return _as_recorded(state, seen, raised)
     event = state.watch.finish()
     if state.team is not None:
         state.team.hold(None)
@@ -253,8 +254,9 @@ def _zoomed(state: HuntState, seen: Replayed, rows: StepRows, fault: StepFault) 
     if not wrong and lead is not None:  # a run that ran away: its numbers were of use where that began
         check_backwards(state, lead)
     damage = damage_of(state.run, seen, rows or zoomed.rows, state.known)
-    raised = state.settings.raised if seen.step == state.run.start_step + state.settings.steps - 1 else None
-    state.writer.note(NoteKind.DAMAGE, damage if raised is None else damage | {"ended": raised.phase})
+    raised = state.settings.raised
+    is_end = raised is not None and seen.step == raised.step
+    state.writer.note(NoteKind.DAMAGE, damage | {"ended": raised.phase} if raised is not None and is_end else damage)
     return replace(_written(state, zoomed), lead_step=lead)
 
 

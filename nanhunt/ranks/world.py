@@ -136,6 +136,8 @@ def entered(device: torch.device) -> Iterator[World | None]:
     if not is_launched():
         yield None
         return
+    from torch.distributed import distributed_c10d as c10d
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -144,12 +146,10 @@ def entered(device: torch.device) -> Iterator[World | None]:
             dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
         # one that gloo alone serves, whatever the default group is made of
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE))
+        board = Board.beside(c10d._get_default_store(), dist.get_rank())
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0][:200]
         raise UsageError(f"the {rank_and_size()[1]} ranks do not find each other: {said}") from error
-    from torch.distributed import distributed_c10d as c10d
-
-    board = Board.beside(c10d._get_default_store(), dist.get_rank())
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), group=group, board=board)
     finally:

@@ -56,6 +56,10 @@ class Recipe:
     #: what the framework around the loop knows that a replay cannot repeat, in sentences
     known: tuple[str, ...] = ()
     _refs: dict[str, CodeRef | None] = field(init=False)
+    #: ids of the parameters that had a gradient at the first clip, and of those that were clipped
+    _graded: set[int] = field(default_factory=set, init=False)
+    _clipped: set[int] = field(default_factory=set, init=False)
+    _clips_some: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Find the import strings while the modules are as they were imported."""
@@ -67,8 +71,14 @@ class Recipe:
         self.takes_norm |= clip.norm_type is None
         self.norm_type = 2.0 if clip.norm_type is None else clip.norm_type
         given = [clip.parameters] if isinstance(clip.parameters, Tensor) else clip.parameters
-        is_single = isinstance(given, list) and len(given) == 1
-        self.clips_each = is_single and sum(p.requires_grad for p in self.model.parameters()) > 1
+        if not isinstance(given, list):
+            return
+        ids = {id(p) for p in given if isinstance(p, Tensor)}
+        self._clipped |= ids
+        self.clips_each = len(ids) == 1 and sum(p.requires_grad for p in self.model.parameters()) > 1
+        if not self._graded:
+            self._graded = {id(p) for p in self.model.parameters() if p.grad is not None}
+        self._clips_some |= not self.clips_each and not self._graded <= ids
 
     def batches(self, micros: Sequence[Micro], accumulate: int) -> list[Any]:
         """Return the batches as the loss function takes them, of steps of so many micro-batches each."""
@@ -130,6 +140,9 @@ class Recipe:
             found.append(alone(self.world_size))
         if self.max_norm is not None and self.max_value is not None and self._refs.get("train_step") is None:
             found.append("the loop clips by a norm and by a value: the replay does the first alone")
+        is_part = self._clips_some or (self.clips_each and not self._graded <= self._clipped)
+        if self.max_norm is not None and is_part and self._refs.get("train_step") is None:
+            found.append("the loop clips parts of the model by themselves: the replay clips all of it alike")
         if self.takes_norm and self._refs.get("train_step") is None:
             found.append("the loop clips by a norm that it takes by its own means: the replay takes the Euclidean norm")
         if self._refs.get("train_step") is None and (own := generators_in(self.model)):

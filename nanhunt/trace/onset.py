@@ -336,7 +336,9 @@ class SpikeWatch:
         noise = log_noise(x for s, x in sorted(self.losses.items()) if s in elsewhere and math.isfinite(x))
         before = [x for s, x in self.losses.items() if s < event.lead_step and math.isfinite(x) and x > 0.0]
         if noise is None and len(before) > 1 and math.log(max(before) / min(before)) > HEAVY_RISE * HEAVY:
-            noise = log_noise(finite)  # it leapt about before it rose: as much afterwards is the same noise
+            # it leapt about before it rose: as much afterwards is the same noise, but for leaps that grow
+            grows = median(event.losses[len(event.losses) // 2 :]) > LIKE * max(before)
+            noise = None if grows else log_noise(finite)
         if not event.early or noise is None or noise < HEAVY or not finite or event.baseline_loss <= 0.0:
             return False
         return math.log(max(median(finite), 1e-300) / event.baseline_loss) < HEAVY_RISE * noise

@@ -212,7 +212,8 @@ def _flattened(batch: Any) -> tuple[int, int] | None:
     """Return (samples, positions) of a batch of (B, T, …) and lines of B·T, of B also; None of any other."""
     tensors = [t for _, t in tensors_of(batch) if t.dim() >= 1 and not _counts_up(t)]
     rows, lines = [t for t in tensors if t.dim() > 1], [t for t in tensors if t.dim() == 1]
-    if not rows or not lines or len({t.shape[:2] for t in rows}) > 1:
+    # an image's channels times the images may be as many as the boxes in all of them
+    if not rows or not lines or len({t.shape[:2] for t in rows}) > 1 or any(t.dim() > 3 for t in rows):
         return None
     size, length = rows[0].shape[:2]
     lengths = {t.shape[0] for t in lines}

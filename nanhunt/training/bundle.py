@@ -167,7 +167,7 @@ def bundle_at(path: Path) -> Bundle | None:
     return Bundle(
         folder=path, paths=tuple(paths), sources=sources, remarks=tuple(remarks), scripts=scripts,
         world_size=world_size, replication=replication, device=str(body.get("device", "")),
-        raised=recorded_error(fault.get("raised")),
+        raised=recorded_error(fault),
     )  # fmt: skip
 
 

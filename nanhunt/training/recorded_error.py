@@ -25,14 +25,17 @@ class RecordedError:
     line: int = 0
     #: "forward"; "backward" behind a backward pass of the step
     phase: str = "forward"
+    #: the step that it ended
+    step: int = -1
 
     def body(self) -> dict[str, Any]:
         """Return it as JSON types."""
         return asdict(self)
 
 
-def recorded_error(body: Any) -> RecordedError | None:
-    """Return the exception that `body` tells of; None where it tells of none."""
+def recorded_error(fault: Mapping[str, Any]) -> RecordedError | None:
+    """Return the exception that a recording's fault tells of; None where it tells of none."""
+    body, step = fault.get("raised"), fault.get("step")
     if not isinstance(body, Mapping) or not isinstance(body.get("type"), str):
         return None
     line = body.get("line", 0)
@@ -42,6 +45,7 @@ def recorded_error(body: Any) -> RecordedError | None:
         file=str(body.get("file", "")),
         line=line if isinstance(line, int) else 0,
         phase="backward" if body.get("phase") == "backward" else "forward",
+        step=step if isinstance(step, int) else -1,
     )
 
 

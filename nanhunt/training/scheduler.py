@@ -9,6 +9,7 @@ import torch
 
 from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.config import RunConfig
+from nanhunt.training.recorded_rates import RecordedRates
 from nanhunt.training.trainer_schedule import inferred_schedule
 from nanhunt.training.user_code import call_user, resolve_callable
 
@@ -37,6 +38,8 @@ def built_scheduler(
         saved = {**scheduler.state_dict(), **saved, "_step_count": saved["last_epoch"] + 1, "_last_lr": rates}
     with call_user("scheduler"):
         scheduler.load_state_dict(saved)
+    if isinstance(scheduler, RecordedRates):  # a loop may set its rates behind the snapshot, in front of the update
+        return scheduler
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     times = _steps_an_update(checkpoint)

@@ -39,7 +39,7 @@ def taped_loss(model: nn.Module, batch: Mapping[str, Any], accumulate: int = 1) 
         if call is not None:
             replay.call(index, call)
     if not results:  # the script raised in the last call; a trial that mends it goes on with what the call returns
-        return replay.broken_off(len(calls) - 1, recorded_error(tape.get("raised")))
+        return replay.broken_off(len(calls) - 1, recorded_error(tape))
     is_share = accumulate > 1 and tape["divisor"] == accumulate
     losses: list[Tensor] = [replay.value(ref) for ref in ([tape["before"]] if is_share else results)]
     loss = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()

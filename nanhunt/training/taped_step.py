@@ -42,7 +42,7 @@ def taped_step(model: nn.Module, batch: Mapping[str, Any], optimizers: Sequence[
             replay.call(index, call)
     if not results:  # the script raised in the last call
         last_call = max(index for index, call in enumerate(calls) if call and "do" not in call)
-        return replay.broken_off(last_call, recorded_error(tape.get("raised")))
+        return replay.broken_off(last_call, recorded_error(tape))
     last = next(call for call in reversed(calls) if call and call.get("do") == "backward")
     total: Tensor = at_line(last, _sum, replay.losses)
     return total
@@ -74,7 +74,7 @@ class _StepReplay(TapeReplay):
 
     def call(self, index: int, call: dict[str, Any]) -> None:
         """Make a call of the tape, or do what the loop did."""
-        for name, state in call.get("rng", {}).items():
+        for name, state in _by_device(call.get("rng", {})).items():
             self._set_generator(name, state_of_text(state))
         if "do" not in call:
             super().call(index, call)
@@ -176,3 +176,10 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _by_device(states: dict[str, str] | list[str]) -> dict[str, str]:
+    """Return generators' states by name; a bundle of before names had them in a row, the CPU's and each device's."""
+    if isinstance(states, dict):
+        return states
+    return {"cpu" if i == 0 else f"cuda:{i - 1}": state for i, state in enumerate(states)}

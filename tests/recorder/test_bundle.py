@@ -88,6 +88,25 @@ def test_what_the_loop_itself_raises_in_its_first_step_is_the_fault_of_the_repla
     assert "came through the step" in " ".join(diagnose(Trace.open(out)).assumptions)
 
 
+def test_a_replay_of_fewer_steps_does_not_come_to_what_ended_the_run(tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    own = Recorder(model, optimizer, build=build_model, loss=compute_loss, out=tmp_path / "bundles")
+    with pytest.raises(KeyError), own as recorder:
+        for step, batch in enumerate(batches(9)):
+            recorder.step(batch)
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            if step == 6:
+                raise KeyError("no such table")
+            optimizer.step()
+            optimizer.zero_grad()
+    short, _ = replayed(tmp_path / "bundles", tmp_path / "short.parquet", steps=3)
+    assert short is None
+    whole, _ = replayed(tmp_path / "bundles", tmp_path / "whole.parquet")
+    assert whole is not None
+    assert (whole.kind, whole.step) == ("exception", 6)
+
+
 def test_a_spike_leaves_the_steps_that_lead_to_it(tmp_path: Path) -> None:
     loop = Loop(steps=45, spoil=spike, recorder={"out": tmp_path / "bundles", "every": 20}, clip=False)
     loop.run()
@@ -143,6 +162,50 @@ def test_gradient_norms_are_those_before_the_clip(tmp_path: Path) -> None:
     frame = pd.read_parquet(recorder.bundles[0] / "trace.parquet")
     seen = frame[frame.name == "grad_norm"].value.tolist()
     assert seen[:3] == pytest.approx(norms[:3], rel=1e-6)
+
+
+def test_a_rate_that_the_loop_sets_between_backward_and_update_is_the_replays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with Recorder(
+        model, optimizer, out=tmp_path / "bundles", build=build_model, loss=compute_loss, every=4
+    ) as recorder:
+        for step, batch in enumerate(batches(8, nan_at(6))):
+            recorder.step(batch)
+            loss = compute_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+            optimizer.step()
+            optimizer.zero_grad()
+    _, original = replayed(recorder.bundles[0], tmp_path / "trace.parquet")
+    assert (original.bitwise, original.compared) == (True, 7)
+
+
+@pytest.mark.parametrize(
+    ("clip", "told"),
+    [
+        (lambda net: [net.parameters()], False),
+        (lambda net: [[p] for p in net.parameters()], False),
+        (lambda net: [net.up.parameters()], True),
+        (lambda net: [net.up.parameters(), net.down.parameters()], True),
+        (lambda net: [[net.down.bias]], True),
+    ],
+    ids=["all", "each", "a part", "parts", "one"],
+)
+def test_a_clip_of_parts_alone_is_told(clip: Any, told: bool, tmp_path: Path) -> None:
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recorder(model, optimizer, out=tmp_path) as recorder:
+        for batch in batches(4, nan_at(3)):
+            recorder.step(batch)
+            compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            for part in clip(model):
+                nn.utils.clip_grad_norm_(part, 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    remarks = json.loads((recorder.bundles[0] / "run.json").read_text())["remarks"]
+    assert any("clips parts of the model" in text for text in remarks) == told
 
 
 def test_a_loop_of_its_own_replays_through_its_train_step(tmp_path: Path) -> None:

@@ -177,6 +177,11 @@ def test_a_rise_within_the_first_steps_is_held_against_the_leaps_before_it() -> 
     assert [e.verdict for e in watched([0.049, 0.2, 0.05, *away])][:1] == ["fault"]
 
 
+def test_leaps_that_grow_are_no_noise() -> None:
+    losses = [7.2, 2.2, 10.6, 2.6, 33.0, 8.0, 102.0, 25.0, 316.0, 77.0, 977.0]
+    assert [e.verdict for e in watched(losses)][:1] == ["fault"]
+
+
 def test_a_loss_near_zero_that_rises_for_good_is_a_fault() -> None:
     events = watched([*NEARLY_SOLVED, *(2.0 + 0.1 * (i % 4) for i in range(16))])
     assert [e.lead_step for e in events if e.verdict == "fault"] == [len(NEARLY_SOLVED)]

@@ -43,6 +43,7 @@ Y = torch.arange(4)
         ((X, torch.arange(3)), 4),
         ((X, torch.ones(12)), 4),
         ((X, torch.ones(11)), None),
+        ((torch.zeros(2, 3, 8, 8), torch.ones(6)), None),
         ({"ids": X, "labels": torch.ones(12), "weights": torch.ones(4)}, 4),
     ],
 )

@@ -246,13 +246,20 @@ def test_a_nan_that_enters_at_the_loss_is_a_target_and_no_sample() -> None:
 # --- inputs or targets -------------------------------------------------------------------------------------------------
 
 
-def exchanged(batch_loss: float, chance: float | None, change: float = 1.0, recorded: int = 6) -> tuple[object, object]:
+def exchanged(
+    batch_loss: float, chance: float | None, change: float = 1.0, recorded: int = 6, labels: float = 2.0
+) -> tuple[object, object]:
     """What bad-target and bad-sample say of a batch that is bad on a healthy state, whose layers changed so many times."""
     losses = {"own": 4.0, "batch_on_healthy_state": batch_loss, "healthy_batch_on_state": 0.5}
     body = {"step": 36, "healthy_step": 33, "baseline": 0.4, "losses": losses, "chance": chance}
     rows = [
         tensor(s, "output", "head", rms=2.0 * (change if s == 36 else 1.0 + 0.01 * (s % 3)), phase="forward")
         for s in range(36 - recorded, 37)
+    ]
+    rows += [
+        tensor(s, "batch", "1", rms=math.hypot(m, 1.4), mean=m, phase="batch")
+        for s in range(36 - recorded, 37)
+        for m in [labels if s == 36 else 2.0]
     ]
     told = evidence(
         spike(36, "forward"),
@@ -277,8 +284,9 @@ def test_a_classifier_that_is_sure_and_wrong_of_ordinary_inputs_has_the_targets_
         {"batch_loss": 3.8, "chance": 1.6, "change": 1.8},
         {"batch_loss": 3.8, "chance": 1.6, "change": 0.4},
         {"batch_loss": 3.8, "chance": 1.6, "recorded": 3},
+        {"batch_loss": 3.8, "chance": 1.6, "labels": 7.0},
     ],
-    ids=["no classifier", "a guess", "louder inputs", "fainter inputs", "too few steps"],
+    ids=["no classifier", "a guess", "louder inputs", "fainter inputs", "too few steps", "other classes"],
 )
 def test_a_bad_batch_is_bad_as_a_whole_where_its_inputs_are_other_data_or_unknown(
     told: dict[str, float | None],
