@@ -36,7 +36,11 @@ def summary(evidence: Evidence, suspects: Sequence[Suspect], original: OriginalR
     if onset is None:
         steps = len(trace.steps)
         if not trace.complete:
-            here = f"no fault in the {_counted(steps)} that are here" if steps else "no finished step is here"
+            here = (
+                f"no fault in the {_counted(steps)} that {'is' if steps == 1 else 'are'} here"
+                if steps
+                else "no finished step is here"
+            )
             return f"The trace is incomplete ({trace.reason}): {here}."
         benign = evidence.notes(NoteKind.BENIGN)
         aside = _aside(evidence, int(benign[0]["step"])) if benign else ""

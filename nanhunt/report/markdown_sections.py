@@ -172,7 +172,7 @@ def _trials(diagnosis: Diagnosis) -> list[str]:
     rows = [
         (
             span(t.name),
-            escape(t.outcome),
+            escape(reading.came_out(t)),
             escape(t.readback),
             *(escape(part.removeprefix("loss ").removeprefix("grad norm ")) for part in reading.before_and_after(t)),
             escape(t.detail),

@@ -15,6 +15,7 @@ from nanhunt.report.words import listed, number, printable, prose
 from nanhunt.trace.schema import Element
 
 __all__ = [
+    "came_out",
     "cure",
     "element_cells",
     "evidence",
@@ -143,8 +144,16 @@ def sampled(diagnosis: Diagnosis) -> str:
     if onset is None or not onset.samples:
         return prose(diagnosis.no_samples)
     where = dict(diagnosis.positions)
-    told = [f"{s} (position {listed(where[s], limit=4)})" if where.get(s) else str(s) for s in onset.samples]
+    told = [
+        f"{s} (position{'s' if len(where[s]) > 1 else ''} {listed(where[s], limit=4)})" if where.get(s) else str(s)
+        for s in onset.samples
+    ]
     return f"number {listed(told)} of {whose_batch(diagnosis)}, counted from 0"
+
+
+def came_out(trial: Trial) -> str:
+    """Return a trial's outcome: one that found nothing to change has not failed."""
+    return "not applicable" if trial.detail.startswith("not applicable") else trial.outcome
 
 
 def whose_batch(diagnosis: Diagnosis) -> str:

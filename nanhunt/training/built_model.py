@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nanhunt.errors import ConfigError
+from nanhunt.training.bundle import CONFIG, RUN
 from nanhunt.training.checkpoint import Checkpoint
 from nanhunt.training.config import ModelSpec, RunConfig
 from nanhunt.training.launch import is_launched, rank_and_size
@@ -73,8 +74,12 @@ def _described_model(checkpoint: Checkpoint, assumptions: list[str]) -> nn.Modul
     """Build the model from the config.json that lies with the checkpoint."""
     described = config_beside(checkpoint.path)
     if described is None:
+        folder = checkpoint.path.parent
+        recorded = f" to {folder / CONFIG}; a recorder takes it as `build=`" if (folder / RUN).exists() else ""
         raise ConfigError(
             f"model: is missing, and {checkpoint.path} has no config.json to build it from",
-            hint="add for example `model: train:build_model`, a callable that returns the nn.Module",
+            hint=f"add for example `model: train:build_model`, a callable that returns the nn.Module,{recorded}".rstrip(
+                ","
+            ),
         )
     return build_from_config(described, checkpoint.model, assumptions)

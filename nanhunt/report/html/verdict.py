@@ -207,7 +207,11 @@ def trials(diagnosis: Diagnosis) -> Markup | None:
     rows = [
         (
             code(t.name),
-            tag("span", t.outcome, class_=f"tried {t.outcome if t.outcome in ('cured', 'persists') else 'failed'}"),
+            tag(
+                "span",
+                reading.came_out(t),
+                class_=f"tried {t.outcome if t.outcome in ('cured', 'persists') else 'failed'}",
+            ),
             prose(t.readback),
             *(part.removeprefix("loss ").removeprefix("grad norm ") for part in reading.before_and_after(t)),
             prose(t.detail),
