@@ -40,7 +40,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
     if a.rank_count != b.rank_count:
         raise UsageError(
             f"{a.path} has {a.rank_count} ranks and {b.path} has {b.rank_count}",
-            hint="name one file of each: trace.parquet/rank-0.parquet",
+            hint="name one file of each: trace.parquet/rank-0000.parquet",
         )
     sites, by_rank = Sites(), a.rank_count > 1
     rows_a, rows_b = (read_observed(trace, sites, by_rank=by_rank) for trace in (a, b))
@@ -50,6 +50,11 @@ def compare(a: Trace, b: Trace) -> Comparison:
     sides = Arithmetic.of(a), Arithmetic.of(b)
     scales = a.scalars("loss_scale"), b.scalars("loss_scale")
     pairs, ranks = _comparable(a, b, pairs)
+    if not len(pairs):
+        raise TraceError(
+            "these ranks share nothing that can be held together",
+            hint="each has batches of its own; hold one rank against the same rank of another run",
+        )
     got = measured(pairs, *scales)
     came = inherited(pairs, got)
     found = judged(pairs, got, rounding(pairs, got, *sides), came)
@@ -81,18 +86,15 @@ def _comparable(a: Trace, b: Trace, pairs: Pairs) -> tuple[Pairs, tuple[str, ...
     if not are_ranks_of_one_run(a, b):
         return pairs, ()
     batches = pairs.is_of(Role.BATCH)
-    same_batch = _same(pairs, batches)
+    same_batch = bool(batches.any()) and _same(pairs, batches)
     parts = {name for t in (a, b) for note in t.notes_of(NoteKind.SHARDS) for name in note["tensors"]}
     qualified = [f"{module}.{name}" if module else name for _, _, module, name in pairs.sites]
     in_parts = np.array([name in parts for name in qualified], bool)[pairs.site]
     own = pairs.is_in(Phase.BATCH, Phase.FORWARD, Phase.BACKWARD) & (not same_batch)
     kept = pairs.without(own | in_parts)
     ranks = f"ranks {a.manifest.rank} and {b.manifest.rank} of one run"
-    told = (
-        "each on batches of its own: only what replicas share is held together"
-        if not same_batch
-        else "on the same batches"
-    )
+    whose = "each on batches of its own" if batches.any() else "whose batches are not in the traces"
+    told = "on the same batches" if same_batch else f"{whose}: only what replicas share is held together"
     return kept, (f"{ranks}, {told}",)
 
 

@@ -150,13 +150,25 @@ def test_ranks_of_one_run_are_held_together_by_what_replicas_share(tmp_path: Pat
         values = np.random.default_rng(rank).standard_normal((8, 32))
         weight = row(np.full((4, 4), 1.0 + rank / 100), phase="update", role="weight", name="weight", seq=9, rank=rank)
         batch = row(values, phase="batch", role="batch", module="", name="x", rank=rank)
-        write(folder / f"rank-{rank}.parquet", [batch, row(values, seq=1, rank=rank), weight], rank=rank, **world)
-    found = compare(Trace.open(folder / "rank-0.parquet"), Trace.open(folder / "rank-1.parquet"))
+        write(folder / f"rank-{rank:04}.parquet", [batch, row(values, seq=1, rank=rank), weight], rank=rank, **world)
+    found = compare(Trace.open(folder / "rank-0000.parquet"), Trace.open(folder / "rank-0001.parquet"))
     assert "ranks 0 and 1 of one run" in found.prefaces[0]
     assert [(d.role, d.name) for d in found.born] == [("weight", "weight")]
     assert compare(Trace.open(folder), Trace.open(folder)).outcome == "identical"
     with pytest.raises(UsageError, match="2 ranks"):
-        compare(Trace.open(folder), Trace.open(folder / "rank-0.parquet"))
+        compare(Trace.open(folder), Trace.open(folder / "rank-0000.parquet"))
+
+
+@pytest.mark.parametrize("has_batches", [True, False])
+def test_ranks_that_share_nothing_are_refused(tmp_path: Path, has_batches: bool) -> None:
+    world = {"checkpoint_digest": "sha256:0", "world_size": 2}
+    paths = []
+    for rank in (0, 1):
+        values = np.random.default_rng(rank).standard_normal((8, 32))
+        batch = [row(values, phase="batch", role="batch", module="", name="x", rank=rank)] if has_batches else []
+        paths.append(write(tmp_path / f"{rank}.parquet", [*batch, row(values, seq=1, rank=rank)], rank=rank, **world))
+    with pytest.raises(TraceError, match="these ranks share nothing"):
+        compare(*map(Trace.open, paths))
 
 
 def test_traces_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
