@@ -47,6 +47,8 @@ class Rounding:
     flushed: _Floats
     #: of storing a tensor once in each side's dtype, where these differ: all that a weight as it was loaded may differ by
     stored: _Floats
+    #: largest number of the format that both sides are computed in; NaN where they are in two, or in none
+    end: _Floats
 
 
 def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Rounding:
@@ -61,7 +63,9 @@ def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Round
     error = np.sqrt(before + np.where(in_chain, 0.0, own))
     flushed = relative(flush, got.scale)
     bulk = LAMBDA * (error / got.spread + flushed) + error**2 + STATISTICS
-    return Rounding(error=error, bulk=bulk, flushed=flushed, stored=_stored(pairs))
+    end_a, end_b = a.ends(pairs.a.dtypes)[pairs.at_a], b.ends(pairs.b.dtypes)[pairs.at_b]
+    end = np.where(end_a == end_b, end_a, np.nan)
+    return Rounding(error=error, bulk=bulk, flushed=flushed, stored=_stored(pairs), end=end)
 
 
 def _stored(pairs: Pairs) -> _Floats:

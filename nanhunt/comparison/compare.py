@@ -132,13 +132,15 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
         "amax": (of_a("amax") * by_a, of_b("amax") * by_b, relative(got.amax_apart, got.amax)),
         "zeros": (of_a("zero"), of_b("zero"), got.zero_apart / whole),
         "non-finite": (got.bad_a, got.bad_b, got.bad_apart / whole),
+        "NaN": (of_a("nan"), of_b("nan"), got.bad_apart / whole),
+        "Inf": (of_a("posinf"), of_b("posinf"), got.bad_apart / whole),
         "value": (of_a("value"), of_b("value"), relative(got.rms_apart, got.scale)),
     }
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     for row in rows.tolist():
         kind = KINDS[found.kind[row]]
-        if kind == "non-finite" and not got.numel[row]:
-            kind = "value"
+        if kind == "non-finite":
+            kind = _kind(pairs, got, row)
         a, b, apart = (float(values[row]) for values in statistics[kind])
         phase, role, module, name = pairs.sites[pairs.site[row]]
         ratio = float(found.ratio[row])
@@ -148,6 +150,15 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
             bound=apart / ratio if ratio else 0.0, ratio=ratio,
             rounding=float(np.nan_to_num(found.bulk[row])), dtype_a=words_a[at_a[pairs.at_a[row]]], dtype_b=words_b[at_b[pairs.at_b[row]]],
         )  # fmt: skip
+
+
+def _kind(pairs: Pairs, got: Measured, row: int) -> str:
+    """Return which count of elements that are not finite to show: that of all, unless one kind stands in another's place."""
+    if not got.numel[row]:
+        return "value"
+    if got.bad_a[row] != got.bad_b[row]:
+        return "non-finite"
+    return "NaN" if pairs.of_a("nan")[row] != pairs.of_b("nan")[row] else "Inf"
 
 
 def _prefaces(pairs: Pairs, found: Judged) -> Iterator[str]:

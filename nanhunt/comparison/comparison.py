@@ -17,7 +17,7 @@ Verdict = Literal["within", "inherited", "born"]
 class Difference:
     """One observation whose statistic lies further apart than its bound. `apart` and `bound` are relative, `ratio` is both.
 
-    `a` and `b` are the statistic in either trace. Counts ("zeros", "non-finite") are apart by a share of the elements.
+    `a` and `b` are the statistic in either trace. Counts ("zeros", "non-finite", "NaN", "Inf") are apart by a share of the elements.
     """
 
     step: int

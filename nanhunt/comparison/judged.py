@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nanhunt.comparison.bounds import LAMBDA, STATISTICS, Rounding, below, positions, turned
 from nanhunt.comparison.inheritance import GAIN, Inherited, past
 from nanhunt.comparison.measured import Measured, relative
+from nanhunt.comparison.nonfinite import nonfinite
 from nanhunt.comparison.observed import EXACT, LOSSES, NORMS
 from nanhunt.comparison.pairs import Pairs
 from nanhunt.trace.schema import Phase, Role
@@ -69,16 +70,19 @@ def judged(pairs: Pairs, got: Measured, rounded: Rounding, came: Inherited) -> J
     alone, _ = _bounds(_Known(pairs=pairs, got=got, rounded=rounded, came=Inherited(bulk=0 * bulk, amax=0 * bulk)))
     is_scalar = pairs.is_of(Role.SCALAR)
     top = relative(got.amax_apart, got.amax)
+    bad = nonfinite(pairs, got, rounded)
     ratios = np.stack([
         np.where(is_scalar, 0.0, _over(relative(got.rms_apart, got.scale), bulk)),
         np.where(is_scalar, 0.0, _over(relative(got.mean_apart, got.scale), bulk)),
         np.where(is_scalar, 0.0, _over(top, amax)),
         _over(got.zero_apart, _zeros(known)),
-        np.where(got.bad_apart > 0, np.inf, 0.0),
+        np.where(bad.born, np.inf, 0.0),
         np.where(is_scalar, _over(relative(got.rms_apart, got.scale), bulk), 0.0),
     ])  # fmt: skip
-    ratios[:, np.isnan(bulk)] = 0.0
-    return Judged(ratio=ratios.max(axis=0), kind=ratios.argmax(axis=0), alone=_over(got.bulk, alone), bulk=alone)
+    # where NaNs and Infs differ, the other statistics are of other elements
+    ratios[:, np.isnan(bulk) | (bad.differs & ~bad.born)] = 0.0
+    beyond = np.where(bad.differs, np.where(bad.crossed, 0.0, np.inf), _over(got.bulk, alone))
+    return Judged(ratio=ratios.max(axis=0), kind=ratios.argmax(axis=0), alone=beyond, bulk=alone)
 
 
 def _over(apart: _Floats, bound: _Floats) -> _Floats:

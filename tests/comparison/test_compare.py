@@ -14,6 +14,7 @@ from benchmarks.pair_programs import PROGRAMS, Plant, Way, record
 from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison
 from nanhunt.errors import TraceError, UsageError
+from nanhunt.report.diff.reading import headline
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Observation
 from tests.comparison.rows import model, row, write
@@ -118,6 +119,49 @@ def test_a_value_that_is_not_finite_in_one_run_alone_parts_them(tmp_path: Path, 
     assert found.first is not None
     assert (found.first.step, found.first.module, found.first.statistic) == (1, "b", "non-finite")
     assert (found.first.a, found.first.b, found.first.ratio) == (0.0, 1.0, math.inf)
+
+
+def pair_of(tmp_path: Path, a: list[Observation], b: list[Observation]) -> Comparison:
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    return compare(Trace.open(write(folder / "a.parquet", a)), Trace.open(write(folder / "b.parquet", b)))
+
+
+def test_what_is_behind_a_nan_is_inherited(tmp_path: Path) -> None:
+    good, bad = [], []
+    for step in range(3):
+        for at in range(6):
+            values = np.random.default_rng(at).standard_normal((8, 32))
+            good.append(row(values, step=step, seq=at, module=f"m{at}"))
+            values[0 if at == 2 else slice(None)] = math.nan if step and at >= 2 else values[0]
+            bad.append(row(values, step=step, seq=at, module=f"m{at}") if step and at >= 2 else good[-1])
+    found = pair_of(tmp_path, good, bad)
+    assert [(d.step, d.module) for d in found.born] == [(1, "m2")]
+    assert [r.verdict for r in found.depth] == ["within"] * 2 + ["born"] + ["inherited"] * 3
+
+
+def test_an_overflow_in_both_runs_may_be_off_by_what_rounding_moves_across_the_end(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal(100_000) * 30_000
+    with np.errstate(over="ignore"):
+        a, b, fewer = (
+            (exact * factor).astype(np.float16).astype(np.float64)
+            for factor in (1.0, 1 + rng.standard_normal(exact.size) * 2**-12, 0.98)
+        )
+    site = {"phase": "backward", "role": "grad_output", "dtype": "float16"}
+    assert np.isinf(a).sum() != np.isinf(b).sum()
+    assert pair_of(tmp_path, [row(a, **site)], [row(b, **site)]).outcome == "agree"
+    found = pair_of(tmp_path, [row(a, **site)], [row(fewer, **site)])
+    assert [d.statistic for d in found.born] == ["non-finite"]
+
+
+@pytest.mark.parametrize(("a", "b"), [(math.nan, math.inf), (math.inf, -math.inf), (1.0, math.nan)])
+def test_one_kind_of_value_that_is_not_finite_is_not_another(tmp_path: Path, a: float, b: float) -> None:
+    values = np.ones((4, 4))
+    of_tensors = pair_of(tmp_path, *([row(np.where(np.eye(4), x, values))] for x in (a, b)))
+    loss = {"step": 0, "seq": 0, "phase": "forward", "role": "scalar", "name": "loss"}
+    of_losses = pair_of(tmp_path, *([Observation(value=x, **loss)] for x in (a, b)))  # type: ignore[arg-type]
+    assert [found.outcome for found in (of_tensors, of_losses)] == ["part", "part"]
+    assert {headline(found).split(", which")[1] for found in (of_tensors, of_losses)} == {" no rounding explains"}
 
 
 def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:

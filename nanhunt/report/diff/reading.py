@@ -73,8 +73,10 @@ def told(difference: Difference) -> str:
     a, b = (words.number(value) for value in (difference.a, difference.b))
     if difference.statistic == "non-finite":
         return f"{a} non-finite elements against {b}"
-    if difference.statistic == "zeros":
-        return f"{a} zeros against {b}"
+    if difference.statistic in ("zeros", "NaN", "Inf"):
+        return f"{a} {difference.statistic} against {b}"
+    if not (math.isfinite(difference.a) and math.isfinite(difference.b)):
+        return f"{a} against {b}"
     if a == b:  # what four digits do not tell apart
         a, b = f"{difference.a:.9g}", f"{difference.b:.9g}"
     name = "" if difference.statistic == "value" else f"{difference.statistic} "
@@ -221,8 +223,8 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
         found.append(
             ("torch.backends.cudnn.allow_tf32", "is on by default: a GPU's convolutions round fp32 operands to TF32")
         )
-    if first.statistic == "non-finite":
-        side = a if first.a > first.b else b
+    if first.statistic in ("non-finite", "NaN", "Inf"):
+        side = a if first.a > first.b else b  # of more of them
         found.append((f"nanhunt report {side}", "says which op made the first non-finite value, and why"))
     else:
         found += [
