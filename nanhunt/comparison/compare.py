@@ -16,6 +16,7 @@ from nanhunt.comparison.judged import KINDS, Judged, judged
 from nanhunt.comparison.measured import Measured, measured, relative
 from nanhunt.comparison.observed import Observed, Sites, read_observed
 from nanhunt.comparison.pairs import Pairs, paired
+from nanhunt.comparison.restart import continued, unloaded
 from nanhunt.comparison.roundoff import Arithmetic, unit_roundoff
 from nanhunt.comparison.settings import are_ranks_of_one_run, differing
 from nanhunt.errors import TraceError, UsageError
@@ -44,6 +45,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
         )
     sites, by_rank = Sites(), a.rank_count > 1
     rows_a, rows_b = (read_observed(trace, sites, by_rank=by_rank) for trace in (a, b))
+    rows_a, rows_b = continued(rows_a, rows_b, sites), continued(rows_b, rows_a, sites)
     pairs = paired(rows_a, rows_b, sites)
     if not len(pairs):
         raise TraceError(f"{a.path} and {b.path} have no observation in common", hint=_reach(rows_a, rows_b))
@@ -66,7 +68,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
     beyond = (found.ratio <= 1.0) & (found.alone > 1.0)
     return Comparison(
         a=str(a.path), b=str(b.path), outcome="identical" if is_same else "part" if born else "agree",
-        prefaces=(*ranks, *_prefaces(pairs, found)), settings=differing(a, b),
+        prefaces=(*ranks, *_prefaces(pairs, found), *unloaded(pairs)), settings=differing(a, b),
         rounding=_coarsest(pairs, sides), steps=len(np.unique(pairs.step)), observations=len(pairs),
         judged=int(np.count_nonzero(found.is_judged)), inherited=int(np.count_nonzero(beyond)),
         born=(first, *born[1:]) if first else (), depth=by_depth(pairs, got, found, step), depth_step=step,
@@ -149,7 +151,17 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
             phase=phase, role=role, module=module, name=name, statistic=kind, a=a, b=b, apart=apart,
             bound=apart / ratio if ratio else 0.0, ratio=ratio,
             rounding=float(np.nan_to_num(found.bulk[row])), dtype_a=words_a[at_a[pairs.at_a[row]]], dtype_b=words_b[at_b[pairs.at_b[row]]],
+            between=_between(pairs, row),
         )  # fmt: skip
+
+
+def _between(pairs: Pairs, row: int) -> tuple[int | None, int | None] | None:
+    """Return the steps around a pair of which outputs were observed; None where its own is one."""
+    if pairs.is_seen[pairs.turn[row]]:
+        return None
+    steps, own = pairs.step[pairs.is_of(Role.OUTPUT)], pairs.step[row]
+    before, behind = steps[steps < own], steps[steps > own]
+    return int(before.max()) if before.size else None, int(behind.min()) if behind.size else None
 
 
 def _kind(pairs: Pairs, got: Measured, row: int) -> str:

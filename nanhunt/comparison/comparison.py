@@ -41,6 +41,8 @@ class Difference:
     source: str | None = None
     #: steps in which the same observation is beyond its bound
     steps: int = 1
+    #: steps before and behind whose outputs were observed, where those of its own step were not: it began between them
+    between: tuple[int | None, int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

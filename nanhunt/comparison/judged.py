@@ -29,6 +29,8 @@ KINDS = ("rms", "mean", "amax", "zeros", "non-finite", "value")
 _SET = 1e-6
 #: How far the elements of a tensor lie apart, in statistics' differences times the elements that these average over.
 _ELEMENTS = 4.0
+#: Roundings, added up as independent ones are, that a loss without any output in sight may have behind it: 4 sqrt(16).
+_UNSEEN = 16.0
 #: From so many elements on a histogram is an estimate of a sample.
 _SAMPLED = 2**15
 
@@ -107,7 +109,8 @@ def _bounds(known: _Known) -> tuple[_Floats, _Floats]:
         (pairs.is_in(Phase.UPDATE) & pairs.is_of(Role.WEIGHT), _weight(known, update), nothing),
         (pairs.is_in(Phase.UPDATE) & pairs.is_of(Role.BUFFER), known.elements + GAIN * came.bulk, top),
         (pairs.is_named(*LOSSES), _loss(known), nothing),
-        (pairs.is_named(*NORMS), LAMBDA * known.rounded.error + GAIN * came.bulk + STATISTICS, nothing),
+        # of a step without outputs nothing is known that a norm could be held against: it is a cause of what comes
+        (pairs.is_named(*NORMS) & pairs.is_seen[pairs.turn], LAMBDA * known.rounded.error + GAIN * came.bulk + STATISTICS, nothing),
         (pairs.is_named(*EXACT), np.full(len(pairs), _SET), nothing),
     ]  # fmt: skip
     conditions = [rule[0] for rule in rules]
@@ -170,13 +173,22 @@ def _weight(known: _Known, update: _Floats) -> _Floats:
 
 
 def _loss(known: _Known) -> _Floats:
-    """Return the bound of losses: that of what they are computed from, whose rms may be far above the loss."""
-    pairs, got = known.pairs, known.got
-    is_output = pairs.is_of(Role.OUTPUT)
-    rows = np.where(is_output, np.arange(len(pairs)), -1)
-    last = np.maximum.accumulate(rows) if len(rows) else rows
-    of = np.maximum(relative(got.scale[last], got.scale), 1.0)
-    return (known.rounded.bulk[last] + GAIN * np.maximum(known.came.bulk, known.got.bulk[last])) * of + _SET
+    """Return the bound of losses: that of what they are computed from, whose rms may be far above the loss.
+
+    In a step without outputs these are the last ones before it, and the weights since; without any, a network's roundings.
+    """
+    pairs, got, rounded = known.pairs, known.got, known.rounded
+    found = np.full(len(pairs), np.nan)
+    losses = np.flatnonzero(pairs.is_named(*LOSSES))
+    last = np.maximum.accumulate(np.where(pairs.is_of(Role.OUTPUT), np.arange(len(pairs)), -1))[losses]
+    has = (last >= 0) & (pairs.a.rank[pairs.at_a[last]] == pairs.a.rank[pairs.at_a[losses]])
+    matrix = pairs.is_of(Role.WEIGHT) & (pairs.a.rest[pairs.at_a] > 1.0)
+    weights = np.where(pairs.is_seen[pairs.turn], 0.0, past(np.where(matrix, got.bulk, 0.0), pairs.a.rank[pairs.at_a]))
+    came = np.maximum(known.came.bulk, weights)[losses]
+    of = np.maximum(relative(got.scale[last], got.scale[losses]), 1.0)
+    behind = (rounded.bulk[last] + GAIN * np.maximum(came, got.bulk[last])) * of
+    found[losses] = np.where(has, behind, _UNSEEN * rounded.coarsest + GAIN * came) + _SET
+    return found
 
 
 def _zeros(known: _Known) -> _Floats:

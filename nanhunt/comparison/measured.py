@@ -95,7 +95,7 @@ def _of_matrix(pairs: Pairs, numel: _Floats) -> _Floats:
 
 def _bad_scalars(a: _Floats, b: _Floats) -> _Bools:
     """Return which values are not both finite, both NaN or the same Inf."""
-    is_same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.isfinite(a) & np.isfinite(b))
+    is_same: _Bools = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.isfinite(a) & np.isfinite(b))
     return ~is_same
 
 

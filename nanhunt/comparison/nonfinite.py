@@ -77,4 +77,5 @@ def _in_last_binade(side: Observed, rows: _Ints, end: _Floats) -> _Floats:
     owner, at = side.bins(rows)
     exponent = side.lowest[rows][owner] + at - side.starts[rows][owner]
     is_last = exponent == np.frexp(end)[1][owner] - 1
-    return np.bincount(owner, side.counts[at] * is_last, len(rows))
+    found: _Floats = np.bincount(owner, np.where(is_last, side.counts[at], 0), len(rows)).astype(np.float64)
+    return found

@@ -14,7 +14,7 @@ from benchmarks.pair_programs import PROGRAMS, Plant, Way, record
 from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison
 from nanhunt.errors import TraceError, UsageError
-from nanhunt.report.diff.reading import headline
+from nanhunt.report.diff.reading import headline, next_steps
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Observation
 from tests.comparison.rows import model, row, write
@@ -82,6 +82,25 @@ def changed(rows: list[Observation], step: int, module: str, factor: float) -> l
     at = next(i for i, r in enumerate(rows) if (r.step, r.module) == (step, module))
     values = np.random.default_rng(0).standard_normal((8, 32)) * factor
     return [*rows[:at], replace(rows[at], stats=row(values).stats), *rows[at + 1 :]]
+
+
+@pytest.mark.parametrize("observed", [True, False])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_weights_of_a_later_checkpoint_are_held_against_the_step_before(
+    tmp_path: Path, observed: bool, swapped: bool
+) -> None:
+    weight = np.random.default_rng(1).standard_normal((4, 4))
+    site = {"role": "weight", "module": "b", "name": "weight"}
+    left = [row(weight, step=1, phase="update", seq=190, **site)] if observed else []
+    whole = [r for r in model(range(4)) if observed or r.step != 1] + left
+    resumed = [row(weight * 1.01, step=2, phase="load", **site), *changed(model([2, 3]), 2, "b", 1.1)]
+    found = pair_of(tmp_path, *((resumed, whole) if swapped else (whole, resumed)))
+    if observed:
+        assert found.prefaces == ("not the same starting weights: 1 of 1 tensors differ as loaded",)
+        assert found.first is not None
+        assert (found.first.step, found.first.phase, found.first.module) == (2, "load", "b")
+    else:
+        assert f"weights before step 2 are in {'A' if swapped else 'B'} alone" in found.prefaces[0]
 
 
 def test_steps_that_one_trace_has_alone_are_told_and_the_others_compared(tmp_path: Path) -> None:
@@ -162,6 +181,25 @@ def test_one_kind_of_value_that_is_not_finite_is_not_another(tmp_path: Path, a: 
     of_losses = pair_of(tmp_path, *([Observation(value=x, **loss)] for x in (a, b)))  # type: ignore[arg-type]
     assert [found.outcome for found in (of_tensors, of_losses)] == ["part", "part"]
     assert {headline(found).split(", which")[1] for found in (of_tensors, of_losses)} == {" no rounding explains"}
+
+
+def test_a_loss_that_parts_in_a_step_without_outputs_is_told_between_its_neighbours(tmp_path: Path) -> None:
+    kept = [[r for r in model(range(3)) if r.step != 1 or r.role == "scalar"] for _ in "ab"]
+    other = [replace(r, value=1.5) if (r.step, r.role) == (1, "scalar") else r for r in kept[1]]
+    other = [replace(r, stats=row(np.full((8, 32), 1.2)).stats) if (r.step, r.module) == (2, "a") else r for r in other]
+    found = pair_of(tmp_path, kept[0], other)
+    assert [(d.step, d.name, d.between) for d in found.born] == [(1, "loss", (0, 2))]
+    assert headline(found).startswith("parts between steps 0 and 2, seen at step 1, forward, loss: ")
+    assert "--every 1" in next_steps(found)[0][1]
+
+
+def test_losses_alone_are_held_against_a_rounding_of_their_own(tmp_path: Path) -> None:
+    loss = {"step": 0, "seq": 0, "phase": "forward", "role": "scalar", "name": "loss"}
+    outcomes = [
+        pair_of(tmp_path, *([Observation(value=x, **loss)] for x in (1.0, other))).outcome  # type: ignore[arg-type]
+        for other in (1.0 + 2e-7, 1.0001)
+    ]
+    assert outcomes == ["agree", "part"]
 
 
 def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:

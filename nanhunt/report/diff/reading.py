@@ -42,7 +42,15 @@ def headline(comparison: Comparison) -> str:
     where = f" ({words.printable(first.source)})" if first.source else ""
     micro = f", micro-batch {first.micro}" if first.micro else ""
     rank = f", rank {first.rank}" if first.rank else ""
-    return f"parts at step {first.step}{micro}{rank}, {first.phase}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+    return f"parts {_when(first)}{micro}{rank}, {first.phase}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+
+
+def _when(first: Difference) -> str:
+    """Return the step, and the steps between which what was not observed has its cause."""
+    before, behind = first.between or (None, None)
+    if before is None:
+        return f"at step {first.step}"
+    return f"between steps {before} and {first.step if behind is None else behind}, seen at step {first.step}"
 
 
 def looked(comparison: Comparison) -> str:
@@ -256,6 +264,8 @@ def _look(first: Difference) -> tuple[str, str]:
         return name, "compare optimizer, schedule and scaler of both runs"
     if first.role in ("update", "weight"):
         return name, "its gradient agrees and its update does not: the optimizer's own settings, order and state"
+    if first.role == "scalar" and first.between:
+        return name, "no output of its step is in both traces: `--every 1` from the step before says where it begins"
     if first.role == "scalar":
         return name, "what it is computed from agrees: how it is computed is what differs"
     where = f"{first.source} in both" if first.source else "its code in both"
