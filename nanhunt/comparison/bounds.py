@@ -52,6 +52,8 @@ class Rounding:
     end: _Floats
     #: coarsest unit roundoff of either side, fp32's where no row has one
     coarsest: float
+    #: whether either side is of whole numbers, which no rounding bounds: an argmax, a mask, a router's choice
+    is_whole: _Bools
 
 
 def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Rounding:
@@ -69,7 +71,15 @@ def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Round
     coarsest = max(a.u, b.u, float(u_a.max(initial=0.0)), float(u_b.max(initial=0.0))) or 2.0**-FP32.precision
     end_a, end_b = a.ends(pairs.a.dtypes)[pairs.at_a], b.ends(pairs.b.dtypes)[pairs.at_b]
     end = np.where(end_a == end_b, end_a, np.nan)
-    return Rounding(error=error, bulk=bulk, flushed=flushed, stored=_stored(pairs), end=end, coarsest=coarsest)
+    return Rounding(
+        error=error,
+        bulk=bulk,
+        flushed=flushed,
+        stored=_stored(pairs),
+        end=end,
+        coarsest=coarsest,
+        is_whole=(u_a == 0.0) | (u_b == 0.0),
+    )
 
 
 def _stored(pairs: Pairs) -> _Floats:

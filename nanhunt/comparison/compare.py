@@ -107,8 +107,8 @@ def _same(pairs: Pairs, which: _Bools) -> bool:
 
 
 def _equal(pairs: Pairs) -> bool:
-    """Whether every statistic of every pair is equal, histograms and dtypes too."""
-    if not all(np.array_equal(pairs.of_a(n), pairs.of_b(n), equal_nan=True) for n in _EQUAL):
+    """Whether every statistic of every pair is equal, histograms, dtypes and shapes too."""
+    if pairs.is_reshaped.any() or not all(np.array_equal(pairs.of_a(n), pairs.of_b(n), equal_nan=True) for n in _EQUAL):
         return False
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     same_dtype = np.array_equal(np.array(words_a)[at_a[pairs.at_a]], np.array(words_b)[at_b[pairs.at_b]])
@@ -175,6 +175,7 @@ def _kind(pairs: Pairs, got: Measured, row: int) -> str:
 
 def _prefaces(pairs: Pairs, found: Judged) -> Iterator[str]:
     """Yield what is not the same before the first op runs."""
+    yield from _reshaped(pairs)
     loaded, beyond = pairs.is_in(Phase.LOAD), found.ratio > 1.0
     for role, said in ((Role.WEIGHT, "starting weights"), (Role.BUFFER, "starting buffers")):
         which = loaded & pairs.is_of(role)
@@ -199,6 +200,16 @@ def _coarsest(pairs: Pairs, sides: tuple[Arithmetic, Arithmetic]) -> str:
         names |= {words[i] for i in np.unique(places[at[outputs]])}
     name = max(names, key=unit_roundoff, default="float32")
     return {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def _reshaped(pairs: Pairs) -> Iterator[str]:
+    """Yield how many tensors have another shape: the first kind of them, which makes the others."""
+    for role, said in ((Role.WEIGHT, "weights"), (Role.BATCH, "fields of batches"), (Role.OUTPUT, "outputs")):
+        which = pairs.is_of(role)
+        tensors, other = (len(np.unique(pairs.tensor[of])) for of in (which, which & pairs.is_reshaped))
+        if other:
+            yield f"not the same shapes: those of {other} of {tensors} {said} differ"
+            return
 
 
 def _source(trace: Trace, module: str) -> str | None:

@@ -70,6 +70,8 @@ def judged(pairs: Pairs, got: Measured, rounded: Rounding, came: Inherited) -> J
     known = _Known(pairs=pairs, got=got, rounded=rounded, came=came)
     bulk, amax = _bounds(known)
     alone, _ = _bounds(_Known(pairs=pairs, got=got, rounded=rounded, came=Inherited(bulk=0 * bulk, amax=0 * bulk)))
+    # an index that the least difference flips is no size to bound: equal causes alone make it tell
+    bulk[_flips(known)] = alone[_flips(known)] = np.nan
     is_scalar = pairs.is_of(Role.SCALAR)
     top = relative(got.amax_apart, got.amax)
     bad = nonfinite(pairs, got, rounded)
@@ -85,6 +87,13 @@ def judged(pairs: Pairs, got: Measured, rounded: Rounding, came: Inherited) -> J
     ratios[:, np.isnan(bulk) | (bad.differs & ~bad.born)] = 0.0
     beyond = np.where(bad.differs, np.where(bad.crossed, 0.0, np.inf), _over(got.bulk, alone))
     return Judged(ratio=ratios.max(axis=0), kind=ratios.argmax(axis=0), alone=beyond, bulk=alone)
+
+
+def _flips(known: _Known) -> npt.NDArray[np.bool_]:
+    """Return which outputs are whole numbers, behind a difference of any size."""
+    is_moved = np.maximum(known.came.bulk, known.came.amax) > 0.0
+    found: npt.NDArray[np.bool_] = known.pairs.is_of(Role.OUTPUT) & known.rounded.is_whole & is_moved
+    return found
 
 
 def _over(apart: _Floats, bound: _Floats) -> _Floats:

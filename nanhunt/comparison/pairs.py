@@ -69,6 +69,12 @@ class Pairs:
         """A number of each pair's site in its rank: one tensor's history over the steps."""
         return self.site + len(self.sites) * self.a.rank[self.at_a]
 
+    @cached_property
+    def is_reshaped(self) -> _Bools:
+        """Which pairs have another shape in either trace."""
+        found: _Bools = self.a.shape[self.at_a] != self.b.shape[self.at_b]
+        return found
+
     def is_of(self, *roles: str) -> _Bools:
         """Return which pairs are of one of these roles."""
         return self._marked([site[1] in roles for site in self.sites])

@@ -202,6 +202,26 @@ def test_losses_alone_are_held_against_a_rounding_of_their_own(tmp_path: Path) -
     assert outcomes == ["agree", "part"]
 
 
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "part"), (1 + 2**-22, "agree")])
+def test_an_index_is_judged_where_all_before_it_is_equal(tmp_path: Path, factor: float, outcome: str) -> None:
+    logits = np.random.default_rng(0).standard_normal((64, 8))
+    chosen, other = logits.argmax(1).astype(np.float64), logits.argmax(1).astype(np.float64)
+    other[0] = (other[0] + 1) % 8
+    index = {"module": "route", "seq": 2, "dtype": "int64"}
+    a = [row(logits, module="gate", seq=1), row(chosen, **index)]
+    b = [row(logits * factor, module="gate", seq=1), row(other, **index)]
+    found = pair_of(tmp_path, a, b)
+    assert found.outcome == outcome
+    assert [d.module for d in found.born] == ["route"] * (outcome == "part")
+    assert math.isnan(found.depth[-1].bound) == (outcome == "agree")
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (4, 2, 4)])
+def test_another_shape_is_not_the_same(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    found = pair_of(tmp_path, [row(np.ones((4, 8)))], [row(np.ones(shape))])
+    assert (found.outcome, found.prefaces) == ("agree", ("not the same shapes: those of 1 of 1 outputs differ",))
+
+
 def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:
     rows = changed(changed(model(), 2, "a", 3.0), 1, "c", 3.0)
     found = compare(Trace.open(write(tmp_path / "a.parquet", model())), Trace.open(write(tmp_path / "b.parquet", rows)))

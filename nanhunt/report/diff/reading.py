@@ -116,6 +116,8 @@ def _times(ratio: float) -> str:
 
 def share(part: float) -> str:
     """Return a relative difference as a percentage, or as a power of ten where that tells 10⁻⁷ from 10⁻⁵."""
+    if math.isnan(part):  # of what is not judged
+        return "—"
     if not math.isfinite(part):
         return words.number(part)
     return words.percent(part) if part == 0 or part >= 1e-4 else f"{part:.0e}".replace("e-0", "e-")
@@ -135,7 +137,7 @@ def story(comparison: Comparison, limit: int) -> tuple[list[DepthRow], int]:
     rows = list(comparison.depth)
     at = next((i for i, row in enumerate(rows) if row.verdict == "born"), None)
     if at is None:
-        rows = sorted(rows, key=lambda row: row.apart / row.bound if row.bound else 0.0, reverse=True)[:limit]
+        rows = sorted(rows, key=lambda row: row.apart / row.bound if row.bound > 0 else 0.0, reverse=True)[:limit]
         kept = [row for row in comparison.depth if row in rows]
         return kept, len(comparison.depth) - len(kept)
     start = max(at - _BEFORE, 0)
