@@ -25,6 +25,7 @@ from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.observed import Observed
 from nanhunt.comparison.pairs import Pairs
 from nanhunt.comparison.roundoff import Arithmetic, of_sums
+from nanhunt.formats.catalogue import FP32
 from nanhunt.trace.schema import Role
 
 __all__ = ["LAMBDA", "STATISTICS", "Rounding", "below", "positions", "rounding", "turned"]
@@ -47,6 +48,12 @@ class Rounding:
     flushed: _Floats
     #: of storing a tensor once in each side's dtype, where these differ: all that a weight as it was loaded may differ by
     stored: _Floats
+    #: largest number of the format that both sides are computed in; NaN where they are in two, or in none
+    end: _Floats
+    #: coarsest unit roundoff of either side, fp32's where no row has one
+    coarsest: float
+    #: whether either side is of whole numbers, which no rounding bounds: an argmax, a mask, a router's choice
+    is_whole: _Bools
 
 
 def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Rounding:
@@ -61,7 +68,18 @@ def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Round
     error = np.sqrt(before + np.where(in_chain, 0.0, own))
     flushed = relative(flush, got.scale)
     bulk = LAMBDA * (error / got.spread + flushed) + error**2 + STATISTICS
-    return Rounding(error=error, bulk=bulk, flushed=flushed, stored=_stored(pairs))
+    coarsest = max(a.u, b.u, float(u_a.max(initial=0.0)), float(u_b.max(initial=0.0))) or 2.0**-FP32.precision
+    end_a, end_b = a.ends(pairs.a.dtypes)[pairs.at_a], b.ends(pairs.b.dtypes)[pairs.at_b]
+    end = np.where(end_a == end_b, end_a, np.nan)
+    return Rounding(
+        error=error,
+        bulk=bulk,
+        flushed=flushed,
+        stored=_stored(pairs),
+        end=end,
+        coarsest=coarsest,
+        is_whole=(u_a == 0.0) | (u_b == 0.0),
+    )
 
 
 def _stored(pairs: Pairs) -> _Floats:

@@ -16,6 +16,7 @@ from nanhunt.comparison.judged import KINDS, Judged, judged
 from nanhunt.comparison.measured import Measured, measured, relative
 from nanhunt.comparison.observed import Observed, Sites, read_observed
 from nanhunt.comparison.pairs import Pairs, paired
+from nanhunt.comparison.restart import continued, unloaded
 from nanhunt.comparison.roundoff import Arithmetic, unit_roundoff
 from nanhunt.comparison.settings import are_ranks_of_one_run, differing
 from nanhunt.errors import TraceError, UsageError
@@ -40,16 +41,22 @@ def compare(a: Trace, b: Trace) -> Comparison:
     if a.rank_count != b.rank_count:
         raise UsageError(
             f"{a.path} has {a.rank_count} ranks and {b.path} has {b.rank_count}",
-            hint="name one file of each: trace.parquet/rank-0.parquet",
+            hint="name one file of each: trace.parquet/rank-0000.parquet",
         )
     sites, by_rank = Sites(), a.rank_count > 1
     rows_a, rows_b = (read_observed(trace, sites, by_rank=by_rank) for trace in (a, b))
+    rows_a, rows_b = continued(rows_a, rows_b, sites), continued(rows_b, rows_a, sites)
     pairs = paired(rows_a, rows_b, sites)
     if not len(pairs):
         raise TraceError(f"{a.path} and {b.path} have no observation in common", hint=_reach(rows_a, rows_b))
     sides = Arithmetic.of(a), Arithmetic.of(b)
     scales = a.scalars("loss_scale"), b.scalars("loss_scale")
     pairs, ranks = _comparable(a, b, pairs)
+    if not len(pairs):
+        raise TraceError(
+            "these ranks share nothing that can be held together",
+            hint="each has batches of its own; hold one rank against the same rank of another run",
+        )
     got = measured(pairs, *scales)
     came = inherited(pairs, got)
     found = judged(pairs, got, rounding(pairs, got, *sides), came)
@@ -61,7 +68,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
     beyond = (found.ratio <= 1.0) & (found.alone > 1.0)
     return Comparison(
         a=str(a.path), b=str(b.path), outcome="identical" if is_same else "part" if born else "agree",
-        prefaces=(*ranks, *_prefaces(pairs, found)), settings=differing(a, b),
+        prefaces=(*ranks, *_prefaces(pairs, found), *unloaded(pairs)), settings=differing(a, b),
         rounding=_coarsest(pairs, sides), steps=len(np.unique(pairs.step)), observations=len(pairs),
         judged=int(np.count_nonzero(found.is_judged)), inherited=int(np.count_nonzero(beyond)),
         born=(first, *born[1:]) if first else (), depth=by_depth(pairs, got, found, step), depth_step=step,
@@ -81,18 +88,15 @@ def _comparable(a: Trace, b: Trace, pairs: Pairs) -> tuple[Pairs, tuple[str, ...
     if not are_ranks_of_one_run(a, b):
         return pairs, ()
     batches = pairs.is_of(Role.BATCH)
-    same_batch = _same(pairs, batches)
+    same_batch = bool(batches.any()) and _same(pairs, batches)
     parts = {name for t in (a, b) for note in t.notes_of(NoteKind.SHARDS) for name in note["tensors"]}
     qualified = [f"{module}.{name}" if module else name for _, _, module, name in pairs.sites]
     in_parts = np.array([name in parts for name in qualified], bool)[pairs.site]
     own = pairs.is_in(Phase.BATCH, Phase.FORWARD, Phase.BACKWARD) & (not same_batch)
     kept = pairs.without(own | in_parts)
     ranks = f"ranks {a.manifest.rank} and {b.manifest.rank} of one run"
-    told = (
-        "each on batches of its own: only what replicas share is held together"
-        if not same_batch
-        else "on the same batches"
-    )
+    whose = "each on batches of its own" if batches.any() else "whose batches are not in the traces"
+    told = "on the same batches" if same_batch else f"{whose}: only what replicas share is held together"
     return kept, (f"{ranks}, {told}",)
 
 
@@ -103,8 +107,8 @@ def _same(pairs: Pairs, which: _Bools) -> bool:
 
 
 def _equal(pairs: Pairs) -> bool:
-    """Whether every statistic of every pair is equal, histograms and dtypes too."""
-    if not all(np.array_equal(pairs.of_a(n), pairs.of_b(n), equal_nan=True) for n in _EQUAL):
+    """Whether every statistic of every pair is equal, histograms, dtypes and shapes too."""
+    if pairs.is_reshaped.any() or not all(np.array_equal(pairs.of_a(n), pairs.of_b(n), equal_nan=True) for n in _EQUAL):
         return False
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     same_dtype = np.array_equal(np.array(words_a)[at_a[pairs.at_a]], np.array(words_b)[at_b[pairs.at_b]])
@@ -130,13 +134,15 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
         "amax": (of_a("amax") * by_a, of_b("amax") * by_b, relative(got.amax_apart, got.amax)),
         "zeros": (of_a("zero"), of_b("zero"), got.zero_apart / whole),
         "non-finite": (got.bad_a, got.bad_b, got.bad_apart / whole),
+        "NaN": (of_a("nan"), of_b("nan"), got.bad_apart / whole),
+        "Inf": (of_a("posinf"), of_b("posinf"), got.bad_apart / whole),
         "value": (of_a("value"), of_b("value"), relative(got.rms_apart, got.scale)),
     }
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     for row in rows.tolist():
         kind = KINDS[found.kind[row]]
-        if kind == "non-finite" and not got.numel[row]:
-            kind = "value"
+        if kind == "non-finite":
+            kind = _kind(pairs, got, row)
         a, b, apart = (float(values[row]) for values in statistics[kind])
         phase, role, module, name = pairs.sites[pairs.site[row]]
         ratio = float(found.ratio[row])
@@ -145,11 +151,31 @@ def _differences(pairs: Pairs, got: Measured, found: Judged, rows: _Ints) -> Ite
             phase=phase, role=role, module=module, name=name, statistic=kind, a=a, b=b, apart=apart,
             bound=apart / ratio if ratio else 0.0, ratio=ratio,
             rounding=float(np.nan_to_num(found.bulk[row])), dtype_a=words_a[at_a[pairs.at_a[row]]], dtype_b=words_b[at_b[pairs.at_b[row]]],
+            between=_between(pairs, row),
         )  # fmt: skip
+
+
+def _between(pairs: Pairs, row: int) -> tuple[int | None, int | None] | None:
+    """Return the steps around a pair of which outputs were observed; None where its own is one."""
+    if pairs.is_seen[pairs.turn[row]]:
+        return None
+    steps, own = pairs.step[pairs.is_of(Role.OUTPUT)], pairs.step[row]
+    before, behind = steps[steps < own], steps[steps > own]
+    return int(before.max()) if before.size else None, int(behind.min()) if behind.size else None
+
+
+def _kind(pairs: Pairs, got: Measured, row: int) -> str:
+    """Return which count of elements that are not finite to show: that of all, unless one kind stands in another's place."""
+    if not got.numel[row]:
+        return "value"
+    if got.bad_a[row] != got.bad_b[row]:
+        return "non-finite"
+    return "NaN" if pairs.of_a("nan")[row] != pairs.of_b("nan")[row] else "Inf"
 
 
 def _prefaces(pairs: Pairs, found: Judged) -> Iterator[str]:
     """Yield what is not the same before the first op runs."""
+    yield from _reshaped(pairs)
     loaded, beyond = pairs.is_in(Phase.LOAD), found.ratio > 1.0
     for role, said in ((Role.WEIGHT, "starting weights"), (Role.BUFFER, "starting buffers")):
         which = loaded & pairs.is_of(role)
@@ -174,6 +200,16 @@ def _coarsest(pairs: Pairs, sides: tuple[Arithmetic, Arithmetic]) -> str:
         names |= {words[i] for i in np.unique(places[at[outputs]])}
     name = max(names, key=unit_roundoff, default="float32")
     return {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def _reshaped(pairs: Pairs) -> Iterator[str]:
+    """Yield how many tensors have another shape: the first kind of them, which makes the others."""
+    for role, said in ((Role.WEIGHT, "weights"), (Role.BATCH, "fields of batches"), (Role.OUTPUT, "outputs")):
+        which = pairs.is_of(role)
+        tensors, other = (len(np.unique(pairs.tensor[of])) for of in (which, which & pairs.is_reshaped))
+        if other:
+            yield f"not the same shapes: those of {other} of {tensors} {said} differ"
+            return
 
 
 def _source(trace: Trace, module: str) -> str | None:

@@ -17,7 +17,7 @@ Verdict = Literal["within", "inherited", "born"]
 class Difference:
     """One observation whose statistic lies further apart than its bound. `apart` and `bound` are relative, `ratio` is both.
 
-    `a` and `b` are the statistic in either trace. Counts ("zeros", "non-finite") are apart by a share of the elements.
+    `a` and `b` are the statistic in either trace. Counts ("zeros", "non-finite", "NaN", "Inf") are apart by a share of the elements.
     """
 
     step: int
@@ -41,6 +41,8 @@ class Difference:
     source: str | None = None
     #: steps in which the same observation is beyond its bound
     steps: int = 1
+    #: steps before and behind whose outputs were observed, where those of its own step were not: it began between them
+    between: tuple[int | None, int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

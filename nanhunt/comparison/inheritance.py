@@ -45,8 +45,9 @@ def inherited(pairs: Pairs, got: Measured) -> Inherited:
     in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.BATCH, Role.SCALAR)
     weights = _of_weights(pairs, got)
     top = relative(got.amax_apart, got.amax)
-    bulk = np.maximum.reduce([_before(got.bulk, in_chain, pairs.turn), past(got.bulk, pairs.line), weights])
-    amax = np.maximum(_before(top, in_chain, pairs.turn), past(top, pairs.line))
+    skipped = _skipped(pairs, got)
+    bulk = np.maximum.reduce([_before(got.bulk, in_chain, pairs.turn), past(got.bulk, pairs.line), weights, skipped])
+    amax = np.maximum.reduce([_before(top, in_chain, pairs.turn), past(top, pairs.line), skipped])
     return Inherited(bulk=bulk, amax=amax)
 
 
@@ -60,6 +61,17 @@ def past(values: _Floats, group: _Ints) -> _Floats:
 def _before(values: _Floats, counted: _Bools, turn: _Ints) -> _Floats:
     """Return the largest of the counted values before each pair in its turn."""
     return past(np.where(counted, values, 0.0), turn)
+
+
+def _skipped(pairs: Pairs, got: Measured) -> _Floats:
+    """Return for turns with outputs what the scalars of the turns between them and the last such ones differ by."""
+    turns = len(pairs.is_seen)
+    upcoming = np.where(pairs.is_seen, np.arange(turns), turns)
+    upcoming = np.minimum.accumulate(upcoming[::-1])[::-1]
+    found = np.zeros(turns + 1)
+    rows = np.flatnonzero(pairs.is_of(Role.SCALAR) & ~pairs.is_seen[pairs.turn])
+    np.maximum.at(found, upcoming[pairs.turn[rows]], got.bulk[rows])
+    return np.where(pairs.is_seen[pairs.turn], found[pairs.turn], 0.0)
 
 
 def _of_weights(pairs: Pairs, got: Measured) -> _Floats:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nanhunt.comparison.bounds import LAMBDA, STATISTICS, Rounding, below, positions, turned
 from nanhunt.comparison.inheritance import GAIN, Inherited, past
 from nanhunt.comparison.measured import Measured, relative
+from nanhunt.comparison.nonfinite import nonfinite
 from nanhunt.comparison.observed import EXACT, LOSSES, NORMS
 from nanhunt.comparison.pairs import Pairs
 from nanhunt.trace.schema import Phase, Role
@@ -28,6 +29,8 @@ KINDS = ("rms", "mean", "amax", "zeros", "non-finite", "value")
 _SET = 1e-6
 #: How far the elements of a tensor lie apart, in statistics' differences times the elements that these average over.
 _ELEMENTS = 4.0
+#: Roundings, added up as independent ones are, that a loss without any output in sight may have behind it: 4 sqrt(16).
+_UNSEEN = 16.0
 #: From so many elements on a histogram is an estimate of a sample.
 _SAMPLED = 2**15
 
@@ -67,18 +70,30 @@ def judged(pairs: Pairs, got: Measured, rounded: Rounding, came: Inherited) -> J
     known = _Known(pairs=pairs, got=got, rounded=rounded, came=came)
     bulk, amax = _bounds(known)
     alone, _ = _bounds(_Known(pairs=pairs, got=got, rounded=rounded, came=Inherited(bulk=0 * bulk, amax=0 * bulk)))
+    # an index that the least difference flips is no size to bound: equal causes alone make it tell
+    bulk[_flips(known)] = alone[_flips(known)] = np.nan
     is_scalar = pairs.is_of(Role.SCALAR)
     top = relative(got.amax_apart, got.amax)
+    bad = nonfinite(pairs, got, rounded)
     ratios = np.stack([
         np.where(is_scalar, 0.0, _over(relative(got.rms_apart, got.scale), bulk)),
         np.where(is_scalar, 0.0, _over(relative(got.mean_apart, got.scale), bulk)),
         np.where(is_scalar, 0.0, _over(top, amax)),
         _over(got.zero_apart, _zeros(known)),
-        np.where(got.bad_apart > 0, np.inf, 0.0),
+        np.where(bad.born, np.inf, 0.0),
         np.where(is_scalar, _over(relative(got.rms_apart, got.scale), bulk), 0.0),
     ])  # fmt: skip
-    ratios[:, np.isnan(bulk)] = 0.0
-    return Judged(ratio=ratios.max(axis=0), kind=ratios.argmax(axis=0), alone=_over(got.bulk, alone), bulk=alone)
+    # where NaNs and Infs differ, the other statistics are of other elements
+    ratios[:, np.isnan(bulk) | (bad.differs & ~bad.born)] = 0.0
+    beyond = np.where(bad.differs, np.where(bad.crossed, 0.0, np.inf), _over(got.bulk, alone))
+    return Judged(ratio=ratios.max(axis=0), kind=ratios.argmax(axis=0), alone=beyond, bulk=alone)
+
+
+def _flips(known: _Known) -> npt.NDArray[np.bool_]:
+    """Return which outputs are whole numbers, behind a difference of any size."""
+    is_moved = np.maximum(known.came.bulk, known.came.amax) > 0.0
+    found: npt.NDArray[np.bool_] = known.pairs.is_of(Role.OUTPUT) & known.rounded.is_whole & is_moved
+    return found
 
 
 def _over(apart: _Floats, bound: _Floats) -> _Floats:
@@ -103,7 +118,8 @@ def _bounds(known: _Known) -> tuple[_Floats, _Floats]:
         (pairs.is_in(Phase.UPDATE) & pairs.is_of(Role.WEIGHT), _weight(known, update), nothing),
         (pairs.is_in(Phase.UPDATE) & pairs.is_of(Role.BUFFER), known.elements + GAIN * came.bulk, top),
         (pairs.is_named(*LOSSES), _loss(known), nothing),
-        (pairs.is_named(*NORMS), LAMBDA * known.rounded.error + GAIN * came.bulk + STATISTICS, nothing),
+        # of a step without outputs nothing is known that a norm could be held against: it is a cause of what comes
+        (pairs.is_named(*NORMS) & pairs.is_seen[pairs.turn], LAMBDA * known.rounded.error + GAIN * came.bulk + STATISTICS, nothing),
         (pairs.is_named(*EXACT), np.full(len(pairs), _SET), nothing),
     ]  # fmt: skip
     conditions = [rule[0] for rule in rules]
@@ -166,13 +182,22 @@ def _weight(known: _Known, update: _Floats) -> _Floats:
 
 
 def _loss(known: _Known) -> _Floats:
-    """Return the bound of losses: that of what they are computed from, whose rms may be far above the loss."""
-    pairs, got = known.pairs, known.got
-    is_output = pairs.is_of(Role.OUTPUT)
-    rows = np.where(is_output, np.arange(len(pairs)), -1)
-    last = np.maximum.accumulate(rows) if len(rows) else rows
-    of = np.maximum(relative(got.scale[last], got.scale), 1.0)
-    return (known.rounded.bulk[last] + GAIN * np.maximum(known.came.bulk, known.got.bulk[last])) * of + _SET
+    """Return the bound of losses: that of what they are computed from, whose rms may be far above the loss.
+
+    In a step without outputs these are the last ones before it, and the weights since; without any, a network's roundings.
+    """
+    pairs, got, rounded = known.pairs, known.got, known.rounded
+    found = np.full(len(pairs), np.nan)
+    losses = np.flatnonzero(pairs.is_named(*LOSSES))
+    last = np.maximum.accumulate(np.where(pairs.is_of(Role.OUTPUT), np.arange(len(pairs)), -1))[losses]
+    has = (last >= 0) & (pairs.a.rank[pairs.at_a[last]] == pairs.a.rank[pairs.at_a[losses]])
+    matrix = pairs.is_of(Role.WEIGHT) & (pairs.a.rest[pairs.at_a] > 1.0)
+    weights = np.where(pairs.is_seen[pairs.turn], 0.0, past(np.where(matrix, got.bulk, 0.0), pairs.a.rank[pairs.at_a]))
+    came = np.maximum(known.came.bulk, weights)[losses]
+    of = np.maximum(relative(got.scale[last], got.scale[losses]), 1.0)
+    behind = (rounded.bulk[last] + GAIN * np.maximum(came, got.bulk[last])) * of
+    found[losses] = np.where(has, behind, _UNSEEN * rounded.coarsest + GAIN * came) + _SET
+    return found
 
 
 def _zeros(known: _Known) -> _Floats:

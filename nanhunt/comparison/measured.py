@@ -30,7 +30,7 @@ class Measured:
     amax_apart: _Floats
     #: largest magnitude of either side
     amax: _Floats
-    #: elements that are zero, and not finite, in one side beyond the other
+    #: elements that are zero in one side beyond the other, and that are NaN, Inf or -Inf, whichever are most
     zero_apart: _Floats
     bad_apart: _Floats
     bad_a: _Floats
@@ -60,13 +60,14 @@ def measured(pairs: Pairs, scales_a: Mapping[int, float], scales_b: Mapping[int,
         for pairs_of in (pairs.of_a, pairs.of_b)
     )
     bad_a, bad_b = (of("nan") + of("posinf") + of("neginf") for of in (pairs.of_a, pairs.of_b))
-    value_a, value_b = np.nan_to_num(a["value"]), np.nan_to_num(b["value"])
+    value_a, value_b = (np.where(np.isfinite(side["value"]), side["value"], 0.0) for side in (a, b))
     rms_a = np.where(is_scalar, np.abs(value_a), _rms(a["l2"], a["numel"] - bad_a) * by_a)
     rms_b = np.where(is_scalar, np.abs(value_b), _rms(b["l2"], b["numel"] - bad_b) * by_b)
     numel = np.nan_to_num(np.fmax(a["numel"], b["numel"]))
     amax = np.fmax(a["amax"] * by_a, b["amax"] * by_b)
     scale = np.fmax(rms_a, rms_b)
-    bad = np.where(is_scalar, ~np.isfinite(a["value"]) != ~np.isfinite(b["value"]), np.abs(bad_a - bad_b))
+    kinds = [np.abs(pairs.of_a(n) - pairs.of_b(n)) for n in ("nan", "posinf", "neginf")]
+    bad = np.where(is_scalar, _bad_scalars(a["value"], b["value"]), np.maximum.reduce(kinds))
     return Measured(
         numel=numel, scale=scale, unscaled_a=by_a, unscaled_b=by_b,
         rms_apart=np.where(is_scalar, np.abs(value_a - value_b), _apart(rms_a, rms_b)),
@@ -90,6 +91,12 @@ def _of_matrix(pairs: Pairs, numel: _Floats) -> _Floats:
     np.maximum.at(most, pairs.module[is_matrix], numel[is_matrix])
     limited = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT) & (most[pairs.module] > 0.0)
     return np.where(limited, most[pairs.module], np.inf)
+
+
+def _bad_scalars(a: _Floats, b: _Floats) -> _Bools:
+    """Return which values are not both finite, both NaN or the same Inf."""
+    is_same: _Bools = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.isfinite(a) & np.isfinite(b))
+    return ~is_same
 
 
 def _rms(l2: _Floats, finite: _Floats) -> _Floats:

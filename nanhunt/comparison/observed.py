@@ -82,6 +82,8 @@ class Observed:
     #: length of the first dimension, and of all but the first: of a weight its outputs, and what each of them adds up
     first: _Floats
     rest: _Floats
+    #: a number of each row's shape, the same in both traces
+    shape: _Ints
     lowest: _Ints
     starts: _Ints
     counts: _Ints
@@ -108,14 +110,14 @@ def read_observed(trace: Trace, sites: Sites, *, by_rank: bool) -> Observed:
     step, micro, rank, seq = (integers(table.column(name)) for name in ("step", "micro", "rank", "seq"))
     site = sites.of(table)
     order = _execution(step, micro, rank, seq, site, sites)
-    first, rest = _lengths(table.column("shape"))
+    first, rest, shape = _lengths(table.column("shape"))
     histograms = table.column("exp_hist").combine_chunks()
     lengths = lengths_of(histograms)
     key = _keys(step, micro, rank if by_rank else np.zeros_like(rank), site, order)
     return Observed(
         key=key, step=step, micro=micro, rank=rank, site=site, order=order,
         column={name: floats(table.column(name)) for name in _NUMBERS},
-        dtypes=codes(table.column("dtype")), first=first, rest=rest, lowest=integers(table.column("exp_lo")),
+        dtypes=codes(table.column("dtype")), first=first, rest=rest, shape=shape, lowest=integers(table.column("exp_lo")),
         starts=np.concatenate([[0], np.cumsum(lengths)]), counts=integers(histograms.flatten()),
     )  # fmt: skip
 
@@ -162,8 +164,8 @@ def _mixed(a: _Ints, b: _Ints) -> _Ints:
         return (a ^ (a >> 29)) * np.int64(-7046029254386353131) + (b + 1) * np.int64(-4417276706812531889)
 
 
-def _lengths(shapes: Any) -> tuple[_Floats, _Floats]:
-    """Return of each shape its first length and the product of the others; 1 and 1 where there is no shape."""
+def _lengths(shapes: Any) -> tuple[_Floats, _Floats, _Ints]:
+    """Return of each shape its first length, the product of the others, and its number; 1, 1 and 0 where there is no shape."""
     shapes = shapes.combine_chunks()
     many = lengths_of(shapes)
     flat = np.maximum(integers(shapes.flatten()).astype(np.float64), 1.0)
@@ -173,4 +175,7 @@ def _lengths(shapes: Any) -> tuple[_Floats, _Floats]:
     first = np.ones(len(many))
     first[has] = flat[starts[:-1][has]]
     whole = np.exp(logs[starts[1:]] - logs[starts[:-1]])
-    return first, np.maximum(np.rint(whole / first), 1.0)
+    places = np.arange(len(flat)) - np.repeat(starts[:-1], many)
+    # mixed twice: once is linear in the length, and a sum of these knows no order
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(_mixed(_mixed(flat.astype(np.int64), places), places))])
+    return first, np.maximum(np.rint(whole / first), 1.0), sums[starts[1:]] - sums[starts[:-1]]

@@ -59,9 +59,21 @@ class Pairs:
         return turns
 
     @cached_property
+    def is_seen(self) -> _Bools:
+        """Which turns have outputs: under `--every` the others have scalars alone."""
+        found: _Bools = np.bincount(self.turn, self.is_of(Role.OUTPUT), int(self.turn.max(initial=-1)) + 1) > 0
+        return found
+
+    @cached_property
     def line(self) -> _Ints:
         """A number of each pair's site in its rank: one tensor's history over the steps."""
         return self.site + len(self.sites) * self.a.rank[self.at_a]
+
+    @cached_property
+    def is_reshaped(self) -> _Bools:
+        """Which pairs have another shape in either trace."""
+        found: _Bools = self.a.shape[self.at_a] != self.b.shape[self.at_b]
+        return found
 
     def is_of(self, *roles: str) -> _Bools:
         """Return which pairs are of one of these roles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +71,22 @@ class Arithmetic:
         flush = np.where(own > 0.0, np.maximum([_flush(word) for word in words], self.flush), 0.0)
         return u[places], flush[places]
 
+    def ends(self, dtypes: tuple[Sequence[str], npt.NDArray[np.int64]]) -> _Floats:
+        """Return the largest number of each row's dtype, or of the products' format where this is smaller; NaN of no floats."""
+        words, places = dtypes
+        return np.array([min(_end(word), _end(self.name) if self.name else math.inf) for word in words])[places]
+
 
 def _format(name: str) -> AnyFormat | None:
     try:
         return lookup(name)
     except UsageError:
         return None
+
+
+def _end(name: str) -> float:
+    found = _format(name)
+    return math.nan if found is None else (found.element if isinstance(found, BlockFormat) else found).max
 
 
 def _flush(name: str) -> float:

@@ -14,6 +14,7 @@ from benchmarks.pair_programs import PROGRAMS, Plant, Way, record
 from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison
 from nanhunt.errors import TraceError, UsageError
+from nanhunt.report.diff.reading import headline, next_steps
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Observation
 from tests.comparison.rows import model, row, write
@@ -83,6 +84,25 @@ def changed(rows: list[Observation], step: int, module: str, factor: float) -> l
     return [*rows[:at], replace(rows[at], stats=row(values).stats), *rows[at + 1 :]]
 
 
+@pytest.mark.parametrize("observed", [True, False])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_weights_of_a_later_checkpoint_are_held_against_the_step_before(
+    tmp_path: Path, observed: bool, swapped: bool
+) -> None:
+    weight = np.random.default_rng(1).standard_normal((4, 4))
+    site = {"role": "weight", "module": "b", "name": "weight"}
+    left = [row(weight, step=1, phase="update", seq=190, **site)] if observed else []
+    whole = [r for r in model(range(4)) if observed or r.step != 1] + left
+    resumed = [row(weight * 1.01, step=2, phase="load", **site), *changed(model([2, 3]), 2, "b", 1.1)]
+    found = pair_of(tmp_path, *((resumed, whole) if swapped else (whole, resumed)))
+    if observed:
+        assert found.prefaces == ("not the same starting weights: 1 of 1 tensors differ as loaded",)
+        assert found.first is not None
+        assert (found.first.step, found.first.phase, found.first.module) == (2, "load", "b")
+    else:
+        assert f"weights before step 2 are in {'A' if swapped else 'B'} alone" in found.prefaces[0]
+
+
 def test_steps_that_one_trace_has_alone_are_told_and_the_others_compared(tmp_path: Path) -> None:
     a = write(tmp_path / "a.parquet", model(range(6)))
     b = write(tmp_path / "b.parquet", [r for r in model(range(6)) if r.step % 2 == 0])
@@ -120,6 +140,88 @@ def test_a_value_that_is_not_finite_in_one_run_alone_parts_them(tmp_path: Path, 
     assert (found.first.a, found.first.b, found.first.ratio) == (0.0, 1.0, math.inf)
 
 
+def pair_of(tmp_path: Path, a: list[Observation], b: list[Observation]) -> Comparison:
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    return compare(Trace.open(write(folder / "a.parquet", a)), Trace.open(write(folder / "b.parquet", b)))
+
+
+def test_what_is_behind_a_nan_is_inherited(tmp_path: Path) -> None:
+    good, bad = [], []
+    for step in range(3):
+        for at in range(6):
+            values = np.random.default_rng(at).standard_normal((8, 32))
+            good.append(row(values, step=step, seq=at, module=f"m{at}"))
+            values[0 if at == 2 else slice(None)] = math.nan if step and at >= 2 else values[0]
+            bad.append(row(values, step=step, seq=at, module=f"m{at}") if step and at >= 2 else good[-1])
+    found = pair_of(tmp_path, good, bad)
+    assert [(d.step, d.module) for d in found.born] == [(1, "m2")]
+    assert [r.verdict for r in found.depth] == ["within"] * 2 + ["born"] + ["inherited"] * 3
+
+
+def test_an_overflow_in_both_runs_may_be_off_by_what_rounding_moves_across_the_end(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal(100_000) * 30_000
+    with np.errstate(over="ignore"):
+        a, b, fewer = (
+            (exact * factor).astype(np.float16).astype(np.float64)
+            for factor in (1.0, 1 + rng.standard_normal(exact.size) * 2**-12, 0.98)
+        )
+    site = {"phase": "backward", "role": "grad_output", "dtype": "float16"}
+    assert np.isinf(a).sum() != np.isinf(b).sum()
+    assert pair_of(tmp_path, [row(a, **site)], [row(b, **site)]).outcome == "agree"
+    found = pair_of(tmp_path, [row(a, **site)], [row(fewer, **site)])
+    assert [d.statistic for d in found.born] == ["non-finite"]
+
+
+@pytest.mark.parametrize(("a", "b"), [(math.nan, math.inf), (math.inf, -math.inf), (1.0, math.nan)])
+def test_one_kind_of_value_that_is_not_finite_is_not_another(tmp_path: Path, a: float, b: float) -> None:
+    values = np.ones((4, 4))
+    of_tensors = pair_of(tmp_path, *([row(np.where(np.eye(4), x, values))] for x in (a, b)))
+    loss = {"step": 0, "seq": 0, "phase": "forward", "role": "scalar", "name": "loss"}
+    of_losses = pair_of(tmp_path, *([Observation(value=x, **loss)] for x in (a, b)))  # type: ignore[arg-type]
+    assert [found.outcome for found in (of_tensors, of_losses)] == ["part", "part"]
+    assert {headline(found).split(", which")[1] for found in (of_tensors, of_losses)} == {" no rounding explains"}
+
+
+def test_a_loss_that_parts_in_a_step_without_outputs_is_told_between_its_neighbours(tmp_path: Path) -> None:
+    kept = [[r for r in model(range(3)) if r.step != 1 or r.role == "scalar"] for _ in "ab"]
+    other = [replace(r, value=1.5) if (r.step, r.role) == (1, "scalar") else r for r in kept[1]]
+    other = [replace(r, stats=row(np.full((8, 32), 1.2)).stats) if (r.step, r.module) == (2, "a") else r for r in other]
+    found = pair_of(tmp_path, kept[0], other)
+    assert [(d.step, d.name, d.between) for d in found.born] == [(1, "loss", (0, 2))]
+    assert headline(found).startswith("parts between steps 0 and 2, seen at step 1, forward, loss: ")
+    assert "--every 1" in next_steps(found)[0][1]
+
+
+def test_losses_alone_are_held_against_a_rounding_of_their_own(tmp_path: Path) -> None:
+    loss = {"step": 0, "seq": 0, "phase": "forward", "role": "scalar", "name": "loss"}
+    outcomes = [
+        pair_of(tmp_path, *([Observation(value=x, **loss)] for x in (1.0, other))).outcome  # type: ignore[arg-type]
+        for other in (1.0 + 2e-7, 1.0001)
+    ]
+    assert outcomes == ["agree", "part"]
+
+
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "part"), (1 + 2**-22, "agree")])
+def test_an_index_is_judged_where_all_before_it_is_equal(tmp_path: Path, factor: float, outcome: str) -> None:
+    logits = np.random.default_rng(0).standard_normal((64, 8))
+    chosen, other = logits.argmax(1).astype(np.float64), logits.argmax(1).astype(np.float64)
+    other[0] = (other[0] + 1) % 8
+    index = {"module": "route", "seq": 2, "dtype": "int64"}
+    a = [row(logits, module="gate", seq=1), row(chosen, **index)]
+    b = [row(logits * factor, module="gate", seq=1), row(other, **index)]
+    found = pair_of(tmp_path, a, b)
+    assert found.outcome == outcome
+    assert [d.module for d in found.born] == ["route"] * (outcome == "part")
+    assert math.isnan(found.depth[-1].bound) == (outcome == "agree")
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (4, 2, 4)])
+def test_another_shape_is_not_the_same(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    found = pair_of(tmp_path, [row(np.ones((4, 8)))], [row(np.ones(shape))])
+    assert (found.outcome, found.prefaces) == ("agree", ("not the same shapes: those of 1 of 1 outputs differ",))
+
+
 def test_the_first_difference_is_the_first_that_ran(tmp_path: Path) -> None:
     rows = changed(changed(model(), 2, "a", 3.0), 1, "c", 3.0)
     found = compare(Trace.open(write(tmp_path / "a.parquet", model())), Trace.open(write(tmp_path / "b.parquet", rows)))
@@ -150,13 +252,25 @@ def test_ranks_of_one_run_are_held_together_by_what_replicas_share(tmp_path: Pat
         values = np.random.default_rng(rank).standard_normal((8, 32))
         weight = row(np.full((4, 4), 1.0 + rank / 100), phase="update", role="weight", name="weight", seq=9, rank=rank)
         batch = row(values, phase="batch", role="batch", module="", name="x", rank=rank)
-        write(folder / f"rank-{rank}.parquet", [batch, row(values, seq=1, rank=rank), weight], rank=rank, **world)
-    found = compare(Trace.open(folder / "rank-0.parquet"), Trace.open(folder / "rank-1.parquet"))
+        write(folder / f"rank-{rank:04}.parquet", [batch, row(values, seq=1, rank=rank), weight], rank=rank, **world)
+    found = compare(Trace.open(folder / "rank-0000.parquet"), Trace.open(folder / "rank-0001.parquet"))
     assert "ranks 0 and 1 of one run" in found.prefaces[0]
     assert [(d.role, d.name) for d in found.born] == [("weight", "weight")]
     assert compare(Trace.open(folder), Trace.open(folder)).outcome == "identical"
     with pytest.raises(UsageError, match="2 ranks"):
-        compare(Trace.open(folder), Trace.open(folder / "rank-0.parquet"))
+        compare(Trace.open(folder), Trace.open(folder / "rank-0000.parquet"))
+
+
+@pytest.mark.parametrize("has_batches", [True, False])
+def test_ranks_that_share_nothing_are_refused(tmp_path: Path, has_batches: bool) -> None:
+    world = {"checkpoint_digest": "sha256:0", "world_size": 2}
+    paths = []
+    for rank in (0, 1):
+        values = np.random.default_rng(rank).standard_normal((8, 32))
+        batch = [row(values, phase="batch", role="batch", module="", name="x", rank=rank)] if has_batches else []
+        paths.append(write(tmp_path / f"{rank}.parquet", [*batch, row(values, seq=1, rank=rank)], rank=rank, **world))
+    with pytest.raises(TraceError, match="these ranks share nothing"):
+        compare(*map(Trace.open, paths))
 
 
 def test_traces_with_nothing_in_common_are_refused(tmp_path: Path) -> None:

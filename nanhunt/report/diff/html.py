@@ -55,7 +55,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     rows = [
         {
             "place": reading.place(row), "phase": row.phase, "rms_a": row.rms_a, "rms_b": row.rms_b, "apart": row.apart,
-            "bound": row.bound, "verdict": row.verdict,
+            "bound": row.bound if row.bound > 0 else 0.0, "verdict": row.verdict,
         }
         for row in comparison.depth
     ]  # fmt: skip

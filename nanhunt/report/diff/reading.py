@@ -42,7 +42,15 @@ def headline(comparison: Comparison) -> str:
     where = f" ({words.printable(first.source)})" if first.source else ""
     micro = f", micro-batch {first.micro}" if first.micro else ""
     rank = f", rank {first.rank}" if first.rank else ""
-    return f"parts at step {first.step}{micro}{rank}, {first.phase}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+    return f"parts {_when(first)}{micro}{rank}, {first.phase}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+
+
+def _when(first: Difference) -> str:
+    """Return the step, and the steps between which what was not observed has its cause."""
+    before, behind = first.between or (None, None)
+    if before is None:
+        return f"at step {first.step}"
+    return f"between steps {before} and {first.step if behind is None else behind}, seen at step {first.step}"
 
 
 def looked(comparison: Comparison) -> str:
@@ -73,8 +81,10 @@ def told(difference: Difference) -> str:
     a, b = (words.number(value) for value in (difference.a, difference.b))
     if difference.statistic == "non-finite":
         return f"{a} non-finite elements against {b}"
-    if difference.statistic == "zeros":
-        return f"{a} zeros against {b}"
+    if difference.statistic in ("zeros", "NaN", "Inf"):
+        return f"{a} {difference.statistic} against {b}"
+    if not (math.isfinite(difference.a) and math.isfinite(difference.b)):
+        return f"{a} against {b}"
     if a == b:  # what four digits do not tell apart
         a, b = f"{difference.a:.9g}", f"{difference.b:.9g}"
     name = "" if difference.statistic == "value" else f"{difference.statistic} "
@@ -106,6 +116,8 @@ def _times(ratio: float) -> str:
 
 def share(part: float) -> str:
     """Return a relative difference as a percentage, or as a power of ten where that tells 10⁻⁷ from 10⁻⁵."""
+    if math.isnan(part):  # of what is not judged
+        return "—"
     if not math.isfinite(part):
         return words.number(part)
     return words.percent(part) if part == 0 or part >= 1e-4 else f"{part:.0e}".replace("e-0", "e-")
@@ -125,7 +137,7 @@ def story(comparison: Comparison, limit: int) -> tuple[list[DepthRow], int]:
     rows = list(comparison.depth)
     at = next((i for i, row in enumerate(rows) if row.verdict == "born"), None)
     if at is None:
-        rows = sorted(rows, key=lambda row: row.apart / row.bound if row.bound else 0.0, reverse=True)[:limit]
+        rows = sorted(rows, key=lambda row: row.apart / row.bound if row.bound > 0 else 0.0, reverse=True)[:limit]
         kept = [row for row in comparison.depth if row in rows]
         return kept, len(comparison.depth) - len(kept)
     start = max(at - _BEFORE, 0)
@@ -221,8 +233,8 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
         found.append(
             ("torch.backends.cudnn.allow_tf32", "is on by default: a GPU's convolutions round fp32 operands to TF32")
         )
-    if first.statistic == "non-finite":
-        side = a if first.a > first.b else b
+    if first.statistic in ("non-finite", "NaN", "Inf"):
+        side = a if first.a > first.b else b  # of more of them
         found.append((f"nanhunt report {side}", "says which op made the first non-finite value, and why"))
     else:
         found += [
@@ -254,6 +266,8 @@ def _look(first: Difference) -> tuple[str, str]:
         return name, "compare optimizer, schedule and scaler of both runs"
     if first.role in ("update", "weight"):
         return name, "its gradient agrees and its update does not: the optimizer's own settings, order and state"
+    if first.role == "scalar" and first.between:
+        return name, "no output of its step is in both traces: `--every 1` from the step before says where it begins"
     if first.role == "scalar":
         return name, "what it is computed from agrees: how it is computed is what differs"
     where = f"{first.source} in both" if first.source else "its code in both"
