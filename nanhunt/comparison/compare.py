@@ -66,15 +66,15 @@ def compare(a: Trace, b: Trace) -> Comparison:
     first = replace(born[0], source=_source(a, born[0].module) or _source(b, born[0].module)) if born else None
     step = born[0].step if born else int(pairs.step.max())
     beyond = (found.ratio <= 1.0) & (found.alone > 1.0)
+    alone_a, alone_b = _alone(rows_a, pairs.alone_a, rows_b, pairs), _alone(rows_b, pairs.alone_b, rows_a, pairs)
     return Comparison(
         a=str(a.path), b=str(b.path), outcome="identical" if is_same else "part" if born else "agree",
-        prefaces=(*ranks, *_prefaces(pairs, found), *unloaded(pairs)), settings=differing(a, b),
+        prefaces=(*ranks, *_strange(pairs, alone_a, alone_b), *_prefaces(pairs, found), *unloaded(pairs)), settings=differing(a, b),
         rounding=_coarsest(pairs, sides), steps=len(np.unique(pairs.step)), observations=len(pairs),
         judged=int(np.count_nonzero(found.is_judged)), inherited=int(np.count_nonzero(beyond)),
         born=(first, *born[1:]) if first else (), depth=by_depth(pairs, got, found, step), depth_step=step,
         by_step=by_step(pairs, got, found, a.scalars("loss"), b.scalars("loss")),
-        alone_a=_alone(rows_a, pairs.alone_a, rows_b, pairs), alone_b=_alone(rows_b, pairs.alone_b, rows_a, pairs),
-        renamed=_renamed(pairs), closest=closest,
+        alone_a=alone_a, alone_b=alone_b, renamed=_renamed(pairs), closest=closest,
     )  # fmt: skip
 
 
@@ -189,6 +189,16 @@ def _prefaces(pairs: Pairs, found: Judged) -> Iterator[str]:
         steps = np.unique(pairs.step[which & beyond])
         of = len(np.unique(pairs.step[which]))
         yield f"not the same batches: those of {len(steps)} of {of} steps differ, from step {steps[0]} on"
+
+
+def _strange(pairs: Pairs, alone_a: Alone, alone_b: Alone) -> Iterator[str]:
+    """Yield what makes two traces those of different runs: of most places one side alone, of their batches no field."""
+    strange, common = len(alone_a.sites) + len(alone_b.sites), len(np.unique(pairs.site))
+    if strange > common:
+        yield f"not the same model: {strange} places are in one trace alone, and {common} in both"
+    has_batches = all(any(role == Role.BATCH.value for role, *_ in side.sites) for side in (alone_a, alone_b))
+    if has_batches and not pairs.is_of(Role.BATCH).any():
+        yield "not the same batches: they have no field in common, and what goes in was not compared"
 
 
 def _coarsest(pairs: Pairs, sides: tuple[Arithmetic, Arithmetic]) -> str:

@@ -68,6 +68,13 @@ def test_the_terminal_says_what_where_and_by_how_much() -> None:
     assert "✓ the same: every statistic is equal to the bit" in DiffTerminal(width=200).render(SAME)
 
 
+def test_runs_that_are_not_the_same_are_said_so_first_and_no_line_is_blamed() -> None:
+    assert PARTED.prefaces[0].startswith("not the same")
+    page = " ".join(DiffTerminal(width=200).render(PARTED).split())
+    assert "not the same" in page
+    assert "what goes into" not in page
+
+
 def test_a_value_that_no_rounding_explains_is_said_so() -> None:
     page = " ".join(DiffTerminal(width=200).render(BROKEN).split())
     assert "0 non-finite elements against 3, which no rounding explains" in page

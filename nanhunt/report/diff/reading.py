@@ -38,7 +38,8 @@ def headline(comparison: Comparison) -> str:
         partly = any(side.steps or side.rows for side in (comparison.alone_a, comparison.alone_b))
         return f"the same{' as far as both reach' if partly else ''}: every statistic is equal to the bit, {seen}"
     if first is None:
-        return f"no difference is larger than {comparison.rounding}'s rounding explains, {seen}"
+        before = " and the differences before it explain" if comparison.inherited else " explains"
+        return f"no difference is larger than {comparison.rounding}'s rounding{before}, {seen}"
     where = f" ({words.printable(first.source)})" if first.source else ""
     micro = f", micro-batch {first.micro}" if first.micro else ""
     rank = f", rank {first.rank}" if first.rank else ""
@@ -228,7 +229,7 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
     if first is None:
         return []
     a, b = (_quoted(path) for path in (comparison.a, comparison.b))
-    found = [_look(first)]
+    found = [_look(first)] if not _are_others(comparison) else []
     if _may_be_tf32(comparison, first):
         found.append(
             ("torch.backends.cudnn.allow_tf32", "is on by default: a GPU's convolutions round fp32 operands to TF32")
@@ -241,6 +242,11 @@ def next_steps(comparison: Comparison) -> list[tuple[str, str]]:
             (f"nanhunt report {path}", f"has what else was seen in {mark}") for mark, path in (("A", a), ("B", b))
         ]
     return [*found, (f"nanhunt diff {a} {b} -o diff.html", "draws the curves by depth and by step")]
+
+
+def _are_others(comparison: Comparison) -> bool:
+    """Whether the runs are of different models or batches: where they part first then says nothing of the code there."""
+    return any(text.startswith(("not the same model", "not the same batches")) for text in comparison.prefaces)
 
 
 def _may_be_tf32(comparison: Comparison, first: Difference) -> bool:
