@@ -8,9 +8,9 @@ from tests.fuzz.target import Target
 __all__ = ["TARGETS", "find_target"]
 
 TARGETS: tuple[Target, ...] = (
-    Target(name="torch-zip", make=checkpoints.make_zip, run=checkpoints.load, share=105),
+    Target(name="torch-zip", make=checkpoints.make_zip, run=checkpoints.load, share=90),
     Target(name="torch-legacy", make=checkpoints.make_legacy, run=checkpoints.load, share=60),
-    Target(name="torch-pickle", make=checkpoints.make_pickle, run=checkpoints.load, share=105),
+    Target(name="torch-pickle", make=checkpoints.make_pickle, run=checkpoints.load, share=90),
     Target(name="torch-odd", make=checkpoints.make_odd, run=checkpoints.load, share=80),
     Target(name="safetensors", make=checkpoints.make_safetensors, run=checkpoints.load, share=70),
     Target(name="trainer-folder", make=checkpoints.make_folder, run=checkpoints.load, share=70),

@@ -37,7 +37,7 @@ SCRIPTS = {
         script="projects/hf-trainer/train.py",
         arguments=("--unlabelled-step", "13"),
         step=13,
-        cause="bad-target",
+        cause="empty-reduction",
         needs="transformers",
     ),
     "a Lightning Trainer": Recorded(
