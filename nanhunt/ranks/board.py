@@ -75,6 +75,7 @@ class Board:
     def _set(self, key: str, text: str) -> None:
         with contextlib.suppress(RuntimeError):
             self._store.set(key, text)
+            self._store.check([key])  # a set is not answered: this answer says that the server has it
 
     def _has(self, key: str) -> bool:
         try:
