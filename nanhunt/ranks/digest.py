@@ -39,7 +39,8 @@ __all__ = [
 
 #: `whole` is below this: squares of it are exact in fp64, added up over 8192 ranks.
 LARGEST = 1 << 20
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Bytes that are added up as one number.
+_WIDE = 8
 
 
 def state_digests(run: TrainingRun) -> dict[str, int]:
@@ -159,11 +160,18 @@ class GradientDigest(StepWatch):
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor's bits as whole numbers, int64."""
+    """Return the sum of a tensor's bits as whole numbers, int64, modulo 2^64.
+
+    Eight bytes are one number, as far as they go: on a CPU torch adds them at 22 GB/s, and fp32's bits one by one, widened,
+    at 1.1. Where memory happens to lie does not change the sum.
+    """
     to_local = getattr(tensor, "to_local", None)
     held = (tensor if to_local is None else to_local()).contiguous()
     if held.is_complex():
         held = torch.view_as_real(held.resolve_conj()).contiguous()
-    if held.dtype == torch.bool:
-        return held.sum(dtype=torch.int64)
-    return held.view(_INTEGERS[held.element_size()]).sum(dtype=torch.int64)
+    if held.storage_offset() * held.element_size() % _WIDE:  # a view in the middle of another tensor
+        held = held.clone()
+    flat = held.reshape(-1).view(torch.uint8)
+    wide = flat.numel() // _WIDE * _WIDE
+    total = flat[:wide].view(torch.int64).sum()
+    return total if wide == flat.numel() else total + flat[wide:].sum(dtype=torch.int64)

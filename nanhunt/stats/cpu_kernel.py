@@ -48,15 +48,11 @@ def measure_on_cpu(values: Tensor, tiny: float, *, histogram: bool, exact: bool 
     With `exact`, exponents are those of every element whatever the size. `tiny` is the smallest normal magnitude of the
     dtype that the numbers were stored in.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = (
-            values.clone()
-        )  # numpy's view would end what FSDP does with a weight's storage: it resizes it to nothing
     code = _code() if type(values) is Tensor else None  # numpy takes no subclass
     if code is not None:
         return torch.from_numpy(_by_compiled(code, values, tiny, histogram=histogram, exact=exact))
     if 0 < values.numel() <= _FEW and type(values) is Tensor:
-        few = _of_few(values.float().numpy(), _bits_of(tiny), histogram=histogram)
+        few = _of_few(_array_of(values.float()), _bits_of(tiny), histogram=histogram)
         if few is not None:
             return torch.from_numpy(few)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -111,10 +107,29 @@ def _by_compiled(code: Any, values: Tensor, tiny: float, *, histogram: bool, exa
 def _in_fp32(values: Tensor) -> Iterator[npt.NDArray[np.float32]]:
     """Yield a flat tensor in fp32: all of it, or what must be widened for that in pieces, good until the next one."""
     if values.dtype == torch.float32:
-        yield values.numpy()
+        yield _array_of(values)
     else:
         for x, _ in _pieces(values):
             yield x.numpy()
+
+
+class _Memory:
+    """A flat fp32 tensor's memory in numpy's protocol; an array of it keeps the tensor.
+
+    `Tensor.numpy` would make the storage one that cannot be resized, for good: FSDP resizes that of a gathered weight to nothing.
+    """
+
+    __slots__ = ("__array_interface__", "_tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        at = {"shape": (tensor.numel(),), "data": (tensor.data_ptr(), False)}
+        self.__array_interface__ = {"version": 3, "typestr": "<f4", **at}
+
+
+def _array_of(values: Tensor) -> npt.NDArray[np.float32]:
+    """Return a flat fp32 tensor's elements where they lie."""
+    return np.asarray(_Memory(values)) if values.numel() else np.empty(0, np.float32)
 
 
 @functools.cache

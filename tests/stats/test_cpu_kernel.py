@@ -52,3 +52,16 @@ def test_a_cpu_without_numba_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(nanhunt.stats, "cpu_code", raising=False)
     assert cpu_kernel._code() is None
     assert summarize(torch.tensor([1.0, math.nan])).nan == 1
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_a_tensor_that_was_measured_can_be_resized_as_before(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool, size: int
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(cpu_kernel, "_code", lambda: None)
+    weight = torch.ones(size)
+    assert summarize(weight).sum == size
+    weight.untyped_storage().resize_(0)  # as FSDP does with a gathered weight
+    assert weight.untyped_storage().size() == 0
