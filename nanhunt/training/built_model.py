@@ -58,6 +58,13 @@ def _users_model(spec: ModelSpec, root: Path) -> nn.Module:
             model = build(**_of_this_rank(build, spec), **spec.kwargs)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: {spec.call} returned {type(model).__name__}, not an nn.Module")
+    if any(hasattr(parameter, "_st_info") for parameter in model.parameters()):
+        # its first forward pass puts DTensors in the place of the parameters, and `named_parameters` has none of them any more
+        raise ConfigError(
+            "model: DistributedDataParallel around layers that tensor parallelism cuts is not replayed: its forward pass takes "
+            "the parameters out of the model",
+            hint='replicate it with `fully_shard(model, mesh=mesh["dp"])`, which averages the same gradients',
+        )
     return model
 
 

@@ -23,17 +23,24 @@ GRID = "tests.ranks.programs.grid"
 
 @dataclass(frozen=True)
 class Replays:
-    """A folder that four ranks saved; a replay by these on a mesh of 2 x 2, and one of the folder by two."""
+    """A folder that four ranks saved; a replay by these on a mesh of 2 x 2, and one of the folder by two.
+
+    Besides, of four ranks: shards that are replicated (HSDP), and DDP around tensor parallelism.
+    """
 
     saved: Path
     mesh: Launched
     resharded: Launched
+    hybrid: Launched
+    ddp: Launched
 
 
-def config(mesh: dict[str, int], fault: dict[str, object], steps: int, **arguments: object) -> str:
+def config(
+    mesh: dict[str, int], fault: dict[str, object], steps: int, build: str = "build_model", **arguments: object
+) -> str:
     sizes = f", mesh: {json.dumps(mesh)}" if mesh else ""
     return (
-        f"model: {{call: {GRID}:build_model, kwargs: {json.dumps(arguments)}{sizes}}}\n"
+        f"model: {{call: {GRID}:{build}, kwargs: {json.dumps(arguments)}{sizes}}}\n"
         f"data: {{call: {GRID}:batches, kwargs: {json.dumps(fault)}}}\n"
         "loss: tests.ranks.programs.net:compute_loss\n"
         "optimizer: {call: torch.optim:AdamW, kwargs: {lr: 1.0e-3}}\n"
@@ -45,17 +52,19 @@ def config(mesh: dict[str, int], fault: dict[str, object], steps: int, **argumen
 def replays(ranks: Ranks, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Replays:
     folder = tmp_path_factory.mktemp("grid")
     saved, first, second = folder / "saved", folder / "mesh", folder / "resharded"
-    for made in (first, second):
+    third, fourth = folder / "hybrid", folder / "ddp"
+    for made in (first, second, third, fourth):
         made.mkdir()
     bad = {"fault": "zeros", "on": 1, "at": 12}
     (first / "nanhunt.yaml").write_text(config({"dp": 2, "tp": 2}, bad, 4, save=str(saved)))
     (second / "nanhunt.yaml").write_text(config({}, {}, 2))
-    mesh = ranks.launch(
-        {"folder": str(first), "argv": ["replay", str(checkpoint)], "size": 4, "within": 120.0, "term": None}
-    )
+    (third / "nanhunt.yaml").write_text(config({"replicate": 2, "shard": 2}, bad | {"on": 3}, 4))
+    (fourth / "nanhunt.yaml").write_text(config({"dp": 2, "tp": 2}, {}, 2, "build_in_ddp"))
+    by_four = {"argv": ["replay", str(checkpoint)], "size": 4, "within": 120.0, "term": None}
+    mesh, hybrid, ddp = (ranks.launch({"folder": str(made), **by_four})[0] for made in (first, third, fourth))
     argv = ["replay", str(saved), "--trust-pickle", "--no-trials"]
     resharded = ranks.launch({"folder": str(second), "argv": argv, "size": 2, "within": 120.0, "term": None})
-    return Replays(saved=saved, mesh=mesh[0], resharded=resharded[0])
+    return Replays(saved=saved, mesh=mesh, resharded=resharded[0], hybrid=hybrid, ddp=ddp)
 
 
 def whole(saved: Path) -> Checkpoint:
@@ -119,3 +128,20 @@ def test_what_the_mesh_holds_in_parts_is_read_whole(replays: Replays) -> None:
     assert len(
         Trace.open(replays.mesh.folder / "trace.parquet").in_parts().frame(roles=["weight"], phases=["load"])
     ) == 4 * len(rows)
+
+
+def test_of_replicated_shards_the_rank_and_the_sample_are_named(replays: Replays) -> None:
+    assert replays.hybrid.codes == [0] * 4
+    diagnosis = replays.hybrid.diagnosis
+    onset = diagnosis.onset
+    assert onset is not None
+    assert (onset.kind, onset.step, onset.samples, onset.rank) == ("nan", 12, [2], 3)
+    assert diagnosis.suspects[0].cause == "zero-denominator"
+    rows = replays.hybrid.trace.frame(roles=["weight"], phases=["load"])
+    assert rows["numel"].sum() == sum(p.numel() for p in Net().parameters()), "replicas count once"
+
+
+def test_ddp_around_tensor_parallelism_is_refused_with_what_to_do(replays: Replays) -> None:
+    assert replays.ddp.codes == [2] * 4
+    assert "DistributedDataParallel around layers that tensor parallelism cuts is not replayed" in replays.ddp.said(0)
+    assert "fully_shard" in replays.ddp.said(0)

@@ -32,6 +32,14 @@ def build_model(mesh: DeviceMesh, save: str = "") -> nn.Module:
     return model
 
 
+def build_in_ddp(mesh: DeviceMesh) -> nn.Module:
+    """Return the net, cut for tensor parallelism and wrapped in DDP: torch's own trainers refuse that."""
+    model = net.Net()
+    for block in model.blocks:
+        parallelize_module(block, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    return nn.parallel.DistributedDataParallel(model, device_mesh=mesh["dp"])
+
+
 def save_sharded(folder: Path, mesh: DeviceMesh) -> None:
     """Train the net by all ranks as one row of shards, and save it as torchtitan does: names, and the optimizer's flat."""
     torch.manual_seed(1)
