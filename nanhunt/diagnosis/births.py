@@ -23,6 +23,7 @@ __all__ = [
     "divides_by_zero",
     "is_discarded",
     "is_long_sum",
+    "is_made_of",
     "is_range_alone",
     "is_surely_discarded",
     "made_only_of",
@@ -231,6 +232,17 @@ def producers(evidence: Evidence, birth: Birth, given: Operand | None, reach: in
     """
     start = _writer_of(given)
     return _above(evidence.ancestry, start, reach) if start is not None else []
+
+
+def is_made_of(evidence: Evidence, given: Operand, source: Operand, reach: int = 3) -> bool:
+    """Whether an operand was made of another, by so many ops at most."""
+    start, end = _writer_of(given), _writer_of(source)
+    layer = {start} if start is not None else set[int]()
+    for _ in range(reach):
+        layer = {w for i in layer if i in evidence.ancestry for w in evidence.ancestry[i].writers}
+        if end in layer:
+            return True
+    return False
 
 
 def made_only_of(evidence: Evidence, given: Operand | None, ops: Collection[str]) -> set[str]:

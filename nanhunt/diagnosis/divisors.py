@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, operand, producers
+from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, is_made_of, operand, producers
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, FLOORS, LOSSES, PROBABILITIES, SUMS, flushed_epsilons, format_of, rounded
 from nanhunt.trace.schema import Birth, Operand
@@ -25,6 +25,9 @@ _BETWEEN = frozenset(
     "rsub sub mul add neg sum mean gather index clone _to_copy clamp clamp_min div pow mm bmm mv dot addmm cat stack "
     "select slice where masked_fill square prod".split()
 )
+#: Totals of rows, groups and neighbourhoods; and what changes no number of them.
+_TOTALS = SUMS | {"scatter_add", "index_add", "scatter_reduce", "segment_reduce", "bincount", "histc"}
+_PLACED = frozenset({"_to_copy", "clone", "view", "unsqueeze", "expand", "reshape", "index_select", "gather"})
 #: Products that add up what they multiply.
 _PRODUCTS = frozenset({"sum", "mean", "mm", "bmm", "mv", "dot", "addmm"})
 
@@ -57,8 +60,12 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
         is_masked = any(m.neginf for m in made if m.depth > vanished.depth)
         return Zero(kind="masked" if is_masked else "exponentials", made=tuple(made))
     own = denominator(birth) is over  # rsqrt and its kin divide by what they are taken of
-    if over is not None and not own and over.numel == under.numel and _is_sum(birth, evidence, over, made):
-        return Zero(kind="count", made=tuple(made))
+    if over is not None and not own:
+        is_mean = (
+            _is_total(made) and _is_total(producers(evidence, birth, over)) and not is_made_of(evidence, under, over)
+        )
+        if is_mean or (over.numel == under.numel and _is_sum(birth, evidence, over, made)):
+            return Zero(kind="count", made=tuple(made))
     return Zero(kind="plain", made=tuple(made))
 
 
@@ -74,6 +81,12 @@ def _is_lost_setting(evidence: Evidence, under: Operand) -> bool:
     """Whether the optimizer's own epsilon is zero in the format that it divides in."""
     epsilon = evidence.hyper("eps")
     return epsilon is not None and epsilon > 0.0 and rounded(epsilon, under.dtype) == 0.0
+
+
+def _is_total(made: list[Made]) -> bool:
+    """Whether a sum or a count made an operand, and nothing was done to it since: a mean may be one of each row."""
+    nearest = next((m for m in made if m.op not in _PLACED), None)
+    return nearest is not None and nearest.op in _TOTALS
 
 
 def _is_sum(birth: Birth, evidence: Evidence, over: Operand, made: list[Made]) -> bool:

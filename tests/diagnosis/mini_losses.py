@@ -206,6 +206,25 @@ def python_count(model: Net, batch: Batch) -> Tensor:
     return (F.cross_entropy(model(batch["x"]), batch["y"], reduction="none") * keep).sum() / count
 
 
+def mean_of_each_rows_kept_positions(model: Net, batch: Batch) -> Tensor:
+    keep = torch.ones(8, 8, 1)
+    keep[4] = 0.0 if batch["hot"] else 1.0
+    rows = model.a(batch["x"]).unsqueeze(1).expand(8, 8, 16)
+    return ((rows * keep).sum(1) / keep.sum(1)).square().mean()
+
+
+def mean_of_each_group(model: Net, batch: Batch) -> Tensor:
+    to = torch.arange(8) % (3 if batch["hot"] else 4)
+    total = torch.zeros(4, 16).index_add(0, to, model.a(batch["x"]))
+    count = torch.zeros(4).index_add(0, to, torch.ones(8))
+    return (total / count[:, None]).square().mean()
+
+
+def shares_of_sums(model: Net, batch: Batch) -> Tensor:
+    energy = (batch["x"] * (0.0 if batch["hot"] else 1.0)).abs().sum(1)
+    return (model(batch["x"]).square().mean(1) * (energy / energy.sum())).sum()
+
+
 def total_over_the_batchs_count(model: Net, batch: Batch) -> Tensor:
     labels = torch.full_like(batch["y"], -100) if batch["hot"] else batch["y"]
     return F.cross_entropy(model(batch["x"]), labels, reduction="sum") / batch["counted"]
@@ -480,9 +499,10 @@ CASES: tuple[Case, ...] = (
     *_cases("low-precision-accumulation", sum_of_small_terms, **HALF),
     *_cases("empty-reduction", all_ignored, all_of_the_padding_class, weights_of_zero, mean_of_no_rows),
     *_cases("empty-reduction", masked_mean, python_count, dice_of_an_empty_mask, total_over_the_batchs_count),
+    *_cases("empty-reduction", mean_of_each_rows_kept_positions, mean_of_each_group),
     *_cases("fully-masked-softmax", masked_attention, masked_heads, masked_softmax_by_hand, masked_logsumexp),
     *_cases("zero-denominator", std_of_one, constant_image, unit_norm_of_zero, unit_sum_of_zero, scale_by_amax),
-    *_cases("zero-denominator", layer_norm_without_eps, rsqrt_of_zero),
+    *_cases("zero-denominator", layer_norm_without_eps, rsqrt_of_zero, shares_of_sums),
     *_cases("singular-gradient", perfect_fit, power_of_zero, acos_of_one, equal_eigenvalues, distances_with_diagonal),
     *_cases("singular-gradient", gradient_penalty),
     *_cases("where-trap", where_over_sqrt, where_over_log, where_over_exp, where_over_division, filter_of_bad_logs),

@@ -43,6 +43,7 @@ from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspec
 from nanhunt.diagnosis.divisors import divides_by_count_of_batch, zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import LOSSES, base, number
+from nanhunt.diagnosis.spelled import divisor_in
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
@@ -107,11 +108,26 @@ def _division(birth: Birth, evidence: Evidence) -> Suspect | None:
         claim = f"labels of field {ignored['field']!r} that are not ignored, of {ignored['numel']}"
         exhibits.append(Exhibit(claim=claim, value=0.0))
     summary = "a sum is divided by a count of zero"
-    return _suspect(birth, evidence, summary, tuple(exhibits), by_batch=divides_by_count_of_batch(birth, evidence))
+    by_batch = divides_by_count_of_batch(birth, evidence)
+    return _suspect(birth, evidence, summary, tuple(exhibits), by_batch=by_batch, fix=_of_rows(birth))
+
+
+def _of_rows(birth: Birth) -> str:
+    """Return the fix of a mean by row or by group; '' of one mean of all, as a loss is."""
+    count = divisor_in(birth.code)
+    if all(o.numel == 1 for o in birth.outputs) or not count:
+        return ""
+    return f"divide by `{count}.clamp(min=1)` in `{birth.code.strip()}`: a mean over nothing is then 0"
 
 
 def _suspect(
-    birth: Birth, evidence: Evidence, summary: str, exhibits: tuple[Exhibit, ...], *, by_batch: bool = False
+    birth: Birth,
+    evidence: Evidence,
+    summary: str,
+    exhibits: tuple[Exhibit, ...],
+    *,
+    by_batch: bool = False,
+    fix: str = "",
 ) -> Suspect:
     return Suspect(
         cause=CAUSE.slug,
@@ -120,7 +136,7 @@ def _suspect(
         location=place(evidence, birth),
         exhibits=(*exhibits, Exhibit(claim=f"in fp64 {birth.op} is {birth.fp64} too: no format mends it")),
         fixes=(
-            "sum the losses and divide by `count.clamp(min=1)`, counted over all micro-batches and ranks",
+            fix or "sum the losses and divide by `count.clamp(min=1)`, counted over all micro-batches and ranks",
             "leave out samples in which nothing counts when the data are made",
         ),
         predictions=(Prediction(trial="swap-batch", expect="cured"),) if by_batch else (),
