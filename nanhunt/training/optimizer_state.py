@@ -22,6 +22,7 @@ from nanhunt.errors import CheckpointError
 from nanhunt.training.names import clean_name
 from nanhunt.training.on_demand import OnDemand, outline, part_of
 from nanhunt.training.optimizer_names import by_name, covers, numbered, without
+from nanhunt.training.overruled import overruled_settings
 from nanhunt.training.parameter_orders import fits, names_in_groups, usual_orders
 from nanhunt.training.saved_value import is_optimizer_state
 from nanhunt.training.shards import Spread, is_spread, own_part
@@ -117,6 +118,8 @@ def load_optimizer(
             "optimizer: the checkpoint's moments do not have the shapes of its parameters",
             hint="optimizer: must build its parameter groups in the order of the run that saved the checkpoint",
         )
+    else:
+        assumptions += overruled_settings(optimizer, saved)
     _refuse_other_decay(optimizer, saved)
     # a key that another version of torch does not save has this one's default
     loadable = copy.copy(saved)

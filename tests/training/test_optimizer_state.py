@@ -67,6 +67,18 @@ def test_the_checkpoints_hyper_parameters_stand_and_unknown_ones_of_ours_are_kep
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["fused"]) == (0.025, None)
 
 
+def test_settings_that_the_checkpoint_overrules_are_told() -> None:
+    _, old = trained(one_group)
+    saved = old.state_dict()
+    saved["param_groups"][0] |= {"weight_decay": 0.1, "betas": [0.9, 0.95], "lr": 0.025}
+    model, told = Net(), list[str]()
+    load_optimizer(one_group(model), model, saved, told)
+    assert told == [
+        "optimizer: the checkpoint's settings are used: betas (0.9, 0.95), where the code has (0.9, 0.999); "
+        "weight_decay 0.1, where the code has 0.01"
+    ]
+
+
 def test_loading_leaves_the_checkpoint_as_it_was() -> None:
     _, old = trained(two_groups)
     saved = old.state_dict()
