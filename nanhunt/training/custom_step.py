@@ -192,6 +192,7 @@ class _Loop:
         if not self.order and any(p.grad is not None for p in self._run.trainable()):
             self.order.append("kept")
         self._watch.backward_begins(0)
+        self._leftovers.backward_begins()
         self._depth += 1
         try:
             result = call()

@@ -79,3 +79,28 @@ def test_gradients_accumulated_over_calls_are_no_leftovers() -> None:
             optimizer.zero_grad()
 
     assert steps(loop, count=6) == []
+
+
+@pytest.mark.parametrize("how", ["to none", "to zero", "by hand", "not at all"])
+def test_what_another_loss_left_is_used_again_only_where_nothing_clears_it_before_its_own_loss(how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    parameters = list(model.parameters())
+    optimizer, stepped, found = torch.optim.SGD(parameters, lr=0.1), frozenset[int](), dict[str, frozenset[int]]()
+    for _ in range(3):
+        left = Leftovers(parameters, stepped)
+        left.backward_begins()
+        loss_of(model).backward()  # an actor's, which goes through its critic
+        if how == "by hand":
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+        elif how != "not at all":
+            optimizer.zero_grad(set_to_none=how == "to none")
+        left.backward_begins()
+        loss_of(model).backward()
+        left.used(parameters)
+        optimizer.step()
+        left.release()
+        found, stepped = left.found(), frozenset(left.updated)
+    assert sorted(found) == (["leftover"] if how == "not at all" else [])
