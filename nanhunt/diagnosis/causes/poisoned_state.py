@@ -127,6 +127,11 @@ def _impossible(evidence: Evidence) -> Suspect | None:
     )
 
 
+#: What a batch norm keeps of the batches, and all that is lost where nothing else is bad.
+_STATISTICS = ("running_mean", "running_var")
+_REFILL = "every weight is finite: call `reset_running_stats()` of these norms, and run some hundred good batches in training mode"
+
+
 def _is_square(operand: Operand) -> bool:
     """Whether an operand is the mean of squares that an optimizer or a norm keeps."""
     kind, _, name = operand.origin.partition(" ")
@@ -182,6 +187,7 @@ def _inherited(evidence: Evidence, kind: str, name: str, poison: list[dict[str, 
         location=Location(step=onset.step, phase="load", module=onset.module, parameter=name),
         exhibits=tuple(exhibits),
         fixes=(
+            *([_REFILL] if poison and all(p["name"] in _STATISTICS for p in poison) else []),
             "go back to the last checkpoint that is finite, and replay from it to find what spoiled this one",
             "refuse to save a checkpoint with non-finite tensors",
         ) if found else ("find what wrote into it before the step: code between the steps, or an update in place",),

@@ -44,6 +44,8 @@ pytorch#68425, #36923, #23395, #52248, #108618; JAX FAQ, "gradients contain NaN 
 
 from __future__ import annotations
 
+import re
+
 from nanhunt.diagnosis.births import (
     is_discarded,
     is_surely_discarded,
@@ -60,6 +62,9 @@ from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth
 
 __all__ = ["CAUSE"]
+
+#: The lines in the trial's own words (`changes.safe_argument`).
+_MADE_SAFE = re.compile(r"of what (\S+) is given")
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -102,10 +107,18 @@ def _suspect(birth: Birth, evidence: Evidence, product: Birth | None) -> Suspect
         exhibits=tuple(exhibits),
         fixes=(
             f"make the argument of {function} safe before it: `safe = torch.where(ok, x, 1.0)`, "
-            f"then `torch.where(ok, {function}(safe), other)`",
+            f"then `torch.where(ok, {function}(safe), other)`{_and_elsewhere(birth, evidence)}",
         ),
         predictions=(Prediction(trial="safe-argument", expect="cured", refutes=is_all, confirms=is_checked),),
     )
+
+
+def _and_elsewhere(birth: Birth, evidence: Evidence) -> str:
+    """Return the other lines that the trial made safe too: mended alone, the first would let NaN through there."""
+    trial = evidence.trials.get("safe-argument")
+    lines = _MADE_SAFE.findall(trial.readback) if trial is not None else []
+    others = [line for line in dict.fromkeys(lines) if line != birth.source]
+    return f"; the trial had to make {', '.join(others)} safe as well" if others else ""
 
 
 def _throws_some_away(birth: Birth, evidence: Evidence) -> bool:

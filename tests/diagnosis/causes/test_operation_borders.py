@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -476,6 +477,22 @@ def test_a_double_where_that_shows_the_value_to_be_used_refutes_a_trap(
     evidence = evidence_of(Onset(kind="nan", step=7, phase="backward"), slope(0.0, ALL), to="gradient", notes=notes)
     told = {s.cause: s.grade for s in diagnose(evidence.trace).suspects}
     assert told["where-trap"] == grade
+
+
+def test_the_fix_of_a_trap_names_the_other_lines_that_its_trial_made_safe(evidence_of: EvidenceOf) -> None:
+    readback = (
+        "4 elements of what net.py:9 is given: the slope at 0.5; 2 elements of what net.py:7 is given: the slope at 1"
+    )
+    trial = Trial(name="safe-argument", outcome="cured", detail="", readback=readback).to_json()
+    evidence = evidence_of(
+        Onset(kind="nan", step=7, phase="backward"),
+        dataclasses.replace(slope(0.0, ALL), source="net.py:9"),
+        to="gradient",
+        notes=[(NoteKind.TRIAL, trial)],
+    )
+    answer = where_trap.CAUSE.examine(evidence)
+    assert isinstance(answer, Suspect)
+    assert answer.fixes[0].endswith("; the trial had to make net.py:7 safe as well")
 
 
 @pytest.mark.parametrize(("outcome", "found"), [("cured", "where-trap"), ("persists", "domain-error")])

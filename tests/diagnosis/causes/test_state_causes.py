@@ -70,6 +70,15 @@ def test_what_the_loss_inherits_from_and_was_bad_at_load_is_proved(kind: str, na
     assert {p.expect for p in found.predictions if p.refutes} == {"persists"}
 
 
+@pytest.mark.parametrize("others", [[], ["h.weight"]])
+def test_statistics_that_batches_fill_again_are_no_reason_to_go_back_where_all_weights_are_finite(
+    others: list[str],
+) -> None:
+    bad = [poison("bn.running_mean", "buffer", nan=8), *(poison(name, nan=1) for name in others)]
+    found = accused(poisoned_state.examine(evidence(nan(30, "load"), notes=[*bad, carried("buffer bn.running_mean")])))
+    assert ("reset_running_stats" in found.fixes[0]) == (not others)
+
+
 def test_whole_tensors_of_nan_and_single_elements_tell_of_different_pasts() -> None:
     def claims(**counts: Any) -> str:
         told = evidence(nan(30, "load"), notes=[poison(**counts), carried("parameter h.weight")])
