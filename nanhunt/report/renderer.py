@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from nanhunt import report
 from nanhunt.errors import UsageError
+from nanhunt.report.chosen import chosen
 
 if TYPE_CHECKING:
     from nanhunt.diagnosis.cause import Diagnosis
@@ -32,28 +32,8 @@ class Renderer(Protocol):
 
 
 def choose_renderer(format: str | None, out: Path | None) -> type[Renderer]:
-    """Return the renderer that `--format` names, or else the suffix of `out`, or else the terminal's.
-
-    Raises `UsageError` for a format or a suffix that there is none of.
-    """
-    renderers = report.RENDERERS
-    names = [r.name for r in renderers]
-    if format is not None:
-        if format in names:
-            return renderers[names.index(format)]
-        near = difflib.get_close_matches(format.lower(), names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else None
-        raise UsageError(f"--format {format}: a report's formats are {', '.join(names)}", hint=hint)
-    if out is None or not out.suffix:
-        return renderers[0]
-    for renderer in renderers:
-        if renderer.suffix == out.suffix.lower():
-            return renderer
-    suffixes = ", ".join(f"{r.suffix} ({r.name})" for r in renderers)
-    raise UsageError(
-        f"--out {out}: no report format has the suffix {out.suffix}; there are {suffixes}",
-        hint=f"name the format: --format {'|'.join(names)}",
-    )
+    """Return the renderer that a user asked for, else the terminal's. Raises UsageError for one that there is not."""
+    return chosen(report.RENDERERS, format, out, of="a report's")
 
 
 def write_report(text: str, out: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanhunt.errors import UsageError
+from nanhunt.report.chosen import chosen
 from nanhunt.report.diff.html import DiffHtml
 from nanhunt.report.diff.json import DiffJson
 from nanhunt.report.diff.markdown import DiffMarkdown
@@ -18,19 +18,5 @@ DIFF_RENDERERS: tuple[_Renderer, ...] = (DiffTerminal, DiffJson, DiffMarkdown, D
 
 
 def choose_diff(format: str | None, out: Path | None) -> _Renderer:
-    """Return the renderer that `--format` names, else the suffix of `out`, else the terminal's.
-
-    Raises UsageError for a format or a suffix that there is none of.
-    """
-    names = ", ".join(renderer.name for renderer in DIFF_RENDERERS)
-    if format is not None:
-        found = next((r for r in DIFF_RENDERERS if r.name == format.lower()), None)
-        if found is None:
-            raise UsageError(f"--format {format}: a comparison's formats are {names}")
-        return found
-    if out is None or not out.suffix:
-        return DIFF_RENDERERS[0]
-    found = next((r for r in DIFF_RENDERERS if r.suffix == out.suffix.lower()), None)
-    if found is None:
-        raise UsageError(f"--out {out}: no page has the suffix {out.suffix}", hint=f"name the format: --format {names}")
-    return found
+    """Return the renderer that a user asked for, else the terminal's. Raises UsageError for one that there is not."""
+    return chosen(DIFF_RENDERERS, format, out, of="a comparison's")
