@@ -78,7 +78,8 @@ class Alarm:
     def heard(self, step: Scalars) -> Fault | None:
         """Take a step, and return the fault that it shows or decides."""
         self._skips = self._skips + 1 if step.skipped else 0
-        self._still = self._still + 1 if step.grad_norm == 0.0 else 0
+        # a loss of exactly zero has nothing left to teach: a hinge's, a contrast's that is kept everywhere
+        self._still = self._still + 1 if step.grad_norm == 0.0 and step.loss != 0.0 else 0
         loud = self._nonfinite(step) or self._falling(step) or self._stalled(step) or self._spike(step)
         return loud or self.seen(
             step.step, [(f"output of {name or 'the model'}", value) for name, value in step.outputs]

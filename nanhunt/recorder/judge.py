@@ -19,6 +19,8 @@ __all__ = ["Judge"]
 BUNDLES = 3
 #: Healthy steps after which the next fault is a new one.
 HEALTHY = 20
+#: What ends a run, whatever was odd before.
+_BROKEN = frozenset({"nan", "inf", "exception"})
 #: Steps whose numbers may be on their way to the host.
 LATE = 2
 
@@ -31,8 +33,9 @@ class Judge:
         #: the close looks at steps that are not judged yet, by step
         self.looks: dict[int, CloseLook] = {}
         self._alarm = Alarm()
-        #: the last faulty step
+        #: the last faulty step, and whether one of the faults since the last healthy stretch was not finite
         self._faulty: int | None = None
+        self._is_broken = False
         self._written = 0
         self._is_silent_told = False
 
@@ -64,6 +67,7 @@ class Judge:
     def is_written(self, fault: Fault) -> bool:
         """Whether a fault gets a bundle: none that goes on since the last, and one of all that are silent.
 
+        What is not finite is no more of a spike or a stall before it, whatever led to it: it gets a bundle of its own.
         What is silent may be so by design: it must not keep from a bundle what is loud. Behind a loud fault it is what
         that has left.
         """
@@ -72,8 +76,9 @@ class Judge:
             self._is_silent_told |= is_written
             return is_written
         goes_on = self._faulty is not None and fault.step - self._faulty <= HEALTHY
-        self._faulty = fault.step
-        if goes_on or self._written >= BUNDLES:
+        was_broken = goes_on and self._is_broken
+        self._faulty, self._is_broken = fault.step, was_broken or fault.kind in _BROKEN
+        if (goes_on and self._is_broken == was_broken) or self._written >= BUNDLES:
             return False
         self._written += 1
         return True

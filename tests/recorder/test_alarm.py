@@ -8,6 +8,7 @@ import random
 import pytest
 
 from nanhunt.recorder.alarm import SKIPS, STILL, Alarm, Fault, Scalars
+from nanhunt.recorder.judge import Judge
 
 
 def step(
@@ -62,3 +63,15 @@ def test_a_noisy_run_that_learns_has_no_fault() -> None:
     rng = random.Random(1)
     steps = [step(i, loss=3.0 * 0.99**i + 0.1 * rng.random(), norm=rng.lognormvariate(0.0, 0.3)) for i in range(400)]
     assert first_fault(steps) is None
+
+
+def test_a_loss_of_exactly_zero_with_gradients_of_zero_has_been_learnt() -> None:
+    solved = [step(i, loss=0.0, norm=0.0) for i in range(4, 4 + 2 * STILL)]
+    assert first_fault([*(step(i, loss=1e-3) for i in range(4)), *solved]) is None
+
+
+def test_what_is_not_finite_gets_a_bundle_of_its_own_behind_a_stall_and_what_follows_it_none() -> None:
+    judge = Judge()
+    told = [("stall", 8), ("stall", 9), ("nan", 13), ("nan", 14), ("loss-spike", 20), ("inf", 90)]
+    written = [(k, s) for k, s in told if judge.is_written(Fault(kind=k, step=s, lead_step=s, detail=""))]  # type: ignore[arg-type]
+    assert written == [("stall", 8), ("nan", 13), ("inf", 90)]
