@@ -207,7 +207,9 @@ class SpikeWatch:
         if len(self.losses) >= BASELINE:  # a rise from one of the first losses on made its own baseline high
             away = len(self.losses) - rises < BASELINE and rises >= RUN and scalars.loss > RUN_RISE * low > 0.0
             return self._early_event(scalars, first, "update_norm") if away else None
-        if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * median(before) > 0.0:
+        # a loss that has been exactly zero is at its floor, where no factor says anything: held against the largest one
+        usual = max(before, default=0.0) if 0.0 in before else median(before or [0.0])
+        if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * usual > 0.0:
             return None
         if rises > 1:
             return self._early_event(scalars, first, "update_norm")

@@ -191,3 +191,9 @@ def test_zeros_are_no_scale() -> None:
     losses = [0.0] * 40
     losses[10], losses[20], losses[21] = 1e-5, 5e-3, 1e-6
     assert not [e for e in watched(losses) if e.verdict == "fault"]
+
+
+@pytest.mark.parametrize(("peak", "found"), [(0.0106, False), (1.0, True)])
+def test_first_losses_some_of_which_are_zero_are_held_against_the_largest_of_them(peak: float, found: bool) -> None:
+    losses = [1.3e-3, 0.0, 1.9e-3, 0.0, peak, *([0.0043, 0.0, 0.0, 0.0] if not found else [peak] * 12)]
+    assert any(e.verdict == "fault" for e in watched(losses)) == found
