@@ -21,6 +21,7 @@ __all__ = [
     "constant_of",
     "denominator",
     "divides_by_zero",
+    "have_one_writer",
     "is_discarded",
     "is_long_sum",
     "is_made_of",
@@ -238,11 +239,19 @@ def is_made_of(evidence: Evidence, given: Operand, source: Operand, reach: int =
     """Whether an operand was made of another, by so many ops at most."""
     start, end = _writer_of(given), _writer_of(source)
     layer = {start} if start is not None else set[int]()
+    if start is not None and start == end:
+        return True  # views of one tensor
     for _ in range(reach):
         layer = {w for i in layer if i in evidence.ancestry for w in evidence.ancestry[i].writers}
         if end in layer:
             return True
     return False
+
+
+def have_one_writer(evidence: Evidence, one: Operand, other: Operand) -> bool:
+    """Whether two operands were made of the same tensor by one op each."""
+    first, second = (evidence.ancestry.get(i) if i is not None else None for i in (_writer_of(one), _writer_of(other)))
+    return first is not None and second is not None and bool(set(first.writers) & set(second.writers))
 
 
 def made_only_of(evidence: Evidence, given: Operand | None, ops: Collection[str]) -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, is_made_of, operand, producers
+from nanhunt.diagnosis.births import Made, denominator, divides_by_zero, have_one_writer, is_made_of, operand, producers
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import EXPS, FLOORS, LOSSES, PROBABILITIES, SUMS, flushed_epsilons, format_of, rounded
 from nanhunt.trace.schema import Birth, Operand
@@ -26,7 +26,7 @@ _BETWEEN = frozenset(
     "select slice where masked_fill square prod".split()
 )
 #: Totals of rows, groups and neighbourhoods; and what changes no number of them.
-_TOTALS = SUMS | {"scatter_add", "index_add", "scatter_reduce", "segment_reduce", "bincount", "histc"}
+_TOTALS = SUMS | {"scatter_add", "index_add", "bincount", "histc"}
 _PLACED = frozenset({"_to_copy", "clone", "view", "unsqueeze", "expand", "reshape", "index_select", "gather"})
 #: Products that add up what they multiply.
 _PRODUCTS = frozenset({"sum", "mean", "mm", "bmm", "mv", "dot", "addmm"})
@@ -61,9 +61,9 @@ def zero_divisor(birth: Birth, evidence: Evidence) -> Zero | None:
         return Zero(kind="masked" if is_masked else "exponentials", made=tuple(made))
     own = denominator(birth) is over  # rsqrt and its kin divide by what they are taken of
     if over is not None and not own:
-        is_mean = (
-            _is_total(made) and _is_total(producers(evidence, birth, over)) and not is_made_of(evidence, under, over)
-        )
+        is_sum = bool(made) and made[0].op in SUMS
+        is_share = is_made_of(evidence, under, over) or (is_sum and have_one_writer(evidence, under, over))
+        is_mean = _is_total(made) and _is_total(producers(evidence, birth, over)) and not is_share
         if is_mean or (over.numel == under.numel and _is_sum(birth, evidence, over, made)):
             return Zero(kind="count", made=tuple(made))
     return Zero(kind="plain", made=tuple(made))

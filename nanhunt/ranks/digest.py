@@ -1,8 +1,8 @@
 """Whether what all ranks must agree on is the same on all of them, to the bit.
 
 How it works. The bits of a tensor, as whole numbers, are added up on its device: one read of it, eight bytes to the host.
-A sum sees any change of one element, and not two that cancel or an exchange of places; it is taken anew in each recorded
-step. The sums of all tensors are hashed to one number below 2^20, which goes into the step's exchange: ranks agree where
+A sum sees any change of one element, and not two that cancel (signs of two elements in the upper half of eight bytes do), or an
+exchange of places; it is taken anew in each recorded step. The sums of all tensors are hashed to one number below 2^20, which goes into the step's exchange: ranks agree where
 the sum of squares says that all numbers are equal. Only where they do not are names exchanged.
 
 What is compared: weights, the tensors that optimizers keep of them, and buffers. A shard of a DTensor is its rank's own. So

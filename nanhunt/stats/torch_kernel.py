@@ -106,7 +106,7 @@ def plain_values(tensor: Tensor) -> Tensor:
         tensor = to_local()
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()
+    return torch.view_as_real(tensor.resolve_conj().resolve_neg()) if tensor.is_complex() else tensor.resolve_neg()
 
 
 def columns_of(vectors: npt.NDArray[np.float64]) -> StatsColumns:

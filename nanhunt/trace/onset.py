@@ -119,6 +119,11 @@ class Series:
         return math.log(max(value, 1e-300)) if self.log else value
 
 
+def _usual(losses: list[float]) -> float:
+    """Return the usual one of a few losses: of some that are exactly zero, where no factor says anything, the largest."""
+    return max(losses) if 0.0 in losses else median(losses)
+
+
 def log_noise(values: Iterable[float]) -> float | None:
     """Return the robust deviation of the logs of positive values from the line through their neighbours; None of too few."""
     logs = [math.log(max(x, 1e-300)) for x in values if x >= 0.0]
@@ -207,9 +212,7 @@ class SpikeWatch:
         if len(self.losses) >= BASELINE:  # a rise from one of the first losses on made its own baseline high
             away = len(self.losses) - rises < BASELINE and rises >= RUN and scalars.loss > RUN_RISE * low > 0.0
             return self._early_event(scalars, first, "update_norm") if away else None
-        # a loss that has been exactly zero is at its floor, where no factor says anything: held against the largest one
-        usual = max(before, default=0.0) if 0.0 in before else median(before or [0.0])
-        if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * usual > 0.0:
+        if not before or not scalars.loss > EARLY * (1.0 + 4.0 / len(before)) * _usual(before) > 0.0:
             return None
         if rises > 1:
             return self._early_event(scalars, first, "update_norm")
@@ -227,7 +230,7 @@ class SpikeWatch:
             severity=2 * ALARM,
             peak_loss=scalars.loss,
             peak_step=scalars.step,
-            baseline_loss=median(before),
+            baseline_loss=_usual(before),
             losses=[scalars.loss],
             early=True,
         )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from nanhunt.training.shards import own_part
+
 __all__ = ["Leftovers"]
 
 
@@ -87,5 +89,6 @@ class Leftovers:
 
 
 def _any(grad: Tensor) -> Tensor:
-    values = grad._values() if grad.is_sparse else grad
+    held = own_part(grad)  # a DTensor's flags would be summed over the ranks, in the middle of the step
+    values = held._values() if held.is_sparse else held
     return (values.detach() != 0).any()

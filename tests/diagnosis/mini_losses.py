@@ -220,6 +220,11 @@ def mean_of_each_group(model: Net, batch: Batch) -> Tensor:
     return (total / count[:, None]).square().mean()
 
 
+def marginals_of_nothing(model: Net, batch: Batch) -> Tensor:
+    joint = (batch["x"] * (0.0 if batch["hot"] else 1.0)).abs()
+    return (model(batch["x"]).square().mean(1) * (joint.sum(1) / joint.sum())).sum()
+
+
 def shares_of_sums(model: Net, batch: Batch) -> Tensor:
     energy = (batch["x"] * (0.0 if batch["hot"] else 1.0)).abs().sum(1)
     return (model(batch["x"]).square().mean(1) * (energy / energy.sum())).sum()
@@ -502,7 +507,8 @@ CASES: tuple[Case, ...] = (
     *_cases("empty-reduction", mean_of_each_rows_kept_positions, mean_of_each_group),
     *_cases("fully-masked-softmax", masked_attention, masked_heads, masked_softmax_by_hand, masked_logsumexp),
     *_cases("zero-denominator", std_of_one, constant_image, unit_norm_of_zero, unit_sum_of_zero, scale_by_amax),
-    *_cases("zero-denominator", layer_norm_without_eps, rsqrt_of_zero, shares_of_sums),
+    *_cases("zero-denominator", layer_norm_without_eps, rsqrt_of_zero),
+    *_cases("zero-denominator", shares_of_sums, marginals_of_nothing),
     *_cases("singular-gradient", perfect_fit, power_of_zero, acos_of_one, equal_eigenvalues, distances_with_diagonal),
     *_cases("singular-gradient", gradient_penalty),
     *_cases("where-trap", where_over_sqrt, where_over_log, where_over_exp, where_over_division, filter_of_bad_logs),

@@ -197,3 +197,8 @@ def test_zeros_are_no_scale() -> None:
 def test_first_losses_some_of_which_are_zero_are_held_against_the_largest_of_them(peak: float, found: bool) -> None:
     losses = [1.3e-3, 0.0, 1.9e-3, 0.0, peak, *([0.0043, 0.0, 0.0, 0.0] if not found else [peak] * 12)]
     assert any(e.verdict == "fault" for e in watched(losses)) == found
+
+
+def test_a_peak_behind_zeros_that_the_run_comes_back_from_is_no_fault() -> None:
+    losses = [2.0, 0.0, 0.0, 20.0, 1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.1, 1.0]
+    assert not [e for e in watched(losses) if e.verdict == "fault"]

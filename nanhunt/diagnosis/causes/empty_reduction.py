@@ -38,7 +38,7 @@ pytorch#70348, #116349, #75181; trl#6668; MONAI#120 (Dice); causes by count: `nl
 
 from __future__ import annotations
 
-from nanhunt.diagnosis.births import no_births, operand, place, root
+from nanhunt.diagnosis.births import denominator, no_births, operand, place, root
 from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import divides_by_count_of_batch, zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
@@ -117,7 +117,8 @@ def _of_rows(birth: Birth) -> str:
     count = divisor_in(birth.code)
     if all(o.numel == 1 for o in birth.outputs) or not count:
         return ""
-    return f"divide by `{count}.clamp(min=1)` in `{birth.code.strip()}`: a mean over nothing is then 0"
+    kept = f"max({count}, 1)" if denominator(birth) is None else f"{count}.masked_fill({count} == 0, 1)"
+    return f"divide by `{kept}` in `{birth.code.strip()}`: a mean over nothing is then 0, and every other as it was"
 
 
 def _suspect(

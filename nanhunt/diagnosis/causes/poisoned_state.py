@@ -129,7 +129,10 @@ def _impossible(evidence: Evidence) -> Suspect | None:
 
 #: What a batch norm keeps of the batches, and all that is lost where nothing else is bad.
 _STATISTICS = ("running_mean", "running_var")
-_REFILL = "every weight is finite: call `reset_running_stats()` of these norms, and run some hundred good batches in training mode"
+_REFILL = (
+    "every weight is finite: if these are a norm's that trains, `reset_running_stats()` and a few hundred good batches "
+    "bring them back"
+)
 
 
 def _is_square(operand: Operand) -> bool:
@@ -187,8 +190,8 @@ def _inherited(evidence: Evidence, kind: str, name: str, poison: list[dict[str, 
         location=Location(step=onset.step, phase="load", module=onset.module, parameter=name),
         exhibits=tuple(exhibits),
         fixes=(
-            *([_REFILL] if poison and all(p["name"] in _STATISTICS for p in poison) else []),
             "go back to the last checkpoint that is finite, and replay from it to find what spoiled this one",
+            *([_REFILL] if poison and all(p["name"] in _STATISTICS for p in poison) else []),
             "refuse to save a checkpoint with non-finite tensors",
         ) if found else ("find what wrote into it before the step: code between the steps, or an update in place",),
         predictions=_PERSISTS,

@@ -64,7 +64,7 @@ from nanhunt.trace.schema import Birth
 __all__ = ["CAUSE"]
 
 #: The lines in the trial's own words (`changes.safe_argument`).
-_MADE_SAFE = re.compile(r"of what (\S+) is given")
+_MADE_SAFE = re.compile(r"of what (.+?) is given")
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
@@ -116,9 +116,9 @@ def _suspect(birth: Birth, evidence: Evidence, product: Birth | None) -> Suspect
 def _and_elsewhere(birth: Birth, evidence: Evidence) -> str:
     """Return the other lines that the trial made safe too: mended alone, the first would let NaN through there."""
     trial = evidence.trials.get("safe-argument")
-    lines = _MADE_SAFE.findall(trial.readback) if trial is not None else []
+    lines = _MADE_SAFE.findall(trial.readback) if trial is not None and trial.outcome == "cured" else []
     others = [line for line in dict.fromkeys(lines) if line != birth.source]
-    return f"; the trial had to make {', '.join(others)} safe as well" if others else ""
+    return f"; the trial made {', '.join(others)} safe as well" if others else ""
 
 
 def _throws_some_away(birth: Birth, evidence: Evidence) -> bool:

@@ -492,7 +492,7 @@ def test_the_fix_of_a_trap_names_the_other_lines_that_its_trial_made_safe(eviden
     )
     answer = where_trap.CAUSE.examine(evidence)
     assert isinstance(answer, Suspect)
-    assert answer.fixes[0].endswith("; the trial had to make net.py:7 safe as well")
+    assert answer.fixes[0].endswith("; the trial made net.py:7 safe as well")
 
 
 @pytest.mark.parametrize(("outcome", "found"), [("cured", "where-trap"), ("persists", "domain-error")])

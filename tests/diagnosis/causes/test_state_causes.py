@@ -76,7 +76,7 @@ def test_statistics_that_batches_fill_again_are_no_reason_to_go_back_where_all_w
 ) -> None:
     bad = [poison("bn.running_mean", "buffer", nan=8), *(poison(name, nan=1) for name in others)]
     found = accused(poisoned_state.examine(evidence(nan(30, "load"), notes=[*bad, carried("buffer bn.running_mean")])))
-    assert ("reset_running_stats" in found.fixes[0]) == (not others)
+    assert any("reset_running_stats" in fix for fix in found.fixes) == (not others)
 
 
 def test_whole_tensors_of_nan_and_single_elements_tell_of_different_pasts() -> None:
