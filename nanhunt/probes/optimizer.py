@@ -57,8 +57,9 @@ class OptimizerProbe(StepWatch):
         self._names: dict[Tensor, str] = {}
         #: parameters by name, as they were when they were asked for first
         self._named: dict[str, Tensor] = {}
-        #: sum and norm of each weight as its optimizer left it
+        #: sum and norm of each weight as its optimizer left it; of those that are measured by one launch, by their names
         self._left: dict[str, Tensor] = {}
+        self._left_together: dict[tuple[str, ...], Tensor] = {}
         #: names and tiles of parameters that are measured by one launch
         self._together: list[tuple[tuple[str, ...], KeptTiles]] = []
 
@@ -102,11 +103,15 @@ class OptimizerProbe(StepWatch):
 
     def update_made(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Keep sum and norm of the weights as their optimizer leaves them: a loop may write into them after that."""
-        if self._rows.recording:
-            for parameter in self._run.trainable() if parameters is None else parameters:
-                name = self._names.get(parameter)
-                if name in self._held:
-                    self._left[name] = _sum_and_norm(parameter)
+        if not self._rows.recording:
+            return
+        updated = self._run.trainable() if parameters is None else parameters
+        left = {name: p for p in updated if (name := self._names.get(p)) in self._held and name is not None}
+        for names, tiles in self._together:
+            if left.keys() >= set(names) and tiles.still_fit():
+                self._left_together[names] = tiles.sums_and_norms()
+                left = {name: p for name, p in left.items() if name not in set(names)}
+        self._left |= {name: _sum_and_norm(parameter) for name, parameter in left.items()}
 
     def updated(self) -> None:
         """Record weights, moments, the applied update and Adam's health."""
@@ -122,14 +127,25 @@ class OptimizerProbe(StepWatch):
             updates |= {name: _part(p := changed[name][0], p) - self._before[name] for name in alone}
             shapes = {name: changed[name][0].shape for name in updates}
             self._rows.tensors(updates, phase=Phase.UPDATE, role=Role.UPDATE, shapes=shapes)
-            for name, left in self._left.items():
-                if name in changed:
-                    self._scalar(name, "moved_outside", (_sum_and_norm(changed[name][0]) - left).abs().amax())
+            self._tell_moves(changed)
             for name in alone:
                 for key, value in self._health(name, *changed[name], updates[name]).items():
                     self._scalar(name, key, value)
-        for kept in (self._held, self._before, self._v_before, self._left, self._together):
+        for kept in (self._held, self._before, self._v_before, self._left, self._left_together, self._together):
             kept.clear()
+
+    def _tell_moves(self, changed: dict[str, tuple[Tensor, dict[str, Any]]]) -> None:
+        """Record `moved_outside` of what an optimizer has left."""
+        for name, left in self._left.items():
+            if name in changed:
+                self._scalar(name, "moved_outside", (_sum_and_norm(changed[name][0]) - left).abs().amax())
+        for names, tiles in self._together:
+            kept = self._left_together.get(names)
+            if kept is None or not changed.keys() >= set(names) or not tiles.still_fit():
+                continue
+            moved = (tiles.sums_and_norms() - kept).abs().amax(dim=1)
+            leaves = [_leaf(name, "moved_outside") for name in names]
+            self._rows.scalars(leaves, np.arange(len(names)), moved, phase=Phase.UPDATE)
 
     def _measure_together(self, changed: dict[str, tuple[Tensor, dict[str, Any]]]) -> dict[str, Tensor]:
         """Turn what was kept together into updates, record their health, and return them by name."""

@@ -133,6 +133,17 @@ class KeptTiles:
         parts = torch.split(self.kept, list(self.group.lengths))
         return [part[:size] for part, size in zip(parts, self.group.seen, strict=True)]
 
+    def still_fit(self) -> bool:
+        """Whether the weights are of the format in which they were kept, and can be read again."""
+        return all(fits(w) and w.dtype == self.kept.dtype for w in self.weights)
+
+    def sums_and_norms(self) -> Tensor:
+        """Return [Σw / sqrt(n), |w|] of each weight's tiles as they are now, (parameters, 2) in fp64 on the device."""
+        tiles = self._copied(self.weights).view(-1, TILE).double()  # zero beyond a weight's end
+        sums = torch.stack([tiles.sum(dim=1), tiles.square_().sum(dim=1)], dim=1)
+        total = torch.segment_reduce(sums, "sum", lengths=self.group.tiles, axis=0, unsafe=True)
+        return torch.stack([total[:, 0] / self.group.counts[0].clamp(min=1.0).sqrt(), total[:, 1].sqrt()], dim=1)
+
     def health(
         self, grads: Sequence[Any], states: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]
     ) -> Tensor:

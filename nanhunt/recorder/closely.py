@@ -29,9 +29,15 @@ class CloseLook:
     Statistics stay on the device until `take`. A compiled model keeps its graph: its modules are not looked at.
     """
 
-    def __init__(self, run: TrainingRun, step: int, failed: Callable[[Exception], None]) -> None:
-        """Put hooks on the modules; one that fails tells `failed`, and raises nothing."""
-        self._rows = RowBuffer()
+    def __init__(
+        self, run: TrainingRun, step: int, failed: Callable[[Exception], None], spare: list[RowBuffer]
+    ) -> None:
+        """Put hooks on the modules; one that fails tells `failed`, and raises nothing.
+
+        Of the `spare` buffers one is used, and put back when its rows have been taken: it knows its sites.
+        """
+        self._spare = spare
+        self._rows = spare.pop() if spare else RowBuffer()
         self._rows.step = step
         self._probe = OptimizerProbe(run, self._rows)
         self._hooks = contextlib.ExitStack()
@@ -70,8 +76,10 @@ class CloseLook:
         self._hooks.close()
 
     def take(self) -> StepRows:
-        """Return the rows; waits for the device."""
-        return self._rows.take()
+        """Return the rows; waits for the device. There is nothing more to ask after that."""
+        rows = self._rows.take()
+        self._spare.append(self._rows)
+        return rows
 
 
 def nonfinite(rows: StepRows, *, skipped: bool) -> list[tuple[str, float]]:

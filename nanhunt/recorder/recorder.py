@@ -30,6 +30,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from nanhunt.compiled import is_compiled
+from nanhunt.probes.probe import RowBuffer
 from nanhunt.probes.source import is_user_file
 from nanhunt.recorder.alarm import Fault
 from nanhunt.recorder.bundle import write_bundle
@@ -99,6 +100,8 @@ class Recorder(Listener):
             raise ValueError(f"detect is 'scalars' or 'outputs', not {detect!r}")
         self._outputs = Outputs() if detect == "outputs" else None
         self._judged = Judge()
+        #: of close looks that are over
+        self._spare: list[RowBuffer] = []
         self._hooks = contextlib.ExitStack()
 
     # --- the user's calls ----------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ class Recorder(Listener):
         if self._outputs is not None:
             self._outputs.peaks = self._present.outputs
         if closely:
-            self._look = self._judged.looks[step] = CloseLook(self._run, step, self._give_up)
+            self._look = self._judged.looks[step] = CloseLook(self._run, step, self._give_up, self._spare)
 
     def _end_step(self) -> None:
         if self._present is None:

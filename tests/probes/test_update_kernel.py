@@ -31,7 +31,9 @@ class Bag(nn.Module):
         return sum(((t.float() * batch).sin() * (1 + i)).sum() for i, t in enumerate(self.tensors)) * 1e-3
 
 
-def rows_of(dtype: torch.dtype, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, alone: bool) -> list[Any]:
+def rows_of(
+    dtype: torch.dtype, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, alone: bool, own_step: Any = None
+) -> list[Any]:
     if alone:
         monkeypatch.setattr("nanhunt.probes.optimizer.has_triton", lambda: False)
     device = torch.device("cuda")
@@ -41,6 +43,7 @@ def rows_of(dtype: torch.dtype, settings: dict[str, Any], monkeypatch: pytest.Mo
         lambda m, b: m(b.to(device)),
         [torch.tensor(1.0 + i) for i in range(4)],
         optimizer=torch.optim.AdamW(model.parameters(), **settings),
+        train_step=own_step,
     )
     run.device = device
     rows = RowBuffer()
@@ -73,6 +76,32 @@ def test_all_at_once_are_measured_as_each_alone(
             assert (row.stats.zero, row.stats.amax, row.stats.exponents) == (
                 expected.stats.zero, expected.stats.amax, expected.stats.exponents,
             )  # fmt: skip
+
+
+def step_that_writes(model: Bag, batch: Any, optimizer: Any) -> Tensor:
+    optimizer.zero_grad()
+    loss = model(batch.to("cuda"))
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        model.tensors[3].mul_(0.5)
+        model.tensors[6].add_(1.0)
+    return loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_after_an_update_is_the_same_of_all_at_once(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    for alone in (False, True):
+        rows = rows_of(dtype, {"lr": 1e-3}, monkeypatch, alone=alone, own_step=step_that_writes)
+        moved.append({(r.module, r.name): r.value for r in rows if r.name.endswith("moved_outside")})
+    assert moved[0].keys() == moved[1].keys()
+    assert len(moved[0]) == len(SHAPES) + 1
+    assert sum(value > 0 for value in moved[0].values()) == 2
+    for key, value in moved[0].items():
+        assert value == pytest.approx(moved[1][key], rel=1e-9), key
 
 
 def test_a_part_that_holds_no_gradient_says_nothing_of_frozen_weights() -> None:

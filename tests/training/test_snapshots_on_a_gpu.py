@@ -20,9 +20,10 @@ from nanhunt.training.batches import BatchSource
 from nanhunt.training.ring import SnapshotRing
 from nanhunt.training.rng import seed_everything
 from nanhunt.training.run import TrainingRun
-from nanhunt.training.slots import Place
+from nanhunt.training.slots import Place, padded
 from nanhunt.training.state import Snapshot, state_bytes
-from tests.training.small_net import OPTIMIZERS, Net, advance, everything
+from tests.training.small_net import OPTIMIZERS, Net, advance, bits, everything
+from tests.training.test_slots import TENSORS
 
 pytestmark = pytest.mark.cuda
 
@@ -99,6 +100,23 @@ def test_what_is_written_right_after_taking_is_not_in_the_snapshot() -> None:
         snapshot.restore(run)
         snapshot.release(run)
         assert everything(run) == before
+
+
+def test_every_kind_of_tensor_arrives_as_it_was() -> None:
+    tensors = {name: tensor.to(CUDA) for name, tensor in TENSORS.items()} | {"on the host": torch.randn(7)}
+    slot = slots.SlotPool().lend(sum(padded(t.numel() * t.element_size()) for t in tensors.values()), pinned=True)
+    for _ in range(2):
+        slot.begin([torch.device("cuda", 0)])
+        copies = {name: slot.keep(tensor) for name, tensor in tensors.items()}
+        slot.end([torch.device("cuda", 0)])
+        slot.wait()
+        for name, copy in copies.items():
+            tensor = tensors[name].cpu()
+            assert copy.device.type == "cpu"
+            if tensor.layout is torch.strided:
+                assert bits(copy) == bits(tensor.resolve_conj()), name
+            else:
+                assert torch.equal(copy.to_dense(), tensor.to_dense())
 
 
 def test_a_slot_is_written_over_only_when_it_has_been_read() -> None:
