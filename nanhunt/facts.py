@@ -16,7 +16,7 @@ from nanhunt.training.batch_layout import batch_size
 from nanhunt.training.run import TrainingRun
 from nanhunt.training.tree import tensors_of
 
-__all__ = ["batch_facts", "optimizer_facts", "poison_facts"]
+__all__ = ["batch_facts", "every_label_is_ignored", "optimizer_facts", "poison_facts"]
 
 #: Labels that loss functions leave out: torch's ignore_index, and the -1 of nanoGPT and many others.
 IGNORED = (-100, -1)
@@ -42,6 +42,20 @@ def batch_facts(run: TrainingRun, step: int, samples: Sequence[int] = ()) -> dic
         fields = [{"field": path, **_field_facts(tensor, size, samples[:_SHOWN])} for path, tensor in tensors_of(batch)]
         micros.append({"micro": micro, "size": size, "fields": fields})
     return {"step": step, "micros": micros}
+
+
+def every_label_is_ignored(run: TrainingRun, step: int) -> bool:
+    """Whether each micro-batch of a step has whole numbers of which a loss leaves out every one."""
+    try:
+        batches = [run.batches.peek(step, micro) for micro in range(run.accumulate)]
+    except KeyError:  # not kept any more
+        return False
+    return all(any(_is_ignored(tensor) for _, tensor in tensors_of(batch)) for batch in batches)
+
+
+def _is_ignored(tensor: Tensor) -> bool:
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return is_whole and tensor.numel() > 0 and any(bool((tensor == label).all()) for label in IGNORED)
 
 
 def _field_facts(tensor: Tensor, size: int | None, samples: Sequence[int]) -> dict[str, Any]:

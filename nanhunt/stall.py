@@ -132,21 +132,28 @@ class Motion:
     sentence: str = ""
     reason: str = ""
 
-    def observe(self, result: StepResult, rows: StepRows) -> bool:
-        """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero."""
+    def observe(self, result: StepResult, rows: StepRows, *, unlabelled: bool = False) -> bool:
+        """Take a recorded step; True when enough in a row have moved nothing, though rate and loss are not zero.
+
+        A loss of exactly 0 has nothing to teach; where the batch is `unlabelled`, that is the fault.
+        """
         (_, updates), (_, grads) = rows.of_role(Role.UPDATE), rows.of_role(Role.GRAD)
         # momentum and weight decay go on moving what no gradient moves any more
         moving = bool(((updates.amax > 0.0) | (updates.finite < updates.numel)).any())
         # of a large tensor's update a part is seen, which may be one that has no gradient
         unseen = any(math.isnan(share) for _, share in rows.scalars("frozen"))
         moved = (moving or unseen) and not _all_zero(grads)
-        idle = result.loss == 0.0 or not any(rate > 0.0 for rate in result.lr)
+        idle = (result.loss == 0.0 and not unlabelled) or not any(rate > 0.0 for rate in result.lr)
         if moved or idle or result.skipped:
             self.steps, self.first = 0, None
             return False
         self.steps += 1
         self.first = result.step if self.first is None else self.first
-        self.reason, self.phase, self.sentence = self._reading(result, updates, grads)
+        if unlabelled:
+            said = f"the loss is exactly 0 for {self.steps} steps, in which every label is ignored"
+            self.reason, self.phase, self.sentence = "unlabelled", Phase.FORWARD.value, said
+        else:
+            self.reason, self.phase, self.sentence = self._reading(result, updates, grads)
         return self.steps >= (_MOTIONLESS if len(updates) or not result.order else _NO_UPDATE)
 
     def _reading(self, result: StepResult, updates: StatsColumns, grads: StatsColumns) -> tuple[str, str, str]:

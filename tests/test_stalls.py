@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,26 @@ def test_gradients_that_are_all_zero_from_a_step_on_are_told_at_that_step(tmp_pa
     assert told.place == ("zero-gradient", 4, "backward")
     assert told.onset is not None
     assert "every gradient is exactly zero" in told.onset.detail
+
+
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_a_loss_of_exactly_zero_is_a_stall_where_every_label_is_ignored(tmp_path: Path, *, is_ignored: bool) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        scores = model(batch["x"])
+        if int(batch["step"]) < 4:
+            return F.cross_entropy(scores, batch["y"])
+        return F.cross_entropy(scores, torch.full_like(batch["y"], -100), reduction="sum")
+
+    shown = list(islice(batches(), 24))
+    if is_ignored:
+        shown[4:] = [batch | {"y": torch.full_like(batch["y"], -100)} for batch in shown[4:]]
+    told = hunted(tiny_run(network(), loss, shown), tmp_path)
+    if not is_ignored:  # a loss that is at its least has nothing to teach
+        assert told.onset is None
+        return
+    assert told.place == ("unlabelled", 4, "forward")
+    (first, *_) = diagnose(told.trace).suspects
+    assert (first.cause, first.grade.value) == ("empty-reduction", "proved")
 
 
 def test_two_steps_with_zero_gradients_are_no_stall_yet(tmp_path: Path) -> None:

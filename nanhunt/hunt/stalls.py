@@ -1,13 +1,14 @@
 """Faults that leave neither NaN nor spike: zeros where a gradient should be, updates that change nothing, a flat loss.
 
 Each is told by its reason: "clip-overflow", "scaled-clip", "underflow", "erased", "lost-update", "no-gradient",
-"zero-gradient", "clipped", "no-update", "no-motion", "flat", "stuck-moment".
+"zero-gradient", "unlabelled", "clipped", "no-update", "no-motion", "flat", "stuck-moment".
 """
 
 from __future__ import annotations
 
 import math
 
+from nanhunt.facts import every_label_is_ignored
 from nanhunt.hunt.silence import look_at, silent_at
 from nanhunt.hunt.state import HuntState
 from nanhunt.replay import Replayed
@@ -184,7 +185,8 @@ def _motionless(state: HuntState, seen: Replayed, rows: StepRows) -> Onset | Non
     """Steps in a row in which no weight moves at all, though the rate and the loss are not zero."""
     if seen.result is None:
         return None
-    if not state.motion.observe(seen.result, rows):
+    unlabelled = seen.result.loss == 0.0 and every_label_is_ignored(state.run, seen.step)
+    if not state.motion.observe(seen.result, rows, unlabelled=unlabelled):
         return None
     motion = state.motion
     first = seen.step if motion.first is None else motion.first

@@ -47,6 +47,8 @@ def _of(state: HuntState, onset: Onset) -> Window:
     step, event = onset.step, state.event
     if onset.kind == "stall" and state.zeros is not None:
         return Window(first=step, last=step, zero_share=state.zeros)
+    if onset.kind == "stall" and state.stall == "unlabelled":  # momentum goes on moving the weights
+        return Window(first=step, last=step, zero_share=1.0)
     if onset.kind == "stall" and state.stall in _UNMOVED:
         return Window(first=step, last=step, motion=True)
     if onset.kind == "stall" and state.stall in ("", "erased"):

@@ -4,7 +4,7 @@ What it looks like
 ------------------
 The loss is NaN in some steps, at random as it seems, and often only in one micro-batch or on one rank. Gradients are
 exactly 0 where a loss function did it, so the weights survive and only the log is spoiled (some trainers show 0.0); NaN
-where a division of your own did it.
+where a division of your own did it. Where the count is held at 1, a loss of exactly 0, step after step, and no NaN at all.
 
 Why training breaks
 -------------------
@@ -38,8 +38,10 @@ pytorch#70348, #116349, #75181; trl#6668; MONAI#120 (Dice); causes by count: `nl
 
 from __future__ import annotations
 
+from typing import Any
+
 from nanhunt.diagnosis.births import denominator, no_births, operand, place, root
-from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, NotApplicable, Suspect
+from nanhunt.diagnosis.cause import Cause, Exhibit, Grade, Location, NotApplicable, Suspect
 from nanhunt.diagnosis.divisors import divides_by_count_of_batch, zero_divisor
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.ops import LOSSES, base, number
@@ -50,10 +52,13 @@ from nanhunt.trace.schema import Birth
 __all__ = ["CAUSE"]
 
 _EXTREMES = frozenset({"amax", "amin", "max", "min"})
+_LEAVE_OUT = "leave out samples in which nothing counts when the data are made"
 
 
 def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     """Look for a reduction whose count is zero."""
+    if evidence.stall_reason == "unlabelled":
+        return _unlabelled(evidence)
     birth = root(evidence, "forward")
     if birth is None:
         return no_births(evidence)
@@ -66,6 +71,34 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
         claim = f"elements of `{empty.name}`, of shape {empty.shape}, that {birth.op} reduces"
         return _suspect(birth, evidence, "a mean over no elements", (Exhibit(claim=claim, value=0.0, threshold=1.0),))
     return _division(birth, evidence)
+
+
+def _unlabelled(evidence: Evidence) -> Suspect | None:
+    """Step after step without a label: a count that is held at 1 makes the loss 0, and no NaN."""
+    onset, field = evidence.onset, _ignored_field(evidence)
+    if onset is None or field is None:
+        return None
+    summary = f"all {field['numel']} labels of field {field['field']!r} are ignored, and the loss is a sum over nothing"
+    return Suspect(
+        cause=CAUSE.slug,
+        grade=Grade.PROVED,
+        summary=summary,
+        location=Location(step=onset.step, phase=onset.phase, parameter=field["field"] or None),
+        exhibits=(
+            Exhibit(claim=f"labels of field {field['field']!r} that are not ignored, of {field['numel']}", value=0.0),
+            Exhibit(claim=onset.detail),
+        ),
+        fixes=(
+            "find where the labels are masked: a prompt, or padding, takes the whole window from this step on",
+            _LEAVE_OUT,
+        ),
+        predictions=(Prediction(trial="swap-batch", expect="cured"),),
+    )
+
+
+def _ignored_field(evidence: Evidence) -> dict[str, Any] | None:
+    """Return what the batch holds of labels, where all of them are ignored."""
+    return next((f for f in evidence.batch_fields if f.get("ignored") == f["numel"] > 0), None)
 
 
 def _masked_away(birth: Birth, evidence: Evidence) -> Suspect | None:
@@ -103,8 +136,7 @@ def _division(birth: Birth, evidence: Evidence) -> Suspect | None:
     exhibits = [Exhibit(claim="the count, or sum of weights, that is divided by", value=0.0, threshold=0.0)]
     if over is not None:
         exhibits.append(Exhibit(claim="the sum that is divided, largest magnitude", value=over.amax))
-    ignored = next((f for f in evidence.batch_fields if f.get("ignored") == f["numel"] > 0), None)
-    if ignored is not None:
+    if (ignored := _ignored_field(evidence)) is not None:
         claim = f"labels of field {ignored['field']!r} that are not ignored, of {ignored['numel']}"
         exhibits.append(Exhibit(claim=claim, value=0.0))
     summary = "a sum is divided by a count of zero"
@@ -138,7 +170,7 @@ def _suspect(
         exhibits=(*exhibits, Exhibit(claim=f"in fp64 {birth.op} is {birth.fp64} too: no format mends it")),
         fixes=(
             fix or "sum the losses and divide by `count.clamp(min=1)`, counted over all micro-batches and ranks",
-            "leave out samples in which nothing counts when the data are made",
+            _LEAVE_OUT,
         ),
         predictions=(Prediction(trial="swap-batch", expect="cured"),) if by_batch else (),
     )
