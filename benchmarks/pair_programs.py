@@ -24,7 +24,7 @@ from nanhunt.trace.writer import TraceWriter
 from nanhunt.training.batches import BatchSource
 from nanhunt.training.run import DTYPES, TrainingRun
 
-__all__ = ["PROGRAMS", "Plant", "Program", "Way", "record"]
+__all__ = ["CANCELLING", "PROGRAMS", "Plant", "Program", "Way", "record"]
 
 #: Steps of a run.
 STEPS = 12
@@ -32,7 +32,7 @@ STEPS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plant:
-    """One change, from `step` on: "eps", "weight", "scale", "dropout", "batch" or "lr"."""
+    """One change, from `step` on: "eps", "weight", "scale", "dropout", "batch", "lr", "ascent" or "sign"."""
 
     kind: str
     step: int = 0
@@ -128,6 +128,55 @@ def convnet() -> nn.Module:
     return nn.Sequential(*layers, *tail)
 
 
+class Apart(nn.Module):
+    """What two branches differ by."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a - b
+
+
+class Siamese(nn.Module):
+    """Two branches with nearly the same weights, and a head on their difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.target = nn.Linear(40, 96), nn.Linear(40, 96)
+        self.apart, self.head = Apart(), nn.Linear(96, 10)
+        with torch.no_grad():
+            self.target.weight.copy_(self.online.weight + 1e-3 * torch.randn(96, 40))
+            self.target.bias.copy_(self.online.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(30 * self.apart(self.online(x), self.target(x)))
+        return logits
+
+
+def raw_features() -> nn.Module:
+    """Return batch normalisation behind features that nobody has centred."""
+    return nn.Sequential(
+        nn.Linear(40, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 10)
+    )
+
+
+class LayerScaled(nn.Module):
+    """A perceptron whose branch has a gain of one constant, as it is drawn for deep image models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.up, self.down = (
+            nn.Linear(40, 96),
+            nn.LayerNorm(96),
+            nn.Linear(96, 192),
+            nn.Linear(192, 96),
+        )
+        self.gain, self.head = nn.Parameter(torch.full((96,), 0.1)), nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.head(x + self.gain * self.down(F.gelu(self.up(self.norm(x)))))
+        return logits
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A model, its batches, and the modules in which changes are planted, by the kind of change."""
@@ -141,6 +190,11 @@ class Program:
 def _vectors(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x = torch.randn(64, 40, generator=generator)
     return x, (x[:, :10].cumsum(1)).argmax(1)
+
+
+def _uncentred(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, target = _vectors(generator)
+    return x + 30.0, target
 
 
 def _tokens(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -168,6 +222,13 @@ PROGRAMS = (
         planted={"eps": "4", "weight": "6.weight", "scale": "14", "dropout": "15"},
     ),
 )  # fmt: skip
+
+#: Programs whose arithmetic cancels, or rounds one number over and over: nothing is planted in them.
+CANCELLING = (
+    Program(name="siamese", model=Siamese, batch=_vectors, planted={}),
+    Program(name="raw", model=raw_features, batch=_uncentred, planted={}),
+    Program(name="gain", model=LayerScaled, batch=_vectors, planted={}),
+)
 
 
 def record(program: Program, way: Way, seed: int, path: Path, steps: int = STEPS) -> Path:
@@ -245,6 +306,10 @@ def _plant(run: TrainingRun, program: Program, way: Way, step: int) -> None:
         module.seed = 2
     elif kind == "lr":
         run.optimizer.param_groups[0]["lr"] *= 1.02
+    elif kind == "ascent":
+        run.optimizer.param_groups[0]["maximize"] = True
+    elif kind == "sign":
+        run.model.get_parameter(program.planted["weight"]).register_hook(torch.neg)
 
 
 @contextmanager

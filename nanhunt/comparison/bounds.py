@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.observed import Observed
 from nanhunt.comparison.pairs import Pairs
@@ -64,7 +65,10 @@ def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Round
     terms = _terms(pairs, got)
     own = u_a**2 + u_b**2 + terms * (of_sums(u_a) ** 2 + of_sums(u_b) ** 2) / 3
     in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT)
-    before = _summed(np.where(in_chain, own, 0.0), pairs.turn)
+    chain = np.where(in_chain, own, 0.0)
+    steep = np.where(in_chain, steepness(pairs, got) ** 2 - 1.0, 0.0)
+    chain = chain + steep * _summed(chain, pairs.pass_)
+    before = np.where(in_chain, _summed(chain, pairs.pass_), _summed(chain, pairs.turn))
     error = np.sqrt(before + np.where(in_chain, 0.0, own))
     flushed = relative(flush, got.scale)
     bulk = LAMBDA * (error / got.spread + flushed) + error**2 + STATISTICS

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.pairs import Pairs
 from nanhunt.trace.schema import Phase, Role
@@ -46,9 +47,16 @@ def inherited(pairs: Pairs, got: Measured) -> Inherited:
     weights = _of_weights(pairs, got)
     top = relative(got.amax_apart, got.amax)
     skipped = _skipped(pairs, got)
-    bulk = np.maximum.reduce([_before(got.bulk, in_chain, pairs.turn), past(got.bulk, pairs.line), weights, skipped])
-    amax = np.maximum.reduce([_before(top, in_chain, pairs.turn), past(top, pairs.line), skipped])
+    bulk = np.maximum.reduce([_before(got.bulk, in_chain, pairs), past(got.bulk, pairs.line), weights, skipped])
+    amax = np.maximum.reduce([_before(top, in_chain, pairs), past(top, pairs.line), skipped])
+    steep = steepness(pairs, got)
+    bulk, amax = (_carried(steep * came, steep > 1.0, pairs) for came in (bulk, amax))
     return Inherited(bulk=bulk, amax=amax)
+
+
+def _carried(came: _Floats, is_steep: _Bools, pairs: Pairs) -> _Floats:
+    """Return it with what steep outputs have made of it before: a batch norm's rms and mean are its own, and hide it."""
+    return np.maximum(came, _before(came, is_steep, pairs))
 
 
 def past(values: _Floats, group: _Ints) -> _Floats:
@@ -58,9 +66,11 @@ def past(values: _Floats, group: _Ints) -> _Floats:
     return np.asarray(highest.groupby(group, sort=False).shift(fill_value=0.0), np.float64)
 
 
-def _before(values: _Floats, counted: _Bools, turn: _Ints) -> _Floats:
-    """Return the largest of the counted values before each pair in its turn."""
-    return past(np.where(counted, values, 0.0), turn)
+def _before(values: _Floats, counted: _Bools, pairs: Pairs) -> _Floats:
+    """Return the largest of the counted values before each pair: in its pass forward and backward, behind them in its turn."""
+    counting = np.where(counted, values, 0.0)
+    in_pass = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT)
+    return np.where(in_pass, past(counting, pairs.pass_), past(counting, pairs.turn))
 
 
 def _skipped(pairs: Pairs, got: Measured) -> _Floats:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanhunt.comparison.bounds import LAMBDA, STATISTICS, Rounding, below, positions, turned
+from nanhunt.comparison.conditioning import fed
 from nanhunt.comparison.inheritance import GAIN, Inherited, past
 from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.nonfinite import nonfinite
@@ -136,18 +137,20 @@ def _kept(known: _Known) -> _Floats:
 def _gradient(known: _Known) -> _Floats:
     """Return the bound of gradients of parameters.
 
-    A vector's elements are sums over positions that may cancel: the bias before a batch norm has no gradient but what
-    rounding leaves of its terms. So it is bounded by these terms, rms of the output's gradient times sqrt(positions).
+    Their elements are sums over positions that may cancel: the bias before a batch norm has no gradient but what rounding
+    leaves of its terms. So they are bounded by these terms: rms of the output's gradient times sqrt(positions), of a
+    matrix times the rms of what it multiplies.
     """
     pairs, got = known.pairs, known.got
     is_vector = pairs.is_of(Role.GRAD) & (pairs.a.rest[pairs.at_a] <= 1.0)
     terms = turned(pairs, pairs.is_of(Role.GRAD_OUTPUT), got.scale, by_module=True) * np.sqrt(positions(pairs, got))
-    cancelled = np.maximum(relative(terms, got.scale), 1.0)
+    factors = turned(pairs, pairs.is_of(Role.OUTPUT), fed(pairs, got), by_module=True)
+    cancelled = np.maximum(relative(np.where(is_vector, terms, terms * factors), got.scale), 1.0)
     # a gradient averages over fewer elements than the outputs whose statistics tell of their errors
     fewer = turned(pairs, pairs.is_of(Role.GRAD_OUTPUT), got.spread, by_module=True) / got.spread
     came = GAIN * known.came.bulk * np.maximum(fewer, 1.0)
     vector = (LAMBDA * (known.rounded.error + known.rounded.flushed) + came) * cancelled + STATISTICS
-    return np.where(is_vector, vector, known.rounded.bulk + came)
+    return np.where(is_vector, vector, (known.rounded.bulk + came) * cancelled)
 
 
 def _update(known: _Known, gradient: _Floats) -> _Floats:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanhunt.comparison.pairs import Pairs
+from nanhunt.comparison.roundoff import Arithmetic
 from nanhunt.trace.schema import Role
 
 __all__ = ["Measured", "measured"]
@@ -39,7 +40,7 @@ class Measured:
     rms_a: _Floats
     rms_b: _Floats
     #: square root of how many independent errors the energy is spread over: sqrt(n) rms / amax, and no more of an output than
-    #: its module's matrix has elements, whose roundings all positions share
+    #: its module's matrix has elements, whose roundings all positions share; 1 of one number over and over
     spread: _Floats
     #: factor that the loss scale is taken out by, of each side
     unscaled_a: _Floats
@@ -74,7 +75,10 @@ def measured(pairs: Pairs, scales_a: Mapping[int, float], scales_b: Mapping[int,
         mean_apart=_apart(a["mean"] * by_a, b["mean"] * by_b), amax_apart=_apart(a["amax"] * by_a, b["amax"] * by_b),
         amax=np.nan_to_num(amax), zero_apart=_apart(a["zero"], b["zero"]), bad_apart=np.nan_to_num(bad),
         bad_a=np.nan_to_num(bad_a), bad_b=np.nan_to_num(bad_b), rms_a=rms_a, rms_b=rms_b,
-        spread=np.clip(relative(np.sqrt(numel) * scale, amax), 1.0, np.sqrt(_of_matrix(pairs, numel))),
+        spread=np.where(
+            _is_even(pairs, scale, by_a), 1.0,
+            np.clip(relative(np.sqrt(numel) * scale, amax), 1.0, np.sqrt(_of_matrix(pairs, numel))),
+        ),
     )  # fmt: skip
 
 
@@ -82,6 +86,14 @@ def relative(numbers: _Floats, to: _Floats) -> _Floats:
     """Return a quotient; 0 where there is nothing to be relative to."""
     safe = np.where((to > 0.0) & np.isfinite(to), to, 1.0)
     return np.where((to > 0.0) & np.isfinite(numbers), numbers / safe, 0.0)
+
+
+def _is_even(pairs: Pairs, scale: _Floats, unscaled: _Floats) -> _Bools:
+    """Return which pairs hold one number over and over, within two roundings of either format: all of them round alike."""
+    plain = Arithmetic()
+    u_a, u_b = (plain.of_rows(side.dtypes)[0][at] for side, at in ((pairs.a, pairs.at_a), (pairs.b, pairs.at_b)))
+    found: _Bools = pairs.of_a("std") * unscaled <= 2.0 * np.maximum(u_a, u_b) * scale
+    return found
 
 
 def _of_matrix(pairs: Pairs, numel: _Floats) -> _Floats:

@@ -59,6 +59,14 @@ class Pairs:
         return turns
 
     @cached_property
+    def pass_(self) -> _Ints:
+        """Which micro-batch of which turn a pair is in: forward and backward passes know nothing of those before them."""
+        micro = self.a.micro[self.at_a]
+        pair = self.turn * (int(micro.max(initial=0)) + 2) + micro + 1
+        passes: _Ints = np.unique(pair, return_inverse=True)[1].astype(np.int64)
+        return passes
+
+    @cached_property
     def is_seen(self) -> _Bools:
         """Which turns have outputs: under `--every` the others have scalars alone."""
         found: _Bools = np.bincount(self.turn, self.is_of(Role.OUTPUT), int(self.turn.max(initial=-1)) + 1) > 0

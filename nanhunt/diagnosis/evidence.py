@@ -184,6 +184,14 @@ class Evidence:
         return float(betas[1]) if isinstance(betas, list) and len(betas) == 2 else None
 
     @property
+    def is_taped(self) -> bool:
+        """Whether the step was written down as a script ran it: what that computed aside of its graph is a field of the batch."""
+        calls = (self.trace.manifest.config.get(key) or {} for key in ("loss", "train_step"))
+        return any(
+            str(call.get("call")).startswith("nanhunt.training.taped") for call in calls if isinstance(call, dict)
+        )
+
+    @property
     def batch_fields(self) -> list[dict[str, Any]]:
         """The fields of the bad micro-batch (`facts.batch_facts`); [] where not noted."""
         body, onset = self.note(NoteKind.BATCH), self.onset

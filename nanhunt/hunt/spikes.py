@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +27,7 @@ from nanhunt.training.batch_layout import batch_size, why_no_samples
 from nanhunt.training.step import StepWatch, train_step
 from nanhunt.training.tree import map_tensors
 
-__all__ = ["hear_exactly", "spiked"]
+__all__ = ["begun_by_samples", "hear_exactly", "spiked"]
 
 #: Times the worst sample of healthy batches up to which a sample is like it.
 _LIKE_HEALTHY = 2.0
@@ -83,6 +84,25 @@ def spiked(state: HuntState, event: Event) -> Onset | None:
         lead_step=lead_step,
         detail=f"loss rises from {event.baseline_loss:.4g} to {event.peak_loss:.4g} at step {event.peak_step}",
     )
+
+
+def begun_by_samples(state: HuntState, step: int, became: str) -> Onset | None:
+    """Return the onset of a spike that ran away into `became` at `step` before it was decided, where samples began it.
+
+    What is not finite then is the end of it: a loss that leaps at once, and samples that stand out in that batch, came first.
+    """
+    event = state.watch.event
+    if event is None or not event.lead_step == event.alarm_step < step:
+        return None
+    if not event.losses[0] > CORRUPT * abs(event.baseline_loss):
+        return None
+    with kept(state.run, step + 1):
+        told = _samples_at(state, event)
+    if not told["outliers"]:
+        return None
+    decided = state.watch.finish()
+    onset = spiked(state, decided) if decided is not None else None
+    return None if onset is None else replace(onset, detail=f"{onset.detail}, and {became} at step {step}")
 
 
 def _is_a_game(state: HuntState) -> bool:

@@ -16,7 +16,7 @@ from nanhunt.hunt.first_step import refuse_wrong_setup
 from nanhunt.hunt.hindsight import begun_badly, seen_in_the_rows
 from nanhunt.hunt.silence import check_backwards, look_for_silence, silent_onset
 from nanhunt.hunt.skips import skipped_fault
-from nanhunt.hunt.spikes import spiked
+from nanhunt.hunt.spikes import begun_by_samples, spiked
 from nanhunt.hunt.stalls import clipped_away, stalled
 from nanhunt.hunt.state import HuntState
 from nanhunt.hunt.what_if import note_recipe
@@ -130,7 +130,8 @@ def _judged(
     fault = fault or skipped_fault(state, seen)
     if fault is not None:
         seen, rows = _earlier_skip(state, seen, rows, fault)
-        return _zoomed(state, seen, rows, fault)
+        began = begun_by_samples(state, seen.step, fault.detail) if fault.kind != "exception" else None
+        return began or _zoomed(state, seen, rows, fault)
     assert seen.result is not None
     onset = clipped_away(state, seen)
     if onset is not None:

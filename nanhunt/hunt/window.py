@@ -66,7 +66,8 @@ def _of_a_run_away(state: HuntState, first: int, step: int) -> Window:
     """A number that overflowed behind a loss that ran away: finite alone is no cure of it."""
     pending = state.watch.event
     centre = state.losses.get(first, math.nan)
-    centre = max(centre, pending.baseline_loss) if pending is not None else centre
+    if pending is not None:  # a lead that the loss itself gives is away from the baseline already
+        centre = pending.baseline_loss if pending.lead == "loss" else max(centre, pending.baseline_loss)
     limit = centre + abs(centre) if math.isfinite(centre) else None
     return Window(first=first, last=step, limit=limit, alarm=step)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.pair_programs import PROGRAMS, Plant, Way, record
+from benchmarks.pair_programs import CANCELLING, PROGRAMS, Plant, Program, Way, record
 from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison
 from nanhunt.errors import TraceError, UsageError
@@ -48,6 +49,41 @@ def test_another_format_or_order_does_not_part_a_run(pair: Compare, other: Way) 
     assert (found.outcome, found.born) == ("agree", ())
     assert found.closest is not None
     assert found.closest.ratio < 1
+
+
+@pytest.mark.parametrize("program", CANCELLING, ids=lambda program: program.name)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (Way(), Way(dtype="fp64")),
+        (Way(), Way(autocast="bf16")),
+        (Way(), Way(reversed=True)),
+        (Way(autocast="bf16"), Way(autocast="bf16", reversed=True)),
+    ],
+    ids=["fp64", "bf16", "reversed", "bf16 reversed"],
+)
+def test_arithmetic_that_cancels_does_not_part_a_run(program: Program, a: Way, b: Way, tmp_path: Path) -> None:
+    traces = [Trace.open(record(program, way, 0, tmp_path / f"{i}.parquet", STEPS)) for i, way in enumerate((a, b))]
+    assert compare(*traces).born == ()
+
+
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "agree"), (1.02, "part")])
+def test_one_number_over_and_over_rounds_alike(tmp_path: Path, factor: float, outcome: str) -> None:
+    gain = np.full(4096, 0.1)
+    rounded = torch.full((4096,), 0.1 * factor).bfloat16().double().numpy()
+    loaded = {"phase": "load", "role": "weight", "name": "gain"}
+    a, b = [row(gain, dtype="float32", **loaded)], [row(rounded, dtype="bfloat16", **loaded)]
+    assert pair_of(tmp_path, a, b).outcome == outcome
+
+
+def test_a_micro_batch_inherits_nothing_from_the_one_before_it(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 32))
+    a = [row(values, module="a", seq=1), row(values, module="b", seq=2, micro=1)]
+    b = [row(1.5 * values, module="a", seq=1), row(1.5 * values, module="b", seq=2, micro=1)]
+    assert [d.micro for d in pair_of(tmp_path, a, b).born] == [0, 1]
+    inside = [row(1.5 * values, module="a", seq=1), row(1.5 * values, module="b", seq=2)]
+    within = [row(values, module="a", seq=1), row(values, module="b", seq=2)]
+    assert [d.module for d in pair_of(tmp_path, within, inside).born] == ["a"]
 
 
 def test_a_trace_and_itself_are_the_same(pair: Compare) -> None:

@@ -211,14 +211,20 @@ def _samples_of_a_spike(evidence: Evidence) -> Suspect | None:
     worst = max(size.values())
     # beside a giant, what is merely hard is an outlier as well
     bad = [i for i in outliers if size[i] >= _SHARE * worst]
+    far = _outlier(evidence)
+    field = far if far is not None and set(far.samples) & set(bad) else None
+    looked_at = f"field {field.field!r} of {_named(bad)}" if field is not None else _named(bad)
     return Suspect(
         cause="bad-sample",
         grade=Grade.SUPPORTED,
         summary=f"the {what} of {_named(bad)} is {in_words(worst)} on the state before the step, {in_words(usual)} of its peers",
         location=_place(evidence, bad),
-        exhibits=(Exhibit(claim=f"largest {what} among {_named(bad)}, against the others' median", value=worst, threshold=usual),),
-        fixes=(f"look at {_named(bad)} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
-        predictions=_DROP if _outlier(evidence) or _stays_up(evidence, note["step"]) else _DROPPED_IN_VAIN,
+        exhibits=(
+            Exhibit(claim=f"largest {what} among {_named(bad)}, against the others' median", value=worst, threshold=usual),
+            *([Exhibit(claim=f"max|x| in {looked_at} over its peers' median", value=field.ratio, threshold=_FAR)] if field else []),
+        ),
+        fixes=(f"look at {looked_at} of step {onset.step}; drop or repair it", "clip the gradient norm, so that one sample cannot move the weights far"),
+        predictions=_DROP if far or _stays_up(evidence, note["step"]) else _DROPPED_IN_VAIN,
     )  # fmt: skip
 
 

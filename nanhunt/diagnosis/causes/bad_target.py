@@ -204,14 +204,18 @@ def _nonfinite_target(evidence: Evidence) -> Suspect | None:
     nan, inf = (field["nan"], field["inf"]) if field else (0, 0)
     count = nan + inf
     samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
+    # a script's advantages or teacher's values are fields too, and what made them bad is not in the trace
+    is_known = count and not evidence.is_taped
+    fix = f"mask or repair the non-finite elements of {_name(name)} where batches are made"
+    made = f"find where the script gets {_name(name)}: if it computes it, outside of the graph, the first NaN or Inf is there"
     return Suspect(
         cause="bad-target",
-        grade=Grade.PROVED if count else Grade.SUPPORTED,
+        grade=Grade.PROVED if is_known else Grade.SUPPORTED,
         summary=f"{_name(name)} holds {nonfinite_in_words(nan, inf)}, and enters at the loss",
         location=_place(evidence, tuple(samples), phase="batch", parameter=name),
         exhibits=(Exhibit(claim=f"non-finite values in {_name(name)}", value=float(count), threshold=0.0),),
-        fixes=(f"mask or repair the non-finite elements of {_name(name)} where batches are made",),
-        predictions=_DROP if 0 < len(samples) < (evidence.batch_size or 0) else (),
+        fixes=(made, fix) if evidence.is_taped else (fix,),
+        predictions=() if evidence.is_taped or not 0 < len(samples) < (evidence.batch_size or 0) else _DROP,
     )
 
 

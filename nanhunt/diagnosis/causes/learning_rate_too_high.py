@@ -89,9 +89,11 @@ def examine(evidence: Evidence) -> Suspect | NotApplicable | None:
     if not past and far is None and evidence.is_spike:
         return NotApplicable(reason="the rate did not jump, and no update before the onset was recorded")
     usual = median(past[-8:]) if past else far or 0.0  # the very first update that was replayed
+    said = "each update is"
     if usual < _FAR and evidence.is_nonfinite and _ran_away(evidence):
-        usual = far or 0.0  # it was stable for most of the replay, and left it in the end
-    return _beyond_stability(evidence, usual) if usual >= _FAR else None
+        # it was stable for most of the replay, and left it in the end
+        usual, said = far or 0.0, "the updates have come to"
+    return _beyond_stability(evidence, usual, said) if usual >= _FAR else None
 
 
 def _place(evidence: Evidence, series: str | None = None) -> Location:
@@ -227,12 +229,12 @@ def _per_rate(evidence: Evidence, step: int) -> list[Exhibit]:
     return [Exhibit(claim=claim, value=median(now), threshold=median(before))]
 
 
-def _beyond_stability(evidence: Evidence, usual: float) -> Suspect:
+def _beyond_stability(evidence: Evidence, usual: float, said: str) -> Suspect:
     rate = next(iter(evidence.scalars("lr").values()), math.nan)
     return Suspect(
         cause="learning-rate-too-high",
         grade=Grade.SUPPORTED,
-        summary=f"each update is {in_words(usual)} of the weights' norm, at a learning rate of {in_words(rate)}",
+        summary=f"{said} {in_words(usual)} of the weights' norm, at a learning rate of {in_words(rate)}",
         location=_place(evidence),
         exhibits=(
             Exhibit(
