@@ -348,9 +348,9 @@ def _with_samples(zoom: _Zoom, zoomed: Zoomed, births: list[Birth], outputs: dic
 
 
 def _positions(birth: Birth, samples: list[int]) -> dict[str, list[int]]:
-    """Return the positions in their sequence at which the samples' shown elements are bad."""
-    places = {(e.sample, e.position) for e in (*birth.elements, *birth.slope_elements) if e.position is not None}
-    return {str(s): sorted(p for owner, p in places if owner == s and p is not None) for s in samples}
+    """Return the positions in their sequence at which the samples are bad; none of one that is bad at every position."""
+    found = birth.facts.get("positions") or {}
+    return {str(sample): found.get(str(sample), []) for sample in samples}
 
 
 def _phase(fault: StepFault) -> str:

@@ -22,7 +22,7 @@ from nanhunt.probes.certificate import (
 )
 from nanhunt.probes.closer import Closer
 from nanhunt.probes.discard import discard_of
-from nanhunt.probes.elements import Layout, offending, samples_of
+from nanhunt.probes.elements import Layout, offending, positions_of, samples_of
 from nanhunt.probes.event import Capture, OpEvent, Seen
 from nanhunt.probes.op_facts import lane_of
 from nanhunt.probes.probe import dtype_name
@@ -63,6 +63,7 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: La
     named = {_kept_name(event, s): s for s in event.inputs_of(capture.lane)}
     mask = bad_mask(output)
     facts |= _tensor_facts(event, capture, output, mask)
+    facts |= {"positions": positions_of(mask, layout)}
     return Birth(
         **birth,
         inputs=[_operand(n, t, named.get(n)) for n, t in tensor_arguments(capture)][:12],
@@ -238,6 +239,7 @@ def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Clos
     incoming = tuple(g for g in slope.incoming if g is not None)
     by = _zero_factor(forward, events, closer, mask)
     factor = {"zero_factor": by} if by and "discarded_by" not in birth.facts else {}
+    places = {"positions": birth.facts.get("positions") or positions_of(mask, layout)}
     return replace(
         birth,
         slope=verdict,
@@ -245,7 +247,7 @@ def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Clos
         slope_detail=wide.trouble,
         slope_elements=offending(capture, output, mask, twin, layout, extra=incoming[:1]),
         samples=birth.samples or samples_of(mask, layout),
-        facts={**birth.facts, **factor},
+        facts={**birth.facts, **factor, **places},
     )
 
 

@@ -12,10 +12,11 @@ from nanhunt.probes.certificate import tensor_arguments
 from nanhunt.probes.event import Capture
 from nanhunt.trace.schema import Element
 
-__all__ = ["Layout", "layout_of", "offending", "samples_of"]
+__all__ = ["Layout", "layout_of", "offending", "positions_of", "samples_of"]
 
-#: Elements shown.
+#: Elements shown; and of how many lines of a tensor positions are told, at even distances.
 _SHOWN = 8
+_LINES = 1 << 14
 _BY_PLACE = (
     "aten._to_copy.",
     "aten.copy_.",
@@ -38,8 +39,8 @@ class Layout:
     def place(self, shape: tuple[int, ...], at: tuple[int, ...]) -> tuple[int | None, int | None]:
         """Return the sample and the position of an element of a tensor; None where its shape does not tell.
 
-        Samples lead (B, …), or lead flattened (B·T, …) or (B·heads, …), or stand second behind the sequence (T, B, …),
-        as inside `nn.MultiheadAttention`.
+        Samples lead (B, …), or lead flattened (B·T, …) or (B·heads, …, …), or stand second behind the sequence (T, B, …),
+        as inside `nn.MultiheadAttention`. A vector or a matrix that is B·n long and no B·T is one of features as well as not.
         """
         size, length = self.size, self.length
         if not size or not shape or not shape[0]:
@@ -48,8 +49,11 @@ class Layout:
             return at[1], at[0]
         if shape[0] == size or shape[0] % size == 0:
             per_sample = shape[0] // size
-            if per_sample == length and len(shape) <= 2:
+            # labels that are shifted against their inputs are one short
+            if length is not None and per_sample in (length, length - 1) and per_sample > 1 and len(shape) <= 2:
                 return at[0] // per_sample, at[0] % per_sample
+            if per_sample > 1 and len(shape) <= 2:
+                return None, None
             position = next((a for s, a in zip(shape[1:], at[1:], strict=True) if s == length), None)
             return at[0] // per_sample, position
         return None, None
@@ -74,6 +78,20 @@ def samples_of(mask: Tensor, layout: Layout) -> list[int]:
     }
     samples = sorted(s for s in found if s is not None)
     return samples if None not in found and len(samples) < layout.size else []
+
+
+def positions_of(mask: Tensor, layout: Layout) -> dict[str, list[int]]:
+    """Return by sample the positions of its sequence that hold bad elements; [] where every position does."""
+    if mask.dim() == 0 or not layout.size or not layout.length:
+        return {}
+    shape = tuple(mask.shape)
+    lines = (mask.reshape(*shape[:3], -1).any(dim=-1) if mask.dim() > 3 else mask).nonzero()
+    found: dict[int, set[int]] = {}
+    for at in lines[:: -(-len(lines) // _LINES) or 1].tolist():
+        sample, position = layout.place(shape, (*at, *([0] * (len(shape) - len(at)))))
+        if sample is not None and position is not None:
+            found.setdefault(sample, set()).add(position)
+    return {str(s): sorted(places) if len(places) < layout.length else [] for s, places in sorted(found.items())}
 
 
 def offending(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanhunt.probes.elements import Layout, layout_of, samples_of
+from nanhunt.probes.elements import Layout, layout_of, positions_of, samples_of
 from tests.conftest import tiny_run
 from tests.probes.test_births import Net, Of, found_in, mean_loss, of_function, ordinary, with_sample
 
@@ -122,6 +122,9 @@ def test_the_position_of_a_bad_token_is_told_with_its_sample() -> None:
         ((3, 7), (2, 1), (2, None)),
         ((), (), (None, None)),
         ((5, 5), (1, 1), (None, None)),
+        ((15,), (13,), (2, 3)),  # labels without their first token
+        ((24,), (16,), (None, None)),  # features as well as samples
+        ((24, 5), (16, 3), (None, None)),
     ],
 )
 def test_the_place_of_an_element_is_read_off_the_tensors_shape(
@@ -133,6 +136,14 @@ def test_the_place_of_an_element_is_read_off_the_tensors_shape(
 def test_the_layout_is_that_of_the_batchs_tensors() -> None:
     assert layout_of(3, [(3, 6), (3,)]) == Layout(size=3, length=6)
     assert layout_of(3, [(3, 1, 28, 28), (3,)]) == Layout(size=3)
+
+
+def test_positions_are_told_of_the_whole_tensor_and_not_where_all_of_them_are_bad() -> None:
+    mask = torch.zeros(3, 2, 6, 6, dtype=torch.bool)
+    mask[1, :, 4:] = True
+    mask[2] = True
+    assert positions_of(mask, Layout(size=3, length=6)) == {"1": [4, 5], "2": []}
+    assert positions_of(mask.flatten(1), Layout(size=3)) == {}
 
 
 def test_bad_elements_in_every_sample_belong_to_none() -> None:
