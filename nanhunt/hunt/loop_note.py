@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nanhunt.hunt.state import HuntState
 from nanhunt.trace.schema import NoteKind
+from nanhunt.training.taped_step import taped_step
 
 __all__ = ["note_loop"]
 
@@ -15,6 +16,9 @@ def note_loop(state: HuntState, step: int) -> None:
     if at is None:
         return
     result = state.results[at]
+    passes = max(order.count("backward") for order in orders.values())
+    if passes > 1 and getattr(state.run.train_step, "__module__", "") == taped_step.__module__:
+        state.assume(f"loss: the sum of the {passes} losses from which the script's backward passes start")
     used_twice = _habit(state, at)
     body = {
         "step": at,
