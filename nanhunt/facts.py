@@ -77,6 +77,8 @@ def _field_facts(tensor: Tensor, size: int | None, samples: Sequence[int]) -> di
             facts["sample_amax"] = finite.abs().amax(dim=1).tolist()
             facts["sample_nonfinite"] = (~torch.isfinite(rows)).sum(dim=1).tolist()
         return facts
+    if tensor.dtype == torch.bool and by_sample:  # a mask, of which a sample may have nothing
+        facts["sample_true"] = tensor.detach().reshape(tensor.shape[0], -1).sum(dim=1).tolist()
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
         return facts
     whole = tensor.detach().long().cpu()

@@ -14,7 +14,7 @@ from nanhunt.comparison.growth import by_depth, by_step
 from nanhunt.comparison.inheritance import inherited
 from nanhunt.comparison.judged import KINDS, Judged, judged
 from nanhunt.comparison.measured import Measured, measured, relative
-from nanhunt.comparison.observed import Observed, Sites, read_observed
+from nanhunt.comparison.observed import LOSS_SCALE, Observed, Sites, read_observed
 from nanhunt.comparison.pairs import Pairs, paired
 from nanhunt.comparison.restart import continued, unloaded
 from nanhunt.comparison.roundoff import Arithmetic, unit_roundoff
@@ -120,7 +120,9 @@ def _born(pairs: Pairs, got: Measured, found: Judged) -> tuple[Difference, ...]:
     """Return the first difference that is born in each place."""
     rows = np.flatnonzero(found.ratio > 1.0)
     _, first, counts = np.unique(pairs.line[rows], return_index=True, return_counts=True)
-    order = np.argsort(first)
+    # ranks run side by side: what one of them does in a phase comes before another's next phase; and another loss scale
+    # alone explains nothing of what else is born
+    order = np.lexsort((first, pairs.moment[rows[first]], pairs.is_named(LOSS_SCALE)[rows[first]]))
     differences = _differences(pairs, got, found, rows[first[order]])
     return tuple(replace(d, steps=int(n)) for d, n in zip(differences, counts[order], strict=True))
 

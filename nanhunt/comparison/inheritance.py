@@ -20,6 +20,7 @@ import pandas as pd
 
 from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.measured import Measured, relative
+from nanhunt.comparison.observed import LOSS_SCALE
 from nanhunt.comparison.pairs import Pairs
 from nanhunt.trace.schema import Phase, Role
 
@@ -43,7 +44,7 @@ class Inherited:
 def inherited(pairs: Pairs, got: Measured) -> Inherited:
     """Return the largest difference among the causes of each pair."""
     # what is set decides what follows as well: another rate, another batch
-    in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.BATCH, Role.SCALAR)
+    in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.BATCH, Role.SCALAR) & ~pairs.is_named(LOSS_SCALE)
     weights = _of_weights(pairs, got)
     top = relative(got.amax_apart, got.amax)
     skipped = _skipped(pairs, got)

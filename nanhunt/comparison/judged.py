@@ -145,7 +145,11 @@ def _gradient(known: _Known) -> _Floats:
     is_vector = pairs.is_of(Role.GRAD) & (pairs.a.rest[pairs.at_a] <= 1.0)
     terms = turned(pairs, pairs.is_of(Role.GRAD_OUTPUT), got.scale, by_module=True) * np.sqrt(positions(pairs, got))
     factors = turned(pairs, pairs.is_of(Role.OUTPUT), fed(pairs, got), by_module=True)
-    cancelled = np.maximum(relative(np.where(is_vector, terms, terms * factors), got.scale), 1.0)
+    # what a vector's gradient came to before, its terms come to now: a scalar's crosses zero
+    terms = np.where(
+        is_vector, np.maximum(terms, past(np.where(is_vector, got.scale, 0.0), pairs.line)), terms * factors
+    )
+    cancelled = np.maximum(relative(terms, got.scale), 1.0)
     # a gradient averages over fewer elements than the outputs whose statistics tell of their errors
     fewer = turned(pairs, pairs.is_of(Role.GRAD_OUTPUT), got.spread, by_module=True) / got.spread
     came = GAIN * known.came.bulk * np.maximum(fewer, 1.0)

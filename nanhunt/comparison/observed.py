@@ -17,15 +17,17 @@ from nanhunt.trace.columns import codes, floats, integers, lengths_of, mask
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Phase, Role
 
-__all__ = ["EXACT", "LOSSES", "NORMS", "Observed", "Site", "Sites", "read_observed"]
+__all__ = ["EXACT", "LOSSES", "LOSS_SCALE", "NORMS", "Observed", "Site", "Sites", "read_observed"]
 
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 #: phase, role, module, name
 Site = tuple[str, str, str, str]
 
+#: Is taken out of the gradients that are compared, and no cause of what they differ by.
+LOSS_SCALE = "loss_scale"
 #: Scalars that are set, never computed from tensors, that are the loss, and that are norms of gradients.
-EXACT = ("lr", "beta1", "beta2", "eps", "momentum", "weight_decay", "loss_scale")
+EXACT = ("lr", "beta1", "beta2", "eps", "momentum", "weight_decay", LOSS_SCALE)
 LOSSES = ("micro_loss", "loss")
 NORMS = ("grad_norm",)
 #: Other scalars are functions of tensors that have rows of their own, and are left out.
@@ -113,7 +115,8 @@ def read_observed(trace: Trace, sites: Sites, *, by_rank: bool) -> Observed:
     first, rest, shape = _lengths(table.column("shape"))
     histograms = table.column("exp_hist").combine_chunks()
     lengths = lengths_of(histograms)
-    key = _keys(step, micro, rank if by_rank else np.zeros_like(rank), site, order)
+    # what comes once behind all micro-batches is the same whatever their number
+    key = _keys(step, np.where(_once(sites)[site], 0, micro), rank if by_rank else np.zeros_like(rank), site, order)
     return Observed(
         key=key, step=step, micro=micro, rank=rank, site=site, order=order,
         column={name: floats(table.column(name)) for name in _NUMBERS},
@@ -126,16 +129,24 @@ def _execution(step: _Ints, micro: _Ints, rank: _Ints, seq: _Ints, site: _Ints, 
     """Return each row's place in the order in which the steps run, rank by rank."""
     number = {number: site for site, number in sites.numbers.items()}
     phase = np.array([_PHASES.get(number[i][0], 0) for i in range(len(number))], np.int64)
-    once = np.array([number[i][0] in _ONCE for i in range(len(number))], bool)
+    once = _once(sites)
     # 0 acts on its phase from the start, 2 is known at its end
     when = np.array([_when(number[i]) for i in range(len(number))], np.int64)
     # the loss is the mean over all micro-batches, and a loss scale is there before the first of them
-    last = once | np.array([number[i][3] == "loss" and number[i][1] == Role.SCALAR for i in range(len(number))], bool)
-    turn = np.where(last[site], np.iinfo(np.int32).max, np.where(when[site] == 0, -1, micro))
+    turn = np.where(once[site], np.iinfo(np.int32).max, np.where(when[site] == 0, -1, micro))
     by = (seq, when[site], phase[site], turn, rank, step)
     place = np.empty(len(step), np.int64)
     place[np.lexsort(by)] = np.arange(len(step))
     return place
+
+
+def _once(sites: Sites) -> npt.NDArray[np.bool_]:
+    """Return of each site whether it is met once a step, and not in each micro-batch."""
+    return np.array([phase in _ONCE or _is_mean_loss(role, name) for phase, role, _, name in sites.numbers], bool)
+
+
+def _is_mean_loss(role: str, name: str) -> bool:
+    return role == Role.SCALAR and name == "loss"
 
 
 def _when(site: Site) -> int:

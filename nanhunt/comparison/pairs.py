@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanhunt.comparison.observed import Observed, Site, Sites
-from nanhunt.trace.schema import Role
+from nanhunt.trace.schema import Phase, Role
 
 __all__ = ["Pairs", "paired"]
 
@@ -65,6 +65,15 @@ class Pairs:
         pair = self.turn * (int(micro.max(initial=0)) + 2) + micro + 1
         passes: _Ints = np.unique(pair, return_inverse=True)[1].astype(np.int64)
         return passes
+
+    @cached_property
+    def moment(self) -> _Ints:
+        """When a pair was: its step, and in it its phase, whatever its rank; of one rank alone the pairs ascend as they are."""
+        if not self.a.rank.any():
+            return np.zeros(len(self), np.int64)
+        phases = list(Phase)
+        of_sites = np.array([phases.index(Phase(site[0])) for site in self.sites], np.int64)
+        return self.step * len(phases) + of_sites[self.site]
 
     @cached_property
     def is_seen(self) -> _Bools:

@@ -232,7 +232,7 @@ def _optimizer(diagnosis: Diagnosis) -> list[str]:
     rows = []
     for row in found.rows:
         curve = "".join(cell.char for cell in sparkline(row.steps, row.values, onset=None, width=_CURVE))
-        rows.append((span(row.key), span(row.parameter), curve, row.worst, row.median, escape(row.says)))
+        rows.append((escape(row.label), span(row.parameter), curve, row.worst, row.median, escape(row.says)))
     columns = ("measure", "worst parameter", "steps", f"at step {found.step}", "median of all", "what it says")
     return [escape(found.optimizer), table(columns, rows)] if found.optimizer else [table(columns, rows)]
 

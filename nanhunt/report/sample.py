@@ -61,12 +61,20 @@ def field_rows(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
             _name(f),
             str(f.get("dtype", "")),
             " × ".join(str(n) for n in f.get("shape", [])),
-            f"{words.number(f['min'])} to {words.number(f['max'])}" if "min" in f else words.number(f.get("amax")),
+            _range(f),
             words.counted(int(f.get("nan", 0)) + int(f.get("inf", 0)), "value") if f.get("nan") or f.get("inf") else "",
             str(f["ignored"]) if f.get("ignored") else "",
         )
         for f in fields
     ]
+
+
+def _range(field: dict[str, Any]) -> str:
+    if field.get("dtype") == "bool":
+        return "false to true" if field.get("amax") else "all false"
+    if "min" in field:
+        return f"{words.number(field['min'])} to {words.number(field['max'])}"
+    return words.number(field.get("amax"))
 
 
 def _name(field: dict[str, Any]) -> str:
@@ -101,11 +109,14 @@ def _said(field: dict[str, Any], number: int) -> Iterator[str]:
         yield words.counted(int(of["sample_nonfinite"]), "non-finite value")
     if "sample_amax" in of:
         yield f"largest magnitude {words.number(float(of['sample_amax']))}"
+    if "sample_true" in of:
+        whole = int(field.get("numel", 0)) // max(len(field["sample_true"]), 1)
+        yield f"{int(of['sample_true'])} of {whole} true"
     if of.get("sample_ignored"):
         yield words.counted(int(of["sample_ignored"]), "ignored label")
     if of.get("sample_top_share", 0.0) > _SAME:
         yield f"{words.percent(float(of['sample_top_share']))} are one and the same token"
-    if of.get("sample_repeats", 0) > _REPEATED:
+    elif of.get("sample_repeats", 0) > _REPEATED:  # one and the same token repeats itself as a matter of course
         yield f"a phrase repeats {int(of['sample_repeats'])} times in a row"
 
 

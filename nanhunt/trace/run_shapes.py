@@ -38,6 +38,7 @@ class _Field(TypedDict, total=False):
     sample_ignored: list[int]
     sample_top_share: list[float]
     sample_repeats: list[int]
+    sample_true: list[int]
     excerpts: list[_Excerpt]
 
 

@@ -282,6 +282,50 @@ def test_gradients_are_compared_without_their_loss_scales(tmp_path: Path) -> Non
     assert found.depth[-1].apart == 0.0
 
 
+def test_another_loss_scale_hides_nothing_of_the_forward_pass(tmp_path: Path) -> None:
+    def scaled(scale: float) -> list[Observation]:
+        return [Observation(step=0, seq=70, phase="backward", role="scalar", name="loss_scale", value=scale)]
+
+    a, b = [*model([0]), *scaled(1024.0)], [*changed(model([0]), 0, "b", 1.01), *scaled(4096.0)]
+    found = pair_of(tmp_path, a, b)
+    assert [d.module or d.name for d in found.born] == ["b", "loss_scale"]
+
+
+def test_gradients_are_compared_whatever_the_number_of_micro_batches(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 32))
+    site = {"phase": "unscale", "role": "grad", "module": "a", "name": "weight"}
+    a = [*model([0]), row(values, seq=80, **site)]
+    b = [*model([0]), row(1.5 * values, seq=80, micro=3, **site)]
+    assert [d.role for d in pair_of(tmp_path, a, b).born] == ["grad"]
+
+
+def test_a_scalars_gradient_may_cross_zero(tmp_path: Path) -> None:
+    site = {"phase": "unscale", "role": "grad", "module": "a", "name": "gate"}
+    steps = [
+        [
+            *model(range(3)),
+            *(row(np.array([g + e]), step=s, seq=100 * s + 60, **site) for s, g in enumerate((0.09, -2e-4, -0.07))),
+        ]
+        for e in (0.0, 6e-8)
+    ]
+    assert pair_of(tmp_path, *steps).outcome == "agree"
+
+
+def test_of_several_ranks_the_first_phase_that_parts_is_named(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 32))
+    folders = []
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        folder = tmp_path / name
+        for rank in (0, 1):
+            grad = {"phase": "unscale", "role": "grad", "module": "a", "name": "weight", "seq": 60, "rank": rank}
+            rows = [row(values * (factor if rank else 1.0), module="a", seq=1, rank=rank), row(factor * values, **grad)]
+            write(folder / f"rank-{rank:04d}.parquet", rows, world_size=2, rank=rank)
+        folders.append(Trace.open(folder))
+    found = compare(*folders)
+    assert found.first is not None
+    assert (found.first.rank, found.first.phase) == (1, "forward")
+
+
 def test_ranks_of_one_run_are_held_together_by_what_replicas_share(tmp_path: Path) -> None:
     folder, world = tmp_path / "trace.parquet", {"checkpoint_digest": "sha256:0", "world_size": 2}
     for rank in (0, 1):

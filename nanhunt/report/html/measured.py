@@ -25,7 +25,7 @@ def adam(diagnosis: Diagnosis) -> Markup | None:
         return None
     rows = [
         (
-            code(row.key),
+            row.label,
             code(row.parameter),
             spark(folded(row.steps, row.values, points=_SPARK)[1]),
             row.worst,
