@@ -75,6 +75,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
         born=(first, *born[1:]) if first else (), depth=by_depth(pairs, got, found, step), depth_step=step,
         by_step=by_step(pairs, got, found, a.scalars("loss"), b.scalars("loss")),
         alone_a=alone_a, alone_b=alone_b, renamed=_renamed(pairs), closest=closest,
+        unequal=next(_differences(pairs, got, found, _first_unequal(pairs)), None),
     )  # fmt: skip
 
 
@@ -114,6 +115,23 @@ def _equal(pairs: Pairs) -> bool:
     same_dtype = np.array_equal(np.array(words_a)[at_a[pairs.at_a]], np.array(words_b)[at_b[pairs.at_b]])
     bins_a, bins_b = (rows.counts[rows.bins(at)[1]] for rows, at in ((pairs.a, pairs.at_a), (pairs.b, pairs.at_b)))
     return same_dtype and np.array_equal(bins_a, bins_b)
+
+
+def _first_unequal(pairs: Pairs) -> _Ints:
+    """Return the first pair that is not equal to the bit, behind outputs that are; [] where all are, or none before it.
+
+    Two runs of one code in one format differ by rounding nowhere. So this is where their codes part, or a kernel's order.
+    """
+    apart = np.zeros(len(pairs), bool)
+    for name in _EQUAL:
+        a, b = pairs.of_a(name), pairs.of_b(name)
+        apart |= (a != b) & ~(np.isnan(a) & np.isnan(b))
+    first = np.flatnonzero(apart)[:1]
+    (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
+    if any(words_a[at_a[pairs.at_a[row]]] != words_b[at_b[pairs.at_b[row]]] for row in first.tolist()):
+        return first[:0]
+    has_equals = bool(first.size) and bool(pairs.is_of(Role.OUTPUT)[: first[0]].any())
+    return first if has_equals else first[:0]
 
 
 def _born(pairs: Pairs, got: Measured, found: Judged) -> tuple[Difference, ...]:

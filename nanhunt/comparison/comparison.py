@@ -125,6 +125,8 @@ class Comparison:
     renamed: tuple[tuple[str, str], ...]
     #: the largest share of its bound that a difference takes, where none is beyond
     closest: Difference | None
+    #: the first observation that is not equal to the bit, behind outputs that are; None where all are, or the first is not
+    unequal: Difference | None = None
 
     @property
     def first(self) -> Difference | None:
