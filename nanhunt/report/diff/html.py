@@ -62,7 +62,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     first = comparison.first
     body: dict[str, Any] = plain({
         "depth": drawn.depth(comparison), "onset": None if first is None else {"step": first.step, "lead_step": None},
-        "curves": [[name, f"{label}, relative difference"] for name, label in reading.CURVES],
+        "curves": [[name, f"{label}, difference"] for name, label in reading.CURVES],
         "series": drawn.curves(comparison),
     })  # fmt: skip
     return body
