@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison, Setting
 from nanhunt.errors import UsageError
 from nanhunt.report.diff.html import DiffHtml
@@ -20,16 +19,10 @@ from nanhunt.report.diff.markdown import DiffMarkdown
 from nanhunt.report.diff.renderer import DIFF_RENDERERS, choose_diff
 from nanhunt.report.diff.schema import DIFF_SCHEMA_FILE, diff_schema
 from nanhunt.report.diff.terminal import DiffTerminal
-from nanhunt.trace.reader import Trace
-from tests.browser.kept import trace_of
+from tests.report.comparisons import compared
 from tests.report.test_markdown import PARSER, leaves
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[31m`|*\n"
-
-
-def compared(a: str, b: str) -> Comparison:
-    return compare(Trace.open(trace_of(a)), Trace.open(trace_of(b)))
-
 
 PARTED = compared("fp16-overflow", "bad-sample")
 SAME = compared("sqrt-zero", "sqrt-zero")
@@ -79,6 +72,19 @@ def test_a_value_that_no_rounding_explains_is_said_so() -> None:
     page = " ".join(DiffTerminal(width=200).render(BROKEN).split())
     assert "0 non-finite elements against 3, which no rounding explains" in page
     assert "which op made the first non-finite value" in page
+
+
+@pytest.mark.parametrize("renderer", [DiffTerminal, DiffMarkdown, DiffHtml])
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(1.0004, "just beyond what"), (1.94, "just beyond what"), (1.96, "2 × what"), (2.34, "2.3 × what"), (41_234.0, "41000 × what")],
+)  # fmt: skip
+def test_a_difference_that_is_little_more_than_its_bound_is_called_so(renderer: Any, ratio: float, said: str) -> None:
+    first = replace(
+        PARTED.born[0], phase="forward", role="output", statistic="rms", bound=1e-3, rounding=1e-3, ratio=ratio
+    )
+    page = " ".join(renderer(width=200).render(replace(PARTED, prefaces=(), born=(first,))).split())
+    assert f"{said} fp16's rounding explains" in page.replace("&#x27;", "'")
 
 
 def test_a_gpu_that_parts_from_a_cpu_by_little_is_asked_for_tf32() -> None:

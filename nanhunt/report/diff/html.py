@@ -1,17 +1,23 @@
-"""The comparison as one HTML file, under the report's policy: verdict, curves by depth and by step, tables."""
+"""The comparison as one HTML file, under the report's policy: verdict, curves by depth and by step, tables.
+
+What it leaves out. A page stays below 500 kB whatever the model and the run: it draws the rows that tell (`drawn`), its
+tables have the rows worth a line (`reading.story`, `reading.growth`), and it says how many there are. `--format json` has all.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from nanhunt.comparison.comparison import Comparison
-from nanhunt.report.diff import reading
+from nanhunt.report.diff import drawn, reading
+from nanhunt.report.fold import POINTS
 from nanhunt.report.html.element import Markup, code, prose, tag
 from nanhunt.report.html.parts import bullets, definitions, section, table
 from nanhunt.report.html.shell import data_block, noscript, shell
 from nanhunt.report.json import plain
 from nanhunt.report.options import Options
-from nanhunt.report.words import number
+from nanhunt.report.words import counted, number
 
 __all__ = ["DiffHtml"]
 
@@ -25,12 +31,12 @@ _SCRIPTS = (
     "assets/depth.js",
     "assets/page.js",
 )
-#: Rows of a table by step.
-_MOST = 60
+#: Rows of a table of depth, of settings, and of a list.
+_ROWS, _SETTINGS, _ITEMS = 80, 50, 10
 
 
 class DiffHtml(Options):
-    """A page that opens offline; text from the traces is escaped wherever it enters."""
+    """A page of below 500 kB that opens offline; text from the traces is escaped wherever it enters."""
 
     __slots__ = ()
     name: ClassVar[str] = "html"
@@ -38,32 +44,26 @@ class DiffHtml(Options):
 
     def render(self, comparison: Comparison) -> str:
         """Return the page."""
+        data = _data(comparison)
         parts = (
-            _depth(comparison), _steps(comparison), _others(comparison), _around(comparison), _next(comparison),
+            _depth(comparison, len(data["depth"]["at"])), _steps(comparison), _others(comparison), _around(comparison),
+            _next(comparison),
         )  # fmt: skip
         sections = [part for part in parts if part is not None]
         main = tag("main", _verdict(comparison), *sections, tag("footer", reading.around(comparison)))
         return shell(
             f"{reading.verdict_word(comparison)}: {reading.around(comparison)}",
-            main, data_block("report", _data(comparison)), styles=_STYLES, scripts=_SCRIPTS,
+            main, data_block("report", data), styles=_STYLES, scripts=_SCRIPTS,
         )  # fmt: skip
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
     """Return what the page's script draws."""
     first = comparison.first
-    rows = [
-        {
-            "place": reading.place(row), "phase": row.phase, "rms_a": row.rms_a, "rms_b": row.rms_b, "apart": row.apart,
-            "bound": row.bound if row.bound > 0 else 0.0, "verdict": row.verdict,
-        }
-        for row in comparison.depth
-    ]  # fmt: skip
-    curves = reading.curves(comparison)
     body: dict[str, Any] = plain({
-        "rows": rows, "onset": None if first is None else {"step": first.step, "lead_step": None},
-        "curves": [[name, f"{label}, relative difference"] for name, label in reading.CURVES],
-        "series": {name: {"steps": steps, "values": values} for name, (steps, values) in curves.items()},
+        "depth": drawn.depth(comparison), "onset": None if first is None else {"step": first.step, "lead_step": None},
+        "curves": [[name, f"{label}, difference"] for name, label in reading.CURVES],
+        "series": drawn.curves(comparison),
     })  # fmt: skip
     return body
 
@@ -92,22 +92,31 @@ def _verdict(comparison: Comparison) -> Markup:
     )
 
 
-def _depth(comparison: Comparison) -> Markup | None:
+def _depth(comparison: Comparison, drawn_rows: int) -> Markup | None:
     if not comparison.depth or comparison.outcome == "identical":
         return None
+    told, hidden = reading.story(comparison, _ROWS)
     rows = [
         (
             code(reading.place(row)), row.phase, number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound),
             tag("span", row.verdict, class_=row.verdict),
         )
-        for row in comparison.depth
+        for row in told
     ]  # fmt: skip
     columns = ("observed", "phase", "rms in A", "rms in B", "apart", "rounding explains", "verdict")
     lead = (
         "Each observation in the order in which it ran: how far A and B lie apart, relative to the tensor's rms, and the "
-        "dashed line of what rounding alone explains. ✗ is born there, a ring is inherited. Move with the mouse or the arrow keys."
+        "dashed line of what rounding alone explains. ✗ is born there, a ring is inherited, a dot is within rounding. Move "
+        "with the mouse or the arrow keys."
     )
-    folded = tag("details", tag("summary", "As a table"), table(columns, rows, number=(2, 3, 4, 5)))
+    if not all(math.isfinite(row.apart) for row in comparison.depth):
+        lead += " What has no number, beside a NaN or an Inf, lies at the top."
+    if drawn_rows < len(comparison.depth):
+        lead += (
+            f" Of {len(comparison.depth)} observations it shows {drawn_rows}: births, the largest differences, and the "
+            "extremes of each stretch. -f json has all."
+        )
+    folded = tag("details", tag("summary", _titled(hidden)), table(columns, rows, number=(2, 3, 4, 5)))
     return section(
         "by-depth", f"Step {comparison.depth_step} by depth", tag("div", id="depth"), noscript(), folded, lead=lead
     )
@@ -116,23 +125,29 @@ def _depth(comparison: Comparison) -> Markup | None:
 def _steps(comparison: Comparison) -> Markup | None:
     if len(comparison.by_step) < 2 or comparison.outcome == "identical":
         return None
-    every = -(-len(comparison.by_step) // _MOST)
+    told, hidden = reading.growth(comparison)
     rows = [
         (
             row.step, *(_share(v) for v in (row.outputs, row.gradients, row.weights)), number(row.loss_a),
             number(row.loss_b), row.inherited or "", row.born or "",
         )
-        for row in comparison.by_step[::every]
+        for row in told
     ]  # fmt: skip
     columns = ("step", "outputs", "gradients", "weights", "loss in A", "loss in B", "inherited", "born")
-    title = "As a table" if every == 1 else f"As a table, every {every} steps"
-    folded = tag("details", tag("summary", title), table(columns, rows, number=range(8)))
+    folded = tag("details", tag("summary", _titled(hidden)), table(columns, rows, number=range(8)))
     lead = "The largest relative difference of each step. Drag, or + − 0 and the arrows, to zoom; the line is the first difference."
+    if len(comparison.by_step) > POINTS:
+        lead += f" Of {len(comparison.by_step)} steps it shows the extremes of each stretch, and every step around that line."
     return section("by-step", "By step", tag("div", id="curves"), noscript(), folded, lead=lead)
 
 
+def _titled(hidden: int) -> str:
+    """Return what a table is called that is there for readers without the drawing."""
+    return f"As a table, {counted(hidden, 'row')} left out: -f json has all" if hidden else "As a table"
+
+
 def _others(comparison: Comparison) -> Markup | None:
-    lines = list(reading.others(comparison, 20))
+    lines = list(reading.others(comparison, _ITEMS))
     said = reading.inherited(comparison)
     if not lines and not said:
         return None
@@ -144,12 +159,14 @@ def _others(comparison: Comparison) -> Markup | None:
 
 
 def _around(comparison: Comparison) -> Markup | None:
-    rows, notes = list(reading.settings(comparison)), list(reading.alone(comparison, 20))
+    rows, notes = list(reading.settings(comparison, _SETTINGS)), list(reading.alone(comparison, _ITEMS))
+    more = len(comparison.settings) - len(rows)
     if not rows and not notes:
         return None
     cells = [(code(name), a, b) for name, a, b in rows]
     return section(
         "around", "Around the runs", table(("differs", "A", "B"), cells) if cells else None,
+        tag("p", f"and {counted(more, 'more setting')}: -f json has all", class_="note") if more > 0 else None,
         bullets(map(prose, notes), class_="plain") if notes else None,
     )  # fmt: skip
 

@@ -1,17 +1,26 @@
-"""The comparison for an issue or a pull request: verdict and depth in view, steps and settings folded away."""
+"""The comparison for an issue or a pull request: verdict and depth in view, steps and settings folded away.
+
+How it works. GitHub takes 65 536 characters in the body of an issue. The verdict fits whatever the traces have in them; of
+what is below it, a part that does not fit any more is left out, and named.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import ClassVar
 
-from nanhunt.comparison.comparison import Comparison
+from nanhunt.comparison.comparison import Comparison, DepthRow
 from nanhunt.report.diff import reading
+from nanhunt.report.markdown import LIMIT
 from nanhunt.report.markdown_text import bullets, escape, span, table
 from nanhunt.report.options import Options
-from nanhunt.report.words import number
+from nanhunt.report.words import counted, number
 
 __all__ = ["DiffMarkdown"]
+
+
+#: What may have to be said at the end.
+_RESERVE = 300
 
 
 class DiffMarkdown(Options):
@@ -22,47 +31,66 @@ class DiffMarkdown(Options):
     suffix: ClassVar[str] = ".md"
 
     def render(self, comparison: Comparison) -> str:
-        """Return the page."""
-        return "\n\n".join(self._blocks(comparison)) + "\n"
+        """Return the page, `LIMIT` characters at most."""
+        blocks = [f"**{escape(reading.headline(comparison))}**"]
+        room, left = LIMIT - len(blocks[0]) - _RESERVE, []
+        for title, text in self._parts(comparison):
+            if len(text) + 2 <= room:
+                blocks.append(text)
+                room -= len(text) + 2
+            else:
+                left.append(title)
+        if left:
+            blocks.append(f"Left out, for an issue has an end: {', '.join(left)}. `--format json` has it all.")
+        return "\n\n".join(blocks) + "\n"
 
-    def _blocks(self, comparison: Comparison) -> Iterator[str]:
-        yield f"**{escape(reading.headline(comparison))}**"
-        yield f"A {span(comparison.a)}, B {span(comparison.b)}: {escape(reading.counts(comparison))}"
+    def _parts(self, comparison: Comparison) -> Iterator[tuple[str, str]]:
+        """Yield what is below the verdict: what it is called, and its text."""
+        traces = f"A {span(comparison.a)}, B {span(comparison.b)}"
+        yield "the traces", f"{traces}: {escape(reading.counts(comparison))}"
         notes = [
             *comparison.prefaces,
             *reading.alone(comparison, self.top),
             *filter(None, [reading.inherited(comparison)]),
         ]
         if notes:
-            yield bullets(escape(note) for note in notes)
-        rows, hidden = reading.story(comparison, 2 * self.top)
+            yield "notes", bullets(map(escape, notes))
         if comparison.outcome == "part":
-            cells = [
-                (span(reading.place(r)), escape(r.phase), number(r.rms_a), number(r.rms_b), reading.share(r.apart), reading.share(r.bound), r.verdict)
-                for r in rows
-            ]  # fmt: skip
-            more = f", {hidden} rows left out" if hidden else ""
-            yield f"Step {comparison.depth_step} by depth{more}:"
-            yield table(("observed", "phase", "rms in A", "rms in B", "apart", "rounding explains", ""), cells)
-        steps = [
-            (str(r.step), *("-" if v is None else reading.share(v) for v in (r.outputs, r.gradients, r.weights)), number(r.loss_a), number(r.loss_b))
-            for r in comparison.by_step
-        ]  # fmt: skip
-        yield from _folded(
-            "By step", table(("step", "outputs", "gradients", "weights", "loss in A", "loss in B"), steps)
-        )
+            yield "the step by depth", self._depth(comparison)
+        yield "by step", _folded(*_steps(comparison))
         others = list(reading.others(comparison, self.top))
         if others:
-            yield from _folded("Born elsewhere as well", bullets(escape(line) for line in others))
+            yield "born elsewhere as well", _folded("Born elsewhere as well", bullets(map(escape, others)))
         different = [tuple(map(escape, row)) for row in reading.settings(comparison)]
         if different:
-            yield from _folded("Settings that differ", table(("setting", "A", "B"), different))
+            yield "settings that differ", _folded("Settings that differ", table(("setting", "A", "B"), different))
         commands = reading.next_steps(comparison)
         if commands:
-            yield bullets(f"{span(what)} {escape(why)}" for what, why in commands)
+            yield "what to do next", bullets(f"{span(what)} {escape(why)}" for what, why in commands)
+
+    def _depth(self, comparison: Comparison) -> str:
+        rows, hidden = reading.story(comparison, 2 * self.top)
+        more = f", {hidden} rows left out: `-f json` has all" if hidden else ""
+        columns = ("observed", "phase", "rms in A", "rms in B", "apart", "rounding explains", "")
+        return f"Step {comparison.depth_step} by depth{more}:\n\n{table(columns, map(_row, rows))}"
 
 
-def _folded(title: str, block: str) -> Iterator[str]:
-    yield f"<details><summary>{title}</summary>"
-    yield block
-    yield "</details>"
+def _row(row: DepthRow) -> tuple[str, ...]:
+    sizes = (number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound))
+    return span(reading.place(row)), escape(row.phase), *sizes, row.verdict
+
+
+def _steps(comparison: Comparison) -> tuple[str, str]:
+    """Return what the growth by step is called, and its table."""
+    told, hidden = reading.growth(comparison)
+    rows = [
+        (str(r.step), *("-" if v is None else reading.share(v) for v in (r.outputs, r.gradients, r.weights)), number(r.loss_a), number(r.loss_b))
+        for r in told
+    ]  # fmt: skip
+    more = f", {counted(hidden, 'step')} left out: -f json has all" if hidden else ""
+    return f"By step{more}", table(("step", "outputs", "gradients", "weights", "loss in A", "loss in B"), rows)
+
+
+def _folded(title: str, block: str) -> str:
+    """Return a block under a summary that opens on a click; Markdown inside is read as such only after an empty line."""
+    return f"<details><summary>{title}</summary>\n\n{block}\n\n</details>"

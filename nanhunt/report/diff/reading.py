@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from nanhunt.comparison.comparison import Alone, Comparison, DepthRow, Difference
+from nanhunt.comparison.comparison import Alone, Comparison, DepthRow, Difference, StepRow
 from nanhunt.comparison.observed import EXACT
 from nanhunt.report import words
 
 __all__ = [
-    "CURVES", "alone", "around", "beyond", "counts", "curves", "headline", "inherited", "looked", "next_steps", "others",
-    "place", "settings", "share", "story", "told", "verdict_word",
+    "CURVES", "STEPS", "alone", "around", "beyond", "counts", "curves", "growth", "headline", "inherited", "looked",
+    "next_steps", "others", "place", "settings", "share", "story", "told", "verdict_word",
 ]  # fmt: skip
 
 #: Curves by step: key, and what a page calls it.
 CURVES = (("outputs", "outputs"), ("gradients", "gradients"), ("weights", "weights"), ("loss", "loss"))
+#: Rows of a table by step.
+STEPS = 60
+#: Letters of a name: a trace may have names of any length, and a page ends.
+_NAME = 160
+#: A ratio that two digits would call 1 says less than that it is just beyond.
+_JUST = 1.95
 #: Bounds beyond rounding's own by this factor are mostly what the causes differ by.
 _MOSTLY = 2.0
 #: Two operands with 11 significant bits, each half a unit off: no trace says that they were.
 _TF32 = 2.0**-11
 #: Rows of depth before the first difference that a page shows.
 _BEFORE = 3
+#: Rows by step before the first difference that a page shows.
+_LEAD = 5
 _WORDS = {"identical": "same", "agree": "agree", "part": "part"}
 
 
@@ -61,7 +70,7 @@ def looked(comparison: Comparison) -> str:
 
 def place(row: Difference | DepthRow) -> str:
     """Return what was observed: a module for its output, else what of it."""
-    name = words.place(row.module, row.name)
+    name = _name(row.module, row.name)
     if row.role == "output":
         return name
     if row.role == "grad_output":
@@ -75,6 +84,12 @@ def place(row: Difference | DepthRow) -> str:
         "update": "update of ",
     }
     return f"{said.get(row.role, f'{row.role} of ')}{name}"
+
+
+def _name(module: str, name: str = "") -> str:
+    """Return a tensor's full name; of a very long one the middle goes."""
+    whole = words.place(module, name)
+    return whole if len(whole) <= _NAME else f"{whole[: _NAME // 3]}…{whole[1 - 2 * _NAME // 3 :]}"
 
 
 def told(difference: Difference) -> str:
@@ -104,15 +119,15 @@ def beyond(difference: Difference, rounding: str) -> str:
     )
     if difference.phase in ("load", "batch"):  # it has been through no op, through a cast at most
         cast = (
-            f", {_times(difference.ratio)} × what its cast explains" if difference.dtype_a != difference.dtype_b else ""
+            f", {_times(difference.ratio)} what its cast explains" if difference.dtype_a != difference.dtype_b else ""
         )
         return f"before anything is computed{cast}"
     whose = f"{rounding}'s rounding"
-    return f"{_times(difference.ratio)} × what {whose}{causes}"
+    return f"{_times(difference.ratio)} what {whose}{causes}"
 
 
 def _times(ratio: float) -> str:
-    return words.number(float(f"{ratio:.2g}"))
+    return "just beyond" if ratio < _JUST else f"{words.number(float(f'{ratio:.2g}'))} ×"
 
 
 def share(part: float) -> str:
@@ -134,13 +149,17 @@ def counts(comparison: Comparison) -> str:
 
 
 def story(comparison: Comparison, limit: int) -> tuple[list[DepthRow], int]:
-    """Return the rows of depth worth a line, from shortly before the first difference on; and how many are left out."""
+    """Return the rows of depth worth a line, and how many are left out.
+
+    Of more than `limit` rows those from shortly before the first difference on; without one, those nearest to their bounds.
+    """
     rows = list(comparison.depth)
+    if len(rows) <= limit:
+        return rows, 0
     at = next((i for i, row in enumerate(rows) if row.verdict == "born"), None)
     if at is None:
-        rows = sorted(rows, key=lambda row: row.apart / row.bound if row.bound > 0 else 0.0, reverse=True)[:limit]
-        kept = [row for row in comparison.depth if row in rows]
-        return kept, len(comparison.depth) - len(kept)
+        nearest = sorted(range(len(rows)), key=lambda i: _taken(rows[i]), reverse=True)[:limit]
+        return [rows[i] for i in sorted(nearest)], len(rows) - len(nearest)
     start = max(at - _BEFORE, 0)
     # what follows at once, and behind it the growth in as many steps as there is room for
     rest = rows[at + 1 :]
@@ -150,6 +169,29 @@ def story(comparison: Comparison, limit: int) -> tuple[list[DepthRow], int]:
     far = list(islice(rest[len(near) :], 0, None, stride))[: room - len(near)]
     kept = rows[start : at + 1] + near + far
     return kept, len(rows) - len(kept)
+
+
+def _taken(row: DepthRow) -> float:
+    """Return how much of what rounding explains a difference takes; 0 of what is not judged, which no order has a place for."""
+    part = row.apart / row.bound if row.bound > 0 else 0.0
+    return 0.0 if math.isnan(part) else part
+
+
+def growth(comparison: Comparison, limit: int = STEPS) -> tuple[list[StepRow], int]:
+    """Return the rows by step worth a line, and how many are left out.
+
+    Shown are both ends, the steps around the first difference, and the others at even distances.
+    """
+    rows = comparison.by_step
+    if len(rows) <= limit:
+        return list(rows), 0
+    kept = {0, len(rows) - 1}
+    if comparison.first is not None:
+        at = bisect_left(rows, comparison.first.step, key=lambda row: row.step)
+        kept.update(range(max(at - _LEAD, 0), min(at + limit // 3, len(rows))))
+    rest, room = [i for i in range(len(rows)) if i not in kept], limit - len(kept)
+    kept.update(rest[i * len(rest) // room] for i in range(room))
+    return [rows[i] for i in sorted(kept)], len(rows) - len(kept)
 
 
 def inherited(comparison: Comparison) -> str:
@@ -173,7 +215,7 @@ def others(comparison: Comparison, limit: int) -> Iterator[str]:
 def settings(comparison: Comparison, limit: int | None = None) -> Iterator[tuple[str, str, str]]:
     """Yield (name, a, b) of what differs around the runs."""
     for setting in comparison.settings[:limit]:
-        yield words.printable(setting.name), words.printable(setting.a), words.printable(setting.b)
+        yield _name(setting.name), words.printable(setting.a), words.printable(setting.b)
 
 
 def alone(comparison: Comparison, limit: int) -> Iterator[str]:
@@ -182,12 +224,14 @@ def alone(comparison: Comparison, limit: int) -> Iterator[str]:
         if side.steps:
             yield f"{_steps(side)} {'is' if len(side.steps) == 1 else 'are'} in {mark} alone"
         if side.sites:
-            names = [f"{words.place(module, name)} ({role})" for role, module, name in side.sites]
+            names = [f"{_name(module, name)} ({role})" for role, module, name in side.sites]
             yield f"{words.counted(len(names), 'site')} in {mark} alone: {words.listed(names, limit=limit)}"
         elif side.rows:
             yield f"{words.counted(side.rows, 'observation')} of the shared steps in {mark} alone"
     for a, b in comparison.renamed[:limit]:
-        yield f"{words.place(a)} of A stands where {words.place(b)} does in B: a new name, perhaps; they are not held together"
+        yield f"{_name(a)} of A stands where {_name(b)} does in B: a new name, perhaps; they are not held together"
+    if len(comparison.renamed) > limit:
+        yield f"and {words.counted(len(comparison.renamed) - limit, 'more module')} under a new name, perhaps"
 
 
 def _steps(side: Alone) -> str:

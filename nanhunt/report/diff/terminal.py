@@ -11,7 +11,7 @@ from nanhunt.report.diff import reading
 from nanhunt.report.options import Options
 from nanhunt.report.page import Page, column, middle
 from nanhunt.report.sparkline import sparkline
-from nanhunt.report.words import number, percent, prose
+from nanhunt.report.words import counted, number, percent, prose
 
 __all__ = ["DiffTerminal"]
 
@@ -22,10 +22,12 @@ _NARROWEST = 40
 #: cells of a depth row's numbers, beside its name
 _NUMBERS = 46
 _CURVE = 60
+#: lines of a list under -v: a terminal is no place for the 30 000 rows of a large model's depth
+_VERBOSE = 200
 
 
 class DiffTerminal(Options):
-    """A page of at most `width` cells; `top` limits what is listed, `verbose` lifts the limit."""
+    """A page of at most `width` cells; `top` limits what is listed, `verbose` lifts the limit to some hundred lines."""
 
     __slots__ = ()
     name: ClassVar[str] = "terminal"
@@ -41,6 +43,15 @@ class DiffTerminal(Options):
         _others(page, comparison, self)
         _next(page, comparison)
         return page.text(color=self.color)
+
+
+def _limit(options: Options, few: int) -> int:
+    return max(_VERBOSE, few) if options.verbose else few
+
+
+def _where(options: Options) -> str:
+    """Return the option that shows what is left out."""
+    return "-f json" if options.verbose else "-v"
 
 
 def _field(page: Page, label: str, text: str, style: str = "") -> None:
@@ -63,8 +74,7 @@ def _verdict(page: Page, comparison: Comparison) -> None:
 
 
 def _context(page: Page, comparison: Comparison, options: Options) -> None:
-    limit = None if options.verbose else options.top
-    differ = list(reading.settings(comparison, limit))
+    differ = list(reading.settings(comparison, _limit(options, options.top)))
     notes = list(reading.alone(comparison, options.top))
     if not differ and not notes:
         return
@@ -74,7 +84,7 @@ def _context(page: Page, comparison: Comparison, options: Options) -> None:
         page.put(Text(f"{middle(name, wide)}  ", "dim"), Text(f"{a} → {b}"))
     more = len(comparison.settings) - len(differ)
     if more > 0:
-        page.put(Text(f"and {more} more settings (-v)", "dim"))
+        page.put(Text(f"and {counted(more, 'more setting')} ({_where(options)})", "dim"))
     for note in notes:
         page.put(Text("• ", "dim"), Text(prose(note)))
 
@@ -82,7 +92,7 @@ def _context(page: Page, comparison: Comparison, options: Options) -> None:
 def _depth(page: Page, comparison: Comparison, options: Options) -> None:
     if comparison.outcome != "part" or not comparison.depth:
         return
-    rows, hidden = reading.story(comparison, len(comparison.depth) if options.verbose else 3 * options.top)
+    rows, hidden = reading.story(comparison, _limit(options, 3 * options.top))
     page.heading(f"step {comparison.depth_step} by depth", "✗ born, ↓ inherited; rounding: what it alone explains")
     wide = min(column((reading.place(row) for row in rows), page.width), max(page.width - _NUMBERS - 4, 12))
     head = f"{'':<{wide + 2}}{'rms in A':>11}{'rms in B':>11}{'apart':>10}{'rounding':>11}"
@@ -94,7 +104,7 @@ def _depth(page: Page, comparison: Comparison, options: Options) -> None:
             last = row.phase
         page.row(_row(row, wide))
     if hidden:
-        page.put(Text(f"{hidden} more rows (-v)", "dim"))
+        page.put(Text(f"{counted(hidden, 'more row')} ({_where(options)})", "dim"))
     said = reading.inherited(comparison)
     if said:
         page.put(Text(said, "dim"))
@@ -131,7 +141,7 @@ def _steps(page: Page, comparison: Comparison) -> None:
 
 
 def _others(page: Page, comparison: Comparison, options: Options) -> None:
-    lines = list(reading.others(comparison, len(comparison.born) if options.verbose else options.top))
+    lines = list(reading.others(comparison, _limit(options, options.top)))
     if lines:
         page.heading("born elsewhere as well", "more than the differences before it explain")
         for line in lines:
