@@ -15,7 +15,7 @@ from benchmarks.pair_programs import CANCELLING, PROGRAMS, Plant, Program, Way, 
 from nanhunt.comparison.compare import compare
 from nanhunt.comparison.comparison import Comparison
 from nanhunt.errors import TraceError, UsageError
-from nanhunt.report.diff.reading import headline, next_steps
+from nanhunt.report.diff.reading import headline, next_steps, unequal
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import Observation
 from tests.comparison.rows import model, row, write
@@ -280,6 +280,22 @@ def test_gradients_are_compared_without_their_loss_scales(tmp_path: Path) -> Non
     # the scale is a setting of its own, and the gradients agree
     assert [difference.name for difference in found.born] == ["loss_scale"]
     assert found.depth[-1].apart == 0.0
+
+
+def test_the_first_observation_that_is_not_equal_to_the_bit_is_told_though_rounding_explains_it(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 32))
+
+    def rows(*factors: float, dtype: str = "bfloat16") -> list[Observation]:
+        return [
+            row(f * values, module=m, seq=i, dtype=dtype) for i, (m, f) in enumerate(zip("abc", factors, strict=True))
+        ]
+
+    found = pair_of(tmp_path, rows(1, 1, 1), rows(1, 1 + 2**-12, 1 + 2**-12))
+    assert (found.outcome, found.unequal is not None and found.unequal.module) == ("agree", "b")
+    assert unequal(found).startswith("equal to the bit up to step 0, forward, b: ")
+    # nothing is equal before the first output, and another format is equal nowhere
+    assert pair_of(tmp_path, rows(1, 1, 1), rows(1 + 2**-12, 1, 1)).unequal is None
+    assert pair_of(tmp_path, rows(1, 1, 1), rows(1, 1 + 2**-12, 1, dtype="float32")).unequal is None
 
 
 def test_another_loss_scale_hides_nothing_of_the_forward_pass(tmp_path: Path) -> None:

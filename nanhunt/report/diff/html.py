@@ -72,6 +72,7 @@ def _verdict(comparison: Comparison) -> Markup:
     parted = comparison.outcome == "part"
     commands = reading.next_steps(comparison)
     facts: list[tuple[str, object]] = [("Before", prose(note)) for note in comparison.prefaces]
+    facts += [("Exact", prose(said))] if (said := reading.unequal(comparison)) else []
     facts += [("Look at", Markup(f"{code(commands[0][0])}: {prose(commands[0][1])}"))] if commands else []
     return tag(
         "header",

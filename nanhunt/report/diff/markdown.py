@@ -51,7 +51,7 @@ class DiffMarkdown(Options):
         notes = [
             *comparison.prefaces,
             *reading.alone(comparison, self.top),
-            *filter(None, [reading.inherited(comparison)]),
+            *filter(None, [reading.unequal(comparison), reading.inherited(comparison)]),
         ]
         if notes:
             yield "notes", bullets(map(escape, notes))

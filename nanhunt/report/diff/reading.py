@@ -13,7 +13,7 @@ from nanhunt.report import words
 
 __all__ = [
     "CURVES", "STEPS", "alone", "around", "beyond", "counts", "curves", "growth", "headline", "inherited", "looked",
-    "next_steps", "others", "place", "settings", "share", "story", "told", "verdict_word",
+    "next_steps", "others", "place", "settings", "share", "story", "told", "unequal", "verdict_word",
 ]  # fmt: skip
 
 #: Curves by step: key, and what a page calls it.
@@ -61,6 +61,18 @@ def _when(first: Difference) -> str:
     if before is None:
         return f"at step {first.step}"
     return f"between steps {before} and {first.step if behind is None else behind}, seen at step {first.step}"
+
+
+def unequal(comparison: Comparison) -> str:
+    """Return the first observation that is not equal to the bit, where that tells more than the first beyond its bound; ''."""
+    found, first = comparison.unequal, comparison.first
+    if found is None or (
+        first is not None and (found.step, found.phase, place(found)) == (first.step, first.phase, place(first))
+    ):
+        return ""
+    micro = f", micro-batch {found.micro}" if found.micro else ""
+    where = f"step {found.step}{micro}, {found.phase}, {place(found)}"
+    return f"equal to the bit up to {where}: {told(found)}. Of one code in one format on one machine, this is where it differs"
 
 
 def looked(comparison: Comparison) -> str:
@@ -314,14 +326,23 @@ def _look(first: Difference) -> tuple[str, str]:
         return name, "give both runs the same batches, a batches.pt for one: until then later differences mean little"
     if first.role == "scalar" and first.name in EXACT:
         return name, "compare optimizer, schedule and scaler of both runs"
-    if first.role in ("update", "weight"):
+    if first.role == "weight":
+        return (
+            name,
+            "its update agrees and the weight behind it does not: what writes into weights outside of the optimizer",
+        )
+    if first.role == "update":
         return name, "its gradient agrees and its update does not: the optimizer's own settings, order and state"
     if first.role == "scalar" and first.between:
         return name, "no output of its step is in both traces: `--every 1` from the step before says where it begins"
     if first.role == "scalar":
         return name, "what it is computed from agrees: how it is computed is what differs"
     where = f"{first.source} in both" if first.source else "its code in both"
+    if first.role == "grad_output":
+        made = "what uses that output makes it: a backward of your own, a mask, a kernel"
+        return where, f"all that was observed before {name} agrees, and {made}"
+    here = "here, or in what is called before it and has no output of its own in the traces"
     return (
         where,
-        f"what goes into {name} agrees, what comes out does not: a constant, an epsilon, a mask, a kernel, a random draw",
+        f"all that was observed before {name} agrees: a constant, an epsilon, a mask, a kernel, a random draw, {here}",
     )

@@ -67,6 +67,8 @@ def _verdict(page: Page, comparison: Comparison) -> None:
     _field(page, "A", comparison.a, "dim")
     _field(page, "B", comparison.b, "dim")
     _field(page, "looked", f"{reading.looked(comparison)}: {reading.counts(comparison)}", "dim")
+    if said := reading.unequal(comparison):
+        _field(page, "exact", said)
     if comparison.closest is not None and comparison.outcome == "agree":
         near = comparison.closest
         said = f"step {near.step}, {near.phase}, {reading.place(near)}: {reading.told(near)}, {percent(near.ratio)} of its bound"
