@@ -39,31 +39,24 @@ def sparkline(
     early = None if lead is None else bisect_left(steps, lead)
     beyond = bad is not None and bad >= len(values)
     count = min(len(values), max(width - beyond, 1))
-    parts = [range(i * len(values) // count, (i + 1) * len(values) // count) for i in range(count)]
-    marks = [_mark([values[k] for k in part], part, bad, early) for part in parts]
-    tops = [
-        max(values[k] for k in part) if mark in ("", "lead") else None for part, mark in zip(parts, marks, strict=True)
-    ]
-    # a peak that a cross stands for is not drawn, and nothing is drawn against it
-    highest = max((top for top in tops if top is not None), default=0.0)
-    lowest = min((v for v in values if math.isfinite(v)), default=0.0)
-    cells = [
-        Cell(char=CROSS if top is None else _level(top, lowest, highest), mark=mark)
-        for top, mark in zip(tops, marks, strict=True)
-    ]
+    finite = [v for v in values if math.isfinite(v)]
+    cells = []
+    for i in range(count):
+        start, stop = i * len(values) // count, (i + 1) * len(values) // count
+        part = values[start:stop]
+        if bad is not None and start <= bad < stop:
+            cells.append(Cell(char=CROSS, mark="onset"))
+        elif not all(math.isfinite(v) for v in part):
+            cells.append(Cell(char=CROSS, mark="non-finite"))
+        else:
+            mark = "lead" if early is not None and start <= early < stop else ""
+            cells.append(Cell(char=_level(max(part), finite), mark=mark))
     return [*cells, Cell(char=CROSS, mark="onset")] if beyond else cells
 
 
-def _mark(values: Sequence[float], part: range, bad: int | None, early: int | None) -> str:
-    if bad is not None and bad in part:
-        return "onset"
-    if not all(map(math.isfinite, values)):
-        return "non-finite"
-    return "lead" if early is not None and early in part else ""
-
-
-def _level(value: float, low: float, high: float) -> str:
-    """Return the block for a value between the smallest and the largest that is drawn."""
+def _level(value: float, finite: Sequence[float]) -> str:
+    """Return the block for a value between the smallest and the largest of the curve."""
+    low, high = min(finite), max(finite)
     if low > 0 and high / low > _LINEAR_SPAN:
         low, high, value = math.log(low), math.log(high), math.log(value)
     # halves first: the difference of two numbers near the largest float would be infinite

@@ -44,10 +44,6 @@ def test_a_spike_of_one_step_survives_many_steps_a_cell() -> None:
     assert "█" in drawn([1.0] * 500 + [50.0] + [1.0] * 499, width=10)
 
 
-def test_what_is_drawn_reaches_the_highest_block_though_a_cross_hides_the_peak() -> None:
-    assert drawn([1.0, 2.0, 3.0, 4.0, 90.0, math.inf], width=3) == "▃█✗"
-
-
 def test_a_curve_over_many_decades_is_not_flat_before_its_spike() -> None:
     assert len(set(drawn([10.0**k for k in range(8)]))) == 8
 
