@@ -294,8 +294,11 @@ def test_where_tensors_do_not_fit_those_of_the_story_and_the_broken_stay() -> No
     broken = replace(told.tensors[41], bad=np.eye(1, 100, 99, dtype=int)[0])
     tensors = (*told.tensors[:41], broken, *told.tensors[42:])
     story = told.tensors[80].module
-    block = packed(replace(told, tensors=tensors), frozenset({story}), 12_000)
+    block = packed(replace(told, tensors=tensors), frozenset({story}), budget=12_000)
     head, _ = unpacked(block)
     assert len(block) <= 12_000 < BUDGET
     assert head["left_out"] + len(head["tensors"]) == 120
     assert {broken.module, story} <= {line[0] for line in head["tensors"]}
+    # a fault of the forward pass is read off outputs, healthy ones too, before weights that it broke
+    head, _ = unpacked(packed(replace(told, tensors=tensors), roles=("output", "weight"), budget=12_000))
+    assert {line[1] for line in head["tensors"]} == {"output"}

@@ -41,10 +41,13 @@ _PARTS = (8, 4, 2)
 _EFFORT = 6
 
 
-def packed(histories: Histories, firsts: frozenset[str] = frozenset(), budget: int = BUDGET) -> str:
+def packed(
+    histories: Histories, firsts: frozenset[str] = frozenset(), roles: Sequence[str] = (), budget: int = BUDGET
+) -> str:
     """Return the block as base64, of `budget` characters at most; '' where there is nothing to show.
 
-    Where tensors have to go, those of the modules `firsts` and those with a NaN or an Inf go last.
+    Where tensors have to go, those of the modules `firsts` go last, and before them those of `roles`, the first of which
+    tells most: a map of outputs shows where they are healthy yet.
     """
     kept = list(histories.tensors)
     if not kept or not histories.columns:
@@ -53,18 +56,18 @@ def packed(histories: Histories, firsts: frozenset[str] = frozenset(), budget: i
         block = _encoded(histories, kept, parts)
         if len(block) <= budget:
             return block
-    order = sorted(range(len(kept)), key=lambda i: _interest(kept[i], firsts), reverse=True)
+    order = sorted(range(len(kept)), key=lambda i: _interest(kept[i], firsts, roles), reverse=True)
     while len(block) > budget and len(order) > 1:
         order = order[: max(int(len(order) * budget / len(block) * 0.97), 1)]
         block = _encoded(histories, [kept[i] for i in sorted(order)], _PARTS[-1])
     return block
 
 
-def _interest(tensor: TensorHistory, firsts: frozenset[str]) -> tuple[bool, bool, bool, float]:
-    """Return by what a tensor is kept: broken, in the story, an operand, and then by its largest magnitude."""
+def _interest(tensor: TensorHistory, firsts: frozenset[str], roles: Sequence[str]) -> tuple[bool, int, bool, float]:
+    """Return by what a tensor is kept: in the story, its role, broken, and then by its largest magnitude."""
     highest = float(np.nanmax(tensor.amax, initial=0.0))
-    operand = tensor.role in ("output", "grad_output")
-    return bool(tensor.bad.any()), tensor.module in firsts, operand, highest if math.isfinite(highest) else math.inf
+    role = len(roles) - roles.index(tensor.role) if tensor.role in roles else 0
+    return tensor.module in firsts, role, bool(tensor.bad.any()), highest if math.isfinite(highest) else math.inf
 
 
 def _encoded(histories: Histories, tensors: Sequence[TensorHistory], parts: int) -> str:
