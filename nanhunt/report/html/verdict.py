@@ -94,7 +94,7 @@ def _code(diagnosis: Diagnosis) -> Markup | None:
     return tag(
         "figure",
         tag("figcaption", code(diagnosis.code_file)),
-        tag("pre", Markup("\n".join(lines)), tabindex="0", aria_label="source lines around the onset"),
+        tag("pre", Markup("\n".join(lines)), tabindex="0", role="group", aria_label="source lines around the onset"),
         class_="code",
     )
 
