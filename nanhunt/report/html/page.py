@@ -2,7 +2,7 @@
 
 How it works. What can be said is there as markup, and is read without a script. What is drawn (curves, heat map, a
 tensor's history) the page draws itself, from two data blocks: the JSON report, and the series (`block`). Its `shell` lets
-it run no other script and fetch nothing.
+it run no other script and load nothing.
 
 What it leaves out. The rows of `headroom`, a line a tensor and format, which would be most of the file: the page has the
 verdicts, and draws the room of every tensor from the series. Of a long run's curves most steps (`fold`). `--format json`
@@ -35,6 +35,8 @@ _SCRIPTS = (
     "assets/block.js",
     "assets/drawing.js",
     "assets/timeline.js",
+    "assets/cell.js",
+    "assets/cells.js",
     "assets/heatmap.js",
     "assets/tensor.js",
     "assets/page.js",
@@ -108,9 +110,7 @@ def _heat_map(diagnosis: Diagnosis) -> Markup | None:
         "Room of every tensor in every step to its format's end, in binades (powers of two), or its growth. Click a cell, "
         "or move with the arrow keys and press Enter, for the tensor's history and its exponents."
     )
-    return section(
-        "map", "Heat map", tag("div", id="heat"), tag("div", id="tensor", aria_live="polite"), noscript(), lead=lead
-    )  # fmt: skip
+    return section("map", "Heat map", tag("div", id="heat"), tag("div", id="tensor"), noscript(), lead=lead)
 
 
 def _contents(sections: list[Markup]) -> Markup:
