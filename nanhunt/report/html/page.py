@@ -34,6 +34,7 @@ _SCRIPTS = (
     "vendor/uPlot.iife.min.js",
     "assets/block.js",
     "assets/drawing.js",
+    "assets/spoken.js",
     "assets/timeline.js",
     "assets/cell.js",
     "assets/cells.js",
