@@ -200,6 +200,23 @@ def test_a_file_opens_with_a_sentence_and_keeps_its_functions_short(path: Path) 
             assert length <= 60, f"{path.name}:{node.lineno} {node.name} has {length} lines"
 
 
+SCRIPTS = sorted((PACKAGE / "report" / "html" / "assets").glob("*.js"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_a_script_opens_with_a_sentence_and_keeps_its_functions_short(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("// "), f"{path} does not say what it is for"
+    assert len(lines) <= 300
+    for start, line in enumerate(lines):
+        if "=>" in line and line.endswith(("{", "(", "[")):
+            # it ends with the first closing bracket that stands as far in as its first line
+            margin = line[: len(line) - len(line.lstrip())]
+            ends = tuple(margin + bracket for bracket in "})]")
+            end = next(i for i in range(start + 1, len(lines)) if lines[i].startswith(ends))
+            assert end - start < 60, f"{path.name}:{start + 1} has {end - start + 1} lines"
+
+
 def test_generated_documents_are_fresh() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False

@@ -57,8 +57,17 @@ class Chromium:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scale: float = 1.0) -> None:
-        """Open a file, and wait until it has drawn itself."""
+    def open(
+        self,
+        page: Path,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        scale: float = 1.0,
+        first: str = "",
+    ) -> None:
+        """Open a file, and wait until it has drawn itself; the script `first` runs before the page's own."""
         self.problems.clear()
         self.requests.clear()
         self.call(
@@ -66,8 +75,10 @@ class Chromium:
         )
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        before = self.call("Page.addScriptToEvaluateOnNewDocument", source=first)["identifier"]
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.wait("location.href !== 'about:blank' && document.documentElement?.dataset.drawn === 'true'")
+        self.call("Page.removeScriptToEvaluateOnNewDocument", identifier=before)
 
     def evaluate(self, expression: str) -> Any:
         """Return what an expression gives in the page; raises AssertionError where it throws."""

@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanhunt.comparison.compare import compare
 from nanhunt.diagnosis.recording import Histories, TensorHistory
 from nanhunt.formats.headroom import ExponentHistogram
+from nanhunt.report.diff.html import DiffHtml
 from nanhunt.report.html.block import BUDGET, EMPTY, ZERO, packed
 from nanhunt.report.html.element import tag
 from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.report.json import document
+from nanhunt.trace.reader import Trace
+from tests.browser.kept import trace_of
 from tests.report.samples import HOSTILE, OVERFLOW, SAMPLES
 
 VOID = {"meta", "wbr", "path", "circle", "line", "polyline", "rect"}
@@ -93,6 +97,8 @@ def test_nothing_is_fetched_and_no_attribute_runs(sample: str) -> None:
         assert (attributes.get("href") or "#").startswith("#")
     assert "@import" not in read.raw["style"][0]
     assert "url(" not in read.raw["style"][0]
+    # what the policy does not govern is not there either: a `meta` that leads elsewhere, and `link` above
+    assert [a["http-equiv"] for t, a in read.elements if "http-equiv" in a] == ["Content-Security-Policy"]
 
 
 def test_a_name_ends_no_element_wherever_it_stands() -> None:
@@ -172,10 +178,22 @@ def test_verdict_fix_and_source_line_are_there_without_a_script() -> None:
     ]
 
 
-def test_the_licence_of_what_is_not_ours_lies_beside_it() -> None:
-    vendored = files("nanhunt.report.html").joinpath("vendor")
-    assert "MIT License" in vendored.joinpath("LICENSE").read_text()
-    assert "leeoniya" in vendored.joinpath("uPlot.iife.min.js").read_text()[:200]
+def test_the_licence_of_what_is_not_ours_is_in_every_page() -> None:
+    licence = files("nanhunt.report.html").joinpath("vendor/LICENSE").read_text().strip()
+    assert "MIT License" in licence
+    assert "*/" not in licence
+    comparison = compare(*(Trace.open(trace_of(fault)) for fault in ("fp16-overflow", "bad-sample")))
+    for text in (page(OVERFLOW), DiffHtml().render(comparison)):
+        script = Reader(text).raw["script"][-1]
+        assert f"/*!\n{licence}\n*/" in script
+        # before what it is about
+        assert script.index(licence) < script.index("leeoniya/uPlot")
+
+
+def test_the_source_lines_have_a_role_that_may_carry_their_name() -> None:
+    lines = next(a for t, a in Reader(page(OVERFLOW)).elements if t == "pre")
+    assert lines["aria-label"]
+    assert lines["role"] == "group"
 
 
 # --- the series --------------------------------------------------------------------------------------------------------

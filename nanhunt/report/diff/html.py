@@ -27,6 +27,7 @@ _SCRIPTS = (
     # starts the name that the others put their functions into
     "assets/block.js",
     "assets/drawing.js",
+    "assets/spoken.js",
     "assets/timeline.js",
     "assets/depth.js",
     "assets/page.js",

@@ -31,8 +31,8 @@ from nanhunt.inert import printable
 
 __all__ = ["BUDGET", "EMPTY", "ZERO", "packed"]
 
-#: Bytes of a block in base64: a page is to stay below 500 kB, of which its code and its text take some 150.
-BUDGET = 300_000
+#: Bytes of a block in base64: a page is to stay below 500 kB, of which its code, text and curves take up to 220.
+BUDGET = 280_000
 #: In place of a magnitude: not observed, and all elements zero.
 EMPTY, ZERO = -32000, -31000
 #: Parts of a binade, from the finest. The smallest magnitude is noise to a binade, and is told in whole ones.

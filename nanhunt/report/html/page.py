@@ -2,7 +2,7 @@
 
 How it works. What can be said is there as markup, and is read without a script. What is drawn (curves, heat map, a
 tensor's history) the page draws itself, from two data blocks: the JSON report, and the series (`block`). Its `shell` lets
-it run no other script and fetch nothing.
+it run no other script and load nothing.
 
 What it leaves out. The rows of `headroom`, a line a tensor and format, which would be most of the file: the page has the
 verdicts, and draws the room of every tensor from the series. Of a long run's curves most steps (`fold`). `--format json`
@@ -26,6 +26,7 @@ from nanhunt.report.html.parts import section
 from nanhunt.report.html.shell import data_block, noscript, shell
 from nanhunt.report.json import document
 from nanhunt.report.options import Options
+from nanhunt.trace.schema import Phase, Role
 
 __all__ = ["HtmlRenderer"]
 
@@ -34,7 +35,10 @@ _SCRIPTS = (
     "vendor/uPlot.iife.min.js",
     "assets/block.js",
     "assets/drawing.js",
+    "assets/spoken.js",
     "assets/timeline.js",
+    "assets/cell.js",
+    "assets/cells.js",
     "assets/heatmap.js",
     "assets/tensor.js",
     "assets/page.js",
@@ -108,9 +112,7 @@ def _heat_map(diagnosis: Diagnosis) -> Markup | None:
         "Room of every tensor in every step to its format's end, in binades (powers of two), or its growth. Click a cell, "
         "or move with the arrow keys and press Enter, for the tensor's history and its exponents."
     )
-    return section(
-        "map", "Heat map", tag("div", id="heat"), tag("div", id="tensor", aria_live="polite"), noscript(), lead=lead
-    )  # fmt: skip
+    return section("map", "Heat map", tag("div", id="heat"), tag("div", id="tensor"), noscript(), lead=lead)
 
 
 def _contents(sections: list[Markup]) -> Markup:
@@ -154,4 +156,14 @@ def _series(diagnosis: Diagnosis) -> str:
         return ""
     story = {hop[1] for hop in diagnosis.lineage} | {s.location.module or "" for s in diagnosis.suspects}
     story |= {diagnosis.onset.module} if diagnosis.onset else set()
-    return packed(diagnosis.recording.histories, frozenset(story))
+    return packed(diagnosis.recording.histories, frozenset(story), _telling(diagnosis))
+
+
+def _telling(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Return the roles of tensors that tell of the fault, the first of which tells most: those of its phase."""
+    phase = diagnosis.onset.phase if diagnosis.onset else Phase.FORWARD.value
+    if phase in (Phase.BACKWARD.value, Phase.UNSCALE.value, Phase.CLIP.value):
+        return Role.GRAD_OUTPUT, Role.GRAD, Role.OUTPUT
+    if phase in (Phase.UPDATE.value, Phase.LOAD.value):
+        return Role.UPDATE, Role.EXP_AVG_SQ, Role.WEIGHT, Role.OUTPUT
+    return Role.OUTPUT, Role.GRAD_OUTPUT

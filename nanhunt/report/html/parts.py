@@ -28,21 +28,26 @@ def bullets(items: Iterable[object], *, class_: str | None = None) -> Markup:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, number: Sequence[int] = ()) -> Markup:
-    """Return a table, with the columns `number` set right; on a narrow page each row becomes a card of named values."""
-    head = tag("tr", *(tag("th", name, scope="col") for name in columns))
+    """Return a table, with the columns `number` set right; on a narrow page each row becomes a card of named values.
+
+    The roles are spelt out, as a browser forgets them where a card's `display` is none of a table's.
+    """
+    head = tag("tr", *(tag("th", name, scope="col", role="columnheader") for name in columns), role="row")
     body = [
         tag(
             "tr",
             *(
-                tag("td", tag("span", cell), data_label=columns[i], class_="n" if i in number else None)
+                tag("td", tag("span", cell), data_label=columns[i], class_="n" if i in number else None, role="cell")
                 if cell not in (None, "")
-                else tag("td", class_="none")
+                else tag("td", class_="none", role="cell")
                 for i, cell in enumerate(row)
             ),
+            role="row",
         )
         for row in rows
     ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+    whole = tag("table", tag("thead", head, role="rowgroup"), tag("tbody", *body, role="rowgroup"), role="table")
+    return tag("div", whole, class_="scroll")
 
 
 def spark(values: Sequence[float], *, width: int = 120, height: int = 22) -> Markup | None:

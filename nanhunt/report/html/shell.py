@@ -1,7 +1,9 @@
 """A page of one file: its head, its policy, its style and script, and the data that the script draws.
 
-Its policy, `default-src 'none'`, allows by hash the one style and the one script that were written into it, so that
-markup which got out of a name could neither run nor fetch anything; that it cannot get out is `element`'s part.
+Its policy, `default-src 'none'`, allows by hash the one style and the one script that were written into it: markup which
+got out of a name could run no script, and load no image, font, frame or other resource. No policy governs that such
+markup leads elsewhere (a link, a `meta` refresh) or opens a connection ahead (`link rel=preconnect`, `dns-prefetch`);
+that it cannot get out is `element`'s part.
 """
 
 from __future__ import annotations
@@ -61,5 +63,13 @@ def _hash(text: str) -> str:
 
 @cache
 def _joined(names: tuple[str, ...]) -> str:
-    texts = [files("nanhunt.report.html").joinpath(name).read_text(encoding="utf-8") for name in names]
-    return "\n".join(text.strip() for text in texts)
+    return "\n".join(_text(name) for name in names)
+
+
+def _text(name: str) -> str:
+    """Return a file; what is not ours brings its folder's licence, which asks to be in every copy, and a page is one."""
+    text, licence = (
+        files("nanhunt.report.html").joinpath(path).read_text(encoding="utf-8").strip()
+        for path in (name, "vendor/LICENSE")
+    )
+    return f"/*!\n{licence}\n*/\n{text}" if name.startswith("vendor/") else text

@@ -19,11 +19,12 @@ def verdict(diagnosis: Diagnosis) -> Markup:
     mark, _, rest = reading.headline(diagnosis).partition(" ")
     suspect, found = reading.leading_suspect(diagnosis), reading.cure(diagnosis)
     follows, beware = original.follows(diagnosis), original.warning(diagnosis)
+    is_aside = follows and not beware and not original.is_verdict(diagnosis)
     facts = [
         ("Fix", prose(suspect.fixes[0]) if suspect and suspect.fixes else None),
         ("Cure", prose(found[1]) if found else None),
         ("Check", prose(beware) if beware else None),
-        ("Replay", follows if follows and (beware or original.is_verdict(diagnosis)) else None),
+        ("Replay", None if is_aside else follows or None),
         ("Trace", f"ends early: {reading.why_incomplete(diagnosis)}" if reading.why_incomplete(diagnosis) else None),
     ]
     named = [code(suspect.cause), f" {suspect.grade}"] if suspect and diagnosis.outcome != "healthy" else []
@@ -38,6 +39,7 @@ def verdict(diagnosis: Diagnosis) -> Markup:
         tag("h1", prose(diagnosis.summary) or rest),
         definitions([(name, text) for name, text in facts if text], class_="lead"),
         tag("p", reading.replayed(diagnosis), class_="run") if reading.replayed(diagnosis) else None,
+        tag("p", follows, class_="run") if is_aside else None,
         class_=f"verdict {diagnosis.outcome if diagnosis.outcome in ('fault', 'healthy') else 'inconclusive'}",
     )
 
@@ -94,7 +96,7 @@ def _code(diagnosis: Diagnosis) -> Markup | None:
     return tag(
         "figure",
         tag("figcaption", code(diagnosis.code_file)),
-        tag("pre", Markup("\n".join(lines)), tabindex="0", aria_label="source lines around the onset"),
+        tag("pre", Markup("\n".join(lines)), tabindex="0", role="group", aria_label="source lines around the onset"),
         class_="code",
     )
 

@@ -5,6 +5,9 @@ const nh = {};
   const ZERO = -31000;
 
   const inflate = async (text) => {
+    if (typeof DecompressionStream === "undefined") {
+      throw new Error("this browser cannot open the page's compressed series; Chrome 80, Firefox 113, Safari 16.4 and later can");
+    }
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());

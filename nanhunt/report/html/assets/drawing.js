@@ -107,11 +107,28 @@
     ctx.restore();
   };
 
-  // What is to be drawn again where width, theme or paper changes.
+  // A drawing that fails says so in its place, and takes no other with it.
+  nh.attempt = async (host, what, draw) => {
+    if (!host) return;
+    try {
+      await draw(host);
+    } catch (error) {
+      console.error(error);
+      host.replaceChildren(nh.html("p", { class: "note undrawn", role: "status" }, `${what} cannot be drawn: ${error.message}.`));
+    }
+  };
+
+  // What is to be drawn again where width, theme or paper changes; what failed at first is not tried again.
   const drawn = [];
   nh.redrawn = (draw) => {
-    drawn.push(draw);
     draw();
+    drawn.push(draw);
   };
-  nh.redraw = () => drawn.forEach((draw) => draw());
+  nh.redraw = () => drawn.forEach((draw) => {
+    try {
+      draw();
+    } catch (error) {
+      console.error(error);
+    }
+  });
 }

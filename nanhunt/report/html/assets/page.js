@@ -4,16 +4,16 @@
 
   const start = async () => {
     const report = JSON.parse(data("report"));
-    const curves = document.getElementById("curves");
-    if (curves) nh.timeline(report, curves);
-    const depth = document.getElementById("depth");
-    if (depth) nh.depth(report, depth);
-    const heat = document.getElementById("heat");
-    if (heat && data("series").trim()) {
+    const place = (id) => document.getElementById(id);
+    await nh.attempt(place("curves"), "The curves", (host) => nh.timeline(report, host));
+    await nh.attempt(place("depth"), "The difference by depth", (host) => nh.depth(report, host));
+    await nh.attempt(place("heat"), "The heat map", async (host) => {
+      if (!data("series").trim()) return;
       const block = await nh.openBlock(data("series"));
-      const open = nh.tensorPanel(report, block, document.getElementById("tensor"));
-      nh.heatMap(report, block, heat, open);
-    }
+      const show = nh.tensorPanel(report, block, place("tensor"));
+      const open = (...cell) => nh.attempt(place("tensor"), "The tensor", () => show(...cell));
+      nh.heatMap(report, block, host, open);
+    });
     document.documentElement.dataset.drawn = "true";
   };
 

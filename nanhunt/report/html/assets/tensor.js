@@ -25,7 +25,11 @@
     ctx.restore();
   };
 
-  const history = (block, tensor, range, width) => {
+  // Its magnitudes in words: a curve after the other, as log2 that are spelt as what they stand for.
+  const historyWords = (report, tensor, columns, steps) => [["largest magnitude", tensor.amax], ["rms", tensor.rms]]
+    .map(([label, at]) => nh.curveWords({ label, steps, values: columns.map((i) => at(i)), spell: nh.magnitude }, report.onset)).join("; ");
+
+  const history = (report, block, tensor, range, width) => {
     const columns = block.columns.map((_, i) => i);
     const finite = (value) => (Number.isFinite(value) ? value : null);
     const data = [block.columns.map(([first]) => first), ...["amax", "rms", "amin"].map((key) => columns.map((i) => finite(tensor[key](i))))];
@@ -38,7 +42,7 @@
     const axis = { stroke: () => nh.color("--muted"), font: "12px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: () => nh.color("--hairline"), width: 1 } };
     const points = { show: columns.length <= 60, size: 4 };
     const curve = (color, more) => ({ stroke: () => nh.color(color), points: { ...points, fill: () => nh.color(color) }, width: 1.75, ...more });
-    return new uPlot(
+    const plot = new uPlot(
       {
         width, height: 246, legend: { show: false }, padding: [8, 8, 0, 0], cursor: { show: false },
         scales: { x: { time: false, range: () => [first - pad, last + pad] }, y: { range: () => [low, high] } },
@@ -50,7 +54,8 @@
         hooks: { draw: [(plot) => limits(plot, range), (plot) => nh.crosses(plot, bad)] },
       },
       data, nh.html("div"),
-    ).root;
+    );
+    return nh.named(plot, historyWords(report, tensor, columns, data[0])).root;
   };
 
   // What a format makes of these exponents; a bin that an end cuts is told by its larger part.
@@ -106,23 +111,38 @@
     return nh.html("div", {}, picture, fates);
   };
 
-  const key = (kind, text) => nh.html("span", {}, nh.svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, nh.svg("path", { class: kind, d: "M1 5H21" })), text);
+  const key = (shape, text) => nh.html("span", {}, nh.svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, shape), text);
+  const line = (kind, text) => key(nh.svg("path", { class: kind, d: "M1 5H21" }), text);
+  const bar = (kind, text) => key(nh.svg("rect", { class: kind, x: 1, y: 1, width: 20, height: 8 }), text);
+
+  const curvesOf = (report, block, shown, width) => nh.html("figure", {},
+    nh.html("figcaption", { class: "legend" }, line("amax", "largest"), line("rms", "rms"), line("amin", "smallest magnitude"), line("limit", "format's ends")),
+    history(report, block, shown.tensor, shown.range, width));
+
+  const exponentsOf = (report, { tensor }, width) => {
+    const hasBoth = tensor.before.shares.length && tensor.at.shares.length;
+    const onset = report.onset ? `step ${report.onset.step}` : "";
+    return nh.html("figure", {},
+      nh.html("figcaption", { class: "legend" }, bar("before", hasBoth ? "steps before" : "all steps"), ...(tensor.at.shares.length ? [bar("at", onset)] : []), "share of elements by exponent, √ scale"),
+      exponents(report, tensor, width));
+  };
 
   nh.tensorPanel = (report, block, host) => {
     let shown = null;
+    // the title alone is announced: it stays, and its text changes, while all below it is made anew
+    const title = nh.html("h3", { "aria-live": "polite" });
+    const body = nh.html("div");
     const draw = () => {
       if (!shown) return;
-      const { tensor, column, range } = shown;
+      const { tensor, column } = shown;
+      if (title.parentNode !== host) host.replaceChildren(title, body);
       const width = Math.min(host.clientWidth, 1100);
       const half = width > 760 ? Math.floor((width - 32) / 2) : width;
-      const hasBoth = tensor.before.shares.length && tensor.at.shares.length;
-      const onset = report.onset ? `step ${report.onset.step}` : "";
-      host.replaceChildren(
-        nh.html("h3", {}, nh.html("code", {}, nh.place(tensor)), ` ${tensor.role.replaceAll("_", " ")}`),
+      const role = ` ${tensor.role.replaceAll("_", " ")}`;
+      if (title.textContent !== nh.place(tensor) + role) title.replaceChildren(nh.html("code", {}, nh.place(tensor)), role);
+      body.replaceChildren(
         nh.html("p", { class: "note" }, `${tensor.dtype}, ${tensor.numel} elements; ${nh.stepOf(block.columns[column])}: amax ${nh.magnitude(tensor.amax(column))}, rms ${nh.magnitude(tensor.rms(column))}, ${tensor.bad(column)} non-finite`),
-        nh.html("div", { class: half < width ? "beside" : "stacked" },
-          nh.html("figure", {}, nh.html("figcaption", { class: "legend" }, key("amax", "largest"), key("rms", "rms"), key("amin", "smallest magnitude"), key("limit", "format's ends")), history(block, tensor, range, half)),
-          nh.html("figure", {}, nh.html("figcaption", { class: "legend" }, key("before", hasBoth ? "steps before" : "all steps"), ...(tensor.at.shares.length ? [key("at", onset)] : []), "share of elements by exponent, √ scale"), exponents(report, tensor, half))),
+        nh.html("div", { class: half < width ? "beside" : "stacked" }, curvesOf(report, block, shown, half), exponentsOf(report, shown, half)),
       );
     };
     nh.redrawn(draw);

@@ -77,7 +77,8 @@
       ],
       hooks: { draw: [marks(report, curve)], ...hooks },
     };
-    return new uPlot(options, [curve.steps, curve.values.map((v) => (Number.isFinite(v) ? v : null))], nh.html("div"));
+    const plot = new uPlot(options, [curve.steps, curve.values.map((v) => (Number.isFinite(v) ? v : null))], nh.html("div"));
+    return nh.named(plot, nh.curveWords({ ...curve, spell: nh.number }, report.onset));
   };
 
   const readout = (report, curve) => {
