@@ -14,17 +14,43 @@
   // The powers of ten at both ends, and from label to label; both ends have one.
   const scaleOf = (rows) => {
     const sizes = rows.flatMap((row) => [row.apart, row.bound]).filter((size) => size > 0 && Number.isFinite(size));
-    // not Math.min(...sizes): an engine takes so many arguments and no more.
+    const [smallest, largest] = nh.ends(sizes);
     // below a hundredth of an ulp of fp32 nothing is told apart: a difference of nothing lies on the floor
-    const least = Math.floor(Math.log10(sizes.reduce((least, size) => Math.min(least, size), 1e-6)));
-    const high = Math.ceil(Math.log10(sizes.reduce((most, size) => Math.max(most, size), 10 ** (least + 1))));
+    const least = Math.floor(Math.log10(Math.min(smallest, 1e-6)));
+    const high = Math.ceil(Math.log10(Math.max(largest, 10 ** (least + 1))));
     const stride = Math.max(1, Math.ceil((high - least) / 6));
     return { high, stride, low: high - stride * Math.ceil((high - least) / stride) };
   };
 
+  const gridOf = ({ low, high, stride }, down, width) => {
+    const grid = [];
+    for (let power = low; power <= high; power += stride) {
+      const y = down(10 ** power);
+      grid.push(nh.svg("line", { class: "grid", x1: LEFT, x2: width - 12, y1: y, y2: y }));
+      grid.push(nh.svg("text", { class: "tick", x: LEFT - 8, y: y + 4 }, nh.number(10 ** power)));
+    }
+    return grid;
+  };
+
+  const phasesOf = (rows, across, width) => {
+    const starts = rows.filter((row, i) => i === 0 || rows[i - 1].phase !== row.phase);
+    // a short phase, as the batch's, leaves its name no room
+    const named = starts.filter((row, i) => (i + 1 < starts.length ? across(starts[i + 1]) : width) - across(row) > 56);
+    return named.map((row) => nh.svg("text", { class: "phase", x: across(row), y: HEIGHT - 6 }, row.phase));
+  };
+
+  const dotsOf = (rows, across, down) => {
+    const dots = rows.map((row) => (row.verdict === "born"
+      ? nh.svg("path", { class: "born", d: `M${across(row) - 5} ${down(row.apart) - 5}l10 10m0-10l-10 10` })
+      : nh.svg("circle", { class: row.verdict, cx: across(row), cy: down(row.apart), r: 2.5 })));
+    // the births last, so that no ring hides one
+    return dots.sort((a, b) => a.classList.contains("born") - b.classList.contains("born"));
+  };
+
   nh.depth = (report, host) => {
     const rows = rowsOf(report.depth);
-    const { low, high, stride } = scaleOf(rows);
+    const scale = scaleOf(rows);
+    const { low, high } = scale;
     const reading = nh.html("output", { class: "reading", id: "depth-reading" });
     const frame = nh.html("div", { class: "depth", tabindex: "0", role: "group", "aria-label": "Difference by depth; arrow keys move" });
     const born = rows.findIndex((row) => row.verdict === "born");
@@ -47,24 +73,9 @@
     const draw = () => {
       const width = Math.max(frame.clientWidth, 200);
       across = (row) => LEFT + ((width - LEFT - 12) * (row.at + 0.5)) / report.depth.of;
-      const grid = [];
-      for (let power = low; power <= high; power += stride) {
-        const y = down(10 ** power);
-        grid.push(nh.svg("line", { class: "grid", x1: LEFT, x2: width - 12, y1: y, y2: y }));
-        grid.push(nh.svg("text", { class: "tick", x: LEFT - 8, y: y + 4 }, nh.number(10 ** power)));
-      }
-      const starts = rows.filter((row, i) => i === 0 || rows[i - 1].phase !== row.phase);
-      // a short phase, as the batch's, leaves its name no room
-      const named = starts.filter((row, i) => (i + 1 < starts.length ? across(starts[i + 1]) : width) - across(row) > 56);
-      const phases = named.map((row) => nh.svg("text", { class: "phase", x: across(row), y: HEIGHT - 6 }, row.phase));
       const bound = nh.svg("polyline", { class: "bound", points: rows.filter((row) => Number.isFinite(row.bound)).map((row) => `${across(row).toFixed(1)},${down(row.bound).toFixed(1)}`).join(" ") });
-      const dots = rows.map((row) => (row.verdict === "born"
-        ? nh.svg("path", { class: "born", d: `M${across(row) - 5} ${down(row.apart) - 5}l10 10m0-10l-10 10` })
-        : nh.svg("circle", { class: row.verdict, cx: across(row), cy: down(row.apart), r: 2.5 })));
-      // the births last, so that no ring hides one
-      dots.sort((a, b) => a.classList.contains("born") - b.classList.contains("born"));
       cursor = nh.svg("path", { class: "cursor" });
-      frame.replaceChildren(nh.svg("svg", { width, height: HEIGHT, "aria-hidden": "true" }, ...grid, ...phases, bound, ...dots, cursor));
+      frame.replaceChildren(nh.svg("svg", { width, height: HEIGHT, "aria-hidden": "true" }, ...gridOf(scale, down, width), ...phasesOf(rows, across, width), bound, ...dotsOf(rows, across, down), cursor));
       show(at);
     };
     const keys = { ArrowLeft: () => at - 1, ArrowRight: () => at + 1, Home: () => 0, End: () => rows.length - 1 };

@@ -30,6 +30,9 @@
     return String(Number(value.toPrecision(4)));
   };
 
+  // Least and greatest of any number of values: an engine takes no more than so many arguments.
+  nh.ends = (values) => values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
+
   // A log2 as the number that it stands for; `parts` of a binade leave two digits.
   nh.magnitude = (log2) => {
     if (Number.isNaN(log2)) return "–";

@@ -57,7 +57,8 @@
     if (isKey) {
       const top = state.row * nh.ROW;
       if (top < scroller.scrollTop) scroller.scrollTop = top;
-      if (top + nh.ROW > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = top + nh.ROW - scroller.clientHeight;
+      // into the middle: what is broken behind the first bad row is to be seen as well
+      if (top + nh.ROW > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = top - scroller.clientHeight / 2;
     }
     say(map);
   };
@@ -122,7 +123,7 @@
   // What the map cannot show, and why.
   const notes = ({ block, before }) => [
     before ? null : "Growth is not told: the trace has no step before the onset to measure it against.",
-    block.leftOut ? `${block.leftOut} tensors with more room are left out, to keep this file small.` : null,
+    block.leftOut ? `${block.leftOut} tensors that tell less of this fault are left out, to keep this file small.` : null,
   ].filter(Boolean).map((text) => nh.html("p", { class: "note" }, text));
 
   const listen = (map, open) => {

@@ -70,12 +70,12 @@
     return lost;
   };
 
-  const fateText = (lost) => {
+  const fateText = (lost, isFinite) => {
     const parts = Object.entries(lost).filter(([, share]) => share > 0);
-    return parts.length ? parts.map(([what, share]) => `${nh.percent(Math.min(share, 1))} ${what}`).join(", ") : "holds all of it";
+    return parts.length ? parts.map(([what, share]) => `${nh.percent(Math.min(share, 1))} ${what}`).join(", ") : isFinite ? "holds all of it" : "holds all that is finite";
   };
 
-  const exponents = (report, tensor, width) => {
+  const exponents = (report, tensor, width, isFinite) => {
     const both = [tensor.before, tensor.at].filter((h) => h.shares.length);
     if (!both.length) return nh.html("p", { class: "note" }, "No exponents were counted of this tensor.");
     const now = tensor.at.shares.length ? tensor.at : tensor.before;
@@ -107,7 +107,7 @@
     });
     const picture = nh.svg("svg", { width, height: BAR + 36 + report.ranges.length * LINE, role: "img", "aria-label": "Exponents of the tensor's elements, and the formats' ranges below" },
       ...ticks, ...bars(tensor.before, "before"), ...bars(tensor.at, "at"), ...ranges);
-    const fates = nh.html("dl", { class: "facts" }, ...report.ranges.map((range) => nh.html("div", {}, nh.html("dt", {}, range.format), nh.html("dd", {}, fateText(fate(now, range))))));
+    const fates = nh.html("dl", { class: "facts" }, ...report.ranges.map((range) => nh.html("div", {}, nh.html("dt", {}, range.format), nh.html("dd", {}, fateText(fate(now, range), isFinite)))));
     return nh.html("div", {}, picture, fates);
   };
 
@@ -119,12 +119,12 @@
     nh.html("figcaption", { class: "legend" }, line("amax", "largest"), line("rms", "rms"), line("amin", "smallest magnitude"), line("limit", "format's ends")),
     history(report, block, shown.tensor, shown.range, width));
 
-  const exponentsOf = (report, { tensor }, width) => {
+  const exponentsOf = (report, block, { tensor }, width) => {
     const hasBoth = tensor.before.shares.length && tensor.at.shares.length;
     const onset = report.onset ? `step ${report.onset.step}` : "";
     return nh.html("figure", {},
       nh.html("figcaption", { class: "legend" }, bar("before", hasBoth ? "steps before" : "all steps"), ...(tensor.at.shares.length ? [bar("at", onset)] : []), "share of elements by exponent, √ scale"),
-      exponents(report, tensor, width));
+      exponents(report, tensor, width, !block.columns.some((_, column) => tensor.bad(column))));
   };
 
   nh.tensorPanel = (report, block, host) => {
@@ -142,7 +142,7 @@
       if (title.textContent !== nh.place(tensor) + role) title.replaceChildren(nh.html("code", {}, nh.place(tensor)), role);
       body.replaceChildren(
         nh.html("p", { class: "note" }, `${tensor.dtype}, ${tensor.numel} elements; ${nh.stepOf(block.columns[column])}: amax ${nh.magnitude(tensor.amax(column))}, rms ${nh.magnitude(tensor.rms(column))}, ${tensor.bad(column)} non-finite`),
-        nh.html("div", { class: half < width ? "beside" : "stacked" }, curvesOf(report, block, shown, half), exponentsOf(report, shown, half)),
+        nh.html("div", { class: half < width ? "beside" : "stacked" }, curvesOf(report, block, shown, half), exponentsOf(report, block, shown, half)),
       );
     };
     nh.redrawn(draw);

@@ -7,8 +7,7 @@
     if (!series || !series.steps.length) return null;
     const values = series.values.map(nh.value);
     const finite = values.filter(Number.isFinite);
-    const least = Math.min(...finite);
-    const most = Math.max(...finite);
+    const [least, most] = nh.ends(finite);
     const isLog = finite.length > 0 && least > 0 && (name === "loss_scale" ? most > least : most > 30 * least);
     return { name, label, steps: series.steps, values, finite, isLog, base: name === "loss_scale" ? 2 : 10 };
   };
@@ -40,8 +39,7 @@
 
   const room = (curve) => {
     if (!curve.finite.length) return () => [0, 1];
-    const least = Math.min(...curve.finite);
-    const most = Math.max(...curve.finite);
+    const [least, most] = nh.ends(curve.finite);
     if (curve.isLog) return () => [least / 1.5, most * 2];
     const pad = (most - least || Math.abs(most) || 1) * 0.12;
     return () => [least - pad, most + pad];
@@ -49,6 +47,14 @@
 
   // of a logarithmic axis only the powers themselves are drawn
   const whole = (base) => (_, ticks) => ticks.map((v) => (v && Math.abs(Math.log(v) / Math.log(base) - Math.round(Math.log(v) / Math.log(base))) < 1e-9 ? v : null));
+
+  // and of these as many are named as there is room for: a loss that ran away spans sixteen of them
+  const named = (base, room) => (plot, ticks) => {
+    const powers = whole(base)(plot, ticks);
+    const every = Math.ceil(powers.filter((v) => v !== null).length / room);
+    let seen = 0;
+    return powers.map((v) => (v !== null && seen++ % every === 0 ? v : null));
+  };
 
   const plotOf = (report, curve, width, isLast, range, hooks) => {
     const axis = { stroke: () => nh.color("--muted"), font: "12px system-ui, sans-serif", ticks: { show: false } };
@@ -65,7 +71,7 @@
       },
       axes: [
         { ...axis, grid, values: (_, ticks) => (isLast ? ticks.map(String) : []), incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6], size: isLast ? 26 : 2 },
-        { ...axis, grid: curve.isLog ? { ...grid, filter: whole(curve.base) } : grid, size: 62, space: 28, values: (_, ticks) => ticks.map((v) => (v === null ? "" : nh.number(v))) },
+        { ...axis, ...(curve.isLog ? { filter: named(curve.base, 3), grid: { ...grid, filter: whole(curve.base) } } : { grid }), size: 62, space: 28, values: (_, ticks) => ticks.map((v) => (v === null ? "" : nh.number(v))) },
       ],
       series: [
         {},
