@@ -154,6 +154,21 @@ def test_colours_follow_the_readers_theme_and_paper_is_white(
     assert chromium.problems == []
 
 
+def test_on_paper_tables_end_at_the_margin_and_grounds_are_printed(chromium: Chromium, page_of: PageOf) -> None:
+    chromium.open(page_of("bad-sample"), width=700)
+    chromium.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        chromium.evaluate("dispatchEvent(new Event('beforeprint'))")
+        right = "e => e.getBoundingClientRect().right"
+        margin = chromium.evaluate(f"({right})(document.querySelector('main'))")
+        ends = chromium.evaluate(f"[...document.querySelectorAll('table')].map({right})")
+        assert len(ends) > 3
+        assert max(ends) <= margin + 1
+        assert chromium.evaluate("getComputedStyle(document.querySelector('.tokens b')).printColorAdjust") == "exact"
+    finally:
+        chromium.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_the_bad_sample_is_shown_with_its_position_and_its_tokens(chromium: Chromium, page_of: PageOf) -> None:
     chromium.open(page_of("bad-sample"))
     trace = Trace.open(trace_of("bad-sample"))
