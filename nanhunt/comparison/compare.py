@@ -126,12 +126,13 @@ def _first_unequal(pairs: Pairs) -> _Ints:
     for name in _EQUAL:
         a, b = pairs.of_a(name), pairs.of_b(name)
         apart |= (a != b) & ~(np.isnan(a) & np.isnan(b))
-    first = np.flatnonzero(apart)[:1]
+    in_order = np.argsort(pairs.moment, kind="stable")
+    behind = int(np.argmax(apart[in_order])) if apart.any() else 0
+    first = in_order[behind : behind + 1] if apart.any() else in_order[:0]
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     if any(words_a[at_a[pairs.at_a[row]]] != words_b[at_b[pairs.at_b[row]]] for row in first.tolist()):
         return first[:0]
-    has_equals = bool(first.size) and bool(pairs.is_of(Role.OUTPUT)[: first[0]].any())
-    return first if has_equals else first[:0]
+    return first if pairs.is_of(Role.OUTPUT)[in_order[:behind]].any() else first[:0]
 
 
 def _born(pairs: Pairs, got: Measured, found: Judged) -> tuple[Difference, ...]:

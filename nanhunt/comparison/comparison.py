@@ -62,6 +62,7 @@ class DepthRow:
     bound: float
     ratio: float
     verdict: Verdict
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

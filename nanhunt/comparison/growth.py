@@ -23,11 +23,13 @@ def by_depth(pairs: Pairs, got: Measured, found: Judged, step: int) -> tuple[Dep
     """Return what a step computes, and whatever is born in it, in the order in which it ran."""
     roles = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.GRAD, Role.BATCH) | pairs.is_in("load")
     rows = np.flatnonzero((pairs.step == step) & (roles | (found.ratio > 1.0)))
+    rows = rows[np.argsort(pairs.moment[rows], kind="stable")]
     bulk = got.bulk
     return tuple(
         DepthRow(
             phase=phase, role=role, module=module, name=name, rms_a=float(got.rms_a[row]), rms_b=float(got.rms_b[row]),
             apart=float(bulk[row]), bound=float(found.bulk[row]), ratio=float(found.ratio[row]), verdict=_verdict(found, row),
+            rank=int(pairs.a.rank[pairs.at_a[row]]),
         )
         for row in rows.tolist()
         for phase, role, module, name in [pairs.sites[pairs.site[row]]]

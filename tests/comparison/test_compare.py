@@ -340,6 +340,8 @@ def test_of_several_ranks_the_first_phase_that_parts_is_named(tmp_path: Path) ->
     found = compare(*folders)
     assert found.first is not None
     assert (found.first.rank, found.first.phase) == (1, "forward")
+    assert headline(found).startswith("parts at step 0, rank 1, forward, a: ")
+    assert [(r.rank, r.phase) for r in found.depth] == [(0, "forward"), (1, "forward"), (0, "unscale"), (1, "unscale")]
 
 
 def test_ranks_of_one_run_are_held_together_by_what_replicas_share(tmp_path: Path) -> None:

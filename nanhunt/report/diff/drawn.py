@@ -70,10 +70,10 @@ def _furthest(rows: Sequence[DepthRow], which: Iterable[int], most: int) -> list
 
 def _columns(rows: Sequence[DepthRow], which: Sequence[int]) -> dict[str, Any]:
     kept = [rows[i] for i in which]
-    phases = list(dict.fromkeys(row.phase for row in kept))
+    phases = list(dict.fromkeys(reading.stage(row) for row in kept))
     body: dict[str, Any] = plain({
         "of": len(rows), "at": list(which), "place": [reading.place(row) for row in kept],
-        "phases": phases, "phase": [phases.index(row.phase) for row in kept],
+        "phases": phases, "phase": [phases.index(reading.stage(row)) for row in kept],
         "verdict": "".join(row.verdict[0] for row in kept),
         "rms_a": _short(row.rms_a for row in kept), "rms_b": _short(row.rms_b for row in kept),
         "apart": _short(row.apart for row in kept),

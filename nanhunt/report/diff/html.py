@@ -100,7 +100,7 @@ def _depth(comparison: Comparison, drawn_rows: int) -> Markup | None:
     told, hidden = reading.story(comparison, _ROWS)
     rows = [
         (
-            code(reading.place(row)), row.phase, number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound),
+            code(reading.place(row)), reading.stage(row), number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound),
             tag("span", row.verdict, class_=row.verdict),
         )
         for row in told

@@ -77,7 +77,7 @@ class DiffMarkdown(Options):
 
 def _row(row: DepthRow) -> tuple[str, ...]:
     sizes = (number(row.rms_a), number(row.rms_b), reading.share(row.apart), reading.share(row.bound))
-    return span(reading.place(row)), escape(row.phase), *sizes, row.verdict
+    return span(reading.place(row)), escape(reading.stage(row)), *sizes, row.verdict
 
 
 def _steps(comparison: Comparison) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from nanhunt.report import words
 
 __all__ = [
     "CURVES", "STEPS", "alone", "around", "beyond", "counts", "curves", "growth", "headline", "inherited", "looked",
-    "next_steps", "others", "place", "settings", "share", "story", "told", "unequal", "verdict_word",
+    "next_steps", "others", "place", "settings", "share", "stage", "story", "told", "unequal", "verdict_word",
 ]  # fmt: skip
 
 #: Curves by step: key, and what a page calls it.
@@ -51,8 +51,12 @@ def headline(comparison: Comparison) -> str:
         return f"no difference is larger than {comparison.rounding}'s rounding{before}, {seen}"
     where = f" ({words.printable(first.source)})" if first.source else ""
     micro = f", micro-batch {first.micro}" if first.micro else ""
-    rank = f", rank {first.rank}" if first.rank else ""
-    return f"parts {_when(first)}{micro}{rank}, {first.phase}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+    return f"parts {_when(first)}{micro}, {stage(first)}, {place(first)}{where}: {told(first)}, {beyond(first, comparison.rounding)}"
+
+
+def stage(row: Difference | DepthRow) -> str:
+    """Return the phase, and of which rank; of the first rank the phase alone."""
+    return f"rank {row.rank}, {row.phase}" if row.rank else row.phase
 
 
 def _when(first: Difference) -> str:
@@ -67,11 +71,11 @@ def unequal(comparison: Comparison) -> str:
     """Return the first observation that is not equal to the bit, where that tells more than the first beyond its bound; ''."""
     found, first = comparison.unequal, comparison.first
     if found is None or (
-        first is not None and (found.step, found.phase, place(found)) == (first.step, first.phase, place(first))
+        first is not None and (found.step, stage(found), place(found)) == (first.step, stage(first), place(first))
     ):
         return ""
     micro = f", micro-batch {found.micro}" if found.micro else ""
-    where = f"step {found.step}{micro}, {found.phase}, {place(found)}"
+    where = f"step {found.step}{micro}, {stage(found)}, {place(found)}"
     return f"equal to the bit up to {where}: {told(found)}. Of one code in one format on one machine, this is where it differs"
 
 
@@ -218,7 +222,7 @@ def others(comparison: Comparison, limit: int) -> Iterator[str]:
     """Yield the further places in which a difference is born."""
     for difference in comparison.born[1 : 1 + limit]:
         often = f" and {words.counted(difference.steps - 1, 'more step')}" if difference.steps > 1 else ""
-        yield f"step {difference.step}{often}, {difference.phase}, {place(difference)}: {told(difference)}"
+        yield f"step {difference.step}{often}, {stage(difference)}, {place(difference)}: {told(difference)}"
     more = len(comparison.born) - 1 - limit
     if more > 0:
         yield f"and {words.counted(more, 'more place')}"

@@ -71,7 +71,7 @@ def _verdict(page: Page, comparison: Comparison) -> None:
         _field(page, "exact", said)
     if comparison.closest is not None and comparison.outcome == "agree":
         near = comparison.closest
-        said = f"step {near.step}, {near.phase}, {reading.place(near)}: {reading.told(near)}, {percent(near.ratio)} of its bound"
+        said = f"step {near.step}, {reading.stage(near)}, {reading.place(near)}: {reading.told(near)}, {percent(near.ratio)} of its bound"
         _field(page, "nearest", said)
 
 
@@ -101,9 +101,9 @@ def _depth(page: Page, comparison: Comparison, options: Options) -> None:
     page.row(Text(head, "dim"))
     last = ""
     for row in rows:
-        if row.phase != last:
-            page.row(Text(row.phase, "dim italic"), indent=4)
-            last = row.phase
+        if reading.stage(row) != last:
+            last = reading.stage(row)
+            page.row(Text(last, "dim italic"), indent=4)
         page.row(_row(row, wide))
     if hidden:
         page.put(Text(f"{counted(hidden, 'more row')} ({_where(options)})", "dim"))
