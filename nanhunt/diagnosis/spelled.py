@@ -6,8 +6,11 @@ import ast
 from collections.abc import Iterator
 from functools import lru_cache
 
-__all__ = ["argument_in", "divisor_in"]
+__all__ = ["argument_in", "divisor_in", "operand_in"]
 
+_SIGNS: dict[str, type[ast.operator]] = {
+    "add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "div": ast.Div, "pow": ast.Pow, "matmul": ast.MatMult,
+}  # fmt: skip
 #: Characters of an expression that a sentence can still quote.
 _LONGEST = 40
 
@@ -28,6 +31,29 @@ def argument_in(code: str, function: str) -> str:
         elif isinstance(call.func, ast.Attribute):
             found.append(call.func.value)
     return _quoted(found)
+
+
+def operand_in(code: str, function: str, index: int) -> str:
+    """Return the operand of a function of torch's, or of its sign, that stands at `index`; '' where that is not clear.
+
+    What has a number for an operand is left aside: a tensor that is asked for is no operand of that.
+    """
+    given = [_given(call) for call in _calls(code, function)]
+    sign = _SIGNS.get(function.strip("_"))
+    given += [[n.left, n.right] for n in _nodes(code) if sign and isinstance(n, ast.BinOp) and isinstance(n.op, sign)]
+    found = {
+        ast.unparse(operands[index]): operands[index]
+        for operands in given
+        if index < len(operands) and not any(isinstance(o, ast.Constant) for o in operands)
+    }
+    return _quoted(list(found.values()))
+
+
+def _given(call: ast.Call) -> list[ast.expr]:
+    """Return the arguments of `torch.f(x, y)` and `F.f(x, y)`, and of `x.f(y)` what it is called upon as well."""
+    of = call.func.value if isinstance(call.func, ast.Attribute) else None
+    is_method = of is not None and ast.unparse(of) not in ("torch", "F", "torch.nn.functional")
+    return [of, *call.args] if of is not None and is_method else [*call.args]
 
 
 def _quoted(found: list[ast.expr]) -> str:

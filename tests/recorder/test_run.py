@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nanhunt.commands.replay import ReplayOptions, replay
+from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.original import original_run
 from nanhunt.trace.reader import Trace
@@ -56,6 +57,19 @@ def test_the_bundle_of_a_script_replays_bit_for_bit(name: str, tmp_path: Path, m
         assert onset.source == "train.py:35"
     if name == "raising.py":
         assert onset.source == "train.py:17"
+
+
+def test_what_a_script_computes_outside_of_its_graph_is_named_and_not_called_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    shutil.copy(SCRIPTS / "advantages.py", tmp_path / "train.py")
+    executed(tmp_path, "train.py")
+    trace = tmp_path / "trace.parquet"
+    replay(ReplayOptions(checkpoint=tmp_path / "bundles", out=trace, trials=False, quiet=True, announce=False))
+    first = diagnose(Trace.open(trace)).suspects[0]
+    assert (first.cause, first.grade.value, first.location.step) == ("bad-target", "supported", 7)
+    assert first.summary.startswith("`adv` (field 'inputs.mul.1') holds 4 NaN")
 
 
 def test_a_script_is_what_it_was_and_does_not_see_the_recorder(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ from nanhunt.diagnosis.entry import enters_at_the_loss, inherited_field
 from nanhunt.diagnosis.evidence import Evidence
 from nanhunt.diagnosis.exchange import bad_batch, layers_change, targets_are_apart
 from nanhunt.diagnosis.reading import bare, in_words, nonfinite_in_words, place_of
+from nanhunt.diagnosis.spelled import operand_in
 from nanhunt.interventions import Prediction
 from nanhunt.trace.schema import Birth, NoteKind, Operand
 
@@ -63,6 +64,8 @@ _SAYS = re.compile(
     r"|target should be between 0 and 1|class values must be|device-side assert|out of bounds"
 )
 _GAMMA = ("lgamma", "digamma", "polygamma")
+#: An operand of a taped call: its function, and its place among the arguments.
+_OPERAND = re.compile(r"(?:.*\.)?(?P<function>[a-z]\w*)\.(?P<index>\d)(?:_\d+)?")
 #: Functions with no value at zero or below, and quotients.
 _AT_ZERO = ("log", "log2", "log10", "xlogy", "logit", "rsqrt", "reciprocal", "div", "pow", "float_power", *_GAMMA)
 #: What leaves a value what it is, as far as zero and its kin go.
@@ -206,17 +209,27 @@ def _nonfinite_target(evidence: Evidence) -> Suspect | None:
     samples = [i for i, n in enumerate(field.get("sample_nonfinite", [])) if n] if field else []
     # a script's advantages or teacher's values are fields too, and what made them bad is not in the trace
     is_known = count and not evidence.is_taped
-    fix = f"mask or repair the non-finite elements of {_name(name)} where batches are made"
-    made = f"find where the script gets {_name(name)}: if it computes it, outside of the graph, the first NaN or Inf is there"
+    spelled = _as_written(evidence, name) if evidence.is_taped else ""
+    what = f"`{spelled}` ({_name(name)})" if spelled else _name(name)
+    fix = f"mask or repair the non-finite elements of {what} where batches are made"
+    made = f"find where the script gets {what}: if it computes it, outside of the graph, the first NaN or Inf is there"
     return Suspect(
         cause="bad-target",
         grade=Grade.PROVED if is_known else Grade.SUPPORTED,
-        summary=f"{_name(name)} holds {nonfinite_in_words(nan, inf)}, and enters at the loss",
+        summary=f"{what} holds {nonfinite_in_words(nan, inf)}, and enters at the loss",
         location=_place(evidence, tuple(samples), phase="batch", parameter=name),
         exhibits=(Exhibit(claim=f"non-finite values in {_name(name)}", value=float(count), threshold=0.0),),
         fixes=(made, fix) if evidence.is_taped else (fix,),
         predictions=() if evidence.is_taped or not 0 < len(samples) < (evidence.batch_size or 0) else _DROP,
     )
+
+
+def _as_written(evidence: Evidence, name: str) -> str:
+    """Return what the script's line calls a field that is an operand: the tape names it by its function and its place."""
+    birth, operand = evidence.birth, _OPERAND.fullmatch(name)
+    if birth is None or operand is None:
+        return ""
+    return operand_in(birth.code, operand["function"], int(operand["index"]))
 
 
 def _undefined_at_target(evidence: Evidence) -> Suspect | None:
