@@ -163,13 +163,9 @@ class LayerScaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.up, self.down = (
-            nn.Linear(40, 96),
-            nn.LayerNorm(96),
-            nn.Linear(96, 192),
-            nn.Linear(192, 96),
-        )
-        self.gain, self.head = nn.Parameter(torch.full((96,), 0.1)), nn.Linear(96, 10)
+        self.stem, self.norm, self.head = nn.Linear(40, 96), nn.LayerNorm(96), nn.Linear(96, 10)
+        self.up, self.down = nn.Linear(96, 192), nn.Linear(192, 96)
+        self.gain = nn.Parameter(torch.full((96,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

@@ -45,7 +45,10 @@ def batch_facts(run: TrainingRun, step: int, samples: Sequence[int] = ()) -> dic
 
 
 def every_label_is_ignored(run: TrainingRun, step: int) -> bool:
-    """Whether each micro-batch of a step has whole numbers of which a loss leaves out every one."""
+    """Whether each micro-batch of a step has whole numbers of which a loss leaves out every one: torch's own, -100.
+
+    A batch of -1 alone may be one of a class that is called so.
+    """
     try:
         batches = [run.batches.peek(step, micro) for micro in range(run.accumulate)]
     except KeyError:  # not kept any more
@@ -55,7 +58,7 @@ def every_label_is_ignored(run: TrainingRun, step: int) -> bool:
 
 def _is_ignored(tensor: Tensor) -> bool:
     is_whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
-    return is_whole and tensor.numel() > 0 and any(bool((tensor == label).all()) for label in IGNORED)
+    return is_whole and tensor.numel() > 0 and bool((tensor == IGNORED[0]).all())
 
 
 def _field_facts(tensor: Tensor, size: int | None, samples: Sequence[int]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.observed import Observed
 from nanhunt.comparison.pairs import Pairs
@@ -57,8 +56,8 @@ class Rounding:
     is_whole: _Bools
 
 
-def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Rounding:
-    """Return what the roundings before each pair in its step explain."""
+def rounding(pairs: Pairs, got: Measured, steep: _Floats, a: Arithmetic, b: Arithmetic) -> Rounding:
+    """Return what the roundings before each pair in its step explain; `steep` is how often an op errs by them."""
     (u_a, flush_a), (u_b, flush_b) = (run.of_rows(side.dtypes) for run, side in ((a, pairs.a), (b, pairs.b)))
     u_a, u_b = u_a[pairs.at_a], u_b[pairs.at_b]
     flush = flush_a[pairs.at_a] * got.unscaled_a + flush_b[pairs.at_b] * got.unscaled_b
@@ -66,8 +65,7 @@ def rounding(pairs: Pairs, got: Measured, a: Arithmetic, b: Arithmetic) -> Round
     own = u_a**2 + u_b**2 + terms * (of_sums(u_a) ** 2 + of_sums(u_b) ** 2) / 3
     in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT)
     chain = np.where(in_chain, own, 0.0)
-    steep = np.where(in_chain, steepness(pairs, got) ** 2 - 1.0, 0.0)
-    chain = chain + steep * _summed(chain, pairs.pass_)
+    chain = chain + (steep**2 - 1.0) * _summed(chain, pairs.pass_)
     before = np.where(in_chain, _summed(chain, pairs.pass_), _summed(chain, pairs.turn))
     error = np.sqrt(before + np.where(in_chain, 0.0, own))
     flushed = relative(flush, got.scale)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nanhunt.comparison.bounds import rounding
 from nanhunt.comparison.comparison import Alone, Comparison, Difference
+from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.growth import by_depth, by_step
 from nanhunt.comparison.inheritance import inherited
 from nanhunt.comparison.judged import KINDS, Judged, judged
@@ -58,8 +59,9 @@ def compare(a: Trace, b: Trace) -> Comparison:
             hint="each has batches of its own; hold one rank against the same rank of another run",
         )
     got = measured(pairs, *scales)
-    came = inherited(pairs, got)
-    found = judged(pairs, got, rounding(pairs, got, *sides), came)
+    steep = steepness(pairs, got)
+    came = inherited(pairs, got, steep)
+    found = judged(pairs, got, rounding(pairs, got, steep, *sides), came)
     born = _born(pairs, got, found)
     is_same = _equal(pairs)
     closest = next(_differences(pairs, got, found, np.array([int(np.argmax(found.ratio))])), None) if not born else None
@@ -109,7 +111,7 @@ def _same(pairs: Pairs, which: _Bools) -> bool:
 
 def _equal(pairs: Pairs) -> bool:
     """Whether every statistic of every pair is equal, histograms, dtypes and shapes too."""
-    if pairs.is_reshaped.any() or not all(np.array_equal(pairs.of_a(n), pairs.of_b(n), equal_nan=True) for n in _EQUAL):
+    if pairs.is_reshaped.any() or _are_apart(pairs).any():
         return False
     (words_a, at_a), (words_b, at_b) = pairs.a.dtypes, pairs.b.dtypes
     same_dtype = np.array_equal(np.array(words_a)[at_a[pairs.at_a]], np.array(words_b)[at_b[pairs.at_b]])
@@ -117,15 +119,21 @@ def _equal(pairs: Pairs) -> bool:
     return same_dtype and np.array_equal(bins_a, bins_b)
 
 
+def _are_apart(pairs: Pairs) -> _Bools:
+    """Return which pairs differ in a number."""
+    apart = np.zeros(len(pairs), bool)
+    for name in _EQUAL:
+        a, b = pairs.of_a(name), pairs.of_b(name)
+        apart |= (a != b) & ~(np.isnan(a) & np.isnan(b))
+    return apart
+
+
 def _first_unequal(pairs: Pairs) -> _Ints:
     """Return the first pair that is not equal to the bit, behind outputs that are; [] where all are, or none before it.
 
     Two runs of one code in one format differ by rounding nowhere. So this is where their codes part, or a kernel's order.
     """
-    apart = np.zeros(len(pairs), bool)
-    for name in _EQUAL:
-        a, b = pairs.of_a(name), pairs.of_b(name)
-        apart |= (a != b) & ~(np.isnan(a) & np.isnan(b))
+    apart = _are_apart(pairs)
     in_order = np.argsort(pairs.moment, kind="stable")
     behind = int(np.argmax(apart[in_order])) if apart.any() else 0
     first = in_order[behind : behind + 1] if apart.any() else in_order[:0]

@@ -24,6 +24,7 @@ __all__ = ["STEEP", "fed", "steepness"]
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
 
 STEEP = 4.0
 #: Outputs before a module's own that it may be made of: those of two branches.
@@ -55,16 +56,18 @@ def _of_floats(pairs: Pairs) -> _Ints:
 
 def _of_running_statistics(pairs: Pairs, got: Measured) -> _Floats:
     """Return |mean| / std of each pair's module, by the largest that its buffers ever show; 0 of modules without them."""
-    of_module = np.zeros((2, int(pairs.module.max(initial=0)) + 1))
-    names = [site[3] for site in pairs.sites]
-    for row, name, values in ((0, "running_mean", got.scale), (1, "running_var", pairs.of_a("mean"))):
-        which = pairs.is_of(Role.BUFFER) & np.array([n == name for n in names], bool)[pairs.site]
-        if row == 0:
-            np.maximum.at(of_module[0], pairs.module[which], values[which])
-        else:
-            of_module[1] = np.inf
-            np.minimum.at(of_module[1], pairs.module[which], np.nan_to_num(values[which], nan=np.inf))
-    return relative(of_module[0], np.sqrt(np.maximum(of_module[1], 0.0)))[pairs.module]
+    modules = int(pairs.module.max(initial=0)) + 1
+    means, variances = np.zeros(modules), np.full(modules, np.inf)
+    which = _buffers(pairs, "running_mean")
+    np.maximum.at(means, pairs.module[which], got.scale[which])
+    which = _buffers(pairs, "running_var")
+    np.minimum.at(variances, pairs.module[which], np.nan_to_num(pairs.of_a("mean")[which], nan=np.inf))
+    return relative(means, np.sqrt(np.maximum(variances, 0.0)))[pairs.module]
+
+
+def _buffers(pairs: Pairs, name: str) -> _Bools:
+    named: _Bools = np.array([site[3] == name for site in pairs.sites], bool)[pairs.site]
+    return pairs.is_of(Role.BUFFER) & named
 
 
 def _of_differences(pairs: Pairs, got: Measured) -> _Floats:

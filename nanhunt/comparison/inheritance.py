@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nanhunt.comparison.conditioning import steepness
 from nanhunt.comparison.measured import Measured, relative
 from nanhunt.comparison.observed import LOSS_SCALE
 from nanhunt.comparison.pairs import Pairs
@@ -41,8 +40,8 @@ class Inherited:
     amax: _Floats
 
 
-def inherited(pairs: Pairs, got: Measured) -> Inherited:
-    """Return the largest difference among the causes of each pair."""
+def inherited(pairs: Pairs, got: Measured, steep: _Floats) -> Inherited:
+    """Return the largest difference among the causes of each pair; `steep` is how often an op errs by it."""
     # what is set decides what follows as well: another rate, another batch
     in_chain = pairs.is_of(Role.OUTPUT, Role.GRAD_OUTPUT, Role.BATCH, Role.SCALAR) & ~pairs.is_named(LOSS_SCALE)
     weights = _of_weights(pairs, got)
@@ -50,7 +49,6 @@ def inherited(pairs: Pairs, got: Measured) -> Inherited:
     skipped = _skipped(pairs, got)
     bulk = np.maximum.reduce([_before(got.bulk, in_chain, pairs), past(got.bulk, pairs.line), weights, skipped])
     amax = np.maximum.reduce([_before(top, in_chain, pairs), past(top, pairs.line), skipped])
-    steep = steepness(pairs, got)
     bulk, amax = (_carried(steep * came, steep > 1.0, pairs) for came in (bulk, amax))
     return Inherited(bulk=bulk, amax=amax)
 

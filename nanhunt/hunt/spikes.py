@@ -42,16 +42,20 @@ _NORMS = 3.0
 _GAME = 0.75
 
 
-def spiked(state: HuntState, event: Event) -> Onset | None:
-    """Turn a decided event into an onset, or into a note where it did no damage and no sample stands out."""
+def spiked(state: HuntState, event: Event, told: dict[str, Any] | None = None) -> Onset | None:
+    """Turn a decided event into an onset, or into a note where it did no damage and no sample stands out.
+
+    `told` is what `_samples_at` found, where it was asked already.
+    """
     run = state.run
     if _is_a_game(state) and event.peak_loss < CORRUPT * abs(event.baseline_loss):
         return None
     gone = _gone_again(state, event)
     if gone is not None:
         return gone
-    with kept(run, event.alarm_step):
-        told = _samples_at(state, event)
+    if told is None:
+        with kept(run, event.alarm_step):
+            told = _samples_at(state, event)
     if event.slow:  # where the loss creeps up, samples differ in how far they have come
         told["outliers"] = []
     outliers = told["outliers"]
@@ -96,12 +100,12 @@ def begun_by_samples(state: HuntState, step: int, became: str) -> Onset | None:
         return None
     if not event.losses[0] > CORRUPT * abs(event.baseline_loss):
         return None
-    with kept(state.run, step + 1):
+    with kept(state.run, event.alarm_step):
         told = _samples_at(state, event)
     if not told["outliers"]:
         return None
     decided = state.watch.finish()
-    onset = spiked(state, decided) if decided is not None else None
+    onset = spiked(state, decided, told) if decided is not None else None
     return None if onset is None else replace(onset, detail=f"{onset.detail}, and {became} at step {step}")
 
 

@@ -63,7 +63,7 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: La
     named = {_kept_name(event, s): s for s in event.inputs_of(capture.lane)}
     mask = bad_mask(output)
     facts |= _tensor_facts(event, capture, output, mask)
-    facts |= {"positions": positions_of(mask, layout)}
+    facts |= _positions(mask, layout)
     return Birth(
         **birth,
         inputs=[_operand(n, t, named.get(n)) for n, t in tensor_arguments(capture)][:12],
@@ -78,6 +78,11 @@ def describe_birth(event: OpEvent, events: list[OpEvent], root: Path, layout: La
         samples=samples_of(mask, layout),
         facts=facts,
     )
+
+
+def _positions(mask: Tensor, layout: Layout) -> dict[str, Any]:
+    found = positions_of(mask, layout)
+    return {"positions": found} if found else {}
 
 
 # --- what the operands show ------------------------------------------------------------------------------------------
@@ -239,7 +244,7 @@ def with_slope(birth: Birth, event: OpEvent, events: list[OpEvent], closer: Clos
     incoming = tuple(g for g in slope.incoming if g is not None)
     by = _zero_factor(forward, events, closer, mask)
     factor = {"zero_factor": by} if by and "discarded_by" not in birth.facts else {}
-    places = {"positions": birth.facts.get("positions") or positions_of(mask, layout)}
+    places = {} if birth.facts.get("positions") else _positions(mask, layout)
     return replace(
         birth,
         slope=verdict,

@@ -110,7 +110,8 @@ class OptimizerProbe(StepWatch):
         for names, tiles in self._together:
             if left.keys() >= set(names) and tiles.still_fit():
                 self._left_together[names] = tiles.sums_and_norms()
-                left = {name: p for name, p in left.items() if name not in set(names)}
+                for name in names:
+                    del left[name]
         self._left |= {name: _sum_and_norm(parameter) for name, parameter in left.items()}
 
     def updated(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +12,11 @@ from nanhunt.comparison.comparison import Comparison
 from nanhunt.report.diff.drawn import depth
 from nanhunt.report.diff.html import DiffHtml
 from nanhunt.report.diff.reading import headline
-from tests.browser.chromium import Chromium, find_chromium, running
+from tests.browser.chromium import Chromium
 from tests.report.comparisons import compared, large
-
-BROWSER = find_chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; `make browser` installs Debian's")
 
 MARKS = "#depth circle, #depth .born"
 READING = "document.querySelector('#depth-reading').textContent"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    assert BROWSER is not None
-    with running(BROWSER) as browser:
-        yield browser
 
 
 def opened(chromium: Chromium, comparison: Comparison, folder: Path, width: int = 1280) -> Path:

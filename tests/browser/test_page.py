@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,8 @@ from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.trace.compact import parquet_writer
 from nanhunt.trace.reader import Trace
 from nanhunt.trace.schema import METADATA_KEY, ArrowSchema
-from tests.browser.chromium import Chromium, find_chromium, running
+from tests.browser.chromium import Chromium
 from tests.browser.kept import FAULTS, trace_of
-
-BROWSER = find_chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; `make browser` installs Debian's")
 
 #: Ends a script, a comment, an attribute and a tag, and would say so if it ran.
 ATTACK = "</script>--></style><img src=x onerror='window.struck=1'>\"<svg onload=window.struck=1>"
@@ -41,13 +38,6 @@ CLICKED = """(() => {
   const rows = [...document.querySelectorAll('.cells .label title')].map((title, at) => ({ at, name: title.textContent }));
   return rows.find(({ at, name }) => at * 16 >= top && name !== open);
 })()"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    assert BROWSER is not None
-    with running(BROWSER) as browser:
-        yield browser
 
 
 @cache

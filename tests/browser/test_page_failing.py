@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.browser.chromium import Chromium, find_chromium, running
+from tests.browser.chromium import Chromium
 from tests.browser.screenshots import page
-
-BROWSER = find_chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; `make browser` installs Debian's")
 
 #: A plot whose maker throws, whatever the page's script puts into its place.
 NO_PLOT = """Object.defineProperty(window, "uPlot", {
   get: () => function () { throw new Error("the canvas is gone"); }, set: () => undefined,
 })"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    assert BROWSER is not None
-    with running(BROWSER) as browser:
-        yield browser
 
 
 def told(chromium: Chromium, place: str) -> str:

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.browser.chromium import Chromium, find_chromium, running
+from tests.browser.chromium import Chromium
 from tests.browser.screenshots import page
-
-BROWSER = find_chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; `make browser` installs Debian's")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    assert BROWSER is not None
-    with running(BROWSER) as browser:
-        yield browser
 
 
 def heard(chromium: Chromium) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +11,12 @@ from nanhunt.diagnosis.cause import Diagnosis
 from nanhunt.diagnosis.diagnose import diagnose
 from nanhunt.report.html.page import HtmlRenderer
 from nanhunt.trace.reader import Trace
-from tests.browser.chromium import Chromium, find_chromium, running
+from tests.browser.chromium import Chromium
 from tests.browser.kept import trace_of
-
-BROWSER = find_chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; `make browser` installs Debian's")
 
 READING = "document.querySelector('#heat-reading').textContent"
 LEGEND = "[...document.querySelectorAll('.legend')].at(0).textContent"
 GROWTH = "[...document.querySelectorAll('.controls button')].find((button) => button.textContent === 'growth')"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    assert BROWSER is not None
-    with running(BROWSER) as browser:
-        yield browser
 
 
 def diagnosis_of(fault: str) -> Diagnosis:

@@ -59,10 +59,13 @@ def defined(module: str) -> set[str]:
 
 @pytest.mark.parametrize("block", [b for b in PYTHON if "nanhunt.Recorder(" in b.text], ids=str)
 def test_a_recorder_is_given_what_it_takes(block: Block) -> None:
-    for node in ast.walk(ast.parse(program(block))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "nanhunt.Recorder":
-            keywords = {keyword.arg or "": None for keyword in node.keywords}
-            inspect.signature(nanhunt.Recorder).bind(*node.args, **keywords)
+    nodes = [node for node in ast.walk(ast.parse(program(block))) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if ast.unparse(node.func) == "nanhunt.Recorder"]
+    assert calls
+    for call in calls:
+        keywords = {keyword.arg or "": None for keyword in call.keywords}
+        bound = inspect.signature(nanhunt.Recorder).bind(*call.args, **keywords)
+        assert {"model", "optimizer"} <= bound.arguments.keys()
 
 
 def configs(block: Block) -> Iterator[str]:
