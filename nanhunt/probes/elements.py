@@ -14,9 +14,8 @@ from nanhunt.trace.schema import Element
 
 __all__ = ["Layout", "layout_of", "offending", "positions_of", "samples_of"]
 
-#: Elements shown; and of how many lines of a tensor positions are told, at even distances.
+#: Elements shown.
 _SHOWN = 8
-_LINES = 1 << 14
 _BY_PLACE = (
     "aten._to_copy.",
     "aten.copy_.",
@@ -85,10 +84,14 @@ def positions_of(mask: Tensor, layout: Layout) -> dict[str, list[int]]:
     if mask.dim() == 0 or not layout.size or not layout.length:
         return {}
     shape = tuple(mask.shape)
-    lines = (mask.reshape(*shape[:3], -1).any(dim=-1) if mask.dim() > 3 else mask).nonzero()
+    # what a place is read off: the first dimension, that of the positions, and that of samples behind the sequence
+    along = next((i for i, length in enumerate(shape) if i and length == layout.length), 0)
+    read = sorted({0, along} | ({1} if shape[1:2] == (layout.size,) else set()))
+    rest = tuple(i for i in range(len(shape)) if i not in read)
     found: dict[int, set[int]] = {}
-    for at in lines[:: -(-len(lines) // _LINES) or 1].tolist():
-        sample, position = layout.place(shape, (*at, *([0] * (len(shape) - len(at)))))
+    for coordinate in (mask.any(dim=rest) if rest else mask).nonzero().tolist():
+        at = dict(zip(read, coordinate, strict=True))
+        sample, position = layout.place(shape, tuple(at.get(i, 0) for i in range(len(shape))))
         if sample is not None and position is not None:
             found.setdefault(sample, set()).add(position)
     return {str(s): sorted(places) if len(places) < layout.length else [] for s, places in sorted(found.items())}

@@ -144,6 +144,15 @@ def test_positions_are_told_of_the_whole_tensor_and_not_where_all_of_them_are_ba
     mask[2] = True
     assert positions_of(mask, Layout(size=3, length=6)) == {"1": [4, 5], "2": []}
     assert positions_of(mask.flatten(1), Layout(size=3)) == {}
+    heads = torch.zeros(6, 6, 6, dtype=torch.bool)
+    heads[3, 2] = True  # the second sample's second head
+    assert positions_of(heads, Layout(size=3, length=6)) == {"1": [2]}
+    behind = torch.zeros(6, 3, 5, dtype=torch.bool)
+    behind[4, 2] = True
+    assert positions_of(behind, Layout(size=3, length=6)) == {"2": [4]}
+    flat = torch.zeros(18, 5, dtype=torch.bool)
+    flat[16] = True
+    assert positions_of(flat, Layout(size=3, length=6)) == {"2": [4]}
 
 
 def test_bad_elements_in_every_sample_belong_to_none() -> None:
