@@ -271,6 +271,7 @@ class Recorder(Listener):
                 self._look.drop()
             self._history.snapshots.clear()
             self._history.steps.clear()
+        self._spare.clear()
         if self._outputs is not None:
             self._outputs.pause()
         self._present, self._look = None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def test_ranks_of_a_script_replay_together_bit_for_bit(ranks: Ranks, tmp_path: P
     shutil.copy(script.__file__, tmp_path / "train.py")
     launch = {"folder": str(tmp_path), "size": 2, "within": 240.0, "term": None}
     recorded = ranks.launch({"argv": ["run", "--no-report", "train.py"], **launch})[0]
-    assert recorded.codes == [0, 0]
+    # with a hook of Python's on its gloo group a process is aborted now and then as it ends, without nanhunt as well: 1 of 7
+    # bare runs of this script on a busy machine, torch 2.13. All that is asked about was written by then.
+    assert set(recorded.codes) <= {0, -signal.SIGABRT}
     own = tmp_path / "nanhunt-bundle" / "step-6"
     run = json.loads((own / "run.json").read_text())
     assert run["replication"] == {**PLAIN, "comm_hook": "fp16_compress_hook"}
